@@ -1,0 +1,46 @@
+// global_topk: the contract, free of torch so that tests can compile the kernels alone.
+//
+// Which entries are kept: over all score tensors taken together, in order, exactly the
+// k largest; of entries that equal the k-th largest, those of the lowest flat index. +0
+// and -0 are equal. In what form: one bool mask per tensor, in place of the scores,
+// never an index list. NaN and infinities are counted per tensor and the caller must
+// refuse them; the masks are then unspecified.
+//
+// The selection runs on keys, the order-preserving integer image of the floats, from
+// the most significant digit down: histogram (over all elements that match the prefix
+// found so far), then decision (over the few counts), so histograms of several devices
+// can be added.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define FISHERPRUNE_HOST_DEVICE __host__ __device__
+#else
+#define FISHERPRUNE_HOST_DEVICE
+#endif
+
+namespace fisherprune {
+
+struct Scores {
+  const float* data;
+  int64_t size;
+};
+
+// a < b as floats exactly when key(a) < key(b); key(-0) == key(+0).
+FISHERPRUNE_HOST_DEVICE inline uint32_t key_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (bits == 0x80000000u) bits = 0;
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+FISHERPRUNE_HOST_DEVICE inline float value_of(uint32_t key) {
+  const uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,53 @@
+// From the ops' tensors to the kernels' arguments: every check of the top-k ops.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "global_topk.h"
+
+namespace fisherprune {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Contiguous float32 scores and the tensors that keep them alive.
+struct ScoreList {
+  std::vector<Tensor> tensors;
+  std::vector<Scores> scores;
+  int64_t total = 0;
+};
+
+inline ScoreList score_list(const char* op, const std::vector<Tensor>& tensors) {
+  check(!tensors.empty(), op, ": scores must hold at least one tensor");
+  ScoreList list;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& t = tensors[i];
+    check(t.scalar_type() == ScalarType::Float, op, ": scores[", i,
+          "] must be float32, got ", torch::headeronly::toString(t.scalar_type()));
+    check(t.get_device_index() == tensors[0].get_device_index() &&
+              t.is_cuda() == tensors[0].is_cuda(),
+          op, ": scores[", i, "] must be on the device of scores[0]");
+    list.tensors.push_back(torch::stable::contiguous(t));
+    list.scores.push_back(
+        {static_cast<const float*>(list.tensors.back().data_ptr()), t.numel()});
+    list.total += t.numel();
+  }
+  return list;
+}
+
+inline void check_keep(const char* op, const std::vector<int64_t>& keep,
+                       int64_t total) {
+  for (const int64_t k : keep)
+    check(k >= 0 && k <= total, op, ": keep must lie in [0, ", total, "], got ", k);
+}
+
+inline Tensor empty_mask(const Tensor& like) {
+  return torch::stable::new_empty(like, like.sizes(), ScalarType::Bool);
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,15 @@
+// The ops' schemas, all in one place. Bodies register themselves in cpu/ and cuda/.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fisherprune, m) {
+  m.def(
+      "grad_moments(Tensor input, Tensor grad, Tensor(a!) sum, Tensor(b!) sum_sq, "
+      "int[] stride, int[] padding, int[] dilation, int groups, int group_size) -> ()");
+  m.def(
+      "global_topk(Tensor[] scores, int[] keep) "
+      "-> (Tensor[] masks, Tensor thresholds, Tensor nonfinite)");
+  m.def(
+      "topk_histogram(Tensor[] scores, int prefix, int prefix_bits, int digit_bits) "
+      "-> Tensor");
+  m.def("topk_masks(Tensor[] scores, float threshold, int[] ties) -> Tensor[]");
+}

@@ -1,0 +1,1 @@
+"""CIFAR variants of the networks of the pruning literature."""

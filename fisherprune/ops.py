@@ -1,0 +1,156 @@
+"""The two ops and their steps: typed thin wrappers over ``torch.ops.fisherprune``.
+
+Meaning lives here, arithmetic in ``csrc/``; ``reference.py`` has a pure-PyTorch twin of
+every function of this module, with the same signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fisherprune import kernels as kernels  # registers the ops
+
+Pair = tuple[int, int]
+
+
+def grad_moments(
+    input: Tensor,
+    grad: Tensor,
+    sum: Tensor,
+    sum_sq: Tensor,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    group_size: int = 1,
+) -> None:
+    r"""Accumulate first and second moments of a layer's per-sample weight gradients.
+
+    With :math:`G_j` the weight gradient of the j-th ``group_size`` consecutive samples,
+    averaged over the samples of the group (a smaller last group over its own)::
+
+        sum    += sum_j G_j
+        sum_sq += sum_j G_j * G_j
+
+    No per-sample gradient is ever stored: the memory is that of the accumulators.
+    Deterministic bit for bit on a given device, whatever the number of threads.
+
+    Args:
+        input: the layer's input, ``[N, C, H, W]`` for a convolution or ``[N, *, in]``
+            for a linear layer with any positions ``*``; float32, float16 or bfloat16,
+            any strides.
+        grad: gradient with respect to the layer's output, ``[N, O, P, Q]`` or
+            ``[N, *, out]``.
+        sum: accumulator, contiguous float32 of the weight's shape,
+            ``[O, C / groups, Y, X]`` or ``[out, in]``; updated in place.
+        sum_sq: accumulator of the squares, like ``sum``.
+        stride: of the convolution.
+        padding: of the convolution, zeros on both sides.
+        dilation: of the convolution.
+        groups: of the convolution.
+        group_size: samples averaged before squaring; 1 gives the empirical Fisher
+            diagonal.
+
+    Raises:
+        RuntimeError: on shapes that do not belong together, other dtypes, or
+            accumulators that share memory with an input.
+    """
+    if sum.dim() == 2:
+        input, grad = _positions_as_image(input), _positions_as_image(grad)
+        sum, sum_sq = sum[:, :, None, None], sum_sq[:, :, None, None]
+    torch.ops.fisherprune.grad_moments(
+        input, grad, sum, sum_sq, stride, padding, dilation, groups, group_size
+    )
+
+
+def _positions_as_image(x: Tensor) -> Tensor:
+    """View ``[N, *, features]`` as the ``[N, features, T, 1]`` image of a 1x1 conv."""
+    positions = x.shape[1:-1].numel()
+    return x.reshape(x.shape[0], positions, x.shape[-1]).mT.unsqueeze(-1)
+
+
+def global_topk(
+    scores: Sequence[Tensor], keep: Sequence[int]
+) -> tuple[list[list[Tensor]], Tensor]:
+    """Select the ``keep`` largest entries over all score tensors taken together.
+
+    Exact and deterministic: for each k in ``keep`` exactly k entries are kept, of
+    equal ones those of the lowest flat index in the order of ``scores``; +0 equals -0.
+    Nothing is concatenated or sorted, and several k share the passes over the scores.
+
+    Args:
+        scores: float32 tensors of any shapes on one device.
+        keep: how many entries to keep, each in ``[0, total]``.
+
+    Returns:
+        For each k one list of bool masks shaped like the scores (True = kept), and the
+        k-th largest values, float32 ``[len(keep)]`` (infinity for k = 0).
+
+    Raises:
+        RuntimeError: where a score is NaN or infinite, or k is out of range.
+    """
+    scores = list(scores)
+    masks, thresholds, nonfinite = torch.ops.fisherprune.global_topk(scores, list(keep))
+    for i, count in enumerate(nonfinite.tolist()):
+        if count:
+            raise RuntimeError(
+                f"global_topk: scores[{i}] must be finite, {count} of "
+                f"{scores[i].numel()} entries are NaN or infinite"
+            )
+    n = len(scores)
+    return [masks[i * n : (i + 1) * n] for i in range(len(keep))], thresholds
+
+
+def topk_histogram(
+    scores: Sequence[Tensor], prefix: int, prefix_bits: int, digit_bits: int
+) -> Tensor:
+    """Count the next digit of the scores whose keys begin with ``prefix``.
+
+    The step of ``global_topk`` whose results may be added over devices. The key of a
+    float32 is its order-preserving image among the 32-bit unsigned integers.
+
+    Returns:
+        int64 ``[2 ** digit_bits]`` on the scores' device.
+    """
+    return torch.ops.fisherprune.topk_histogram(
+        list(scores), prefix, prefix_bits, digit_bits
+    )
+
+
+def topk_masks(
+    scores: Sequence[Tensor], threshold: float, ties: Sequence[int]
+) -> list[Tensor]:
+    """Mask scores above ``threshold`` and the first ``ties[i]`` that equal it in each.
+
+    Returns:
+        One bool mask per score tensor, True = kept.
+    """
+    return torch.ops.fisherprune.topk_masks(list(scores), threshold, list(ties))
+
+
+@torch.library.register_fake("fisherprune::grad_moments")
+def _(input, grad, sum, sum_sq, stride, padding, dilation, groups, group_size):
+    return None
+
+
+@torch.library.register_fake("fisherprune::global_topk")
+def _(scores, keep):
+    return (
+        [s.new_empty(s.shape, dtype=torch.bool) for _ in keep for s in scores],
+        scores[0].new_empty(len(keep)),
+        scores[0].new_empty(len(scores), dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("fisherprune::topk_histogram")
+def _(scores, prefix, prefix_bits, digit_bits):
+    return scores[0].new_empty(1 << digit_bits, dtype=torch.int64)
+
+
+@torch.library.register_fake("fisherprune::topk_masks")
+def _(scores, threshold, ties):
+    return [s.new_empty(s.shape, dtype=torch.bool) for s in scores]

@@ -1,0 +1,95 @@
+"""Pure-PyTorch twins of the ops: the specification, for tests and benchmarks.
+
+Each function has the signature of its namesake in ``ops.py`` and says in the plainest
+PyTorch what it computes, with no regard for memory or time. All dtypes are accepted and
+the arithmetic is done in the dtype of the accumulators, so float64 gives a truth to
+compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def grad_moments(
+    input: Tensor,
+    grad: Tensor,
+    sum: Tensor,
+    sum_sq: Tensor,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    group_size: int = 1,
+) -> None:
+    """Materialize the per-sample gradients, average by group, add, square and add."""
+    input, grad = input.to(sum.dtype), grad.to(sum.dtype)
+    if sum.dim() == 2:
+        per_sample = torch.einsum(
+            "nto,nti->noi", _flat_positions(grad), _flat_positions(input)
+        )
+    else:
+        kernel = tuple(sum.shape[2:])
+        patches = F.unfold(input, kernel, dilation, padding, stride)
+        patches = patches.unflatten(1, (groups, -1))  # [N, groups, patch, T]
+        grads = grad.flatten(2).unflatten(1, (groups, -1))  # [N, groups, O / groups, T]
+        per_sample = torch.einsum("ngot,ngkt->ngok", grads, patches)
+    for group in per_sample.split(group_size):
+        mean = group.mean(0).view_as(sum)
+        sum += mean
+        sum_sq += mean * mean
+
+
+def _flat_positions(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], x.shape[1:-1].numel(), x.shape[-1])
+
+
+def global_topk(
+    scores: Sequence[Tensor], keep: Sequence[int]
+) -> tuple[list[list[Tensor]], Tensor]:
+    """Concatenate, sort stably from the largest down, keep the first k."""
+    flat = torch.cat([s.reshape(-1) for s in scores])
+    order = torch.sort(flat, descending=True, stable=True).indices
+    masks, thresholds = [], []
+    for k in keep:
+        mask = torch.zeros_like(flat, dtype=torch.bool)
+        mask[order[:k]] = True
+        parts = mask.split([s.numel() for s in scores])
+        masks.append([m.view(s.shape) for m, s in zip(parts, scores, strict=True)])
+        thresholds.append(flat[order[k - 1]].item() if k else float("inf"))
+    return masks, flat.new_tensor(thresholds)
+
+
+def _keys(scores: Tensor) -> Tensor:
+    """Return the order-preserving unsigned 32-bit image of float32 scores, as int64."""
+    bits = (scores.float() + 0.0).reshape(-1).view(torch.int32).long()  # -0 + 0 is +0
+    return torch.where(bits < 0, ~bits, bits + 2**31) & 0xFFFFFFFF
+
+
+def topk_histogram(
+    scores: Sequence[Tensor], prefix: int, prefix_bits: int, digit_bits: int
+) -> Tensor:
+    """Concatenate the keys, select by prefix, count the next digit."""
+    keys = torch.cat([_keys(s) for s in scores])
+    keys = keys[keys >> (32 - prefix_bits) == prefix]
+    digits = (keys >> (32 - prefix_bits - digit_bits)) & (2**digit_bits - 1)
+    return torch.bincount(digits, minlength=2**digit_bits)
+
+
+def topk_masks(
+    scores: Sequence[Tensor], threshold: float, ties: Sequence[int]
+) -> list[Tensor]:
+    """Compare, and number the equal entries to keep the first ``ties[i]``."""
+    masks = []
+    for s, left in zip(scores, ties, strict=True):
+        equal = s == threshold
+        rank = equal.reshape(-1).cumsum(0).view_as(s)
+        masks.append((s > threshold) | (equal & (rank <= left)))
+    return masks

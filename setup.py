@@ -1,0 +1,113 @@
+"""Builds fisherprune._C: the C++ kernels, and the CUDA ones where a toolkit is found.
+
+Environment:
+  FISHERPRUNE_CUDA=auto|0|1  auto (default): CUDA kernels where both a CUDA toolkit and
+                             a CUDA build of torch are present, GPU or not; 0: without
+                             CUDA; 1: fail where CUDA kernels can't be built
+  TORCH_CUDA_ARCH_LIST       architectures, default "8.0;9.0+PTX"
+  MAX_JOBS                   parallel compiler processes
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import setup
+
+CSRC = Path("csrc")
+ARCHS = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+# The oldest torch whose stable ABI has all that the kernels use.
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+
+
+def find_cuda_home():
+    """Ask nvcc itself: it may be a wrapper script far from its toolkit."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(name):
+            return os.environ[name]
+    if nvcc := shutil.which("nvcc"):
+        command = [nvcc, "--dryrun", "x.cu"]
+        dryrun = subprocess.run(command, capture_output=True, text=True, check=False)
+        if top := re.search(r"^#\$ TOP=(.+)$", dryrun.stderr, re.MULTILINE):
+            return str(Path(top[1]).resolve())
+    return "/usr/local/cuda" if Path("/usr/local/cuda/bin/nvcc").exists() else None
+
+
+def nvcc_version(cuda_home):
+    """Return the toolkit's version, such as "13.0"."""
+    nvcc = Path(cuda_home, "bin", "nvcc")
+    text = subprocess.run(
+        [nvcc, "--version"], capture_output=True, text=True, check=True
+    )
+    return re.search(r"release (\d+\.\d+)", text.stdout)[1]
+
+
+def why_no_cuda(wish, cuda_home, torch_cuda):
+    """Return why the CUDA kernels can't be built, or None if they can."""
+    if wish == "0":
+        return "FISHERPRUNE_CUDA=0"
+    if cuda_home is None:
+        return "no CUDA toolkit found (nvcc is not on the PATH, CUDA_HOME is not set)"
+    if torch_cuda is None:
+        return "this torch is built without CUDA"
+    toolkit = nvcc_version(cuda_home)
+    if toolkit.split(".")[0] != torch_cuda.split(".")[0]:
+        return f"the CUDA toolkit is {toolkit} but torch is built for CUDA {torch_cuda}"
+    return None
+
+
+def choose_cuda():
+    """Return the toolkit's version where CUDA kernels are to be built, else None."""
+    wish = os.environ.get("FISHERPRUNE_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"FISHERPRUNE_CUDA must be auto, 0 or 1, got {wish!r}")
+    cuda_home = None if wish == "0" else find_cuda_home()
+    if cuda_home:
+        os.environ["CUDA_HOME"] = cuda_home
+    import torch  # after CUDA_HOME is set: torch reads it at import
+
+    reason = why_no_cuda(wish, cuda_home, torch.version.cuda)
+    if reason is None:
+        return nvcc_version(cuda_home)
+    if wish == "1":
+        raise SystemExit(f"FISHERPRUNE_CUDA=1, but {reason}")
+    print(f"fisherprune: building the C++ kernels only: {reason}")
+    return None
+
+
+def extension():
+    """Describe fisherprune._C with every source below csrc/ that applies."""
+    cuda_version = choose_cuda()
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    defines = [STABLE_ABI, f'-DFISHERPRUNE_TORCH_VERSION="{torch.__version__}"']
+    sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
+    if cuda_version:
+        sources += CSRC.glob("cuda/*.cu")
+        defines += ["-DUSE_CUDA", f'-DFISHERPRUNE_CUDA_VERSION="{cuda_version}"']
+        defines += [f'-DFISHERPRUNE_CUDA_ARCHS="{ARCHS}"']
+    kind = CUDAExtension if cuda_version else CppExtension
+    return kind(
+        name="fisherprune._C",
+        sources=sorted(map(str, sources)),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args={
+            "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],
+            "nvcc": ["-O3", "--threads=2", "-lineinfo", *defines],
+        },
+        depends=sorted(map(str, CSRC.rglob("*.h"))),
+    )
+
+
+def build_command():
+    """Return torch's build_ext, which compiles with ninja and nvcc."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    return BuildExtension.with_options(no_python_abi_suffix=False)
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": build_command()})
