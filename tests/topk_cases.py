@@ -109,8 +109,8 @@ VALUES: dict[str, Callable[[Rng, int], Array]] = {
 def cut(values: Array, rng: Rng) -> list[Array]:
     """Cut into contiguous arrays of uneven sizes, some empty, some with two axes."""
     n = len(values)
-    at = np.sort(rng.integers(0, n + 1, 5))
-    parts = np.split(values, [0, *at, at[2], n])  # three empty ones at the least
+    at = rng.integers(0, n + 1, 5)
+    parts = np.split(values, np.sort([0, *at, at[0], n]))  # three or more are empty
     return [p.reshape(2, -1) if len(p) % 2 == 0 and len(p) else p for p in parts]
 
 
