@@ -51,9 +51,9 @@ inline void check_digits(const char* op, int64_t prefix, int64_t prefix_bits,
   check(digit_bits >= 1 && digit_bits <= 16, op,
         ": digit_bits must lie in [1, 16], got ", digit_bits);
   check(prefix_bits >= 0 && prefix_bits + digit_bits <= 32, op,
-        ": prefix_bits must lie in [0, 32 - digit_bits], got ", prefix_bits);
-  check(prefix >= 0 && prefix >> prefix_bits == 0, op,
-        ": prefix must lie in [0, 2 ** prefix_bits), got ", prefix);
+        ": prefix_bits must lie in [0, ", 32 - digit_bits, "], got ", prefix_bits);
+  check(prefix >= 0 && prefix >> prefix_bits == 0, op, ": prefix must lie in [0, ",
+        int64_t{1} << prefix_bits, "), got ", prefix);
 }
 
 inline void check_ties(const char* op, const std::vector<int64_t>& ties,
