@@ -1,6 +1,33 @@
-"""Exact pruning-at-initialization for PyTorch."""
+"""Exact pruning-at-initialization for PyTorch.
+
+Fused kernels accumulate squared per-sample gradients, the empirical Fisher diagonal, at
+about the price of one backward pass, and select the global top-k over all parameters.
+"""
 
 from pkgutil import extend_path
 
 # Run from a source folder, the package still finds the kernels of the installed one.
 __path__ = extend_path(__path__, __name__)
+
+from fisherprune.criteria import criteria
+from fisherprune.errors import FisherpruneError
+from fisherprune.layers import prunable_parameters
+from fisherprune.masks import Masks
+from fisherprune.prune import prune, score, score_all
+from fisherprune.stats import GradientMoments, gradient_moments
+from fisherprune.threshold import select_masks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FisherpruneError",
+    "GradientMoments",
+    "Masks",
+    "criteria",
+    "gradient_moments",
+    "prunable_parameters",
+    "prune",
+    "score",
+    "score_all",
+    "select_masks",
+]

@@ -6,12 +6,14 @@ every function of this module, with the same signature.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fisherprune import kernels as kernels  # registers the ops
+from fisherprune.errors import FisherpruneError
 
 Pair = tuple[int, int]
 
@@ -74,7 +76,7 @@ def _positions_as_image(x: Tensor) -> Tensor:
 
 
 def global_topk(
-    scores: Sequence[Tensor], keep: Sequence[int]
+    scores: Sequence[Tensor], keep: Sequence[int], names: Sequence[str] | None = None
 ) -> tuple[list[list[Tensor]], Tensor]:
     """Select the ``keep`` largest entries over all score tensors taken together.
 
@@ -85,21 +87,23 @@ def global_topk(
     Args:
         scores: float32 tensors of any shapes on one device.
         keep: how many entries to keep, each in ``[0, total]``.
+        names: of the tensors, for messages.
 
     Returns:
         For each k one list of bool masks shaped like the scores (True = kept), and the
         k-th largest values, float32 ``[len(keep)]`` (infinity for k = 0).
 
     Raises:
-        RuntimeError: where a score is NaN or infinite, or k is out of range.
+        FisherpruneError: where a score is NaN or infinite.
+        RuntimeError: where k is out of range, or a tensor is not float32.
     """
     scores = list(scores)
     masks, thresholds, nonfinite = torch.ops.fisherprune.global_topk(scores, list(keep))
     for i, count in enumerate(nonfinite.tolist()):
         if count:
-            raise RuntimeError(
-                f"global_topk: scores[{i}] must be finite, {count} of "
-                f"{scores[i].numel()} entries are NaN or infinite"
+            raise FisherpruneError(
+                f"global_topk: scores[{(names[i] if names else i)!r}] must be finite, "
+                f"{count} of {scores[i].numel()} entries are NaN or infinite"
             )
     n = len(scores)
     return [masks[i * n : (i + 1) * n] for i in range(len(keep))], thresholds
@@ -130,6 +134,12 @@ def topk_masks(
         One bool mask per score tensor, True = kept.
     """
     return torch.ops.fisherprune.topk_masks(list(scores), threshold, list(ties))
+
+
+def key_value(key: int) -> float:
+    """Return the float32 whose key (see ``topk_histogram``) is ``key``."""
+    bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
 
 
 @torch.library.register_fake("fisherprune::grad_moments")

@@ -52,7 +52,7 @@ def _flat_positions(x: Tensor) -> Tensor:
 
 
 def global_topk(
-    scores: Sequence[Tensor], keep: Sequence[int]
+    scores: Sequence[Tensor], keep: Sequence[int], names: Sequence[str] | None = None
 ) -> tuple[list[list[Tensor]], Tensor]:
     """Concatenate, sort stably from the largest down, keep the first k."""
     flat = torch.cat([s.reshape(-1) for s in scores])

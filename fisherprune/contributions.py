@@ -1,0 +1,105 @@
+"""What one use of a parameter adds to its per-sample gradients, not yet multiplied out.
+
+Both kinds offer ``samples(slice)``, ``add_moments(sum, sum_sq, group_size)``,
+``is_nonzero()`` and ``+``, for two uses of one parameter in the same forward pass:
+their per-sample gradients add up before they are squared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fisherprune import ops
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A weight's per-sample gradients as layer input and output gradient.
+
+    For a convolution ``input`` is ``[N, C, H, W]``, ``grad`` is ``[N, O, P, Q]`` and
+    ``conv`` holds stride, padding, dilation and groups; for a linear layer they are
+    ``[N, *, in]`` and ``[N, *, out]`` and ``conv`` is None. ``shape`` is the weight's.
+    """
+
+    input: Tensor
+    grad: Tensor
+    shape: tuple[int, ...]
+    conv: dict | None = None
+
+    def samples(self, chosen: slice) -> Factors:
+        """Return the factors of some of the samples."""
+        return replace(self, input=self.input[chosen], grad=self.grad[chosen])
+
+    def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
+        """Accumulate over groups of samples with ``ops.grad_moments``."""
+        accumulators = sum.view(self.shape), sum_sq.view(self.shape)
+        conv = self.conv or {}
+        ops.grad_moments(
+            self.input, self.grad, *accumulators, group_size=group_size, **conv
+        )
+
+    def __add__(self, other: Factors) -> Factors:
+        """Join the positions of both uses: a weight's gradient sums over them."""
+        a, b = self._unfolded(), other._unfolded()
+        input, grad = torch.cat([a.input, b.input], 2), torch.cat([a.grad, b.grad], 2)
+        return replace(a, input=input, grad=grad)
+
+    def is_nonzero(self) -> bool:
+        """Whether any output gradient differs from zero."""
+        return bool(self.grad.count_nonzero())
+
+    def _unfolded(self) -> Factors:
+        """Rewrite as the 1x1 convolution over patches, ``[N, C * Y * X, T, 1]``."""
+        if self.conv is None:
+            input, grad = (_positions_last(t) for t in (self.input, self.grad))
+            groups = 1
+        else:
+            size = {key: self.conv[key] for key in ("dilation", "padding", "stride")}
+            input = F.unfold(self.input, self.shape[2:], **size)
+            grad, groups = self.grad.flatten(2), self.conv["groups"]
+        shape = (self.shape[0], math.prod(self.shape[1:]), 1, 1)
+        one = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=groups)
+        return Factors(input.unsqueeze(-1), grad.unsqueeze(-1), shape, one)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The per-sample gradients of a vector parameter themselves, ``[N, length]``."""
+
+    rows: Tensor
+
+    def samples(self, chosen: slice) -> Rows:
+        """Return the rows of some of the samples."""
+        return Rows(self.rows[chosen])
+
+    def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
+        """Accumulate over a whole number of groups of samples."""
+        means = self.rows.unflatten(0, (-1, group_size)).mean(1)
+        sum += means.sum(0)
+        sum_sq += means.square().sum(0)
+
+    def is_nonzero(self) -> bool:
+        """Whether any gradient differs from zero."""
+        return bool(self.rows.count_nonzero())
+
+    def __add__(self, other: Rows) -> Rows:
+        """Add the gradients of both uses."""
+        return Rows(self.rows + other.rows)
+
+
+Contribution = Factors | Rows
+
+
+def _positions_last(x: Tensor) -> Tensor:
+    """``[N, *, features] -> [N, features, T]``."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]).mT
+
+
+def summed_positions(grad: Tensor) -> Rows:
+    """Per-sample bias gradients of a channels-second layer: ``[N, C, *] -> [N, C]``."""
+    return Rows(grad.float().reshape(*grad.shape[:2], -1).sum(-1))

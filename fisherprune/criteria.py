@@ -1,0 +1,160 @@
+"""The pruning criteria: scores as pure functions of weights and statistics.
+
+Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
+``F`` the mean of its squared group gradients, ``Hm`` the Hessian-gradient product and
+``g`` the group size; see ``stats.py``. To add a criterion is to add a function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisherprune.errors import FisherpruneError
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of one parameter; a criterion reads what it declares to need."""
+
+    w: Tensor
+    m: Tensor | None = None
+    F: Tensor | None = None
+    Hm: Tensor | None = None
+    g: int = 1
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion's code, its formula and the statistics it reads.
+
+    Attributes:
+        code: the name users give.
+        score: the formula, ``Statistics -> Tensor`` of the weight's shape.
+        needs: of "moments" (m, F) and "hessian" (Hm); empty = no data.
+    """
+
+    code: str
+    score: Callable[[Statistics], Tensor] | None
+    needs: frozenset[str]
+
+    @cached_property
+    def summary(self) -> str:
+        """First line of the formula's docstring."""
+        text = (
+            self.score.__doc__ if self.score else "Dense baseline: nothing is pruned."
+        )
+        return text.strip().splitlines()[0]
+
+
+_REGISTRY: dict[str, Criterion] = {
+    "none": Criterion("none", None, frozenset()),
+}
+
+
+def _criterion(*needs: str):
+    def register(score):
+        code = score.__name__
+        _REGISTRY[code] = Criterion(code, score, frozenset(needs))
+        return score
+
+    return register
+
+
+@_criterion()
+def random(s: Statistics) -> Tensor:
+    """Uniform in [0, 1), seeded."""
+    draw = torch.rand(s.w.shape, generator=s.generator)  # alike on every device
+    return draw.to(s.w.device)
+
+
+@_criterion()
+def magnitude(s: Statistics) -> Tensor:
+    """``|w|``. Han et al. 2015, at initialization."""
+    return s.w.abs()
+
+
+@_criterion("moments")
+def grad_norm(s: Statistics) -> Tensor:
+    """``|m|``, the gradient's magnitude."""
+    return s.m.abs()
+
+
+@_criterion("moments")
+def snip(s: Statistics) -> Tensor:
+    """``|w m|``. Lee et al. 2019, SNIP, arXiv 1810.02340."""
+    return (s.w * s.m).abs()
+
+
+@_criterion("moments", "hessian")
+def grasp(s: Statistics) -> Tensor:
+    """``w Hm``: keep what gradient flow needs. Wang et al. 2020, arXiv 2002.07376."""
+    return s.w * s.Hm
+
+
+@_criterion("moments", "hessian")
+def grasp_reversed(s: Statistics) -> Tensor:
+    """``-w Hm``, the other end, as in the published FTS code and its tables."""
+    return -s.w * s.Hm
+
+
+@_criterion("moments")
+def fisher_diag(s: Statistics) -> Tensor:
+    """``F``, the empirical Fisher diagonal itself."""
+    return s.F
+
+
+@_criterion("moments")
+def fisher_pruner(s: Statistics) -> Tensor:
+    """``w^2 F / 2``. LeCun et al. 1990 with F for H; Theis et al. 2018."""
+    return s.w.square() * s.F / 2
+
+
+@_criterion("moments")
+def fts(s: Statistics) -> Tensor:
+    """``|w m + g w^2 F / 2|``. Fisher-Taylor Sensitivity, arXiv 2502.11450.
+
+    The sign of the first term is the paper's code's, which its tables show; a weight's
+    deletion is the step -w, whose expansion has the other sign: ``fts_deletion``.
+    """
+    return (s.w * s.m + s.g * s.w.square() * s.F / 2).abs()
+
+
+@_criterion("moments")
+def fts_deletion(s: Statistics) -> Tensor:
+    """``|-w m + g w^2 F / 2|``, FTS with the sign of the deletion's expansion."""
+    return (s.g * s.w.square() * s.F / 2 - s.w * s.m).abs()
+
+
+@_criterion("moments")
+def fbss(s: Statistics) -> Tensor:
+    """``g F / 2 (w - m / (g F))^2``, 0 where F = 0. arXiv 2502.11450.
+
+    Expanded as g F w^2 / 2 - w m + m^2 / (2 g F); m^2 <= F, so the quotient is finite.
+    """
+    quotient = torch.where(s.F > 0, s.m * (s.m / (2 * s.g * s.F)), 0.0)
+    score = s.g * s.F * s.w.square() / 2 - s.w * s.m + quotient
+    return torch.where(s.F > 0, score, 0.0)
+
+
+def criteria() -> tuple[str, ...]:
+    """Return the codes of all criteria."""
+    return tuple(_REGISTRY)
+
+
+def get_criterion(code: str) -> Criterion:
+    """Return the criterion of a code.
+
+    Raises:
+        FisherpruneError: where the code is unknown; the message lists the known ones.
+    """
+    if code not in _REGISTRY:
+        raise FisherpruneError(
+            f"unknown criterion {code!r}; known are {', '.join(_REGISTRY)}"
+        )
+    return _REGISTRY[code]

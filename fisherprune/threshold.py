@@ -1,0 +1,124 @@
+"""From scores to masks: how many are kept, and which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from fisherprune import ops
+from fisherprune.errors import FisherpruneError
+from fisherprune.masks import Masks
+
+SCOPES = ("global", "layer")
+
+
+def checked_sparsity(sparsity: float) -> float:
+    """Return ``sparsity`` if it is a number in [0, 1].
+
+    Raises:
+        FisherpruneError: where it is not.
+    """
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
+    if not number or not 0 <= sparsity <= 1:
+        raise FisherpruneError(f"sparsity must be a number in [0, 1], got {sparsity!r}")
+    return float(sparsity)
+
+
+def keep_count(n: int, sparsity: float) -> int:
+    """Return how many of ``n`` weights are kept: ``max(1, floor((1 - sparsity) n))``.
+
+    Exact: the sparsity is taken as the decimal number it prints as, so 0.9 of 10
+    weights keeps 1. Of no weights none is kept.
+    """
+    share = 1 - Fraction(repr(checked_sparsity(sparsity)))
+    return min(n, max(1, math.floor(share * n)))
+
+
+def select_masks(
+    scores: dict[str, Tensor],
+    sparsity: float | Sequence[float],
+    scope: str = "global",
+) -> Masks | list[Masks]:
+    """Keep the largest scores: exactly ``keep_count`` entries, ties by position.
+
+    Args:
+        scores: float32 tensors by parameter name (float16 and bfloat16 are widened), on
+            one or several devices.
+        sparsity: fraction removed, in [0, 1]; for a list of them all masks come from
+            one selection.
+        scope: "global", one threshold over all tensors, or "layer", one for each.
+
+    Returns:
+        Masks, or a list of Masks for a list of sparsities. Of equal scores those first
+        in parameter order and flat index are kept; +0 equals -0.
+
+    Raises:
+        FisherpruneError: where the sparsity, the scope or the scores' dtype is wrong,
+            there are no scores, or a score is NaN or infinite (names the parameter).
+    """
+    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
+    sparsities = [checked_sparsity(s) for s in (sparsity if several else [sparsity])]
+    if scope not in SCOPES:
+        raise FisherpruneError(f"scope must be one of {SCOPES}, got {scope!r}")
+    tensors = {name: _checked_scores(name, s) for name, s in scores.items()}
+    if not sum(t.numel() for t in tensors.values()):
+        raise FisherpruneError("select_masks: scores must hold at least one entry")
+    select = _select_global if scope == "global" else _select_by_layer
+    masks = [Masks(m) for m in select(tensors, sparsities)]
+    return masks if several else masks[0]
+
+
+def _checked_scores(name: str, scores: Tensor) -> Tensor:
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        return scores.float()
+    if scores.dtype != torch.float32:
+        raise FisherpruneError(
+            f"select_masks: scores of {name!r} must be float32, got {scores.dtype}"
+        )
+    return scores.detach()
+
+
+def _select_global(tensors, sparsities):
+    total = sum(t.numel() for t in tensors.values())
+    keep = [keep_count(total, s) for s in sparsities]
+    if len({t.device for t in tensors.values()}) > 1:
+        return [_select_over_devices(tensors, k) for k in keep]
+    masks, _ = ops.global_topk(list(tensors.values()), keep, names=list(tensors))
+    return [dict(zip(tensors, m, strict=True)) for m in masks]
+
+
+def _select_by_layer(tensors, sparsities):
+    selected = [{} for _ in sparsities]
+    for name, scores in tensors.items():
+        keep = [keep_count(scores.numel(), s) for s in sparsities]
+        masks, _ = ops.global_topk([scores], keep, names=[name])
+        for chosen, (mask,) in zip(selected, masks, strict=True):
+            chosen[name] = mask
+    return selected
+
+
+def _select_over_devices(tensors: dict[str, Tensor], keep: int) -> dict[str, Tensor]:
+    """Select over devices: their digit histograms are added, the scores stay put."""
+    for name, scores in tensors.items():
+        ops.global_topk([scores], [], names=[name])  # refuses NaN and infinities
+    key, left = 0, keep
+    for bits, digit in ((0, 11), (11, 11), (22, 10)):
+        counts = sum(
+            ops.topk_histogram([s], key, bits, digit).cpu() for s in tensors.values()
+        )
+        above = counts.flip(0).cumsum(0).flip(0)  # entries of this digit or larger
+        chosen = int((above >= left).nonzero()[-1])
+        left -= int(above[chosen] - counts[chosen])
+        key = key << digit | chosen
+    threshold = ops.key_value(key)
+    masks = {}
+    for name, scores in tensors.items():
+        equal = int((scores == threshold).sum())
+        masks[name] = ops.topk_masks([scores], threshold, [min(equal, left)])[0]
+        left -= min(equal, left)
+    return masks
