@@ -11,7 +11,9 @@ from torch import Tensor
 from fisherprune.data import Augmentation, Dataset
 
 
-def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -> Tensor:
+def crop_and_flip(
+    images: Tensor, shifts: Tensor, flips: Tensor, padding: int
+) -> Tensor:
     """Surround images with black, cut each out at its shift, mirror the chosen ones.
 
     Args:

@@ -12,8 +12,10 @@ from fisherprune.criteria import criteria
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
 from fisherprune.models import MODELS
+from fisherprune.threshold import SCOPES, checked_sparsity
 
-SCOPES = ("global", "layer")
+BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 32, "folder": 512}
+"""Images per step where none is asked for."""
 MIRRORED = ("cifar10", "cifar100")
 MIN_IMAGE_SIZE = 8
 
@@ -58,8 +60,8 @@ class TrainConfig:
     """Images per scoring pass, a multiple of ``group_size``; None is 256 rounded up."""
     epochs: int = 160
     """Epochs after the mask is made."""
-    batch_size: int = 512
-    """Images per step; the last step of an epoch takes what is left."""
+    batch_size: int | None = None
+    """Images per step; the last of an epoch takes what is left. None: BATCH_SIZES."""
     lr: float = 0.01
     """Learning rate of SGD at the start."""
     momentum: float = 0.9
@@ -99,7 +101,7 @@ class TrainConfig:
         )
 
     def _check_numbers(self) -> None:
-        _between("sparsity", self.sparsity, 0, 1)
+        checked_sparsity(self.sparsity)
         for name, least in {
             "image_size": MIN_IMAGE_SIZE,
             "train_samples": 2,
@@ -113,7 +115,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or value >= least, name, f"at least {least}", value)
         _require(self.lr > 0 and math.isfinite(self.lr), "lr", "above 0", self.lr)
-        _between("momentum", self.momentum, 0, 1)
+        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         _require(
             self.weight_decay >= 0 and math.isfinite(self.weight_decay),
             "weight_decay",
@@ -155,11 +157,18 @@ class TrainConfig:
                 self.data_mirror,
             )
             _require(
-                re.match(r"(https?|file)://", self.data_mirror),
+                re.match(r"https?://", self.data_mirror),
                 "data_mirror",
-                "an address that begins with http://, https:// or file://",
+                "an address that begins with http:// or https://",
                 self.data_mirror,
             )
+
+    @property
+    def training_batch_size(self) -> int:
+        """``batch_size``, or the dataset's own."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return BATCH_SIZES[self.dataset]
 
     @property
     def scoring_batch_size(self) -> int:
@@ -177,10 +186,6 @@ class TrainConfig:
 def _require(fulfilled: object, name: str, wanted: str, got: object) -> None:
     if not fulfilled:
         raise FisherpruneError(f"{name} must be {wanted}, got {got}")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    _require(low <= value <= high, name, f"in [{low}, {high}]", value)
 
 
 def _one_of(name: str, value: str, known) -> None:

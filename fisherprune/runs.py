@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import whole_file, write_text
+from fisherprune.masks import Masks
 from fisherprune.metrics import Metrics
 
 
@@ -74,10 +75,9 @@ class RunFolder:
         writer.writerows(self._rows)
         write_text(self.path / "metrics.csv", text.getvalue())
 
-    def save_masks(self, masks) -> None:
+    def save_masks(self, masks: Masks) -> None:
         """Write ``masks.safetensors``, for ``fisherprune.Masks.load``."""
-        with whole_file(self.path / "masks.safetensors") as temporary:
-            masks.save(temporary)
+        masks.save(self.path / "masks.safetensors")
 
     def save_weights(self, name: str, model: nn.Module) -> None:
         """Write the model's state as ``NAME.safetensors``."""
