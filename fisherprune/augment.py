@@ -73,7 +73,7 @@ class TrainingBatches:
         order: torch.Generator,
         chance: torch.Generator,
     ) -> None:
-        """Take the shuffles from ``order``, the augmentation's draws from ``chance``."""
+        """Shuffle by ``order``, augment by ``chance``: two CPU generators."""
         self.dataset, self.order, self.chance = dataset, order, chance
         self.sizes = batch_sizes(len(dataset), size)
 

@@ -37,8 +37,8 @@ class LayerCount:
             return f"{self.name} has collapsed: none of its {self.total:,} weights kept"
         if self.kept < self.outputs:
             return (
-                f"{self.name} keeps {self.kept:,} weights for {self.outputs:,} outputs: "
-                "some outputs are constant"
+                f"{self.name} keeps {self.kept:,} weights for {self.outputs:,} "
+                "outputs: some outputs are constant"
             )
         return None
 

@@ -10,14 +10,14 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fisherprune import cli, data, models
+from fisherprune import cli, models
 from fisherprune.augment import TrainingBatches
 from fisherprune.config import TrainConfig, resolve_device
 from fisherprune.data import Augmentation, Dataset
@@ -25,6 +25,7 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.layers import prunable_parameters
 from fisherprune.masks import Masks
 from fisherprune.metrics import Meter, Metrics
+from fisherprune.parts import Parts, load_parts
 from fisherprune.progress import Shown
 from fisherprune.prune import score
 from fisherprune.runs import RunFolder, check_writable, environment
@@ -129,43 +130,6 @@ class Clock:
         now = time.perf_counter()
         self.laps[name] = now - self._last
         self._last = now
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The images of a run, on its device."""
-
-    train: Dataset
-    scoring: Dataset
-    """The training images the mask is made on, shuffled: groups mix classes."""
-    validation: Dataset
-    test: Dataset
-
-
-def load_parts(config: TrainConfig, device: torch.device, quiet: bool) -> Parts:
-    """Load the dataset and choose the images of each part."""
-    official, test = data.load(
-        config.dataset,
-        config.data_dir,
-        mirror=config.data_mirror,
-        image_size=config.image_size,
-        quiet=quiet,
-    )
-    train, validation = data.train_validation_split(official)
-    if config.train_samples is not None:
-        train = choose(train, config.train_samples, config.seed, "train_samples")
-    scored = len(train) if config.score_samples is None else config.score_samples
-    scoring = choose(train, scored, config.seed, "score_samples")
-    return Parts(
-        train.to(device), scoring.to(device), validation.to(device), test.to(device)
-    )
-
-
-def choose(dataset: Dataset, size: int, seed: int, name: str) -> Dataset:
-    """Return a stratified choice of ``size`` images, from a stream of its own."""
-    return dataset.subset(
-        data.stratified_choice(dataset.labels, size, stream(seed, name), name=name)
-    )
 
 
 def make_masks(

@@ -58,8 +58,8 @@ def _source(name: str, mirror: str | None) -> type:
 
 def _no_data(name: str, source: type, data_dir: Path, error: Exception) -> str:
     return (
-        f"{name}: no complete data in {data_dir / source.base_folder}, and the download "
-        f"of {source.url} failed: {error}; put {source.filename} (md5 "
+        f"{name}: no complete data in {data_dir / source.base_folder}, and the "
+        f"download of {source.url} failed: {error}; put {source.filename} (md5 "
         f"{source.tgz_md5}) into {data_dir} or name another address with "
         f"--data-mirror; --dataset digits needs neither files nor a network"
     )

@@ -172,7 +172,7 @@ def _decode(
 
 
 def _threads(entries: Sequence[os.DirEntry]) -> int:
-    """Return one thread for thumbnails, which decode faster than the lock changes hands.
+    """Return one thread for thumbnails: they decode before the lock changes hands.
 
     Measured on two cores with 1 kB JPEGs: 7,300 images a second, 3,900 in two threads.
     """

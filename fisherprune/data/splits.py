@@ -52,8 +52,8 @@ def stratified_choice(
 ) -> Tensor:
     """Choose ``size`` of the indices of ``labels`` in a random order, by class shares.
 
-    Each class gets the integer part of its share ``size * count / N``; what is left goes
-    one by one to the largest remainders, of equal ones to the first class.
+    Each class gets the integer part of its share ``size * count / N``; what is left
+    goes one by one to the largest remainders, of equal ones to the first class.
 
     Args:
         labels: int64 ``[N]``.

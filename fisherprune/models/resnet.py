@@ -1,8 +1,8 @@
 """Residual networks for small images (He et al. 2016, arXiv 1512.03385).
 
-ResNet18 to 152 are the ImageNet networks with a 3x3 stem of stride 1 and no max-pool, as
-is usual for 32x32 images; ResNet20 is the paper's own network for CIFAR. Any image size
-works: the feature map is averaged over all its positions before the classifier.
+ResNet18 to 152 are the ImageNet networks with a 3x3 stem of stride 1 and no max-pool,
+as is usual for 32x32 images; ResNet20 is the paper's own network for CIFAR. Any image
+size works: the feature map is averaged over all its positions before the classifier.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
         Args:
             block: kind of residual block.
             depths: number of blocks of each layer.
-            widths: channels of each layer; from the second on, a layer halves the image.
+            widths: channels of each layer; layers from the second on halve the image.
             num_classes: outputs of the classifier.
             in_channels: channels of the images.
             shortcut: what replaces the identity where a block changes the shape.
