@@ -10,6 +10,7 @@ Environment:
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from setuptools import setup
 
 CSRC = Path("csrc")
+FACTS = Path("build", "facts", "build_facts.h")
 ARCHS = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 # The oldest torch whose stable ABI has all that the kernels use.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -77,6 +79,21 @@ def choose_cuda():
     return None
 
 
+def write_facts(torch_version, cuda_version):
+    """Write what module.cpp tells about this build, only where it changed."""
+    source_hash = runpy.run_path("fisherprune/sources.py")["source_hash"]
+    facts = {
+        "TORCH_VERSION": torch_version,
+        "CUDA_VERSION": cuda_version or "",
+        "CUDA_ARCHS": ARCHS if cuda_version else "",
+        "SOURCE_HASH": source_hash(CSRC),
+    }
+    lines = [f'#define FISHERPRUNE_{name} "{fact}"\n' for name, fact in facts.items()]
+    if not FACTS.exists() or FACTS.read_text() != "".join(lines):
+        FACTS.parent.mkdir(parents=True, exist_ok=True)
+        FACTS.write_text("".join(lines))
+
+
 def extension():
     """Describe fisherprune._C with every source below csrc/ that applies."""
     cuda_version = choose_cuda()
@@ -84,17 +101,17 @@ def extension():
     import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    defines = [STABLE_ABI, f'-DFISHERPRUNE_TORCH_VERSION="{torch.__version__}"']
+    write_facts(torch.__version__, cuda_version)
+    defines = [STABLE_ABI]
     sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
     if cuda_version:
         sources += CSRC.glob("cuda/*.cu")
-        defines += ["-DUSE_CUDA", f'-DFISHERPRUNE_CUDA_VERSION="{cuda_version}"']
-        defines += [f'-DFISHERPRUNE_CUDA_ARCHS="{ARCHS}"']
+        defines += ["-DUSE_CUDA"]
     kind = CUDAExtension if cuda_version else CppExtension
     return kind(
         name="fisherprune._C",
         sources=sorted(map(str, sources)),
-        include_dirs=[pybind11.get_include()],
+        include_dirs=[pybind11.get_include(), str(FACTS.parent.resolve())],
         extra_compile_args={
             "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],
             "nvcc": ["-O3", "--threads=2", "-lineinfo", *defines],

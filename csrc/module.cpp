@@ -3,14 +3,12 @@
 
 #include <string>
 
-#ifndef FISHERPRUNE_CUDA_VERSION
-#define FISHERPRUNE_CUDA_VERSION ""
-#endif
-#ifndef FISHERPRUNE_CUDA_ARCHS
-#define FISHERPRUNE_CUDA_ARCHS ""
-#endif
-#ifndef FISHERPRUNE_TORCH_VERSION
-#define FISHERPRUNE_TORCH_VERSION ""
+#include "build_facts.h"  // written by setup.py
+
+#ifdef __clang__
+#define COMPILER "clang"
+#else
+#define COMPILER "gcc"
 #endif
 
 namespace {
@@ -31,6 +29,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = FISHERPRUNE_CUDA_VERSION;    // "" = built without CUDA
   m.attr("cuda_archs") = FISHERPRUNE_CUDA_ARCHS;        // as in TORCH_CUDA_ARCH_LIST
   m.attr("torch_version") = FISHERPRUNE_TORCH_VERSION;  // the torch it was built with
-  m.attr("compiler") = __VERSION__;
+  m.attr("source_hash") = FISHERPRUNE_SOURCE_HASH;      // of csrc/, see sources.py
+  m.attr("compiler") = COMPILER " " __VERSION__;
   m.def("cpu_capability", &cpu_capability, "avx512, avx2 or portable");
 }

@@ -9,13 +9,22 @@ from pkgutil import extend_path
 # Run from a source folder, the package still finds the kernels of the installed one.
 __path__ = extend_path(__path__, __name__)
 
-from fisherprune.criteria import criteria
-from fisherprune.errors import FisherpruneError
-from fisherprune.layers import prunable_parameters
-from fisherprune.masks import Masks
-from fisherprune.prune import prune, score, score_all
-from fisherprune.stats import GradientMoments, gradient_moments
-from fisherprune.threshold import select_masks
+try:
+    from fisherprune.criteria import criteria
+    from fisherprune.errors import FisherpruneError
+    from fisherprune.layers import prunable_parameters
+    from fisherprune.masks import Masks
+    from fisherprune.prune import prune, score, score_all
+    from fisherprune.stats import GradientMoments, gradient_moments
+    from fisherprune.threshold import select_masks
+except ImportError as error:  # kept for the first use, so that the doctor can run
+    _import_error = error
+
+    def __getattr__(name):
+        if name in __all__:
+            raise _import_error
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

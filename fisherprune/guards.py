@@ -29,6 +29,11 @@ def evaluating(model: nn.Module):
                 module.training = training
 
 
+def eager(model: nn.Module) -> nn.Module:
+    """Return the module below ``torch.compile``: compiled code can't be tapped."""
+    return getattr(model, "_orig_mod", model)
+
+
 def device_of(parameters: Parameters) -> torch.device:
     """Return the device of the first parameter."""
     return next(iter(parameters.values())).device

@@ -5,6 +5,8 @@ Importing this module registers the ops below ``torch.ops.fisherprune``.
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 MEND = "reinstall with `pip install --no-build-isolation .` in the source folder"
@@ -12,13 +14,12 @@ MEND = "reinstall with `pip install --no-build-isolation .` in the source folder
 
 def _load():
     try:
-        from fisherprune import _C
+        return importlib.import_module("fisherprune._C")
     except ImportError as error:
         raise ImportError(
             f"fisherprune: the compiled kernels (fisherprune._C) do not load beside "
             f"torch {torch.__version__}: {error}; {MEND}"
-        ) from error
-    return _C
+        ) from None
 
 
 def _check_cuda_major(built: str, running: str | None) -> None:
@@ -40,7 +41,11 @@ CUDA_ARCHS: str = _C.cuda_archs
 TORCH_VERSION: str = _C.torch_version
 """The torch whose headers the kernels were built with; any torch >= 2.10 runs them."""
 COMPILER: str = _C.compiler
-"""Version of the C++ compiler."""
+"""The C++ compiler and its version."""
+SOURCE_HASH: str = _C.source_hash
+"""``sources.source_hash`` of the csrc/ folder the kernels were built from."""
+PATH: str = _C.__file__
+"""The file they were loaded from."""
 
 
 def cpu_capability() -> str:

@@ -22,6 +22,7 @@ from fisherprune.guards import (
     checked_batches,
     checked_parameters,
     device_of,
+    eager,
     evaluating,
 )
 from fisherprune.losses import LossFn, sample_losses
@@ -86,6 +87,7 @@ def gradient_moments(
         Gradient Descent", 2019, for F.
     """
     parameters = checked_parameters(model, parameters)
+    model = eager(model)
     groups = Groups(_checked_group_size(group_size))
     moments = {name: Moments(p) for name, p in parameters.items()}
     with evaluating(model):
@@ -161,6 +163,7 @@ def hessian_gradient_product(
         FisherpruneError: where the batches hold another number of samples this time.
     """
     parameters = checked_parameters(model, parameters)
+    model = eager(model)
     weights = list(parameters.values())
     vector = [moments.mean[name] for name in parameters]
     product = [torch.zeros_like(w) for w in weights]

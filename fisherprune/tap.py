@@ -94,7 +94,9 @@ class LayerTap(TorchFunctionMode):
                 the tapped layers.
         """
         watched = list(self.parameters.values())
-        outside = torch.autograd.grad(loss, [self.anchor, *watched], allow_unused=True)
+        inputs = [self.anchor, *watched]
+        with self:  # layers that are recomputed must be tapped like the first time
+            outside = torch.autograd.grad(loss, inputs, allow_unused=True)
         for name, grad in zip(self.parameters, outside[1:], strict=True):
             if grad is not None:
                 raise FisherpruneError(

@@ -1,0 +1,64 @@
+# Everything a newcomer needs, from a fresh clone: make demo, make test.
+# The tools live in .venv; PYTHON chooses the interpreter it is made from.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch first, then build against it: no second torch in an isolated build.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+SOURCES := setup.py pyproject.toml $(shell find csrc fisherprune -type f \
+	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py')
+
+.PHONY: help demo test lint format sanitize bench clean
+
+help:
+	@echo "make demo      score, prune and train a small network on real digits"
+	@echo "make test      linters and the whole test suite"
+	@echo "make lint      linters alone"
+	@echo "make format    let the formatters write"
+	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
+	@echo "make bench     the benchmarks of this machine"
+	@echo "make clean     remove the environment and everything built"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/packages: pyproject.toml | $(BIN)/python
+	$(INSTALL) --upgrade pip "setuptools>=77" wheel ninja pybind11
+	$(INSTALL) torch torchvision
+	@touch $@
+
+$(VENV)/installed: $(VENV)/packages $(SOURCES)
+	$(INSTALL) --no-build-isolation ".[test,plot]"
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m fisherprune.doctor
+	$(BIN)/python -m fisherprune.train --method fts --dataset digits \
+		--model resnet20 --sparsity 0.9 --epochs 20 --batch-size 64 --lr 0.05 \
+		--lr-drops 12 17
+
+test: lint sanitize
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files \
+		'*.cpp' '*.h' '*.cu' '*.cuh')
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+sanitize:
+	tests/sanitize/run.sh
+
+bench: $(VENV)/installed
+	$(INSTALL) ".[bench]"
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info fisherprune/*.so

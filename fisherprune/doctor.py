@@ -1,0 +1,162 @@
+"""``python -m fisherprune.doctor``: what is installed, what runs where, what is wrong.
+
+Every trouble comes with the sentence that mends it. The exit code is 0 where
+fisherprune works, with or without a GPU, and 1 where it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fisherprune.sources import source_hash
+
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors", "tqdm")
+REINSTALL = "run `pip install --no-build-isolation .` in the source folder"
+
+
+@dataclass
+class Report:
+    """Lines of facts, and troubles with their remedies."""
+
+    lines: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    def fact(self, name: str, value: object) -> None:
+        """Add one line of the table."""
+        self.lines.append(f"  {name:<14} {value}")
+
+    def trouble(self, text: str, remedy: str, broken: bool = False) -> None:
+        """Add a trouble; ``broken`` where nothing works until it is mended."""
+        self.troubles.append(f"{text}\n    -> {remedy}")
+        self.broken |= broken
+
+    def __str__(self) -> str:
+        """Return the page to print."""
+        verdict = "Troubles:" if self.troubles else "No trouble found."
+        marks = [f"  ! {trouble}" for trouble in self.troubles]
+        return "\n".join(["fisherprune doctor", "", *self.lines, "", verdict, *marks])
+
+
+def examine() -> Report:
+    """Look at the installation and try the kernels."""
+    report = Report()
+    report.fact("python", f"{platform.python_version()} ({sys.executable})")
+    _packages(report)
+    try:
+        from fisherprune import kernels
+    except ImportError as error:
+        report.trouble("the compiled kernels do not load", str(error), True)
+        return report
+    _build(report, kernels)
+    _devices(report, kernels)
+    return report
+
+
+def _packages(report: Report) -> None:
+    for name in ("fisherprune", *PACKAGES):
+        try:
+            report.fact(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            report.fact(name, "not installed")
+            report.trouble(f"{name} is not installed", _remedy(name))
+    try:
+        import torchvision  # noqa: F401
+    except ModuleNotFoundError:
+        pass  # said above
+    except Exception as error:
+        report.trouble(
+            f"torchvision does not import beside this torch: {error}",
+            "install a matching pair: `pip install --upgrade torch torchvision`",
+        )
+
+
+def _remedy(name: str) -> str:
+    return "run `pip install .`" if name == "fisherprune" else f"`pip install {name}`"
+
+
+def _build(report: Report, kernels) -> None:
+    report.fact("kernels", kernels.PATH)
+    report.fact("built with", f"torch {kernels.TORCH_VERSION}, {kernels.COMPILER}")
+    if kernels.CUDA_VERSION:
+        cuda = f"{kernels.CUDA_VERSION}, for {kernels.CUDA_ARCHS}"
+    else:
+        cuda = "not built: C++ kernels only"
+    report.fact("CUDA kernels", cuda)
+    csrc = Path(__file__).resolve().parent.parent / "csrc"
+    if csrc.is_dir() and source_hash(csrc) != kernels.SOURCE_HASH:
+        report.trouble(f"the kernels were not built from {csrc} as it is", REINSTALL)
+
+
+def _devices(report: Report, kernels) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    how = f"{kernels.cpu_capability()} kernels, {threads} threads"
+    report.fact("cpu", f"{_try_kernels(report, 'cpu')}, {how}")
+    if not torch.cuda.is_available():
+        report.fact("cuda", _why_no_gpu(torch))
+        return
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        name = f"{torch.cuda.get_device_name(i)}, sm_{major}{minor}"
+        if not kernels.CUDA_VERSION:
+            report.fact(f"cuda:{i}", f"{name}, no kernels")
+            report.trouble(
+                f"cuda:{i} has no kernels: fisherprune was built without CUDA",
+                f"with nvcc on the PATH, {REINSTALL}",
+            )
+        else:
+            report.fact(f"cuda:{i}", f"{_try_kernels(report, f'cuda:{i}')}, {name}")
+
+
+def _why_no_gpu(torch) -> str:
+    if torch.version.cuda is None:
+        return "none: this torch is built without CUDA"
+    return "none found: the C++ kernels run on the CPU"
+
+
+def _try_kernels(report: Report, device: str) -> str:
+    """Run both ops on a few numbers and compare with their PyTorch twins."""
+    import torch
+
+    from fisherprune import ops, reference
+
+    generator = torch.Generator().manual_seed(0)
+    input, grad = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
+    found = [torch.zeros(2, 2, 3, 3, device=device) for _ in range(2)]
+    truth = [torch.zeros(2, 2, 3, 3, dtype=torch.float64) for _ in range(2)]
+    try:
+        ops.grad_moments(input.to(device), grad.to(device), *found, padding=(1, 1))
+        masks, _ = ops.global_topk(found, [7])
+    except Exception as error:
+        report.trouble(f"the kernels fail on {device}: {error}", REINSTALL, broken=True)
+        return "broken"
+    reference.grad_moments(input, grad, *truth, padding=(1, 1))
+    pairs = zip(found, truth, strict=True)
+    right = all(torch.allclose(a.cpu().double(), b, rtol=1e-2) for a, b in pairs)
+    if not right or sum(int(mask.sum()) for mask in masks[0]) != 7:
+        report.trouble(f"the kernels compute wrongly on {device}", REINSTALL, True)
+        return "broken"
+    return "works"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the report."""
+    argparse.ArgumentParser(
+        prog="python -m fisherprune.doctor",
+        description="Prints versions, what was built, which kernels each device uses, "
+        "and how to mend what is wrong.",
+    ).parse_args(argv)
+    report = examine()
+    print(report)
+    return int(report.broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

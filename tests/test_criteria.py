@@ -1,0 +1,115 @@
+"""Every criterion against its formula in float64 over one-sample-at-a-time moments."""
+
+import pytest
+import torch
+import truth
+from nets import batches, conv_net
+from sklearn.datasets import load_digits
+from torch import nn
+
+import fisherprune as fp
+from fisherprune import models
+from fisherprune.criteria import Statistics, get_criterion
+from fisherprune.threshold import keep_count
+
+CODES = {
+    "none",
+    "random",
+    "magnitude",
+    "grad_norm",
+    "snip",
+    "grasp",
+    "grasp_reversed",
+    "fisher_diag",
+    "fisher_pruner",
+    "fts",
+    "fbss",
+}
+WITH_DATA = sorted(truth.formulas(*[torch.ones(1)] * 4, 1))
+
+
+def test_codes():
+    assert set(fp.criteria()) >= CODES
+    assert all(get_criterion(code).summary for code in fp.criteria())
+    with pytest.raises(
+        fp.FisherpruneError, match="unknown criterion 'fst'; known .*fts"
+    ):
+        get_criterion("fst")
+
+
+@pytest.mark.parametrize("code", WITH_DATA)
+def test_formula(code):
+    w, m, hm = torch.randn(3, 50, dtype=torch.float64)
+    fisher = m.square() + torch.rand(50, dtype=torch.float64)
+    fisher[:5] = m[:5] = 0
+    statistics = Statistics(w=w, m=m, F=fisher, Hm=hm, g=3)
+    expected = truth.formulas(w, m, fisher, hm, 3)[code]
+    torch.testing.assert_close(get_criterion(code).score(statistics), expected)
+
+
+def test_fbss_is_finite_where_the_fisher_nearly_vanishes():
+    m = torch.tensor([0.0, 1e-22, 1e-23, 1e-30])
+    fisher = m.square()  # denormal, or zero
+    w = torch.full_like(m, 0.5)
+    score = get_criterion("fbss").score(Statistics(w=w, m=m, F=fisher))
+    assert score.isfinite().all()
+    assert (score[fisher == 0] == 0).all()
+
+
+def test_random_depends_on_the_seed_alone():
+    model, other = conv_net(), conv_net()
+    a, b = (fp.score(m, [], "random", seed=3) for m in (model, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    c = fp.score(model, [], "random", seed=4)
+    assert not torch.equal(a["0.weight"], c["0.weight"])
+    assert all(0 <= s.min() and s.max() < 1 for s in a.values())
+
+
+def test_magnitude_reads_no_data():
+    model = conv_net()
+    scores = fp.score(model, None, "magnitude")
+    assert torch.equal(scores["3.weight"], model[3].weight.abs())
+
+
+def digits(samples, size):
+    """Real images: handwritten digits, enlarged to three channels of ``size``."""
+    images, labels = load_digits(return_X_y=True)
+    chosen = torch.randperm(len(images))[:samples]
+    x = torch.tensor(images, dtype=torch.float32)[chosen].view(-1, 1, 8, 8) / 8 - 1
+    x = nn.functional.interpolate(x, size=(size, size), mode="bilinear")
+    return x.expand(-1, 3, -1, -1), torch.tensor(labels)[chosen]
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "samples", "group_size"),
+    [
+        (lambda: conv_net(10), 9, 60, 1),
+        (lambda: conv_net(10), 9, 60, 7),
+        (models.resnet18, 16, 12, 1),
+        (models.resnet18, 16, 12, 5),
+    ],
+    ids=["small", "small_groups", "resnet18", "resnet18_groups"],
+)
+def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
+    model, (x, y) = make(), digits(samples, size)
+    named = fp.prunable_parameters(model)
+    moments = truth.moments(model, x, y, named, group_size)
+    products = truth.hessian_gradient(model, x, y, named, group_size)
+    found = fp.score_all(model, batches(x, y, 7), WITH_DATA, group_size=group_size)
+    total = sum(p.numel() for p in named.values())
+    for code in WITH_DATA:
+        expected = {
+            name: truth.formulas(
+                p.detach().double(), *moments[name], products[name], group_size
+            )[code]
+            for name, p in named.items()
+        }
+        for sparsity in (0.5, 0.9, 0.99):
+            k = keep_count(total, sparsity)
+            masks = fp.select_masks(found[code], sparsity)
+            wanted = truth.keep_largest(expected, k)
+            same = sum(int((masks[n] == wanted[n]).sum()) for n in named)
+            assert masks.kept() == k
+            hessian = code.startswith("grasp")
+            allowed = max(2, (1e-3 if hessian else 1e-4) * total)
+            assert total - same <= allowed, (code, sparsity)

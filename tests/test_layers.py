@@ -1,0 +1,60 @@
+"""prunable_parameters: the default choice and the choice by name."""
+
+import pytest
+import torch
+from nets import SequenceNet, TwiceNet, conv_net
+from torch import nn
+
+import fisherprune as fp
+
+
+def test_default_is_conv_and_linear_weights_without_the_classifier():
+    assert list(fp.prunable_parameters(conv_net())) == [
+        f"{i}.weight" for i in (0, 3, 5, 7, 9)
+    ]
+    assert list(fp.prunable_parameters(SequenceNet())) == [
+        "conv.weight",
+        "embed.weight",
+        "mix.weight",
+    ]
+
+
+def test_returns_the_parameters_themselves():
+    model = conv_net()
+    for name, parameter in fp.prunable_parameters(model).items():
+        assert parameter is model.get_parameter(name)
+
+
+def test_skip_chooses_by_parts_of_names():
+    model = TwiceNet()
+    chosen = fp.prunable_parameters(model, skip=("bias", "head"))
+    assert list(chosen) == ["conv.weight", "bn.weight", "fc.weight"]
+    assert list(fp.prunable_parameters(model, skip=())) == [
+        name for name, _ in model.named_parameters()
+    ]
+    assert fp.prunable_parameters(model, skip="bias").keys() == (
+        fp.prunable_parameters(model, skip=("bias",)).keys()
+    )
+
+
+def test_tied_weights_are_listed_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    assert list(fp.prunable_parameters(model)) == ["0.weight"]
+
+
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(3, 2), nn.BatchNorm2d(3)])
+def test_nothing_to_prune_is_an_error(model):
+    with pytest.raises(fp.FisherpruneError, match="has no prunable parameters"):
+        fp.prunable_parameters(model)
+    with pytest.raises(fp.FisherpruneError, match="no prunable parameters among its"):
+        fp.prunable_parameters(conv_net(), skip=[""])
+
+
+def test_one_dimensional_convolutions_count():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(6, 2))
+    assert list(fp.prunable_parameters(model)) == ["0.weight"]
+    moments = fp.gradient_moments(
+        model, [(torch.randn(4, 2, 4), torch.randint(2, (4,)))]
+    )
+    assert moments.fisher["0.weight"].shape == (3, 2, 3)

@@ -1,0 +1,100 @@
+"""score and prune as a whole."""
+
+import pytest
+import torch
+from nets import batches, conv_net
+
+import fisherprune as fp
+
+
+def data(samples=13):
+    return torch.randn(samples, 3, 9, 9), torch.randint(5, (samples,))
+
+
+def test_prune_scores_selects_and_applies():
+    model, (x, y) = conv_net(), data()
+    scores = fp.score(model, [(x, y)], "fts")
+    masks = fp.prune(model, [(x, y)], "fts", 0.8)
+    wanted = fp.select_masks(scores, 0.8)
+    for name, mask in wanted.items():
+        assert torch.equal(masks[name], mask)
+        assert not model.get_parameter(name)[~mask].any()
+
+
+def test_prune_by_layer():
+    model = conv_net()
+    masks = fp.prune(model, [data()], "snip", 0.5, scope="layer")
+    assert all(abs(d - 0.5) < 0.01 for d in masks.density().values())
+
+
+@pytest.mark.parametrize("code", ["grasp", "grasp_reversed"])
+def test_data_that_can_be_read_only_once(code):
+    model, (x, y) = conv_net(), data()
+    once = fp.score(model, iter(batches(x, y, 5)), code)
+    again = fp.score(model, batches(x, y, 5), code)
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_score_all_equals_single_scores():
+    model, (x, y) = conv_net(), data()
+    codes = [code for code in fp.criteria() if code != "none"]
+    together = fp.score_all(model, [(x, y)], codes, group_size=2, seed=5)
+    assert list(together) == codes
+    for code in codes:
+        alone = fp.score(model, [(x, y)], code, group_size=2, seed=5)
+        assert all(torch.equal(alone[n], together[code][n]) for n in alone)
+
+
+def test_score_all_reads_the_data_once_or_twice():
+    class Counting(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    model, counted = conv_net(), Counting([data()])
+    fp.score_all(model, counted, ["random", "magnitude"])
+    assert counted.passes == 0
+    fp.score_all(model, counted, ["fts", "snip", "fbss", "fisher_diag"])
+    assert counted.passes == 1
+    fp.score_all(model, counted, ["fts", "grasp", "grasp_reversed"])
+    assert counted.passes == 3
+
+
+def test_chosen_parameters():
+    model = conv_net()
+    chosen = {n: p for n, p in model.named_parameters() if "bias" in n or "1." in n}
+    scores = fp.score(model, [data()], "fisher_pruner", parameters=chosen)
+    assert list(scores) == list(chosen)
+    assert all(s.shape == chosen[n].shape for n, s in scores.items())
+
+
+def test_mistakes_cost_no_pass_over_the_data():
+    class Untouched(list):
+        def __iter__(self):
+            raise AssertionError("the data was read")
+
+    model, unread = conv_net(), Untouched()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for options, match in [
+        ({"criterion": "ftz"}, "unknown criterion 'ftz'"),
+        ({"criterion": "none"}, "dense baseline"),
+        ({"sparsity": 1.2}, "sparsity must be"),
+        ({"scope": "block"}, "scope must be one of"),
+        ({"group_size": 0}, "group_size must be"),
+    ]:
+        with pytest.raises(fp.FisherpruneError, match=match):
+            fp.prune(model, unread, **options)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_scores_that_overflow_name_the_parameter():
+    model = conv_net()
+    with torch.no_grad():
+        model[9].weight.mul_(1e30)
+    parameters = {"9.weight": model[9].weight}
+    with pytest.raises(
+        fp.FisherpruneError, match="fisher_pruner score of '9.weight' is NaN or inf"
+    ):
+        fp.score(model, [data()], "fisher_pruner", parameters=parameters)

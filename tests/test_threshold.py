@@ -1,0 +1,147 @@
+"""Keep counts and selection."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import truth
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fisherprune as fp
+from fisherprune import threshold
+from fisherprune.threshold import keep_count
+
+
+@pytest.mark.parametrize(
+    ("n", "sparsity", "expected"),
+    [
+        (10, 0.9, 1),  # 0.09999999999999998 of 10 in floating point
+        (100, 0.29, 71),
+        (1000, 0.999, 1),
+        (11_164_352, 0.98, 223_287),
+        (5, 0.0, 5),
+        (5, 1.0, 1),
+        (5, 1, 1),
+        (3, 0.9, 1),
+        (0, 0.5, 0),
+        (10**12 + 1, 0.1, 900_000_000_000),
+        (7, np.float64(0.5), 3),
+    ],
+)
+def test_keep_count(n, sparsity, expected):
+    assert keep_count(n, sparsity) == expected
+
+
+@given(st.integers(1, 10**10), st.decimals(0, 1, places=4))
+def test_keep_count_is_exact_for_decimals(n, sparsity):
+    exact = math.floor((1 - Fraction(sparsity)) * n)
+    assert keep_count(n, float(sparsity)) == max(1, exact)
+
+
+def scores_of(*shapes):
+    return {f"layer{i}": torch.randn(shape) for i, shape in enumerate(shapes)}
+
+
+def test_global_keeps_the_largest_over_all():
+    scores = scores_of((20, 3, 3, 3), (7,), (0,), (30, 11))
+    for sparsity in (0.0, 0.3, 0.9, 1.0):
+        masks = fp.select_masks(scores, sparsity)
+        k = keep_count(540 + 7 + 330, sparsity)
+        assert masks.kept() == k
+        for name, mask in truth.keep_largest(scores, k).items():
+            assert torch.equal(masks[name], mask)
+
+
+def test_layer_scope_keeps_the_largest_of_each():
+    scores = scores_of((20, 3), (7,), (0,), (30, 11))
+    masks = fp.select_masks(scores, 0.8, scope="layer")
+    for name, s in scores.items():
+        k = keep_count(s.numel(), 0.8)
+        assert torch.equal(masks[name], truth.keep_largest({name: s}, k)[name])
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_list_of_sparsities_gives_a_list_of_the_same_masks(scope):
+    scores, sparsities = scores_of((50, 4), (9, 9)), [0.1, 0.5, 0.5, 0.99]
+    together = fp.select_masks(scores, sparsities, scope)
+    for sparsity, masks in zip(sparsities, together, strict=True):
+        alone = fp.select_masks(scores, sparsity, scope)
+        assert all(torch.equal(alone[name], masks[name]) for name in scores)
+
+
+def test_ties_go_to_the_first_in_order():
+    scores = {"a": torch.zeros(4), "b": -torch.zeros(4), "c": torch.zeros(4)}
+    masks = fp.select_masks(scores, 0.5)
+    assert [m.tolist() for m in masks.values()] == [
+        [True] * 4,
+        [True, True, False, False],
+        [False] * 4,
+    ]
+
+
+def test_half_precision_is_widened_exactly():
+    scores = scores_of((40, 9), (25,))
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = {n: s.to(dtype) for n, s in scores.items()}
+        wide = {n: s.float() for n, s in narrow.items()}
+        a, b = fp.select_masks(narrow, 0.7), fp.select_masks(wide, 0.7)
+        assert all(torch.equal(a[n], b[n]) for n in scores)
+
+
+def test_strided_scores_and_scores_that_require_grad():
+    scores = {"a": torch.randn(8, 6).mT, "b": torch.randn(5, requires_grad=True)}
+    masks = fp.select_masks(scores, 0.6)
+    wanted = truth.keep_largest({n: s.detach() for n, s in scores.items()}, 21)
+    assert all(torch.equal(masks[n], wanted[n]) for n in scores)
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 60))
+def test_selection_over_devices_equals_the_one_on_a_device(n, values, keep):
+    tensors = {
+        "a": torch.randint(-values, values + 1, (n,)) / 4,
+        "b": torch.randn(7),
+        "c": torch.randint(-values, values + 1, (3, 5)) / 4,
+    }
+    total = n + 22
+    keep = max(1, min(keep, total))
+    found = threshold._select_over_devices(tensors, keep)
+    wanted = truth.keep_largest(tensors, keep)
+    assert all(torch.equal(found[name], wanted[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.5, float("nan"), "0.5", None, True, 2])
+def test_bad_sparsity(bad):
+    with pytest.raises(
+        fp.FisherpruneError, match=r"sparsity must be a number in \[0, 1"
+    ):
+        fp.select_masks(scores_of((4,)), bad)
+    with pytest.raises(fp.FisherpruneError, match="sparsity"):
+        fp.select_masks(scores_of((4,)), [0.5, bad])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_not_finite_name_the_parameter(bad):
+    scores = scores_of((4,), (3, 3))
+    scores["layer1"][1, 2] = bad
+    match = "'layer1'.* must be finite, 1 of 9 entries are NaN or infinite"
+    for scope in threshold.SCOPES:
+        with pytest.raises(fp.FisherpruneError, match=match):
+            fp.select_masks(scores, 0.5, scope)
+    with pytest.raises(fp.FisherpruneError, match=match):
+        threshold._select_over_devices(scores, 3)
+
+
+def test_other_bad_arguments():
+    with pytest.raises(fp.FisherpruneError, match="scope must be one of .*'channel'"):
+        fp.select_masks(scores_of((4,)), 0.5, scope="channel")
+    for empty in ({}, {"a": torch.empty(0)}):
+        with pytest.raises(fp.FisherpruneError, match="at least one entry"):
+            fp.select_masks(empty, 0.5)
+    for dtype in (torch.float64, torch.int32, torch.complex64, torch.bool):
+        with pytest.raises(
+            fp.FisherpruneError, match=f"'a' must be float32, got {dtype}"
+        ):
+            fp.select_masks({"a": torch.ones(3).to(dtype)}, 0.5)

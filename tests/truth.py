@@ -1,0 +1,81 @@
+"""Independent truths in float64: one group of samples at a time, plain autograd."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+
+def in_double(model):
+    """Return a float64 copy of ``model`` in eval mode."""
+    return copy.deepcopy(model).double().eval()
+
+
+def group_losses(model, x, y, group_size, loss_fn=F.cross_entropy):
+    """Yield the mean loss of each group of consecutive samples, one at a time."""
+    for start in range(0, len(x), group_size):
+        chosen = slice(start, start + group_size)
+        yield loss_fn(model(x[chosen].double()), y[chosen])
+
+
+def moments(model, x, y, names, group_size=1, loss_fn=F.cross_entropy):
+    """Return {name: (m, F)} by a loop over groups."""
+    model = in_double(model)
+    named = dict(model.named_parameters())
+    weights = [named[name] for name in names]
+    total = [torch.zeros_like(w) for w in weights]
+    squares = [torch.zeros_like(w) for w in weights]
+    count = 0
+    for loss in group_losses(model, x, y, group_size, loss_fn):
+        for i, g in enumerate(
+            torch.autograd.grad(loss, weights, materialize_grads=True)
+        ):
+            total[i] += g
+            squares[i] += g * g
+        count += 1
+    return {n: (total[i] / count, squares[i] / count) for i, n in enumerate(names)}
+
+
+def hessian_gradient(model, x, y, names, group_size=1):
+    """Return {name: H m} by double backpropagation of the whole mean loss."""
+    model = in_double(model)
+    named = dict(model.named_parameters())
+    weights = [named[name] for name in names]
+    loss = torch.stack(list(group_losses(model, x, y, group_size))).mean()
+    grads = torch.autograd.grad(loss, weights, create_graph=True)
+    along = sum((g * g.detach()).sum() for g in grads)
+    return dict(zip(names, torch.autograd.grad(along, weights), strict=True))
+
+
+def formulas(w, m, fisher, hm, g):
+    """Return the scores of every data-dependent criterion."""
+    zero = torch.zeros_like(w)
+    return {
+        "grad_norm": m.abs(),
+        "snip": (w * m).abs(),
+        "grasp": w * hm,
+        "grasp_reversed": -w * hm,
+        "fisher_diag": fisher,
+        "fisher_pruner": w**2 * fisher / 2,
+        "fts": (w * m + g * w**2 * fisher / 2).abs(),
+        "fts_deletion": (-w * m + g * w**2 * fisher / 2).abs(),
+        "fbss": torch.where(
+            fisher > 0, g / 2 * fisher * (w - m / (g * fisher)) ** 2, zero
+        ),
+    }
+
+
+def keep_largest(scores, k):
+    """Return {name: mask} of the k largest scores, ties by flat index."""
+    flat = torch.cat([s.flatten() for s in scores.values()])
+    mask = torch.zeros(len(flat), dtype=torch.bool)
+    mask[torch.sort(flat, descending=True, stable=True).indices[:k]] = True
+    parts = mask.split([s.numel() for s in scores.values()])
+    return {n: p.view(s.shape) for (n, s), p in zip(scores.items(), parts, strict=True)}
+
+
+def relative_error(found, truth):
+    """Return the norm-wise relative error."""
+    return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-30)).item()
