@@ -1,0 +1,146 @@
+"""The command line of ``python -m fisherprune.train``: it only fills a TrainConfig."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import NoReturn
+
+from fisherprune.config import BATCH_SIZES, TrainConfig
+from fisherprune.criteria import criteria
+from fisherprune.data import IMAGE_SIZES
+from fisherprune.errors import FisherpruneError
+from fisherprune.models import MODELS
+from fisherprune.threshold import SCOPES
+
+DESCRIPTION = """\
+Prune a network at initialization and train what is left.
+
+Scores every weight on the training images, keeps the best, trains, and tests the
+weights of the last epoch and those of the best validation accuracy (on 20 % of the
+training images, stratified, the same in every run). The defaults are the setting of
+Table 1 of arXiv 2502.11450v1. A first try that needs no data and a minute:
+
+  python -m fisherprune.train --dataset digits --model resnet20 --epochs 10
+"""
+
+
+def _by_dataset(defaults: dict[str, int]) -> str:
+    return f"(default: {', '.join(f'{k} {v}' for k, v in defaults.items())})"
+
+
+GROUPS = {
+    "mask": {
+        "method": f"criterion: {', '.join(criteria())}; none trains densely",
+        "sparsity": "fraction of the prunable weights removed, from 0 to 1 "
+        "(default: 0.9, or 0 for method none)",
+        "scope": f"one threshold over all weights or one a layer: {', '.join(SCOPES)}",
+        "group_size": "samples whose mean gradient is squared as one; 1 is the exact "
+        "empirical Fisher",
+        "warmup_epochs": "epochs of dense training before the scoring",
+        "bn_warmup": "before the scoring, set the BatchNorm statistics to those of the "
+        "training images; the weights stay",
+        "score_samples": "score on a stratified subset of this many training images "
+        "(default: all)",
+        "score_batch_size": "images scored at a time, a multiple of the group size; "
+        "more take more memory (default: 256, rounded up)",
+    },
+    "data and network": {
+        "model": f"network: {', '.join(MODELS)}",
+        "dataset": f"images: {', '.join(IMAGE_SIZES)}. folder reads image files "
+        "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*; digits is built in",
+        "data_dir": "folder of the data, cifar10 and cifar100 are downloaded to it",
+        "data_mirror": "download the archive from this address instead of its "
+        "authors'; it must have the same checksum",
+        "image_size": "resize the images to this height and width "
+        f"{_by_dataset(IMAGE_SIZES)}",
+        "train_samples": "train on a stratified subset of this many images "
+        "(default: all)",
+    },
+    "training": {
+        "epochs": "epochs after the mask is made",
+        "batch_size": "images a step; the last step of an epoch takes what is left "
+        f"{_by_dataset(BATCH_SIZES)}",
+        "lr": "learning rate of SGD",
+        "momentum": "momentum of SGD",
+        "weight_decay": "weight decay of SGD",
+        "lr_drops": "epochs after which the learning rate drops",
+        "lr_drop_factor": "what it is multiplied by at each drop",
+        "amp": "train in bfloat16 (autocast); scores and tests stay float32",
+    },
+    "run": {
+        "seed": "of all random choices but the train/validation split",
+        "device": "auto (cuda where there is one), cpu, cuda or cuda:INDEX",
+        "output_dir": "the run makes a folder of its own in it",
+    },
+}
+"""Help of every field of TrainConfig, by group."""
+
+METAVARS = {"int": "N", "float": "X", "str": "TEXT", "tuple[int, ...]": "EPOCH"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise FisherpruneError(message)
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[TrainConfig, bool]:
+    """Return the configuration of a command line, and whether it asks for quiet.
+
+    Raises:
+        FisherpruneError: for unknown options and values that no run can have.
+    """
+    options = vars(make_parser().parse_args(argv))
+    quiet = options.pop("quiet")
+    if options["sparsity"] is None:
+        dense = options["method"] == "none"
+        options["sparsity"] = 0.0 if dense else TrainConfig.sparsity
+    return TrainConfig(**options), quiet
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser: one option for each field of TrainConfig, and ``--quiet``."""
+    parser = Parser(
+        "python -m fisherprune.train",
+        usage="%(prog)s [OPTION ...]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    by_name = {field.name: field for field in fields(TrainConfig)}
+    for title, helps in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name, text in helps.items():
+            _add(group, by_name[name], text)
+    group.add_argument(
+        "--quiet", action="store_true", help="no progress, only the final table"
+    )
+    parser.set_defaults(sparsity=None)  # depends on the method
+    return parser
+
+
+def _add(group, field: Field, text: str) -> None:
+    """Add the option of a field; its annotation says how to read the value."""
+    option = f"--{field.name.replace('_', '-')}"
+    kind = field.type.removesuffix(" | None")
+    text = text.replace("%", "%%")
+    if kind == "bool":
+        group.add_argument(option, action="store_true", help=text)
+        return
+    if field.default is not None and "default:" not in text:
+        default = field.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text += f" (default: {shown})"
+    many = {"nargs": "*"} if kind.startswith("tuple") else {}
+    group.add_argument(
+        option,
+        type={"float": float, "str": str}.get(kind, int),
+        default=field.default,
+        metavar=METAVARS[kind],
+        help=text,
+        **many,
+    )

@@ -1,0 +1,217 @@
+"""What a training run is: one frozen object, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+
+from fisherprune.criteria import criteria
+from fisherprune.data import IMAGE_SIZES
+from fisherprune.errors import FisherpruneError
+from fisherprune.models import MODELS
+from fisherprune.threshold import SCOPES, checked_sparsity
+
+BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 32, "folder": 512}
+"""Images per step where none is asked for."""
+MIRRORED = ("cifar10", "cifar100")
+MIN_IMAGE_SIZE = 8
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All there is to say about a run; the same config gives the same run.
+
+    The defaults are the setting of Table 1 of arXiv 2502.11450v1 at sparsity 0.9.
+
+    Raises:
+        FisherpruneError: for a value no run can have.
+    """
+
+    method: str = "fts"
+    """Criterion of ``fisherprune.criteria()``; ``none`` trains densely."""
+    model: str = "resnet18"
+    """Network of ``fisherprune.models.MODELS``."""
+    dataset: str = "cifar10"
+    """Dataset of ``fisherprune.data.IMAGE_SIZES``."""
+    data_dir: str = "data"
+    """Where the dataset is, or is downloaded to."""
+    data_mirror: str | None = None
+    """Address of a folder with the archive, instead of its authors' server."""
+    image_size: int | None = None
+    """Height and width of the images; None is the dataset's own."""
+    train_samples: int | None = None
+    """Size of a stratified subset of the training part; None is all."""
+    sparsity: float = 0.9
+    """Fraction of the prunable weights removed; 0 for method ``none``."""
+    scope: str = "global"
+    """``global``: one threshold for all layers; ``layer``: one for each."""
+    group_size: int = 1
+    """Samples whose mean gradient is squared as one; 1 is the empirical Fisher."""
+    warmup_epochs: int = 0
+    """Dense training before the scoring."""
+    bn_warmup: bool = False
+    """Whether to measure the BatchNorm statistics before the scoring."""
+    score_samples: int | None = None
+    """Size of a stratified subset of the training images to score on; None is all."""
+    score_batch_size: int | None = None
+    """Images per scoring pass, a multiple of ``group_size``; None is 256 rounded up."""
+    epochs: int = 160
+    """Epochs after the mask is made."""
+    batch_size: int | None = None
+    """Images per step; the last of an epoch takes what is left. None: BATCH_SIZES."""
+    lr: float = 0.01
+    """Learning rate of SGD at the start."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay of SGD, on all parameters."""
+    lr_drops: tuple[int, ...] = (60, 120)
+    """Epochs after which the learning rate drops."""
+    lr_drop_factor: float = 0.2
+    """What the learning rate is multiplied by at a drop."""
+    seed: int = 0
+    """Of every random stream of the run."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:i``."""
+    amp: bool = False
+    """Whether to train in bfloat16 by autocast."""
+    output_dir: str = "runs"
+    """Where the run's own folder is made."""
+
+    def __post_init__(self) -> None:
+        """Check every value that can be checked without data."""
+        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))
+        self._check_choices()
+        self._check_numbers()
+        self._check_together()
+
+    def _check_choices(self) -> None:
+        _one_of("method", self.method, criteria())
+        _one_of("model", self.model, MODELS)
+        _one_of("dataset", self.dataset, IMAGE_SIZES)
+        _one_of("scope", self.scope, SCOPES)
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device),
+            "device",
+            "auto, cpu, cuda or cuda:INDEX",
+            self.device,
+        )
+
+    def _check_numbers(self) -> None:
+        checked_sparsity(self.sparsity)
+        for name, least in {
+            "image_size": MIN_IMAGE_SIZE,
+            "train_samples": 2,
+            "group_size": 1,
+            "warmup_epochs": 0,
+            "score_samples": 1,
+            "score_batch_size": 1,
+            "epochs": 0,
+            "batch_size": 2,
+        }.items():
+            value = getattr(self, name)
+            _require(value is None or value >= least, name, f"at least {least}", value)
+        _require(self.lr > 0 and math.isfinite(self.lr), "lr", "above 0", self.lr)
+        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        _require(
+            self.weight_decay >= 0 and math.isfinite(self.weight_decay),
+            "weight_decay",
+            "at least 0",
+            self.weight_decay,
+        )
+        _require(
+            0 < self.lr_drop_factor <= 1,
+            "lr_drop_factor",
+            "in (0, 1]",
+            self.lr_drop_factor,
+        )
+        _require(
+            all(drop >= 1 for drop in self.lr_drops)
+            and sorted(set(self.lr_drops)) == list(self.lr_drops),
+            "lr_drops",
+            "growing numbers of epochs from 1 on",
+            " ".join(map(str, self.lr_drops)),
+        )
+
+    def _check_together(self) -> None:
+        if self.method == "none" and self.sparsity != 0:
+            raise FisherpruneError(
+                f"sparsity must be 0 for method none, which prunes nothing, "
+                f"got {self.sparsity}"
+            )
+        if self.score_batch_size is not None:
+            _require(
+                self.score_batch_size % self.group_size == 0,
+                "score_batch_size",
+                f"a multiple of the group size {self.group_size}",
+                self.score_batch_size,
+            )
+        if self.data_mirror is not None:
+            _require(
+                self.dataset in MIRRORED,
+                "data_mirror",
+                f"left out for dataset {self.dataset}, which is not downloaded",
+                self.data_mirror,
+            )
+            _require(
+                re.match(r"https?://", self.data_mirror),
+                "data_mirror",
+                "an address that begins with http:// or https://",
+                self.data_mirror,
+            )
+
+    @property
+    def training_batch_size(self) -> int:
+        """``batch_size``, or the dataset's own."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return BATCH_SIZES[self.dataset]
+
+    @property
+    def scoring_batch_size(self) -> int:
+        """``score_batch_size``, or the first multiple of the group size from 256 on."""
+        if self.score_batch_size is not None:
+            return self.score_batch_size
+        return -(-256 // self.group_size) * self.group_size
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0 after the mask."""
+        drops = sum(drop <= epoch for drop in self.lr_drops)
+        return self.lr * self.lr_drop_factor**drops
+
+
+def _require(fulfilled: object, name: str, wanted: str, got: object) -> None:
+    if not fulfilled:
+        raise FisherpruneError(f"{name} must be {wanted}, got {got}")
+
+
+def _one_of(name: str, value: str, known) -> None:
+    if value not in known:
+        choices = ", ".join(known)
+        raise FisherpruneError(f"{name} must be one of {choices}; got {value!r}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device a config's ``device`` means on this machine.
+
+    Raises:
+        FisherpruneError: for a CUDA device that is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not available:
+        raise FisherpruneError(
+            f"device {name} must be present, but torch {torch.__version__} finds no "
+            "CUDA device on this machine; use cpu or auto"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FisherpruneError(
+            f"device {name} must be present, but this machine has "
+            f"{torch.cuda.device_count()} CUDA devices, counted from cuda:0"
+        )
+    return device

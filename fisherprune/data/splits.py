@@ -1,0 +1,89 @@
+"""Stratified parts of a dataset: every class keeps its share in each part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fisherprune.data.dataset import Dataset, class_counts
+from fisherprune.errors import FisherpruneError
+
+VALIDATION_SHARE = 0.2
+SPLIT_SEED = 42
+"""The split is the same in every run, whatever its seed."""
+
+
+def train_validation_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """Split 80 to 20 by scikit-learn's ``train_test_split``, stratified, seed 42.
+
+    Raises:
+        FisherpruneError: where the images are too few to give both parts some of each
+            class.
+    """
+    from sklearn.model_selection import train_test_split
+
+    counts = class_counts(dataset.labels, dataset.classes)
+    fewest = min(range(len(counts)), key=counts.__getitem__)
+    if counts[fewest] < 2:
+        raise FisherpruneError(
+            "train/validation split: each class must have at least 2 training images, "
+            f"got {counts[fewest]} of {dataset.classes[fewest]!r}"
+        )
+    try:
+        train, validation = train_test_split(
+            torch.arange(len(dataset)).numpy(),
+            test_size=VALIDATION_SHARE,
+            stratify=dataset.labels.cpu().numpy(),
+            random_state=SPLIT_SEED,
+        )
+    except ValueError as error:
+        raise FisherpruneError(
+            f"train/validation split: {len(dataset)} training images are too few for "
+            f"{len(dataset.classes)} classes: {error}"
+        ) from error
+    return (
+        dataset.subset(torch.from_numpy(train)),
+        dataset.subset(torch.from_numpy(validation)),
+    )
+
+
+def stratified_choice(
+    labels: Tensor, size: int, generator: torch.Generator, *, name: str
+) -> Tensor:
+    """Choose ``size`` of the indices of ``labels`` in a random order, by class shares.
+
+    Each class gets the integer part of its share ``size * count / N``; what is left
+    goes one by one to the largest remainders, of equal ones to the first class.
+
+    Args:
+        labels: int64 ``[N]``.
+        size: how many to choose, in [1, N].
+        generator: a CPU generator, the only source of chance.
+        name: what the errors call ``size``.
+
+    Returns:
+        int64 ``[size]`` on the CPU.
+
+    Raises:
+        FisherpruneError: where ``size`` is not in [1, N].
+    """
+    labels = labels.cpu()
+    if not 1 <= size <= len(labels):
+        raise FisherpruneError(
+            f"{name} must be from 1 to the {len(labels)} training images there are, "
+            f"got {size}"
+        )
+    counts = torch.bincount(labels).tolist()
+    quotas = [size * count // len(labels) for count in counts]
+    by_remainder = sorted(
+        range(len(counts)), key=lambda c: -(size * counts[c] % len(labels))
+    )
+    for c in by_remainder[: size - sum(quotas)]:
+        quotas[c] += 1
+    chosen = []
+    for c, quota in enumerate(quotas):
+        members = (labels == c).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        chosen.append(members[order[:quota]])
+    chosen = torch.cat(chosen)
+    return chosen[torch.randperm(size, generator=generator)]

@@ -1,0 +1,39 @@
+"""Progress bars on stderr: rate and time left, gone when done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def bar(
+    items: Iterable[T] | None, what: str, *, quiet: bool, total: int | None = None
+) -> tqdm:
+    """Wrap ``items`` in a bar titled ``what``.
+
+    Nothing is shown with ``quiet`` or where stderr is not a terminal.
+    """
+    disable = True if quiet else None  # None: tqdm looks whether stderr is a terminal
+    return tqdm(
+        items, what, total, leave=False, disable=disable, dynamic_ncols=True, unit=""
+    )
+
+
+class Shown:
+    """An iterable that shows a bar each time it is passed over."""
+
+    def __init__(self, items: Iterable[T], what: str, *, quiet: bool) -> None:
+        """Show ``items``, which have a length, under the title ``what``."""
+        self.items, self.what, self.quiet = items, what, quiet
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[T]:
+        """Pass over the items once."""
+        return iter(bar(self.items, self.what, quiet=self.quiet))

@@ -1,0 +1,183 @@
+"""What came out of a run: layer by layer counts, the result file, the final table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fisherprune.config import TrainConfig
+from fisherprune.masks import Masks
+from fisherprune.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """Weights of one prunable parameter."""
+
+    name: str
+    outputs: int
+    """Length of its first dimension: output channels or features."""
+    kept: int
+    """Weights that are not zero."""
+    total: int
+    """All weights."""
+
+    @property
+    def density(self) -> float:
+        """Fraction kept."""
+        return self.kept / self.total
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the layer, if anything."""
+        if self.kept == 0:
+            return f"{self.name} has collapsed: none of its {self.total:,} weights kept"
+        if self.kept < self.outputs:
+            return (
+                f"{self.name} keeps {self.kept:,} weights for {self.outputs:,} "
+                "outputs: some outputs are constant"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outcome of a run; ``results.json`` holds the same."""
+
+    config: TrainConfig
+    folder: Path
+    parameters: int
+    """All parameters of the network, prunable or not."""
+    last: Metrics
+    """On the test images, with the weights of the last epoch."""
+    best: Metrics
+    """On the test images, with the weights of ``best_epoch``."""
+    best_epoch: int
+    """First epoch of the best validation accuracy, from 1; 0 where none was trained."""
+    layers: tuple[LayerCount, ...]
+    """Counted from the last weights."""
+    seconds: dict[str, float]
+    """Wall time by phase: data, warmup, scoring, training, testing."""
+    environment: dict[str, object]
+    """Versions, commit and device."""
+
+    @property
+    def kept(self) -> int:
+        """Prunable weights that are not zero."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def total(self) -> int:
+        """All prunable weights."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that are zero."""
+        return (self.total - self.kept) / self.total
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the accuracy is used."""
+        return tuple(layer.warning for layer in self.layers if layer.warning)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the content of ``results.json``."""
+        return {
+            "config": asdict(self.config),
+            "parameters": self.parameters,
+            "test": {"last": asdict(self.last), "best": asdict(self.best)},
+            "best_epoch": self.best_epoch,
+            "sparsity": self.sparsity,
+            "kept": self.kept,
+            "prunable": self.total,
+            "layers": {
+                layer.name: {"kept": layer.kept, "total": layer.total}
+                for layer in self.layers
+            },
+            "warnings": list(self.warnings),
+            "seconds": self.seconds,
+            "environment": self.environment,
+        }
+
+
+@torch.no_grad()
+def count_layers(parameters: dict[str, nn.Parameter]) -> tuple[LayerCount, ...]:
+    """Count the weights of each parameter that are not zero."""
+    return tuple(
+        LayerCount(name, len(p), int(torch.count_nonzero(p)), p.numel())
+        for name, p in parameters.items()
+    )
+
+
+@torch.no_grad()
+def check_pruned_are_zero(model: nn.Module, masks: Masks) -> None:
+    """Raise AssertionError where a weight outside the masks is not exactly zero."""
+    for name, mask in masks.items():
+        weight = model.get_parameter(name)
+        moved = int(torch.count_nonzero(weight[~mask.to(weight.device)]))
+        if moved:
+            raise AssertionError(f"{moved} pruned weights of {name} are not zero")
+
+
+def table(result: RunResult) -> str:
+    """Return the final report of a run as text."""
+    config = result.config
+    lines = [
+        "",
+        f"{config.method} at sparsity {config.sparsity} ({config.scope}), "
+        f"{config.model} on {config.dataset}, {config.epochs} epochs, seed "
+        f"{config.seed}",
+        "",
+        *_layer_lines(result.layers),
+        "",
+        f"warm-up {duration(result.seconds['warmup'])}, scoring "
+        f"{duration(result.seconds['scoring'])}, training "
+        f"{duration(result.seconds['training'])} on {result.environment['device']}",
+        f"sparsity of the trained weights {result.sparsity:.6f}: {result.kept:,} of "
+        f"{result.total:,} prunable weights are not zero "
+        f"({result.parameters:,} parameters in all)",
+        *(f"warning: {warning}" for warning in result.warnings),
+        "",
+        *_test_lines(result),
+        "",
+        f"written to {result.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _layer_lines(layers: tuple[LayerCount, ...]) -> list[str]:
+    width = max(len("layer"), *(len(layer.name) for layer in layers))
+    lines = [f"{'layer':{width}}  {'kept':>10}  {'of':>10}  {'density':>8}"]
+    for x in layers:
+        lines.append(f"{x.name:{width}}  {x.kept:10,}  {x.total:10,}  {x.density:8.4f}")
+    return lines
+
+
+def _test_lines(result: RunResult) -> list[str]:
+    last = ("last epoch", result.last)
+    best = (f"best validation (epoch {result.best_epoch})", result.best)
+    width = max(len(last[0]), len(best[0]))
+    heads = ("accuracy", "precision", "recall", "F1", "loss")
+    lines = [f"{'test':{width}}" + "".join(f"  {head:>9}" for head in heads)]
+    for name, m in (last, best):
+        shares = (m.accuracy, m.precision, m.recall, m.f1)
+        cells = [f"{100 * share:7.2f} %" for share in shares] + [f"{m.loss:9.4f}"]
+        lines.append(f"{name:{width}}" + "".join(f"  {cell}" for cell in cells))
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people write it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours}:{minutes:02}:{seconds:02} h"
+        if hours
+        else f"{minutes}:{seconds:02} min"
+    )

@@ -1,0 +1,121 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from fisherprune import cli
+from fisherprune.config import BATCH_SIZES, TrainConfig, resolve_device
+from fisherprune.data import IMAGE_SIZES
+from fisherprune.errors import FisherpruneError
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"method": "obd"}, "method must be one of none, .*fbss; got 'obd'"),
+        ({"model": "alexnet"}, "model must be one of resnet18, .*; got 'alexnet'"),
+        ({"dataset": "mnist"}, "dataset must be one of cifar10, .*; got 'mnist'"),
+        ({"scope": "block"}, "scope must be one of global, layer; got 'block'"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:INDEX, got gpu"),
+        ({"device": "cuda:"}, "device must be auto"),
+        ({"sparsity": 1.5}, r"sparsity must be .* in \[0, 1\], got 1.5"),
+        ({"sparsity": -0.1}, "sparsity must be"),
+        ({"sparsity": NAN}, "sparsity must be .* got nan"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"image_size": 4}, "image_size must be at least 8, got 4"),
+        ({"train_samples": 1}, "train_samples must be at least 2, got 1"),
+        ({"score_samples": 0}, "score_samples must be at least 1, got 0"),
+        ({"group_size": 0}, "group_size must be at least 1, got 0"),
+        ({"score_batch_size": 0}, "score_batch_size must be at least 1, got 0"),
+        (
+            {"score_batch_size": 10, "group_size": 4},
+            "score_batch_size must be a multiple of the group size 4, got 10",
+        ),
+        ({"lr": 0.0}, "lr must be above 0, got 0"),
+        ({"lr": NAN}, "lr must be above 0, got nan"),
+        ({"lr": INF}, "lr must be above 0, got inf"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"weight_decay": NAN}, "weight_decay must be at least 0, got nan"),
+        ({"lr_drop_factor": 0.0}, r"lr_drop_factor must be in \(0, 1\], got 0.0"),
+        ({"lr_drops": (60, 60)}, "lr_drops must be growing .* got 60 60"),
+        ({"lr_drops": (0,)}, "lr_drops must be growing .* from 1 on, got 0"),
+        ({"method": "none"}, "sparsity must be 0 for method none, .* got 0.9"),
+        (
+            {"data_mirror": "http://x/", "dataset": "digits"},
+            "data_mirror must be left out for dataset digits",
+        ),
+        ({"data_mirror": "ftp://x/"}, "data_mirror must be an address that begins"),
+    ],
+)
+def test_values_no_run_can_have(values, message):
+    with pytest.raises(FisherpruneError, match=message):
+        TrainConfig(**values)
+
+
+def test_learning_rate_drops():
+    config = TrainConfig(lr=1.0, lr_drops=(2, 5), lr_drop_factor=0.5)
+    rates = [config.learning_rate(epoch) for epoch in range(7)]
+    assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("group, size", [(1, 256), (3, 258), (256, 256), (300, 300)])
+def test_scoring_batches_are_whole_groups(group, size):
+    assert TrainConfig(group_size=group).scoring_batch_size == size
+
+
+def test_batch_size_by_dataset():
+    assert TrainConfig().training_batch_size == 512
+    assert TrainConfig(dataset="digits").training_batch_size == 32
+    assert TrainConfig(batch_size=7).training_batch_size == 7
+    assert BATCH_SIZES.keys() == IMAGE_SIZES.keys()
+
+
+def test_every_field_is_an_option_with_its_default():
+    named = [name for group in cli.GROUPS.values() for name in group]
+    assert sorted(named) == sorted(field.name for field in fields(TrainConfig))
+    assert cli.parse([]) == (TrainConfig(), False)
+
+
+def test_options_fill_the_configuration():
+    command = (
+        "--method snip --sparsity 0.98 --scope layer --group-size 4 --epochs 3 --lr 0.1"
+        " --warmup-epochs 2 --bn-warmup --score-samples 9 --score-batch-size 8 --amp"
+        " --model vgg19 --dataset folder --data-dir d --image-size 48 --seed 7 --quiet"
+        " --train-samples 99 --batch-size 64 --momentum 0.5 --weight-decay 0"
+        " --lr-drops 5 9 --lr-drop-factor 0.1 --device cpu --output-dir o"
+    )
+    assert cli.parse(command.split()) == (
+        TrainConfig(
+            method="snip", sparsity=0.98, scope="layer", group_size=4, epochs=3, lr=0.1,
+            warmup_epochs=2, bn_warmup=True, score_samples=9, score_batch_size=8,
+            amp=True, model="vgg19", dataset="folder", data_dir="d", image_size=48,
+            seed=7, train_samples=99, batch_size=64, momentum=0.5, weight_decay=0.0,
+            lr_drops=(5, 9), lr_drop_factor=0.1, device="cpu", output_dir="o",
+        ),
+        True,
+    )  # fmt: skip
+    assert cli.parse(["--lr-drops"])[0].lr_drops == ()
+    assert cli.parse(["--method", "none"])[0].sparsity == 0
+
+
+def test_a_variant_keeps_the_defaults_by_dataset():
+    digits = TrainConfig(dataset="digits")
+    assert replace(digits, dataset="cifar10") == TrainConfig()
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(FisherpruneError, match="device cuda must be .* finds no CUDA"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(FisherpruneError, match="device cuda:2 .* has 2 CUDA devices"):
+        resolve_device("cuda:2")

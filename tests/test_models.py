@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from fisherprune import models
+from fisherprune.errors import FisherpruneError
+from fisherprune.models.resnet import PaddingShortcut
+
+COUNTS = {
+    "resnet18": 11_173_962,
+    "resnet20": 269_722,
+    "resnet34": 21_282_122,
+    "resnet50": 23_520_842,
+    "resnet101": 42_512_970,
+    "resnet152": 58_156_618,
+    "vgg11": 9_231_114,
+    "vgg13": 9_416_010,
+    "vgg16": 14_728_266,
+    "vgg19": 20_040_522,
+}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_parameter_counts(name):
+    with torch.device("meta"):
+        network = models.create(name)
+    assert sum(p.numel() for p in network.parameters()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "vgg11"])
+@pytest.mark.parametrize("size", [1, 8, 17, 32])
+def test_any_image_size_classes_and_channels(name, size):
+    network = models.create(name, num_classes=7, in_channels=1).eval()
+    with torch.no_grad():
+        assert network(torch.rand(2, 1, size, size)).shape == (2, 7)
+
+
+def test_names_that_filters_rely_on():
+    with torch.device("meta"):
+        resnet = dict(models.resnet50().named_parameters())
+        vgg = dict(models.vgg11().named_parameters())
+    assert resnet["layer1.0.shortcut.0.weight"].shape == (256, 64, 1, 1)
+    assert resnet["layer1.0.shortcut.1.weight"].shape == (256,)
+    for name, parameter in {**resnet, **vgg}.items():
+        norm = parameter.dim() == 1 and name.endswith("weight")
+        assert norm == ("bn" in name or "shortcut.1" in name) or "bias" in name
+    assert vgg["linear.weight"].shape == (10, 512)
+
+
+def test_feature_maps_halve_from_the_second_layer_on():
+    network = models.resnet20(in_channels=1).eval()
+    sizes = []
+    for layer in (network.layer1, network.layer2, network.layer3):
+        layer.register_forward_hook(lambda *a: sizes.append(tuple(a[2].shape[1:])))
+    network(torch.rand(1, 1, 32, 32))
+    assert sizes == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
+def test_padding_shortcut_keeps_every_other_pixel_between_zeros():
+    x = torch.rand(2, 4, 5, 5)
+    y = PaddingShortcut(4, 8, 2)(x)
+    assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
+    assert torch.equal(y[:, [0, 1, 6, 7]], torch.zeros(2, 4, 3, 3))
+
+
+def test_seed_decides_the_weights_and_leaves_the_global_state():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = (
+        models.create("resnet20", seed=s).state_dict() for s in (1, 1, 2)
+    )
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(FisherpruneError, match="one of resnet18, .*; got 'resnet19'"):
+        models.create("resnet19")

@@ -1,0 +1,69 @@
+import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from fisherprune import models
+from fisherprune.config import TrainConfig
+from fisherprune.errors import FisherpruneError
+from fisherprune.metrics import Metrics
+from fisherprune.runs import RunFolder, check_writable, environment
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(output_dir=str(tmp_path), dataset="digits")
+
+
+def test_no_two_runs_share_a_folder(config, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: RunFolder(config).path, range(16)))
+    names = {path.name for path in paths}
+    assert names == {f"digits-resnet18-fts-0.9-seed0-{n}" for n in range(1, 17)}
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_the_configuration_can_be_read_back(config):
+    content = json.loads((RunFolder(config).path / "config.json").read_text())
+    assert TrainConfig(**content) == config
+
+
+def test_each_epoch_is_a_row(config):
+    folder = RunFolder(config)
+    metrics = [Metrics(*(i + 0.1 * k for k in range(5))) for i in range(3)]
+    for epoch, (train, validation) in enumerate(
+        [(metrics[0], metrics[1]), (metrics[2], metrics[0])]
+    ):
+        folder.add_epoch(train=train, validation=validation, epoch=epoch, lr=0.5)
+    with (folder.path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for part, truth in (("train", metrics[2]), ("validation", metrics[0])):
+        got = {k: float(rows[1][f"{part}_{k}"]) for k in asdict(truth)}
+        assert got == asdict(truth)
+
+
+def test_weights_come_back_bit_for_bit(config):
+    folder, model = RunFolder(config), models.create("resnet20", seed=3)
+    folder.save_weights("last", model)
+    loaded = folder.load_weights("last")
+    state = model.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FisherpruneError, match="output_dir must be a folder .*file/x"):
+        check_writable(tmp_path / "file" / "x")
+    check_writable(tmp_path / "new" / "deep")
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+
+
+def test_environment_says_where_numbers_come_from():
+    facts = environment(torch.device("cpu"))
+    assert facts["torch"] == torch.__version__ and facts["device"]
+    assert facts["commit"] is None or len(facts["commit"].split("+")[0]) == 40

@@ -1,0 +1,322 @@
+import csv
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fisherprune as fp
+from fisherprune import models, train
+from fisherprune.augment import TrainingBatches
+from fisherprune.config import TrainConfig
+from fisherprune.errors import FisherpruneError
+from fisherprune.parts import load_parts
+from fisherprune.streams import stream
+from fisherprune.summary import LayerCount, count_layers, table
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny layers: threads only wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return TrainConfig(
+        model="resnet20",
+        dataset="digits",
+        image_size=8,
+        train_samples=65,
+        score_samples=20,
+        epochs=1,
+        device="cpu",
+        output_dir=str(tmp_path / "runs"),
+    )
+
+
+def rows(result):
+    """Return metrics.csv without the wall times."""
+    with (result.folder / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if k != "seconds"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def same_files(a, b, name):
+    return (a.folder / name).read_bytes() == (b.folder / name).read_bytes()
+
+
+def test_a_run_writes_everything_and_keeps_pruned_weights_at_zero(small, capsys):
+    result = train.run(replace(small, epochs=2, warmup_epochs=1, bn_warmup=True))
+    assert {p.name for p in result.folder.iterdir()} == {
+        "config.json",
+        "metrics.csv",
+        "masks.safetensors",
+        "last.safetensors",
+        "best.safetensors",
+        "results.json",
+    }
+    masks = fp.Masks.load(result.folder / "masks.safetensors")
+    assert masks.sparsity() == result.sparsity
+    assert result.kept == result.total - math.ceil(result.total * 9 / 10)
+    for name in ("last", "best"):
+        weights = load_file(result.folder / f"{name}.safetensors")
+        for key, mask in masks.items():
+            assert torch.equal(weights[key] != 0, mask)
+    assert [row["phase"] for row in rows(result)] == ["warmup", "train", "train"]
+    assert capsys.readouterr().out.count(" epoch ") == 3
+    saved = json.loads((result.folder / "results.json").read_text())
+    assert saved["test"]["best"]["accuracy"] == result.best.accuracy
+    assert saved["sparsity"] == result.sparsity
+    assert saved["layers"]["layer1.0.conv1.weight"]["total"] == 16 * 16 * 9
+    assert saved["environment"]["torch"] == torch.__version__
+    assert TrainConfig(**saved["config"]) == result.config
+
+
+def test_the_best_weights_are_those_of_the_best_validation(small):
+    result = train.run(replace(small, epochs=3, lr=0.05, train_samples=300), quiet=True)
+    accuracies = [float(row["validation_accuracy"]) for row in rows(result)]
+    assert result.best_epoch == accuracies.index(max(accuracies)) + 1
+    parts = load_parts(result.config, CPU, True)
+    network = models.create("resnet20", 10, 1)
+    network.load_state_dict(load_file(result.folder / "best.safetensors"))
+    validation = train.evaluate(network, parts.validation, "", True)
+    assert validation.accuracy == max(accuracies)
+    assert train.evaluate(network, parts.test, "", True) == result.best
+    network.load_state_dict(load_file(result.folder / "last.safetensors"))
+    assert train.evaluate(network, parts.test, "", True) == result.last
+
+
+def test_equal_seeds_give_equal_bits_and_leave_the_global_state(small):
+    torch.manual_seed(1)
+    expected = torch.random.get_rng_state()
+    first = train.run(small, quiet=True)
+    assert torch.equal(torch.random.get_rng_state(), expected)
+    torch.manual_seed(2)
+    second = train.run(small, quiet=True)
+    other = train.run(replace(small, seed=1), quiet=True)
+    assert rows(first) == rows(second) and first.last == second.last
+    for name in ("last.safetensors", "best.safetensors", "masks.safetensors"):
+        assert same_files(first, second, name)
+        assert not same_files(first, other, name)
+    assert first.folder != second.folder
+
+
+def test_the_method_moves_neither_initialization_nor_order(small):
+    # At sparsity 0 nothing is removed, so every method is the dense baseline.
+    dense = train.run(replace(small, method="none", sparsity=0.0), quiet=True)
+    scored = train.run(replace(small, sparsity=0.0), quiet=True)
+    random = train.run(replace(small, method="random", sparsity=0.0), quiet=True)
+    assert rows(dense) == rows(scored) == rows(random)
+    assert same_files(dense, scored, "last.safetensors")
+    assert not (dense.folder / "masks.safetensors").exists()
+    assert dense.sparsity == 0
+
+
+def test_scoring_data_do_not_move_the_training(small):
+    parts = [
+        load_parts(replace(small, score_samples=n), CPU, True) for n in (10, 30, None)
+    ]
+    assert [len(p.scoring) for p in parts] == [10, 30, 65]
+    assert all(torch.equal(p.train.images, parts[0].train.images) for p in parts)
+    everything = parts[2]
+    assert torch.equal(
+        everything.scoring.images.flatten(1).long().sum(1).sort().values,
+        everything.train.images.flatten(1).long().sum(1).sort().values,
+    )
+
+
+def test_scoring_sees_plain_training_images_in_eval_mode(small, monkeypatch):
+    seen = {}
+
+    def spy(model, batches, criterion, **options):
+        seen.update(options, x=torch.cat([x for x, _ in batches]))
+        return fp.score(model, batches, criterion, **options)
+
+    monkeypatch.setattr(train, "score", spy)
+    train.run(replace(small, epochs=0, group_size=3), quiet=True)
+    parts = load_parts(small, CPU, True)
+    assert torch.equal(seen["x"], parts.scoring.normalize(parts.scoring.images))
+    assert seen["group_size"] == 3
+
+
+def test_no_epochs_test_the_pruned_network(small):
+    result = train.run(replace(small, epochs=0), quiet=True)
+    assert result.best == result.last and result.best_epoch == 0
+    assert same_files(result, result, "last.safetensors")
+    assert round(result.sparsity, 3) == 0.9
+
+
+def test_batchnorm_warmup_measures_exact_statistics(small):
+    parts = load_parts(small, CPU, True)
+    network = models.create("resnet20", 10, 1, seed=0)
+    before = {k: v.clone() for k, v in network.named_parameters()}
+    seen = []
+    network.conv1.register_forward_hook(lambda *a: seen.append(a[2].double()))
+    train.measure_batchnorm(
+        replace(small, batch_size=65), network, parts.train, quiet=True
+    )
+    assert all(torch.equal(v, before[k]) for k, v in network.named_parameters())
+    assert {m.momentum for m in network.modules() if hasattr(m, "momentum")} == {0.1}
+    (output,) = seen
+    assert torch.allclose(
+        network.bn1.running_mean.double(), output.mean((0, 2, 3)), atol=1e-6
+    )
+    variance = output.transpose(0, 1).flatten(1).var(1)
+    assert torch.allclose(network.bn1.running_var.double(), variance, rtol=1e-4)
+
+
+def test_warmup_goes_before_the_mask(small):
+    warm = replace(small, warmup_epochs=1, epochs=0)
+    a, b = (train.run(replace(warm, method=m), quiet=True) for m in ("snip", "random"))
+    assert rows(a) == rows(b)
+    assert not same_files(a, b, "masks.safetensors")
+
+
+def test_a_last_batch_of_one_image_trains(small):
+    # 65 images by 32: at 8x8 pixels BatchNorm would see single values in layer4.
+    result = train.run(replace(small, model="vgg11", score_samples=10), quiet=True)
+    assert math.isfinite(result.last.loss)
+
+
+def test_amp_trains_in_bfloat16(small):
+    plain, amp = (
+        train.run(replace(small, method="magnitude", amp=amp), quiet=True)
+        for amp in (False, True)
+    )
+    assert same_files(plain, amp, "masks.safetensors")
+    assert rows(plain) != rows(amp)
+    losses = [float(rows(result)[0]["train_loss"]) for result in (plain, amp)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_written(small, tmp_path):
+    with pytest.raises(FisherpruneError, match="loss must stay finite, got (nan|inf)"):
+        train.run(replace(small, epochs=9, lr=1e30), quiet=True)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "masks.safetensors").exists()
+    text = (folder / "metrics.csv").read_text()
+    assert "nan" in text or "inf" in text
+
+
+def test_pruned_weights_that_moved_are_noticed(small):
+    network = models.create("resnet20", 10, 1, seed=0)
+    masks = fp.select_masks(fp.score(network, [], "magnitude"), 0.5)
+    with pytest.raises(AssertionError, match="pruned weights of conv1.weight are not"):
+        train.check_pruned_are_zero(network, masks)
+    masks.apply_(network)
+    train.check_pruned_are_zero(network, masks)
+    counts = count_layers(fp.prunable_parameters(network))
+    assert {c.name: c.kept for c in counts} == {n: int(m.sum()) for n, m in masks.items()}
+
+
+def test_collapsed_and_starved_layers_are_warned_of(small):
+    result = train.run(replace(small, epochs=0), quiet=True)
+    layers = (
+        LayerCount("first", 8, 8, 80),
+        LayerCount("second", 8, 7, 80),
+        LayerCount("third", 8, 0, 80),
+    )
+    result = replace(result, layers=layers)
+    assert result.warnings == (
+        "second keeps 7 weights for 8 outputs: some outputs are constant",
+        "third has collapsed: none of its 80 weights kept",
+    )
+    text = table(result)
+    assert text.count("warning: ") == 2 and "0.0875" in text and "15 of 240" in text
+
+
+def test_order_and_augmentation_streams_are_named_apart(small):
+    parts = load_parts(small, CPU, True)
+    batches = TrainingBatches(parts.train, 8, stream(0, "a"), stream(0, "b"))
+    first = torch.cat([y for _, y in batches])
+    assert torch.equal(first.sort().values, parts.train.labels.sort().values)
+
+
+SMALL_COMMAND = (
+    "--dataset digits --model resnet20 --image-size 8 --train-samples 40 "
+    "--score-samples 10 --epochs 1 --device cpu"
+).split()
+
+
+def test_command_line(tmp_path, capsys):
+    command = [*SMALL_COMMAND, "--output-dir", str(tmp_path), "--quiet"]
+    assert train.main(command) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and " epoch 1/1" not in out
+    for part in ("density", "sparsity of the trained weights 0.9000", "last epoch"):
+        assert part in out
+    (folder,) = tmp_path.iterdir()
+    assert f"written to {folder}" in out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--sparsity 2", "sparsity must be a number in [0, 1], got 2.0"),
+        ("--sparsity much", "argument --sparsity: invalid float value: 'much'"),
+        ("--epoch 2", "unrecognized arguments: --epoch 2"),
+        ("--method obd", "method must be one of none, random"),
+        ("--device cuda:99", "device cuda:99 must be present"),
+        ("--train-samples 5000", "train_samples must be from 1 to the 1149 training"),
+        ("--score-samples 41", "score_samples must be from 1 to the 40 training"),
+        ("--dataset folder --data-dir /nowhere", "/nowhere/train must be a folder"),
+        ("--output-dir /dev/null/x", "output_dir must be a folder that can be written"),
+        ("--lr 1e30 --epochs 9", "training: the loss must stay finite"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*SMALL_COMMAND, *options.split()]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("fisherprune.train: error: ") and message in err
+    assert err.count("\n") == 1 and "Traceback" not in out + err
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "fisherprune.train", "--epochs", "-3"]
+    source = Path(train.__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=source)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "fisherprune.train: error: epochs must be at least 0, got -3\n"
+    )
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupt)
+    assert train.main([]) == 130
+    assert capsys.readouterr().err == "fisherprune.train: interrupted\n"
+
+
+def test_out_of_memory_is_a_mistake_too(monkeypatch, capsys):
+    def exhaust(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMuch detail")
+
+    monkeypatch.setattr(train, "run", exhaust)
+    assert train.main([]) == 2
+    err = capsys.readouterr().err
+    assert "CUDA out of memory.; a smaller --batch-size" in err and "detail" not in err
+
+
+def test_help_names_groups_and_defaults(capsys):
+    with pytest.raises(SystemExit) as left:
+        train.main(["--help"])
+    out = capsys.readouterr().out
+    assert left.value.code == 0
+    for part in ("mask:", "training:", "(default: fts)", "(default: 60 120)", "folder"):
+        assert part in out
