@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "cpu/capability.h"
+
 #ifndef FISHERPRUNE_CUDA_VERSION
 #define FISHERPRUNE_CUDA_VERSION ""
 #endif
@@ -13,24 +15,14 @@
 #define FISHERPRUNE_TORCH_VERSION ""
 #endif
 
-namespace {
-
-// The widest vector instructions of this processor that the kernels know.
-std::string cpu_capability() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return "avx512";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-  return "portable";
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the compiled kernels of fisherprune.";
   m.attr("cuda_version") = FISHERPRUNE_CUDA_VERSION;    // "" = built without CUDA
   m.attr("cuda_archs") = FISHERPRUNE_CUDA_ARCHS;        // as in TORCH_CUDA_ARCH_LIST
   m.attr("torch_version") = FISHERPRUNE_TORCH_VERSION;  // the torch it was built with
   m.attr("compiler") = __VERSION__;
-  m.def("cpu_capability", &cpu_capability, "avx512, avx2 or portable");
+  m.def(
+      "cpu_capability",
+      [] { return std::string(name_of(fisherprune::cpu_capability())); },
+      "avx512, avx2 or portable");
 }
