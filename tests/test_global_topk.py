@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from fisherprune import ops, reference
+from fisherprune import FisherpruneError, ops, reference
 
 SIZES = [1, 17, 3_000, 300_007]  # the last is sampled, the others collected as they are
 
@@ -142,7 +142,7 @@ def test_nonfinite_entries_are_counted_per_tensor(n, keep):
     nonfinite = torch.ops.fisherprune.global_topk(scores, keep)[2]
     assert nonfinite.tolist() == [0, 1, n // 2, n]
     message = rf"scores\[1\] must be finite, 1 of {n} entries are NaN or infinite"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(FisherpruneError, match=message):
         ops.global_topk(scores, keep)
 
 
