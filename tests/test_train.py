@@ -218,7 +218,9 @@ def test_pruned_weights_that_moved_are_noticed(small):
     masks.apply_(network)
     train.check_pruned_are_zero(network, masks)
     counts = count_layers(fp.prunable_parameters(network))
-    assert {c.name: c.kept for c in counts} == {n: int(m.sum()) for n, m in masks.items()}
+    assert {c.name: c.kept for c in counts} == {
+        n: int(m.sum()) for n, m in masks.items()
+    }
 
 
 def test_collapsed_and_starved_layers_are_warned_of(small):
