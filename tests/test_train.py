@@ -154,7 +154,7 @@ def test_scoring_sees_plain_training_images_in_eval_mode(small, monkeypatch):
 def test_no_epochs_test_the_pruned_network(small):
     result = train.run(replace(small, epochs=0), quiet=True)
     assert result.best == result.last and result.best_epoch == 0
-    assert same_files(result, result, "last.safetensors")
+    assert not (result.folder / "metrics.csv").exists()
     assert round(result.sparsity, 3) == 0.9
 
 
@@ -185,7 +185,8 @@ def test_warmup_goes_before_the_mask(small):
 
 
 def test_a_last_batch_of_one_image_trains(small):
-    # 65 images by 32: at 8x8 pixels BatchNorm would see single values in layer4.
+    # 65 images by 32: at 8x8 pixels the last stages have one position, so a
+    # batch of one would give BatchNorm a single value.
     result = train.run(replace(small, model="vgg11", score_samples=10), quiet=True)
     assert math.isfinite(result.last.loss)
 
@@ -218,7 +219,9 @@ def test_pruned_weights_that_moved_are_noticed(small):
     masks.apply_(network)
     train.check_pruned_are_zero(network, masks)
     counts = count_layers(fp.prunable_parameters(network))
-    assert {c.name: c.kept for c in counts} == {n: int(m.sum()) for n, m in masks.items()}
+    assert {c.name: c.kept for c in counts} == {
+        n: int(m.sum()) for n, m in masks.items()
+    }
 
 
 def test_collapsed_and_starved_layers_are_warned_of(small):
@@ -316,7 +319,7 @@ def test_out_of_memory_is_a_mistake_too(monkeypatch, capsys):
 def test_help_names_groups_and_defaults(capsys):
     with pytest.raises(SystemExit) as left:
         train.main(["--help"])
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert left.value.code == 0
     for part in ("mask:", "training:", "(default: fts)", "(default: 60 120)", "folder"):
         assert part in out
