@@ -4,25 +4,13 @@
 #include <string>
 
 #include "build_facts.h"  // written by setup.py
+#include "cpu/capability.h"
 
 #ifdef __clang__
 #define COMPILER "clang"
 #else
 #define COMPILER "gcc"
 #endif
-
-namespace {
-
-// The widest vector instructions of this processor that the kernels know.
-std::string cpu_capability() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return "avx512";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-  return "portable";
-}
-
-}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the compiled kernels of fisherprune.";
@@ -31,5 +19,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = FISHERPRUNE_TORCH_VERSION;  // the torch it was built with
   m.attr("source_hash") = FISHERPRUNE_SOURCE_HASH;      // of csrc/, see sources.py
   m.attr("compiler") = COMPILER " " __VERSION__;
-  m.def("cpu_capability", &cpu_capability, "avx512, avx2 or portable");
+  m.def(
+      "cpu_capability",
+      [] { return std::string(name_of(fisherprune::cpu_capability())); },
+      "avx512, avx2 or portable");
 }

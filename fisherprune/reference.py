@@ -30,6 +30,8 @@ def grad_moments(
     group_size: int = 1,
 ) -> None:
     """Materialize the per-sample gradients, average by group, add, square and add."""
+    if input.numel() == 0 or grad.numel() == 0:
+        return  # no samples or only zero gradients: nothing to add
     input, grad = input.to(sum.dtype), grad.to(sum.dtype)
     if sum.dim() == 2:
         per_sample = torch.einsum(

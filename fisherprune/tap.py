@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from fisherprune.contributions import Contribution
 from fisherprune.errors import FisherpruneError
@@ -95,8 +96,13 @@ class LayerTap(TorchFunctionMode):
         """
         watched = list(self.parameters.values())
         inputs = [self.anchor, *watched]
-        with self:  # layers that are recomputed must be tapped like the first time
+        try:
             outside = torch.autograd.grad(loss, inputs, allow_unused=True)
+        except CheckpointError:
+            raise FisherpruneError(
+                "gradient_moments: activation checkpointing runs layers again, untapped;"
+                " switch it off for scoring"
+            ) from None
         for name, grad in zip(self.parameters, outside[1:], strict=True):
             if grad is not None:
                 raise FisherpruneError(

@@ -1,0 +1,194 @@
+#include "grad_moments_plan.h"
+
+#include <algorithm>
+
+#include "tuning.h"
+
+namespace fisherprune {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Where convolution groups have few outputs, most lanes would idle over outputs: they
+// go over the groups instead.
+Operand choose_operand(const ConvShape& s, int64_t lanes) {
+  if (s.groups == 1 || s.group_outputs() > lanes / 2) return Operand::broadcast;
+  const int64_t idle_outputs = round_up(s.group_outputs(), lanes) * s.groups;
+  const int64_t idle_groups = round_up(s.groups, lanes) * s.group_outputs();
+  return idle_groups < idle_outputs ? Operand::lanes : Operand::broadcast;
+}
+
+void add_column(Plan& plan, ColumnOfTiles column, int64_t lanes) {
+  column.vectors = ceil_div(column.lanes, lanes);
+  column.grad_lane = plan.packed_lanes;
+  plan.packed_lanes += column.vectors * lanes;
+  plan.columns.push_back(column);
+}
+
+void columns_over_outputs(Plan& plan, const Microkernels& kernels) {
+  const ConvShape& s = plan.shape;
+  const int64_t width = kernels.lanes * kernels.max_vectors;
+  plan.input_lanes = 1;
+  plan.input_rows = s.channels;
+  for (int64_t g = 0; g < s.groups; ++g)
+    for (int64_t o = 0; o < s.group_outputs(); o += width)
+      add_column(plan,
+                 {g * s.group_outputs() + o, 1, std::min(width, s.group_outputs() - o),
+                  0, g * s.group_channels(), 0},
+                 kernels.lanes);
+}
+
+void columns_over_groups(Plan& plan, const Microkernels& kernels) {
+  const ConvShape& s = plan.shape;
+  plan.input_lanes = kernels.lanes;
+  plan.input_rows = ceil_div(s.groups, kernels.lanes) * s.group_channels();
+  for (int64_t g = 0; g < s.groups; g += kernels.lanes)
+    for (int64_t o = 0; o < s.group_outputs(); ++o)
+      add_column(plan,
+                 {g * s.group_outputs() + o, s.group_outputs(),
+                  std::min<int64_t>(kernels.lanes, s.groups - g), 0,
+                  g / kernels.lanes * s.group_channels(), 0},
+                 kernels.lanes);
+}
+
+// Cuts samples of which one column's gradient alone would leave the cache.
+void choose_units(Plan& plan, int64_t lanes_of_tile) {
+  const ConvShape& s = plan.shape;
+  const int64_t row_bytes = s.out_width * lanes_of_tile * 4;
+  plan.unit_rows = std::clamp<int64_t>(tuning::kGradBytes / row_bytes, 1, s.out_height);
+  plan.units_per_sample = ceil_div(s.out_height, plan.unit_rows);
+  plan.units = s.samples * plan.units_per_sample;
+}
+
+// As many samples as the caches hold, in blocks of equal size, and whole groups where
+// one fits.
+void choose_block(Plan& plan, int64_t lanes_of_tile) {
+  plan.block_units = 1;
+  if (plan.units_per_sample > 1) return;
+  const ConvShape& s = plan.shape;
+  const int64_t positions = s.positions();
+  const int64_t grad_bytes = positions * lanes_of_tile * 4;
+  const int64_t pack_bytes = (positions * plan.packed_lanes +
+                              plan.plane() * plan.input_rows * plan.input_lanes) *
+                             4;
+  const int64_t most = std::clamp<int64_t>(
+      std::min(tuning::kGradBytes / grad_bytes, tuning::kPackBytes / pack_bytes), 1,
+      s.samples);
+  const int64_t equal = ceil_div(s.samples, ceil_div(s.samples, most));
+  const int64_t group = std::min(s.group_size, s.samples);
+  plan.block_units = equal;
+  if (group <= most)
+    plan.block_units = std::min(round_up(equal, group), most / group * group);
+}
+
+// In a packed input, one output position further is this many rows or columns: kernels
+// of one row or column leave out what the stride skips.
+int64_t step(int64_t kernel, int64_t stride) { return kernel == 1 ? 1 : stride; }
+
+void fill_base(Plan& plan) {
+  const ConvShape& s = plan.shape;
+  const int64_t cols = plan.input_window(0).cols;
+  for (int64_t c = 0; c < s.group_channels(); ++c)
+    for (int64_t y = 0; y < s.kernel_h; ++y)
+      for (int64_t x = 0; x < s.kernel_w; ++x)
+        plan.base.push_back((c * plan.input_stride() + y * s.dilation_h * cols +
+                             x * s.dilation_w) *
+                            plan.input_lanes);
+}
+
+void fill_offset(Plan& plan) {
+  const ConvShape& s = plan.shape;
+  const int64_t row = plan.input_window(0).cols * step(s.kernel_h, s.stride_h);
+  for (int64_t unit = 0; unit < plan.block_units; ++unit)
+    for (int64_t p = 0; p < plan.unit_rows; ++p)
+      for (int64_t q = 0; q < s.out_width; ++q)
+        plan.offset.push_back(static_cast<int32_t>(
+            (unit * plan.plane() + p * row + q * step(s.kernel_w, s.stride_w)) *
+            plan.input_lanes));
+}
+
+}  // namespace
+
+int64_t Plan::rows_of(int64_t unit) const {
+  const int64_t first = unit % units_per_sample * unit_rows;
+  return std::min(unit_rows, shape.out_height - first);
+}
+
+int64_t Plan::positions_of(Block block) const {
+  int64_t rows = 0;
+  for (int64_t u = block.first; u < block.last; ++u) rows += rows_of(u);
+  return rows * shape.out_width;
+}
+
+Window Plan::input_window(int64_t unit) const {
+  const ConvShape& s = shape;
+  const int64_t first = unit % units_per_sample * unit_rows;
+  const int64_t row_step = step(s.kernel_h, s.stride_h);
+  const int64_t col_step = step(s.kernel_w, s.stride_w);
+  return {first * s.stride_h - s.pad_h,
+          -s.pad_w,
+          (rows_of(unit) - 1) * row_step + (s.kernel_h - 1) * s.dilation_h + 1,
+          (s.out_width - 1) * col_step + (s.kernel_w - 1) * s.dilation_w + 1,
+          s.kernel_h == 1 ? s.stride_h : 1,
+          s.kernel_w == 1 ? s.stride_w : 1};
+}
+
+Window Plan::grad_window(int64_t unit) const {
+  return {unit % units_per_sample * unit_rows, 0, rows_of(unit), shape.out_width, 1, 1};
+}
+
+int64_t Plan::plane() const { return input_window(0).size(); }
+
+Block Plan::block_at(int64_t first) const {
+  return {first, std::min(first + block_units, units)};
+}
+
+std::vector<Run> Plan::runs_of(Block block) const {
+  std::vector<Run> runs;
+  const int64_t group = std::min(shape.group_size, shape.samples);
+  // One position a sample and groups of one: the block's samples are all summed alike.
+  const int64_t group_units = products ? units : group * units_per_sample;
+  int64_t at = 0;
+  for (int64_t u = block.first; u < block.last;) {
+    const int64_t begun = u / group_units * group_units;
+    const int64_t complete = std::min(begun + group_units, units);
+    const int64_t stop = std::min(complete, block.last);
+    const int64_t end = at + positions_of({u, stop});
+    const int64_t members = (complete - begun) / units_per_sample;
+    bool continues = u > begun;
+    while (at < end) {
+      const int64_t next = std::min(at + tuning::kRunPositions, end);
+      const bool finishes = next == end && stop == complete;
+      runs.push_back({static_cast<int32_t>(at), static_cast<int32_t>(next),
+                      products ? 1.f : 1.f / static_cast<float>(members),
+                      continues && !products, finishes || products});
+      continues = true;
+      at = next;
+    }
+    u = stop;
+  }
+  return runs;
+}
+
+Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
+  Plan plan{};
+  plan.shape = shape;
+  plan.operand = choose_operand(shape, kernels.lanes);
+  plan.products = shape.positions() == 1 && shape.group_size == 1;
+  if (plan.operand == Operand::broadcast)
+    columns_over_outputs(plan, kernels);
+  else
+    columns_over_groups(plan, kernels);
+  const int64_t lanes_of_tile = plan.columns[0].vectors * kernels.lanes;
+  choose_units(plan, lanes_of_tile);
+  choose_block(plan, lanes_of_tile);
+  fill_base(plan);
+  fill_offset(plan);
+  for (int64_t u = 0; u < plan.units; u += plan.block_units)
+    for (const Run& run : plan.runs_of(plan.block_at(u)))
+      plan.carries |= run.continues || !run.finishes;
+  return plan;
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,68 @@
+// How grad_moments cuts one call: into blocks of samples (or of rows of one large
+// image), columns of tiles and runs of positions. Depends on the shape and the vector
+// instructions alone.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../grad_moments.h"
+#include "microkernel.h"
+
+namespace fisherprune {
+
+// What is read of one sample: h = h0 + i * row_step and w = w0 + j * col_step for row i
+// and column j; zero outside of the image.
+struct Window {
+  int64_t h0, w0, rows, cols, row_step, col_step;
+  int64_t size() const { return rows * cols; }
+};
+
+// One tile wide (up to kTileLanes lanes), all rows of the patch high: the outputs
+// first_output + i * output_step, whose inputs begin at first_channel.
+struct ColumnOfTiles {
+  int64_t first_output, output_step;
+  int64_t lanes;      // that hold an output
+  int64_t vectors;    // that are computed
+  int64_t input_row;  // row of the packed input where its channels begin
+  int64_t grad_lane;  // lanes of the columns before it
+};
+
+// The units [first, last) of one block. A unit is one sample, or a few output rows of
+// one sample where a whole one would leave the cache.
+struct Block {
+  int64_t first, last;
+  int64_t units() const { return last - first; }
+};
+
+struct Plan {
+  ConvShape shape;
+  Operand operand;
+  bool products;  // one position a sample, groups of one: G = d a, G^2 = d^2 a^2
+  bool carries;   // some group does not end in the run in which it began
+
+  int64_t unit_rows;         // output rows of a unit
+  int64_t units_per_sample;  // 1 unless samples are cut
+  int64_t units;             // in all
+  int64_t block_units;       // at most, in one block
+  int64_t packed_lanes;      // of the gradient, all columns
+  int64_t input_lanes;       // floats of one packed input: 1, or a vector of channels
+  int64_t input_rows;        // packed channels, all groups
+
+  std::vector<ColumnOfTiles> columns;
+  std::vector<int64_t> base;    // of each row of the patch, in the packed input
+  std::vector<int32_t> offset;  // of each position of a block, in the packed input
+
+  int64_t rows_of(int64_t unit) const;       // output rows of this unit
+  int64_t positions_of(Block block) const;   // of all its units
+  Window input_window(int64_t unit) const;
+  Window grad_window(int64_t unit) const;
+  int64_t plane() const;                     // floats of one packed input channel
+  int64_t input_stride() const { return plane() * block_units; }
+  Block block_at(int64_t first) const;
+  std::vector<Run> runs_of(Block block) const;
+};
+
+Plan plan_of(const ConvShape& shape, const Microkernels& kernels);
+
+}  // namespace fisherprune

@@ -1,0 +1,43 @@
+// 16-bit floats by their bits: exact, free of torch, and loops over them vectorize.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace fisherprune {
+
+struct Float16 {
+  uint16_t bits;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float float_of_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(BFloat16 value) {
+  return float_of_bits(static_cast<uint32_t>(value.bits) << 16);
+}
+
+inline float to_float(Float16 value) {
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  const uint32_t rebias = (127 - 15) << 23;
+  uint32_t bits = (magnitude << 13) + rebias;
+  if (magnitude >= 0x7c00u) bits += rebias;  // infinity and NaN
+  if (magnitude < 0x0400u) {
+    // Below the normal range: the magnitude counts steps of 2^-24.
+    const float exact = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
+    std::memcpy(&bits, &exact, sizeof bits);
+  }
+  return float_of_bits(bits | sign);
+}
+
+}  // namespace fisherprune

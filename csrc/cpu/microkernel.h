@@ -1,0 +1,61 @@
+// The vector code of grad_moments: one source (microkernel_body.h), compiled for each
+// set of vector instructions, chosen at run time. Free of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "capability.h"
+
+namespace fisherprune {
+
+// Consecutive positions of one group of samples, summed in registers. A group that is
+// cut into several runs waits in the carry tile.
+struct Run {
+  int32_t begin, end;  // positions of the block
+  float scale;         // 1 / |j|
+  bool continues;      // the carry holds what came before in this group
+  bool finishes;       // the group is complete: scale, square, add
+};
+
+// What all micro-tiles of one column share.
+struct Column {
+  const float* input;      // packed; a row of the patch and a position give an address
+  const float* grad;       // packed, [positions][lanes]
+  const int32_t* offset;   // of each position, into input
+  const Run* runs;
+  int64_t run_count;
+};
+
+// Multiplies R rows of the patch, whose addresses are input + base[r] + offset[t], by
+// all lanes, run by run: G = scale * sum_t input * grad, sum += G, sum_sq += G * G on
+// tiles of [R][lanes]. Without a sum_sq (null) only sums.
+using MicroTile = void (*)(const Column&, const int64_t* base, float* sum,
+                           float* sum_sq, float* carry);
+
+struct MicroTileOf {
+  int rows;
+  MicroTile run;
+};
+
+enum class Operand {
+  broadcast,  // lanes are outputs: every lane meets the same input
+  lanes,      // lanes are convolution groups: every lane has its own input
+};
+
+struct Microkernels {
+  int lanes;        // floats of one vector
+  int max_vectors;  // vectors of one micro-tile
+  // By the number of vectors, 1 to max_vectors.
+  MicroTileOf tall[5], brief[5];
+  MicroTileOf depthwise;  // one vector
+  // to[c * to_stride + r] = from[r * from_stride + c]
+  void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t cols,
+                    float* to, int64_t to_stride);
+  // to[c * to_stride + r] += from[r * from_stride + c]
+  void (*add_transposed)(const float* from, int64_t from_stride, int64_t rows,
+                         int64_t cols, float* to, int64_t to_stride);
+};
+
+const Microkernels& microkernels(Capability capability);
+
+}  // namespace fisherprune

@@ -1,0 +1,178 @@
+"""Named layer shapes for the tests of grad_moments, plain data for every device.
+
+A case is the keyword arguments of `make`: a convolution where ``size`` is given, a
+linear layer where ``positions`` is (its shape between samples and features, may be ()).
+"""
+
+from __future__ import annotations
+
+import torch
+
+CASES: dict[str, dict] = {
+    # convolutions
+    "plain_3x3": dict(n=3, c=4, o=8, size=(6, 5), kernel=(3, 3), padding=(1, 1)),
+    "first_layer": dict(n=3, c=3, o=64, size=(9, 9), kernel=(3, 3), padding=(1, 1)),
+    "many_outputs": dict(n=2, c=5, o=130, size=(5, 5), kernel=(3, 3), padding=(1, 1)),
+    "many_channels": dict(n=2, c=70, o=12, size=(4, 4), kernel=(3, 3), padding=(1, 1)),
+    "odd_channels": dict(n=4, c=17, o=3, size=(5, 7), kernel=(2, 3), padding=(1, 0)),
+    "one_channel": dict(n=3, c=1, o=1, size=(5, 5), kernel=(3, 3)),
+    "no_padding": dict(n=2, c=3, o=17, size=(7, 6), kernel=(3, 2)),
+    "wide_padding": dict(n=2, c=2, o=5, size=(3, 4), kernel=(3, 3), padding=(3, 2)),
+    "stride_2": dict(
+        n=3, c=6, o=20, size=(9, 8), kernel=(3, 3), stride=(2, 2), padding=(1, 1)
+    ),
+    "stride_3_1": dict(n=2, c=3, o=9, size=(11, 6), kernel=(3, 3), stride=(3, 1)),
+    "dilation": dict(
+        n=2, c=3, o=7, size=(9, 10), kernel=(3, 3), padding=(2, 1), dilation=(2, 3)
+    ),
+    "everything_uneven": dict(
+        n=5,
+        c=6,
+        o=10,
+        size=(13, 9),
+        kernel=(3, 2),
+        stride=(2, 3),
+        padding=(2, 1),
+        dilation=(3, 2),
+        groups=2,
+        group_size=2,
+    ),
+    "pointwise": dict(n=3, c=19, o=33, size=(4, 5), kernel=(1, 1)),
+    "pointwise_stride_2": dict(
+        n=3, c=10, o=18, size=(7, 8), kernel=(1, 1), stride=(2, 2)
+    ),
+    "pointwise_padded": dict(n=2, c=3, o=4, size=(3, 3), kernel=(1, 1), padding=(1, 2)),
+    "rows_1x7": dict(n=2, c=2, o=6, size=(3, 12), kernel=(1, 7), padding=(0, 3)),
+    "large_kernel": dict(n=2, c=3, o=6, size=(12, 12), kernel=(7, 7), stride=(2, 2)),
+    "one_position": dict(n=5, c=6, o=40, size=(3, 3), kernel=(3, 3)),
+    "few_positions": dict(n=6, c=9, o=65, size=(2, 2), kernel=(3, 3), padding=(1, 1)),
+    "one_sample": dict(n=1, c=5, o=6, size=(5, 5), kernel=(3, 3), padding=(1, 1)),
+    "zero_samples": dict(n=0, c=3, o=4, size=(5, 5), kernel=(3, 3)),
+    "zero_positions": dict(n=3, c=3, o=4, size=(2, 2), kernel=(3, 3)),
+    "zero_outputs": dict(n=2, c=3, o=0, size=(4, 4), kernel=(3, 3)),
+    "zero_channels": dict(n=2, c=0, o=3, size=(4, 4), kernel=(3, 3)),
+    "grouped": dict(
+        n=3, c=12, o=15, size=(6, 6), kernel=(3, 3), padding=(1, 1), groups=3
+    ),
+    "grouped_wide": dict(
+        n=2, c=34, o=72, size=(5, 5), kernel=(3, 3), padding=(1, 1), groups=2
+    ),
+    "depthwise": dict(
+        n=3, c=37, o=37, size=(6, 7), kernel=(3, 3), padding=(1, 1), groups=37
+    ),
+    "depthwise_stride_2": dict(
+        n=2,
+        c=18,
+        o=18,
+        size=(7, 7),
+        kernel=(3, 3),
+        stride=(2, 2),
+        padding=(1, 1),
+        groups=18,
+        group_size=2,
+    ),
+    "depthwise_multiplier": dict(
+        n=3, c=9, o=18, size=(5, 5), kernel=(3, 3), padding=(1, 1), groups=9
+    ),
+    "groups_reduce": dict(
+        n=2, c=20, o=10, size=(5, 5), kernel=(3, 3), padding=(1, 1), groups=10
+    ),
+    # groups of samples
+    "group_of_2": dict(
+        n=6, c=4, o=9, size=(5, 5), kernel=(3, 3), padding=(1, 1), group_size=2
+    ),
+    "group_remainder": dict(
+        n=7, c=4, o=9, size=(5, 5), kernel=(3, 3), padding=(1, 1), group_size=3
+    ),
+    "group_of_all": dict(
+        n=5, c=4, o=9, size=(5, 5), kernel=(3, 3), padding=(1, 1), group_size=5
+    ),
+    "group_beyond_all": dict(
+        n=5, c=4, o=9, size=(5, 5), kernel=(3, 3), padding=(1, 1), group_size=64
+    ),
+    "group_one_position": dict(
+        n=7, c=8, o=33, size=(3, 3), kernel=(3, 3), group_size=4
+    ),
+    # large enough for several blocks of samples, with groups that straddle them
+    "many_samples": dict(
+        n=65, c=8, o=66, size=(12, 12), kernel=(3, 3), padding=(1, 1), group_size=9
+    ),
+    "large_group": dict(
+        n=60, c=3, o=65, size=(24, 24), kernel=(3, 3), padding=(1, 1), group_size=59
+    ),
+    "large_image": dict(n=2, c=2, o=9, size=(191, 191), kernel=(2, 2)),
+    "large_image_group": dict(
+        n=3, c=1, o=9, size=(370, 190), kernel=(3, 3), stride=(2, 1), group_size=2
+    ),
+    "many_samples_few_positions": dict(
+        n=600, c=7, o=20, size=(2, 2), kernel=(3, 3), padding=(1, 1)
+    ),
+    # linear layers
+    "linear": dict(n=9, c=21, o=37, positions=()),
+    "linear_one": dict(n=1, c=1, o=1, positions=()),
+    "linear_wide": dict(n=300, c=130, o=70, positions=()),
+    "linear_groups": dict(n=11, c=20, o=17, positions=(), group_size=4),
+    "linear_group_of_all": dict(n=11, c=20, o=17, positions=(), group_size=11),
+    "linear_positions": dict(n=4, c=10, o=19, positions=(7,)),
+    "linear_positions_2d": dict(n=3, c=10, o=6, positions=(3, 4), group_size=2),
+    "linear_zero_positions": dict(n=3, c=10, o=6, positions=(0,)),
+    "linear_zero_samples": dict(n=0, c=10, o=6, positions=()),
+}
+"""The shapes on which every device's kernel is compared with the float64 reference."""
+
+
+def _conv_extent(size: int, kernel: int, stride: int, padding: int, dilation: int):
+    span = size + 2 * padding - dilation * (kernel - 1) - 1
+    return 0 if span < 0 else span // stride + 1
+
+
+def make(
+    *,
+    n: int,
+    c: int,
+    o: int,
+    size: tuple[int, int] | None = None,
+    positions: tuple[int, ...] | None = None,
+    kernel: tuple[int, int] = (1, 1),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    group_size: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Size, dict]:
+    """Return input and grad (seeded, on the CPU), the weight's shape, op arguments."""
+    random = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=random).to(dtype)
+
+    if size is None:
+        weight = torch.Size((o, c))
+        return (
+            randn(n, *positions, c),
+            randn(n, *positions, o),
+            weight,
+            dict(group_size=group_size),
+        )
+    out = [
+        _conv_extent(*each)
+        for each in zip(size, kernel, stride, padding, dilation, strict=True)
+    ]
+    weight = torch.Size((o, c // groups, *kernel))
+    options = dict(
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        group_size=group_size,
+    )
+    return randn(n, c, *size), randn(n, o, *out), weight, options
+
+
+def accumulators(weight: torch.Size, seed: int = 1) -> tuple[torch.Tensor, ...]:
+    """Return a sum and a sum_sq that already hold something, since the op adds."""
+    random = torch.Generator().manual_seed(seed)
+    first = torch.randn(weight, generator=random)
+    return first, torch.rand(weight, generator=random)
