@@ -16,7 +16,7 @@ from fisherprune.augment import TrainingBatches
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 from fisherprune.parts import load_parts
-from fisherprune.streams import stream
+from fisherprune.streams import stream, stream_seed
 from fisherprune.summary import LayerCount, count_layers, table
 
 CPU = torch.device("cpu")
@@ -96,6 +96,40 @@ def test_the_best_weights_are_those_of_the_best_validation(small):
     assert train.evaluate(network, parts.test, "", True) == result.best
     network.load_state_dict(load_file(result.folder / "last.safetensors"))
     assert train.evaluate(network, parts.test, "", True) == result.last
+
+
+def test_the_first_of_equal_validations_is_the_best(small, monkeypatch):
+    same = train.Metrics(1.0, 0.5, 0.5, 0.5, 0.5)
+    monkeypatch.setattr(train, "evaluate", lambda *args: same)
+    assert train.run(replace(small, epochs=2), quiet=True).best_epoch == 1
+
+
+def test_training_is_plain_sgd_with_steps(small):
+    config = replace(small, method="none", sparsity=0.0, epochs=3, lr_drops=(1, 2))
+    result = train.run(config, quiet=True)
+
+    parts = load_parts(config, CPU, True)
+    network = models.create(
+        "resnet20", 10, 1, seed=stream_seed(config.seed, "initialization")
+    )
+    optimizer = torch.optim.SGD(
+        network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2], 0.2)
+    order, chance = stream(0, "training order"), stream(0, "augmentation")
+    for _ in range(3):
+        network.train()
+        for images, labels in TrainingBatches(parts.train, 32, order, chance):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+        schedule.step()
+    last = load_file(result.folder / "last.safetensors")
+    for name, value in network.state_dict().items():
+        assert torch.allclose(last[name], value, rtol=1e-5, atol=1e-7), name
+    logits = network.eval()(parts.test.normalize(parts.test.images))
+    accuracy = (logits.argmax(1) == parts.test.labels).double().mean().item()
+    assert result.last.accuracy == pytest.approx(accuracy)
 
 
 def test_equal_seeds_give_equal_bits_and_leave_the_global_state(small):
