@@ -25,14 +25,14 @@ def fisherprune(model: nn.Module, x, y) -> Moments:
 
 
 def plain(model: nn.Module, x, y) -> Moments:
-    """An ordinary forward and backward pass: the mean gradient alone."""
+    """Run an ordinary forward and backward pass: the mean gradient alone."""
     model.zero_grad(set_to_none=True)
     F.cross_entropy(model(x), y).backward()
     return {name: (p.grad, None) for name, p in fp.prunable_parameters(model).items()}
 
 
 def one_image_loop(model: nn.Module, x, y) -> Moments:
-    """One forward and backward pass per image, as the published FTS code does."""
+    """Run one pass per image and add up, as the published FTS code does."""
     named = fp.prunable_parameters(model)
     sums = {name: torch.zeros_like(p) for name, p in named.items()}
     squares = {name: torch.zeros_like(p) for name, p in named.items()}
@@ -84,7 +84,7 @@ class Backpack:
 
 
 class Opacus:
-    """Opacus' GradSampleModule: per-sample gradients in ``grad_sample``, then reduce."""
+    """Opacus: per-sample gradients in ``grad_sample``, then reduce."""
 
     def __init__(self, model: nn.Module):
         from opacus.grad_sample import GradSampleModule
