@@ -364,9 +364,10 @@ inline void mask_at(const Task& task, Query query, std::vector<int64_t> ties) {
            [&](int64_t c) { finish_chunk(task, c, query); });
 }
 
-// Answers all queries; returns the nonfinite entries of each tensor.
-inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries) {
-  const Sample sample = draw_sample(task.scores, task.parallel);
+// Answers all queries, whatever the sample says; returns the nonfinite entries of each
+// tensor.
+inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries,
+                                   const Sample& sample) {
   std::vector<int64_t> nonfinite;
   for (Query& q : queries) q.known.inside = task.total;
   do {
@@ -391,6 +392,10 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
   for (size_t c = 0; c < task.chunks.size(); ++c)
     of_tensor[task.chunks[c].tensor] += nonfinite[c];
   return of_tensor;
+}
+
+inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries) {
+  return select(task, queries, draw_sample(task.scores, task.parallel));
 }
 
 }  // namespace topk

@@ -121,7 +121,8 @@ inline bool mostly_one(const Sample& sample, Bracket b, uint32_t likely) {
 inline Proposal propose(const Sample& sample, const Known& known, int64_t keep,
                         int64_t most) {
   const auto [first, last] = sample.range(known.bracket);
-  if (first == last) return {known.bracket, known.inside > most};
+  if (first == last)
+    return {known.bracket, known.inside > most && !known.bracket.single()};
   const double size = sample.size(), total = sample.total;
   const double kept = keep / total, rank = (1 - kept) * size;
   const double spread = (4 * std::sqrt(size * kept * (1 - kept)) + 16) *
