@@ -10,6 +10,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 try:
+    from fisherprune import models
     from fisherprune.criteria import criteria
     from fisherprune.errors import FisherpruneError
     from fisherprune.layers import prunable_parameters
@@ -34,6 +35,7 @@ __all__ = [
     "Masks",
     "criteria",
     "gradient_moments",
+    "models",
     "prunable_parameters",
     "prune",
     "score",

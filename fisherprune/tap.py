@@ -100,7 +100,7 @@ class LayerTap(TorchFunctionMode):
             outside = torch.autograd.grad(loss, inputs, allow_unused=True)
         except CheckpointError:
             raise FisherpruneError(
-                "gradient_moments: activation checkpointing runs layers again, untapped;"
+                "gradient_moments: activation checkpointing runs layers again untapped;"
                 " switch it off for scoring"
             ) from None
         for name, grad in zip(self.parameters, outside[1:], strict=True):

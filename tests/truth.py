@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -69,10 +70,11 @@ def formulas(w, m, fisher, hm, g):
 
 def keep_largest(scores, k):
     """Return {name: mask} of the k largest scores, ties by flat index."""
-    flat = torch.cat([s.flatten() for s in scores.values()])
-    mask = torch.zeros(len(flat), dtype=torch.bool)
-    mask[torch.sort(flat, descending=True, stable=True).indices[:k]] = True
-    parts = mask.split([s.numel() for s in scores.values()])
+    flat = torch.cat([s.flatten() for s in scores.values()]).numpy()
+    kth = np.partition(flat, len(flat) - k)[len(flat) - k] if k else np.inf
+    mask = flat > kth
+    mask[np.flatnonzero(flat == kth)[: k - mask.sum()]] = True
+    parts = torch.from_numpy(mask).split([s.numel() for s in scores.values()])
     return {n: p.view(s.shape) for (n, s), p in zip(scores.items(), parts, strict=True)}
 
 

@@ -1,0 +1,110 @@
+"""Other ways to the same numbers: mean and mean square of per-sample gradients.
+
+Every peer is ``(model, x, y) -> {name: (m, F)}`` over the prunable parameters, with the
+model in eval mode. BackPACK and Opacus are optional (``pip install .[bench]``).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fisherprune as fp
+
+Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def fisherprune(model: nn.Module, x, y) -> Moments:
+    """Ours: one batched pass, no per-sample gradient in memory."""
+    found = fp.gradient_moments(model, [(x, y)])
+    return {name: (found.mean[name], found.fisher[name]) for name in found.mean}
+
+
+def plain(model: nn.Module, x, y) -> Moments:
+    """Run an ordinary forward and backward pass: the mean gradient alone."""
+    model.zero_grad(set_to_none=True)
+    F.cross_entropy(model(x), y).backward()
+    return {name: (p.grad, None) for name, p in fp.prunable_parameters(model).items()}
+
+
+def one_image_loop(model: nn.Module, x, y) -> Moments:
+    """Run one pass per image and add up, as the published FTS code does."""
+    named = fp.prunable_parameters(model)
+    sums = {name: torch.zeros_like(p) for name, p in named.items()}
+    squares = {name: torch.zeros_like(p) for name, p in named.items()}
+    for i in range(len(x)):
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        for name, p in named.items():
+            sums[name] += p.grad
+            squares[name] += p.grad**2
+    return {name: (sums[name] / len(x), squares[name] / len(x)) for name in named}
+
+
+def materialize(model: nn.Module, x, y) -> Moments:
+    """torch.func: vmap(grad), all per-sample gradients of the batch, then reduce."""
+    named = {name: p.detach() for name, p in fp.prunable_parameters(model).items()}
+
+    def loss(weights, image, label):
+        output = torch.func.functional_call(model, weights, (image[None],))
+        return F.cross_entropy(output, label[None])
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    grads = per_sample(named, x, y)
+    return {name: (g.mean(0), g.square_().mean(0)) for name, g in grads.items()}
+
+
+class Backpack:
+    """BackPACK's SumGradSquared extension."""
+
+    def __init__(self, model: nn.Module):
+        import backpack
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model = backpack.extend(copy.deepcopy(model))
+        self.loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
+        self.pass_through = backpack.backpack
+        self.extension = backpack.extensions.SumGradSquared
+
+    def __call__(self, model: nn.Module, x, y) -> Moments:
+        """Run on the extended copy of the model."""
+        self.model.zero_grad(set_to_none=True)
+        with self.pass_through(self.extension()):
+            self.loss(self.model(x), y).backward()
+        named = fp.prunable_parameters(self.model)
+        return {
+            name: (p.grad / len(x), p.sum_grad_squared / len(x))
+            for name, p in named.items()
+        }
+
+
+class Opacus:
+    """Opacus: per-sample gradients in ``grad_sample``, then reduce."""
+
+    def __init__(self, model: nn.Module):
+        from opacus.grad_sample import GradSampleModule
+
+        inner = copy.deepcopy(model)
+        for module in inner.modules():  # Opacus trains no BatchNorm; here it is fixed
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+        self.model = GradSampleModule(inner, strict=False, loss_reduction="sum")
+
+    def __call__(self, model: nn.Module, x, y) -> Moments:
+        """Run on the wrapped copy of the model."""
+        self.model.zero_grad(set_to_none=True)
+        self.model.train()  # its hooks record in train mode only
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        F.cross_entropy(self.model(x), y, reduction="sum").backward()
+        named = fp.prunable_parameters(self.model._module)
+        return {
+            name: (p.grad_sample.mean(0), p.grad_sample.square().mean(0))
+            for name, p in named.items()
+        }

@@ -1,0 +1,91 @@
+"""``python -m benchmarks.readme`` writes the README's tables from the result files.
+
+Each table stands between ``<!-- name -->`` and ``<!-- /name -->`` and comes from
+``benchmarks/results/name-cpu.json``; ``--check`` only says whether they agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.record import RESULTS, ROOT
+
+README = ROOT / "README.md"
+
+
+def end_to_end(record: dict) -> list[str]:
+    """Milliseconds per image of every way, for the two networks."""
+    rows = [r for r in record["rows"] if "ms" in r]
+    lines = []
+    for network, batch in (("resnet18", 32), ("vgg19", 16)):
+        lines += [
+            "",
+            f"| {network}, batch {batch} | ms per image | times ours |",
+            "| --- | --- | --- |",
+        ]
+        seen = set()
+        for r in rows:
+            place = (r["network"], r["batch"], r["image"]) == (network, batch, 32)
+            if place and r["what"] not in seen:
+                seen.add(r["what"])
+                what = f"**{r['what']}**" if r["what"] == "fisherprune" else r["what"]
+                lines.append(f"| {what} | {r['ms']:.1f} | {r['to ours']:.2f} |")
+    return lines[1:]
+
+
+def topk(record: dict) -> list[str]:
+    """Milliseconds of every way to the masks of ResNet18."""
+    lines = ["| 11.2 M scores to masks | ms | times ours |", "| --- | --- | --- |"]
+    rows = [r for r in record["rows"] if r["case"] in ("keep 10 %", "sparsities")]
+    ours = rows[0]["ms"]
+    for r in rows:
+        what = f"**{r['what']}**" if r["what"].startswith("global") else r["what"]
+        lines.append(f"| {what} | {r['ms']:.1f} | {r['ms'] / ours:.1f} |")
+    return lines
+
+
+def source(record: dict) -> str:
+    """Say where and with what a table was measured."""
+    e = record["environment"]
+    place = (
+        e["device"] if e["device"] != "cpu" else f"{e['cpu']}, {e['threads']} threads"
+    )
+    return f"{place}, torch {e['torch']}, commit {(e['commit'] or '')[:10]}."
+
+
+def filled(text: str) -> str:
+    """Return the README's text with every table written anew."""
+    for table in (end_to_end, topk):
+        path = RESULTS / f"{table.__name__}-cpu.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text())
+        body = "\n".join([*table(record), "", source(record)])
+        mark = table.__name__
+        text = re.sub(
+            rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
+            lambda m, body=body: f"{m[1]}{body}\n{m[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write or check the README."""
+    parser = argparse.ArgumentParser("python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    options = parser.parse_args(argv)
+    text = README.read_text()
+    if options.check:
+        return int(filled(text) != text)
+    Path(README).write_text(filled(text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
