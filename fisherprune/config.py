@@ -14,7 +14,7 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.models import MODELS
 from fisherprune.threshold import SCOPES, checked_sparsity
 
-BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 32, "folder": 512}
+BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
 """Images per step where none is asked for."""
 MIRRORED = ("cifar10", "cifar100")
 MIN_IMAGE_SIZE = 8

@@ -70,7 +70,7 @@ def test_scoring_batches_are_whole_groups(group, size):
 
 def test_batch_size_by_dataset():
     assert TrainConfig().training_batch_size == 512
-    assert TrainConfig(dataset="digits").training_batch_size == 32
+    assert TrainConfig(dataset="digits").training_batch_size == 16
     assert TrainConfig(batch_size=7).training_batch_size == 7
     assert BATCH_SIZES.keys() == IMAGE_SIZES.keys()
 

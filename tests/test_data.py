@@ -20,11 +20,11 @@ def dataset_of(labels, classes):
 
 def test_digits():
     train, test = data.load("digits")
-    assert train.images.shape == (1437, 1, 16, 16) and len(test) == 360
+    assert train.images.shape == (1437, 1, 8, 8) and len(test) == 360
     assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
     assert train.images.max() > 240 and train.images.min() == 0
     assert train.classes == tuple("0123456789")
-    assert train.augmentation == Augmentation(2, False)
+    assert train.augmentation == Augmentation(1, False)
     for part in (train, test):
         counts = torch.bincount(part.labels)
         assert counts.max() - counts.min() < 0.1 * len(part)
@@ -35,10 +35,16 @@ def test_digits():
 def test_digits_at_their_own_size_are_the_pixels_themselves():
     from sklearn.datasets import load_digits
 
-    train, test = data.load("digits", image_size=8)
+    train, test = data.load("digits")
     pixels = torch.cat([train.images, test.images]).double() * 16 / 255
     truth = torch.from_numpy(load_digits().images)
     assert (pixels.round().sum(0)[0] - truth.sum(0)).abs().max() == 0
+
+
+def test_digits_at_another_size():
+    train, _ = data.load("digits", image_size=16)
+    assert train.images.shape == (1437, 1, 16, 16)
+    assert train.augmentation == Augmentation(2, False)
 
 
 def test_normalized_training_images_have_mean_0_and_variance_1():

@@ -35,7 +35,6 @@ def small(tmp_path):
     return TrainConfig(
         model="resnet20",
         dataset="digits",
-        image_size=8,
         train_samples=65,
         score_samples=20,
         epochs=1,
@@ -119,7 +118,7 @@ def test_training_is_plain_sgd_with_steps(small):
     order, chance = stream(0, "training order"), stream(0, "augmentation")
     for _ in range(3):
         network.train()
-        for images, labels in TrainingBatches(parts.train, 32, order, chance):
+        for images, labels in TrainingBatches(parts.train, 16, order, chance):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(images), labels).backward()
             optimizer.step()
@@ -219,7 +218,7 @@ def test_warmup_goes_before_the_mask(small):
 
 
 def test_a_last_batch_of_one_image_trains(small):
-    # 65 images by 32: at 8x8 pixels the last stages have one position, so a
+    # 65 images by 16: at 8x8 pixels the last stages have one position, so a
     # batch of one would give BatchNorm a single value.
     result = train.run(replace(small, model="vgg11", score_samples=10), quiet=True)
     assert math.isfinite(result.last.loss)
@@ -282,7 +281,7 @@ def test_order_and_augmentation_streams_are_named_apart(small):
 
 
 SMALL_COMMAND = (
-    "--dataset digits --model resnet20 --image-size 8 --train-samples 40 "
+    "--dataset digits --model resnet20 --train-samples 40 "
     "--score-samples 10 --epochs 1 --device cpu"
 ).split()
 

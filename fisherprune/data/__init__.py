@@ -9,7 +9,7 @@ from fisherprune.data.dataset import Augmentation, Batches, Dataset
 from fisherprune.data.splits import stratified_choice, train_validation_split
 from fisherprune.errors import FisherpruneError
 
-IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 16, "folder": 32}
+IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8, "folder": 32}
 """The datasets, and the size in pixels of their images where none is asked for."""
 
 __all__ = [
