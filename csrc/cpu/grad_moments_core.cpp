@@ -52,7 +52,10 @@ class Call {
   void multiply(Block block, float* sum, float* sum_sq);
   void tile(const std::vector<Run>& runs, int64_t task, float* sum, float* sum_sq);
   void micro_tiles(const Column& column, const ColumnOfTiles& at, int64_t row,
-                   int64_t end, float* sum, float* sum_sq, float* carry);
+                   int64_t end, float* const moments[2], float* sum, float* sum_sq,
+                   float* carry);
+  void prefetch(const ColumnOfTiles& at, int64_t row, int64_t rows, int64_t lane,
+                const float* accumulator);
   void add(const ColumnOfTiles& at, int64_t row, int64_t rows, const float* tile,
            float* accumulator);
   MicroTileOf micro_tile(const ColumnOfTiles& at) const;
@@ -200,7 +203,7 @@ void Call::tile(const std::vector<Run>& runs, int64_t task, float* sum,
   const int64_t row = task % tasks_per_column_ * task_rows_;
   const int64_t end = std::min(row + task_rows_, patch_);
   const int64_t width = at.vectors * kernels_.lanes;
-  alignas(64) float tiles[2][tuning::kTileRows * tuning::kTileLanes];
+  alignas(64) float tiles[2][tuning::kTileFloats];
   std::fill_n(tiles[0], task_rows_ * width, 0.f);
   if (sum_sq) std::fill_n(tiles[1], task_rows_ * width, 0.f);
   const Column column{
@@ -210,17 +213,25 @@ void Call::tile(const std::vector<Run>& runs, int64_t task, float* sum,
   float* carry = plan_.carries ? carry_.get() + at.grad_lane * tasks_per_column_ *
                                                     task_rows_ + row * width
                                : nullptr;
-  micro_tiles(column, at, row, end, tiles[0], sum_sq ? tiles[1] : nullptr, carry);
+  float* const accumulators[2] = {sum, sum_sq};
+  micro_tiles(column, at, row, end, accumulators, tiles[0], sum_sq ? tiles[1] : nullptr, carry);
   add(at, row, end - row, tiles[0], sum);
   if (sum_sq) add(at, row, end - row, tiles[1], sum_sq);
 }
 
 void Call::micro_tiles(const Column& column, const ColumnOfTiles& at, int64_t row,
-                       int64_t end, float* sum, float* sum_sq, float* carry) {
+                       int64_t end, float* const moments[2], float* sum, float* sum_sq, float* carry) {
   constexpr int64_t kMostRows = 16;
   const MicroTileOf kernel = micro_tile(at);
   const int64_t step = kernel.rows * at.vectors * kernels_.lanes;
+  const int64_t share = ceil_div(at.lanes, ceil_div(end - row, kernel.rows));
+  int64_t lane=0;
   for (int64_t k = row; k < end; k += kernel.rows) {
+    for(int64_t l=lane;l<std::min(lane+share,at.lanes);++l) {
+      prefetch(at,row,end-row,l,moments[0]);
+      if (moments[1]) prefetch(at,row,end-row,l,moments[1]);
+    }
+    lane+=share;
     int64_t base[kMostRows];
     for (int64_t r = 0; r < kernel.rows; ++r)
       base[r] = plan_.base[std::min(k + r, end - 1)];  // repeats are left out by add
@@ -229,6 +240,14 @@ void Call::micro_tiles(const Column& column, const ColumnOfTiles& at, int64_t ro
     if (sum_sq) sum_sq += step;
     if (carry) carry += step;
   }
+}
+
+void Call::prefetch(const ColumnOfTiles& at, int64_t row, int64_t rows, int64_t lane,
+                    const float* accumulator) {
+  constexpr int64_t kLine = 16;
+  const float* p = accumulator + (at.first_output+lane*at.output_step) * patch_ + row;
+  for (int64_t i = 0; i < rows; i += kLine) __builtin_prefetch(p + i, 1, 2);
+  __builtin_prefetch(p + rows - 1, 1, 2);
 }
 
 void Call::add(const ColumnOfTiles& at, int64_t row, int64_t rows, const float* tile,

@@ -53,6 +53,13 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_run(const Column& column,
   }
 }
 
+// Groups of one sample, the usual case, are spared the multiplications.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void scale(const Run& run, Vec* acc, int n) {
+  if (run.scale == 1.f) return;
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < n; ++i) acc[i] *= run.scale;
+}
+
 // Where the R * V = n sums of a run go: into the carry, or squared into the moments.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc, int n,
                                                    float* sum, float* sum_sq,
@@ -66,11 +73,10 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc, int
     for (int i = 0; i < n; ++i) store(carry + i * kLanes, acc[i]);
     return;
   }
+  scale(run, acc, n);
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < n; ++i) {
-    acc[i] *= run.scale;
+  for (int i = 0; i < n; ++i)
     store(sum + i * kLanes, load(sum + i * kLanes) + acc[i]);
-  }
   if (sum_sq == nullptr) return;
   FISHERPRUNE_UNROLL
   for (int i = 0; i < n; ++i)
@@ -103,11 +109,11 @@ FISHERPRUNE_TARGET void brief_tile(const Column& column, const int64_t* base,
     const Run& run = column.runs[i];
     Vec acc[R * V];
     sum_run<R, V, false>(column, a, run, acc);
+    scale(run, acc, R * V);
     FISHERPRUNE_UNROLL
     for (int j = 0; j < R * V; ++j) {
-      const Vec mean = acc[j] * run.scale;
-      total[j] += mean;
-      square[j] += mean * mean;
+      total[j] += acc[j];
+      square[j] += acc[j] * acc[j];
     }
   }
   FISHERPRUNE_UNROLL
