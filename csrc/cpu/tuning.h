@@ -12,10 +12,6 @@ namespace fisherprune::tuning {
 constexpr int64_t kTileRows = 48;
 constexpr int64_t kTileLanes = 64;
 
-// Between the two moments of a tile: half a page more than a multiple of pages. Loads
-// of one that lie at the same place of a page as unfinished stores to the other wait.
-constexpr int64_t kTileFloats = kTileRows * kTileLanes + 512;
-
 // The packed output gradient of one column of tiles is read once for every few rows of
 // the patch: it must stay in the second-level cache.
 constexpr int64_t kGradBytes = 1 << 20;
@@ -27,9 +23,5 @@ constexpr int64_t kPackBytes = 16 << 20;
 // Positions added up in one register before they join the others: bounds the rounding
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;
-
-// Up to this many positions a group, squaring costs as much as multiplying: the sums
-// then stay in registers, at the price of a smaller micro-tile.
-constexpr int64_t kShortRun = 2;
 
 }  // namespace fisherprune::tuning
