@@ -1,8 +1,8 @@
 """What one use of a parameter adds to its per-sample gradients, not yet multiplied out.
 
-Both kinds offer ``samples(slice)``, ``add_moments(sum, sum_sq, group_size)``,
-``is_nonzero()`` and ``+``, for two uses of one parameter in the same forward pass:
-their per-sample gradients add up before they are squared.
+Both kinds offer ``samples(slice)``, ``add_moments(sum, sum_sq, group_size)`` and ``+``,
+for two uses of one parameter in the same forward pass: their per-sample gradients add
+up before they are squared.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class Factors:
         input, grad = torch.cat([a.input, b.input], 2), torch.cat([a.grad, b.grad], 2)
         return replace(a, input=input, grad=grad)
 
-    def is_nonzero(self) -> bool:
-        """Whether any output gradient differs from zero."""
-        return bool(self.grad.count_nonzero())
-
     def _unfolded(self) -> Factors:
         """Rewrite as the 1x1 convolution over patches, ``[N, C * Y * X, T, 1]``."""
         if self.conv is None:
@@ -82,10 +78,6 @@ class Rows:
         means = self.rows.unflatten(0, (-1, group_size)).mean(1)
         sum += means.sum(0)
         sum_sq += means.square().sum(0)
-
-    def is_nonzero(self) -> bool:
-        """Whether any gradient differs from zero."""
-        return bool(self.rows.count_nonzero())
 
     def __add__(self, other: Rows) -> Rows:
         """Add the gradients of both uses."""

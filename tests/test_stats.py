@@ -208,7 +208,11 @@ def test_autocast_computes_in_bfloat16():
     expected = truth.moments(model, x, y, fp.prunable_parameters(model))
     with torch.autocast("cpu", torch.bfloat16):
         found = fp.gradient_moments(model, [(x, y)])
-    assert_moments(found, expected, tolerance=0.1)
+    assert_moments(found, expected, tolerance=0.5)
+    worst = max(
+        truth.relative_error(found.mean[n], m) for n, (m, _) in expected.items()
+    )
+    assert worst > 1e-4  # it did
 
 
 def test_tied_weights():
@@ -261,10 +265,19 @@ def refused(model, x, y, match, **options):
         fp.gradient_moments(model, [(x, y)], **options)
 
 
-def test_samples_that_mix_are_refused():
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda _, h: h - h.mean(0),
+        lambda _, h: h.flip(0),
+        lambda _, h: torch.nn.functional.dropout(h, 0.5),
+        lambda _, h: torch.einsum("nh,mh->nm", h, h).softmax(1) @ h,
+    ],
+    ids=["mean", "flip", "dropout", "attention"],
+)
+def test_samples_that_mix_are_refused(mix):
     x, y = data((4,))
-    refused(Mixing(lambda _, h: h - h.mean(0)), x, y, "samples mix .* 'fc.weight'")
-    refused(Mixing(lambda _, h: h.flip(0)), x, y, "samples mix .* 'fc.weight'")
+    refused(Mixing(mix), x, y, "samples mix: the model's output for a sample alone")
 
 
 def test_batchnorm_with_batch_statistics_is_refused():
@@ -293,7 +306,16 @@ def test_layers_without_the_samples_first_are_refused():
     x, y = data((6, 4))
     folded = Mixing(lambda _, h: h.view(13, 6, 4).mean(1))
     folded.forward = lambda x: Mixing.forward(folded, x.flatten(0, 1))
-    refused(folded, x, y, r"'fc.weight' must have the batch's 3 samples .* \[18, 4\]")
+    refused(folded, x, y, r"'fc.weight' must have the batch's 13 samples .* \[78, 4\]")
+
+
+def test_positions_first_are_refused_even_where_they_are_as_many_as_the_samples():
+    class PositionsFirst(Mixing):
+        def forward(self, x):
+            return self.head(self.fc(x.transpose(0, 1)).mean(0))
+
+    x, y = data((13, 4))
+    refused(PositionsFirst(None), x, y, r"batch's 1 samples .* \[13, 1, 4\]")
 
 
 def test_unsupported_layers_are_refused():
@@ -343,7 +365,7 @@ def test_gradients_that_overflow_name_the_parameter():
 def test_outputs_that_are_no_predictions():
     model, (x, y) = nn.Sequential(nn.Linear(4, 4), nn.Flatten(0)), data((4,))
     parameters = dict(model.named_parameters())
-    refused(model, x, y, "3 samples as its first", parameters=parameters)
+    refused(model, x, y, "13 samples as its", parameters=parameters)
 
 
 def test_loss_without_parameters():
