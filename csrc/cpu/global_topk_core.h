@@ -17,25 +17,25 @@
 namespace fisherprune {
 namespace topk {
 
-// Appends the entries whose byte in `inside` is 1, without a branch to mispredict: few
-// are, so first lists the groups of eight that hold any. The bytes behind the last must
-// be 0 up to a multiple of eight.
+// Appends the entries whose bit in `inside` is set. Few are: the words that hold any
+// are listed first, without a branch to mispredict.
 inline void append(std::vector<Candidate>& candidates, const uint32_t* key,
-                   const uint8_t* inside, int64_t size, int64_t at) {
-  int16_t groups[kBlock / 8];
+                   const uint64_t* inside, int64_t size, int64_t at) {
+  int32_t words[kBlock / 64];
   Candidate found[kBlock];
-  int64_t group_count = 0, count = 0;
-  for (int64_t j = 0; j < size; j += 8) {
-    uint64_t any;
-    memcpy(&any, inside + j, sizeof any);
-    groups[group_count] = static_cast<int16_t>(j);
-    group_count += any != 0;
+  int64_t word_count = 0, count = 0;
+  for (int32_t w = 0; w < (size + 63) / 64; ++w) {
+    words[word_count] = w;
+    word_count += inside[w] != 0;
   }
-  for (int64_t g = 0; g < group_count; ++g)
-    for (int64_t j = groups[g]; j < groups[g] + 8; ++j) {
-      found[count] = {key[j], static_cast<int32_t>(at + j)};
-      count += inside[j];
-    }
+  for (int64_t i = 0; i < word_count; ++i) {
+    uint64_t word = inside[words[i]];
+    do {
+      const int64_t j = 64 * words[i] + __builtin_ctzll(word);
+      found[count++] = {key[j], static_cast<int32_t>(at + j)};
+      word &= word - 1;
+    } while (word);
+  }
   candidates.insert(candidates.end(), found, found + count);
 }
 
@@ -47,12 +47,12 @@ inline int64_t collect_chunk(const Task& task, int64_t c, const Queries& queries
   std::vector<bool> collects(queries.size());
   for (size_t q = 0; q < queries.size(); ++q) {
     queries[q]->finds[c] = Find();
+    queries[q]->finds[c].candidates.reserve(chunk.size / 64);
     collects[q] = !queries[q]->next.bracket.single() &&
                   collected[q].load() <= task.most_candidates();
   }
   const auto block = [&](const uint32_t* key, int64_t size, int64_t at) {
-    uint8_t inside[kBlock + 8];
-    memset(inside + size, 0, 8);
+    uint64_t inside[kBlock / 64];
     for (size_t q = 0; q < queries.size(); ++q) {
       Find& find = queries[q]->finds[c];
       uint8_t* mask = queries[q]->masks[chunk.tensor] + chunk.first + at;

@@ -6,6 +6,10 @@
 
 #include "../global_topk.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace fisherprune {
 namespace topk {
 
@@ -24,9 +28,10 @@ struct Counts {
 struct BlockLoops {
   // Writes the keys of `size` scores, returns how many scores are NaN or infinite.
   int64_t (*keys)(const float* scores, int64_t size, uint32_t* key);
-  // mask = above the bracket, inside = in the bracket, as bytes 0 and 1.
+  // mask = above the bracket, as bytes 0 and 1; inside = in the bracket, as bits, of
+  // which whole words are written.
   Counts (*split)(const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
-                  uint8_t* inside);
+                  uint64_t* inside);
   // mask = at least `least`.
   void (*at_least)(const uint32_t* key, int64_t size, uint32_t least, uint8_t* mask);
 };
@@ -45,15 +50,29 @@ FISHERPRUNE_INLINE int64_t keys_loop(const float* scores, int64_t size, uint32_t
   return nonfinite;
 }
 
+// Eight bytes 0 or 1 as the bits of one, the first byte lowest.
+FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
+  uint64_t x = 0;
+  for (int i = 0; i < 8; ++i) x |= uint64_t{bytes[i]} << i;
+  return x;
+}
+
 FISHERPRUNE_INLINE Counts split_loop(const uint32_t* key, int64_t size, Bracket bracket,
-                                     uint8_t* mask, uint8_t* inside) {
+                                     uint8_t* mask, uint64_t* inside) {
   const uint32_t width = bracket.high - bracket.low;
+  uint8_t bytes[kBlock + 63];
   int32_t above = 0, within = 0;
   for (int64_t j = 0; j < size; ++j) {
     const bool is_above = key[j] > bracket.high;
     const bool is_inside = key[j] - bracket.low <= width;
-    mask[j] = is_above, inside[j] = is_inside;
+    mask[j] = is_above, bytes[j] = is_inside;
     above += is_above, within += is_inside;
+  }
+  memset(bytes + size, 0, 63);
+  for (int64_t j = 0; j < size; j += 64) {
+    uint64_t word = 0;
+    for (int i = 0; i < 8; ++i) word |= pack_bytes(bytes + j + 8 * i) << (8 * i);
+    inside[j / 64] = word;
   }
   return {above, within};
 }
@@ -70,7 +89,7 @@ FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_
     return keys_loop(scores, size, key);                                          \
   }                                                                               \
   TARGET inline Counts split_##NAME(const uint32_t* key, int64_t size, Bracket b, \
-                                    uint8_t* mask, uint8_t* inside) {             \
+                                    uint8_t* mask, uint64_t* inside) {            \
     return split_loop(key, size, b, mask, inside);                                \
   }                                                                               \
   TARGET inline void at_least_##NAME(const uint32_t* key, int64_t size,           \
@@ -82,7 +101,37 @@ FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_
 FISHERPRUNE_BLOCK_LOOPS(portable, )
 #if defined(__x86_64__)
 FISHERPRUNE_BLOCK_LOOPS(avx2, __attribute__((target("avx2"))))
-FISHERPRUNE_BLOCK_LOOPS(avx512, __attribute__((target("avx512f,avx512bw,avx512vl"))))
+FISHERPRUNE_BLOCK_LOOPS(avx512_plain,
+                        __attribute__((target("avx512f,avx512bw,avx512vl"))))
+
+// 64 keys at a time, whose comparisons are the bits of one word; by hand, because
+// compilers narrow the comparisons to bytes in many steps.
+__attribute__((target("avx512f,avx512bw,avx512vl,popcnt"))) inline Counts split_avx512(
+    const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
+    uint64_t* inside) {
+  const __m512i low = _mm512_set1_epi32(static_cast<int>(bracket.low));
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(bracket.high));
+  const __m512i width = _mm512_sub_epi32(high, low);
+  int64_t above = 0, within = 0, j = 0;
+  for (; j + 64 <= size; j += 64) {
+    uint64_t over = 0, in = 0;
+    for (int part = 0; part < 4; ++part) {
+      const __m512i x = _mm512_loadu_si512(key + j + 16 * part);
+      over |= uint64_t{_mm512_cmpgt_epu32_mask(x, high)} << (16 * part);
+      in |= uint64_t{_mm512_cmple_epu32_mask(_mm512_sub_epi32(x, low), width)}
+            << (16 * part);
+    }
+    _mm512_storeu_si512(mask + j, _mm512_maskz_set1_epi8(over, 1));
+    inside[j / 64] = in;
+    above += __builtin_popcountll(over), within += __builtin_popcountll(in);
+  }
+  const Counts rest =
+      split_avx512_plain(key + j, size - j, bracket, mask + j, inside + j / 64);
+  return {above + rest.above, within + rest.inside};
+}
+
+inline constexpr BlockLoops loops_avx512{keys_avx512_plain, split_avx512,
+                                         at_least_avx512_plain};
 #endif
 #undef FISHERPRUNE_BLOCK_LOOPS
 #undef FISHERPRUNE_INLINE
