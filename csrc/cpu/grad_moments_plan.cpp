@@ -52,11 +52,14 @@ void columns_over_groups(Plan& plan, const Microkernels& kernels) {
                  kernels.lanes);
 }
 
-// Cuts samples of which one column's gradient alone would leave the cache.
+// Cuts samples of which one column's gradient alone would leave the cache, or all
+// columns' would exceed the memory of a call.
 void choose_units(Plan& plan, int64_t lanes_of_tile) {
   const ConvShape& s = plan.shape;
-  const int64_t row_bytes = s.out_width * lanes_of_tile * 4;
-  plan.unit_rows = std::clamp<int64_t>(tuning::kGradBytes / row_bytes, 1, s.out_height);
+  const int64_t rows =
+      std::min(tuning::kGradBytes / (s.out_width * lanes_of_tile * 4),
+               tuning::kMostBlockBytes / (s.out_width * plan.packed_lanes * 4));
+  plan.unit_rows = std::clamp<int64_t>(rows, 1, s.out_height);
   plan.units_per_sample = ceil_div(s.out_height, plan.unit_rows);
   plan.units = s.samples * plan.units_per_sample;
 }
