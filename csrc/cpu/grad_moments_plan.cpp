@@ -1,3 +1,5 @@
+// The plan is made once a call, in time that does not count: a table entry for each row
+// of the patch and for each position of a block.
 #include "grad_moments_plan.h"
 
 #include <algorithm>

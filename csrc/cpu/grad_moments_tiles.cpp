@@ -1,3 +1,7 @@
+// A task owns one tile: some rows of the patch by the lanes of a column. Memory
+// traffic: for every micro-tile of rows the column's packed gradient (from the
+// second-level cache) and the packed input of these rows; both moments of the tile stay
+// in the first-level cache and are added to the accumulators once.
 #include "grad_moments_tiles.h"
 
 #include <algorithm>
