@@ -29,4 +29,8 @@ constexpr int64_t kMostBlockBytes = 16 << 20;
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;
 
+// Multiply-adds below which a call is one thread's work: to start and to wait for the
+// others takes longer.
+constexpr int64_t kSerialWork = 1 << 20;
+
 }  // namespace fisherprune::tuning
