@@ -166,13 +166,19 @@ void Call::multiply(Block block, float* sum, float* sum_sq) {
   each_(tiles_.tasks(), [&](int64_t task) { tiles_.run(pass, task); });
 }
 
+void one_by_one(int64_t count, const std::function<void(int64_t)>& body) {
+  for (int64_t i = 0; i < count; ++i) body(i);
+}
+
 }  // namespace
 
 void grad_moments_core(const GradMoments& moments, Capability capability,
                        const ParallelFor& parallel_for, int64_t threads) {
   const ConvShape& s = moments.shape;
   if (s.samples == 0 || s.positions() == 0 || s.outputs == 0 || s.patch() == 0) return;
-  Call(moments, microkernels(capability), parallel_for, threads).run();
+  const int64_t work = s.samples * s.positions() * s.outputs * s.patch();
+  const ParallelFor each = work < tuning::kSerialWork ? one_by_one : parallel_for;
+  Call(moments, microkernels(capability), each, threads).run();
 }
 
 }  // namespace fisherprune

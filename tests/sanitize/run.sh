@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds each driver beside this script, with the torch-free C++ sources that its lines
-# `// source: FILE` name (none where it includes headers only), under AddressSanitizer + UndefinedBehaviorSanitizer and under
-# ThreadSanitizer, and runs it. Any report, or a wrong result, ends with an error.
+# `// source: FILE` name (none where it includes headers only), first under
+# AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer, and runs
+# it. Any report, or a wrong result, ends with an error.
 #
 #   tests/sanitize/run.sh [NAME...]     default: all drivers
 #   CXX                                 compiler, default c++
