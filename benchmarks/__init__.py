@@ -1,0 +1,1 @@
+"""Benchmarks against pure PyTorch and the peers; raw results in ``results/``."""

@@ -1,0 +1,136 @@
+"""The record of a benchmark: where it was measured, its table, its result file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fisherprune import kernels
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return where and with what the numbers were measured."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cpu": _cpu_model(),
+        "cpu_capability": kernels.cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "python": platform.python_version(),
+        "fisherprune": _version(),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("fisherprune")
+    except importlib.metadata.PackageNotFoundError:  # a source folder, not installed
+        return None
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *words]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write a result file, whole or not at all.
+
+    Raises:
+        ValueError: where the record holds NaN or infinity, which are no results.
+    """
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as aligned text; columns in the order of their first mention."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    left = [all(isinstance(r.get(c, ""), str) for r in rows) for c in columns]
+
+    def line(texts: Sequence[str]) -> str:
+        aligned = zip(texts, widths, left, strict=True)
+        return "  ".join(
+            t.ljust(w) if to_left else t.rjust(w) for t, w, to_left in aligned
+        )
+
+    return "\n".join(line(texts).rstrip() for texts in [columns, *cells])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks share."""
+    parser = argparse.ArgumentParser(
+        f"python -m benchmarks.{name}", description=description
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
+    parser.add_argument("--rounds", type=int, default=7, help="samples per competitor")
+    parser.add_argument("--output", type=Path, help="result file, default in results/")
+    return parser
+
+
+def finish(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    limits: Mapping[str, float],
+    device: str | torch.device,
+    path: Path | None,
+) -> Path:
+    """Print the table, write the result file, return its path."""
+    place = environment(device)
+    path = path or RESULTS / f"{name}-{torch.device(device).type}.json"
+    write_json(
+        path,
+        {"benchmark": name, "environment": place, "ceilings": limits, "rows": rows},
+    )
+    print(table(rows))
+    print("ceilings:", ", ".join(f"{k} {v:.4g}" for k, v in limits.items()))
+    print(f"{place['device']}, {place['cpu']}, {place['threads']} threads -> {path}")
+    return path

@@ -1,0 +1,123 @@
+"""The equipment of the benchmarks: refuses wrong results, writes files whole."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import harness, record
+from benchmarks.harness import Timing, WrongResult, race, verify
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "tolerance", "message"),
+    [
+        (torch.tensor([1.0, NAN]), torch.tensor([1.0, NAN]), 0, "x: holds NaN"),
+        (torch.tensor([1.0, NAN]), torch.tensor([1.0, 2.0]), 1, "x: holds NaN"),
+        (torch.tensor([1.0, 2.0]), torch.tensor([NAN, 2.0]), 1, "x: holds NaN"),
+        (NAN, NAN, 0, "x: holds NaN"),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1]), 0, "x: 1 of 2 entries"),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1]), 1e-2, "x: relative error"),
+        (torch.tensor([0.1]), torch.tensor([0.0]), 1e-2, "x: relative error inf"),
+        (torch.tensor([NAN]).int(), torch.tensor([1]).int(), 1, "x: 1 of 1 entries"),
+        (torch.ones(2), torch.ones(2, 1), 0, r"x: must have shape \[2, 1\], got \[2\]"),
+        ([1.0, 1.0], torch.ones(2), 0, r"x: must have shape \[2\], got list"),
+        (torch.ones(2), torch.ones(2).double(), 0, "x: must be torch.float64"),
+        ([torch.ones(2)], [torch.ones(2)] * 2, 0, "x: must be a sequence of 2"),
+        ([torch.ones(2), 3], [torch.ones(2), 4], 0, r"x\[1\]: must be 4, got 3"),
+        ({"a": 1.0}, {"a": 2.0}, 0.1, r"x\['a'\]: relative error"),
+        ({"a": 1.0}, {"b": 1.0}, 0, r"x: must be a mapping with keys \['b'\]"),
+        ("a", "b", 0, "x: must be 'b', got 'a'"),
+    ],
+)
+def test_verify_refuses(got, expected, tolerance, message):
+    with pytest.raises(WrongResult, match=message):
+        verify("x", got, expected, tolerance=tolerance)
+
+
+def test_verify_accepts_what_is_equal_or_near_enough():
+    nest = ([torch.ones(3), torch.tensor([True])], {"a": 2.0}, 3, float("inf"))
+    verify("x", nest, nest)
+    verify("x", torch.tensor([1.0, 1e-8]), torch.tensor([1.0, 0.0]), tolerance=1e-6)
+    verify("x", torch.ones(2), torch.ones(2).double(), tolerance=1e-6)
+
+
+def test_nothing_is_timed_before_all_is_checked():
+    calls = []
+    competitors = {name: lambda name=name: calls.append(name) or name for name in "ab"}
+
+    def check(name, result):
+        verify(name, result, "a")
+
+    with pytest.raises(WrongResult, match="b: must be 'a', got 'b'"):
+        race(competitors, check)
+    assert calls == ["a", "b"]
+
+
+def test_race_rotates_the_order_and_repeats_short_calls(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock) / 1e3)
+    monkeypatch.setattr(harness, "LEAST_MS", 2)
+    order = []
+    competitors = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = race(competitors, lambda name, result: None, rounds=2)
+    # Checked once, warmed up once, then two calls a sample as one takes 1 ms.
+    assert "".join(order) == "ab" + "ab" + "aabb" + "bbaa"
+    assert times["a"].samples == pytest.approx((0.5, 0.5))
+
+
+def test_quantiles_and_ratios():
+    slow, fast = Timing((9.0, 1.0, 4.0, 3.0, 100.0)), Timing((2.0, 2.0))
+    assert slow.median == 4
+    row = slow.row(note="n")
+    assert row == {"ms": 4, "q1": 3, "q3": 9, "rounds": 5, "note": "n"}
+    assert harness.ratios({"s": slow, "f": fast}, "f") == {"s": 2, "f": 1}
+
+
+def test_ceilings_are_positive_and_finite():
+    found = harness.ceilings(megabytes=1, rounds=1)
+    assert list(found) == ["sgemm_gflops", "copy_gbs", "read_gbs"]
+    assert all(0 < value < 1e6 for value in found.values())
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    megabyte = 1 << 20
+
+    def call():
+        torch.ones(64 * megabyte)  # 256 MB, freed at once
+        return torch.ones(megabyte)
+
+    peak = harness.peak_extra_bytes(call)
+    assert 250 * megabyte < peak < 300 * megabyte
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "result.json"
+    record.write_json(path, {"rows": [1.5]})
+    with pytest.raises(ValueError, match="Out of range float values"):
+        record.write_json(path, {"rows": [NAN]})
+    assert json.loads(path.read_text()) == {"rows": [1.5]}
+    assert [p.name for p in path.parent.iterdir()] == ["result.json"]
+
+
+def test_table_is_aligned():
+    rows = [{"name": "a", "ms": 1.23456}, {"name": "long", "n": 12345, "ms": None}]
+    assert record.table(rows).splitlines() == [
+        "name     ms       n",
+        "a     1.235       -",
+        "long      -  12,345",
+    ]
+
+
+def test_finish_records_where_it_was_measured(tmp_path, capsys):
+    rows, limits = [{"name": "a", "ms": 1.0}], {"read_gbs": 30.0}
+    path = record.finish("demo", rows, limits, "cpu", tmp_path / "demo.json")
+    found = json.loads(path.read_text())
+    assert (found["benchmark"], found["rows"]) == ("demo", rows)
+    assert found["ceilings"] == limits
+    place = found["environment"]
+    assert place["torch"] == torch.__version__
+    assert {"device", "cpu", "cores", "threads", "commit", "dirty", "date"} < set(place)
+    assert "name" in capsys.readouterr().out
