@@ -1,0 +1,358 @@
+// grad_moments: a block owns a tile of the weight gradient (output channels x weights
+// of a filter) and a range of sample groups. For each sample it multiplies D[channels x
+// positions] with the patches [positions x weights] on the tensor cores, 16 positions
+// at a time out of shared memory; at the end of each group it adds the gradient and its
+// square to two more sets of registers, and every 256 groups those to memory.
+//
+// Memory traffic of a block: its rows of D and its patches once a sample, by cp.async
+// several slabs ahead; two floats an output every 256 groups. Per-sample gradients and
+// unfolded patches exist in registers and shared memory only.
+//
+// Deterministic: which thread adds what in which order depends on the shape and the
+// number of multiprocessors only.
+#pragma once
+
+#include "grad_moments_load.cuh"
+#include "tuning.h"
+
+namespace fisherprune {
+
+struct GradMomentsTask {
+  Operand grad, input;
+  int64_t grad_channel, input_channel;  // strides of the channels, in elements
+  Divider width_divider;
+  int out_width, positions;
+  int rows, columns;  // of a convolution group: outputs, weights of a filter
+  int kernel_h, kernel_w, dilation_h, dilation_w;
+  int row_tiles, column_tiles;
+  int64_t samples, group_size;
+  float* sum;  // of split 0; that of the others follow at split_stride
+  float* sum_sq;
+  int64_t split_stride;
+  bool fresh;  // nothing is in sum and sum_sq yet
+};
+
+// Where a block's tile lies.
+struct TilePlace {
+  int conv_group, row, column;
+};
+
+__device__ inline TilePlace tile_place(const GradMomentsTask& task, int rows,
+                                       int columns) {
+  const int column_tile = blockIdx.x % task.column_tiles;
+  const int rest = blockIdx.x / task.column_tiles;
+  return {rest / task.row_tiles, rest % task.row_tiles * rows, column_tile * columns};
+}
+
+// Weights of a filter in the order of the tile's columns: channels run fastest where
+// they are neighbours in memory.
+struct Weight {
+  int channel, tap;
+};
+
+__device__ inline Weight weight_of(const GradMomentsTask& task, int column) {
+  const int taps = task.kernel_h * task.kernel_w;
+  if (task.input.order != Order::rows) return {column / taps, column % taps};
+  const int channels = task.columns / taps;
+  return {column % channels, column / channels};
+}
+
+__device__ inline Row patch_row(const GradMomentsTask& task, int conv_group,
+                                int column) {
+  if (column >= task.columns) return {0, OUTSIDE, OUTSIDE};
+  const Weight weight = weight_of(task, column);
+  const int64_t channels = task.columns / (task.kernel_h * task.kernel_w);
+  const int dy = weight.tap / task.kernel_w * task.dilation_h;
+  const int dx = weight.tap % task.kernel_w * task.dilation_w;
+  const int64_t channel = conv_group * channels + weight.channel;
+  return {channel * task.input_channel + dy * task.input.stride_h +
+              dx * task.input.stride_w,
+          dy, dx};
+}
+
+__device__ inline Row grad_row(const GradMomentsTask& task, int conv_group, int row) {
+  if (row >= task.rows) return {0, OUTSIDE, OUTSIDE};
+  const int64_t channel = static_cast<int64_t>(conv_group) * task.rows + row;
+  return {channel * task.grad_channel, 0, 0};
+}
+
+// A block's shared memory: the rows of its tile, then the stages of the pipeline.
+template <class Tile>
+struct Shared {
+  static constexpr int slab_rows = Tile::rows + Tile::columns;
+  Row rows[slab_rows];
+  float slab[Tile::stages][Tile::slabs][slab_rows * SLAB];
+};
+
+template <class Tile>
+__device__ inline void find_rows(const GradMomentsTask& task, const TilePlace& tile,
+                                 Row* rows) {
+  for (int i = threadIdx.x; i < Tile::rows + Tile::columns; i += Tile::threads)
+    rows[i] = i < Tile::rows
+                  ? grad_row(task, tile.conv_group, tile.row + i)
+                  : patch_row(task, tile.conv_group, tile.column + i - Tile::rows);
+}
+
+// What a thread holds of its warp's tile, in the layout of the products.
+template <class Tile>
+struct Moments {
+  using Values = float[Tile::products_m][Tile::products_n][4];
+  Values group, sum, sum_sq;
+};
+
+template <class Tile, class Action>
+__device__ inline void for_each_value(Action action) {
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int j = 0; j < Tile::products_n; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) action(i, j, e);
+}
+
+// The warp's rows of a slab, 4 positions of a row a thread.
+template <class Tile>
+struct Fragments {
+  float4 grad[Tile::products_m][2], input[Tile::products_n];
+};
+
+template <class Tile>
+__device__ inline Fragments<Tile> read_fragments(const float* slab) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float* mine = slab + place(lane / 4, lane % 4 * 4);
+  const float* grad = mine + warp / Tile::warps_n * (Tile::products_m * 16) * SLAB;
+  const float* input =
+      mine + (Tile::rows + warp % Tile::warps_n * (Tile::products_n * 8)) * SLAB;
+  Fragments<Tile> read;
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      read.grad[i][half] =
+          *reinterpret_cast<const float4*>(grad + (i * 16 + half * 8) * SLAB);
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j)
+    read.input[j] = *reinterpret_cast<const float4*>(input + j * 8 * SLAB);
+  return read;
+}
+
+// A float32 as a tf32, and what that leaves out as another: 21 bits together.
+struct Split {
+  uint32_t high, low;
+
+  __device__ explicit Split(float value) : high(to_tf32(value)) {
+    low = to_tf32(value - __uint_as_float(high));
+  }
+};
+
+// One product of 8 positions, which of a quad's: the first two or the last two.
+template <class Tile>
+__device__ inline void multiply(Moments<Tile>& moments, const Fragments<Tile>& read,
+                                bool last) {
+  uint32_t a[Tile::products_m][4];
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 quad = read.grad[i][half];
+      a[i][half] = to_tf32(last ? quad.z : quad.x);
+      a[i][half + 2] = to_tf32(last ? quad.w : quad.y);
+    }
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j) {
+    const float4 quad = read.input[j];
+    const uint32_t b[2] = {to_tf32(last ? quad.z : quad.x),
+                           to_tf32(last ? quad.w : quad.y)};
+#pragma unroll
+    for (int i = 0; i < Tile::products_m; ++i)
+      multiply_tf32(moments.group[i][j], a[i], b);
+  }
+}
+
+// The same to float32 precision: high x high + high x low + low x high. The tensor
+// cores cut off what they add; so they add 8 positions only, and the rest is added
+// outside.
+template <class Tile>
+__device__ inline void multiply_exactly(Moments<Tile>& moments,
+                                        const Fragments<Tile>& read, bool last) {
+  uint32_t high[Tile::products_m][4], low[Tile::products_m][4];
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float4 quad = read.grad[i][e % 2];
+      const Split split(e < 2 ? (last ? quad.z : quad.x) : (last ? quad.w : quad.y));
+      high[i][e] = split.high;
+      low[i][e] = split.low;
+    }
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j) {
+    const float4 quad = read.input[j];
+    const Split first(last ? quad.z : quad.x), second(last ? quad.w : quad.y);
+    const uint32_t b_high[2] = {first.high, second.high};
+    const uint32_t b_low[2] = {first.low, second.low};
+#pragma unroll
+    for (int i = 0; i < Tile::products_m; ++i) {
+      float c[4] = {0.f, 0.f, 0.f, 0.f};
+      multiply_tf32(c, low[i], b_high);
+      multiply_tf32(c, high[i], b_low);
+      multiply_tf32(c, high[i], b_high);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) moments.group[i][j][e] += c[e];
+    }
+  }
+}
+
+template <class Tile, bool exact>
+__device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
+                                     int positions) {
+  const Fragments<Tile> read = read_fragments<Tile>(slab);
+  if constexpr (exact)
+    multiply_exactly<Tile>(moments, read, false);
+  else
+    multiply<Tile>(moments, read, false);
+  if (positions <= SLAB / 2) return;
+  if constexpr (exact)
+    multiply_exactly<Tile>(moments, read, true);
+  else
+    multiply<Tile>(moments, read, true);
+}
+
+// Adds the group's gradient and its square; `ratio` lifts a last, smaller group to the
+// scale of the others.
+template <class Tile>
+__device__ inline void close_group(Moments<Tile>& moments, float ratio) {
+  for_each_value<Tile>([&](int i, int j, int e) {
+    const float g = moments.group[i][j][e] * ratio;
+    moments.sum[i][j][e] += g;
+    moments.sum_sq[i][j][e] = fmaf(g, g, moments.sum_sq[i][j][e]);
+    moments.group[i][j][e] = 0.f;
+  });
+}
+
+// Adds the registers to this split's sums and clears them.
+template <class Tile>
+__device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task,
+                             const TilePlace& tile, bool fresh) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int row0 = tile.row + warp / Tile::warps_n * (Tile::products_m * 16) + lane / 4;
+  const int column0 =
+      tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane % 4 * 2;
+  const int taps = task.kernel_h * task.kernel_w;
+  const float scale = 1.f / static_cast<float>(task.group_size);
+  for_each_value<Tile>([&](int i, int j, int e) {
+    const int row = row0 + i * 16 + e / 2 * 8, column = column0 + j * 8 + e % 2;
+    if (row < task.rows && column < task.columns) {
+      const Weight weight = weight_of(task, column);
+      const int64_t output = static_cast<int64_t>(tile.conv_group) * task.rows + row;
+      const int64_t at = blockIdx.y * task.split_stride + output * task.columns +
+                         weight.channel * taps + weight.tap;
+      const float sum = moments.sum[i][j][e] * scale;
+      const float sum_sq = moments.sum_sq[i][j][e] * scale * scale;
+      task.sum[at] = fresh ? sum : task.sum[at] + sum;
+      task.sum_sq[at] = fresh ? sum_sq : task.sum_sq[at] + sum_sq;
+    }
+    moments.sum[i][j][e] = moments.sum_sq[i][j][e] = 0.f;
+  });
+}
+
+// A block's samples, and how it counts them into groups.
+struct SampleRange {
+  int64_t sample, end;
+
+  __device__ explicit SampleRange(const GradMomentsTask& task) {
+    const int64_t groups = (task.samples + task.group_size - 1) / task.group_size;
+    sample = groups * blockIdx.y / gridDim.y * task.group_size;
+    end = groups * (blockIdx.y + 1) / gridDim.y * task.group_size;
+    if (end > task.samples) end = task.samples;
+  }
+};
+
+template <class Tile, bool async>
+__device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& shared,
+                                  int stage, Cursor& cursor, int64_t end) {
+  for (int s = 0; s < Tile::slabs && cursor.sample < end; ++s) {
+    float* slab = shared.slab[stage][s];
+    load_slab<Tile::threads, Tile::rows, async>(task.grad, shared.rows, slab, cursor,
+                                                task.width_divider, task.out_width,
+                                                task.positions);
+    load_slab<Tile::threads, Tile::columns, async>(
+        task.input, shared.rows + Tile::rows, slab + Tile::rows * SLAB, cursor,
+        task.width_divider, task.out_width, task.positions);
+    cursor.advance(task.positions);
+  }
+  commit_copies();
+}
+
+// Samples of the open group and groups since the last flush.
+struct GroupCount {
+  int64_t samples = 0;
+  int groups = 0;
+  bool fresh;
+};
+
+// After a sample: closes its group where it was the group's last, flushes in time.
+template <class Tile>
+__device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTask& task,
+                                    const TilePlace& tile, GroupCount& count,
+                                    bool last) {
+  if (++count.samples < task.group_size && !last) return;
+  close_group<Tile>(
+      moments, static_cast<float>(task.group_size) / static_cast<float>(count.samples));
+  count.samples = 0;
+  if (++count.groups < FLUSH_GROUPS && !last) return;
+  flush<Tile>(moments, task, tile, count.fresh);
+  count.groups = 0;
+  count.fresh = false;
+}
+
+template <class Tile, bool exact, bool async>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
+    grad_moments_kernel(const GradMomentsTask task) {
+  Shared<Tile>& shared = *reinterpret_cast<Shared<Tile>*>(dynamic_shared());
+  const TilePlace tile = tile_place(task, Tile::rows, Tile::columns);
+  find_rows<Tile>(task, tile, shared.rows);
+  __syncthreads();
+
+  const SampleRange range(task);
+  Cursor loaded{range.sample, 0}, cursor = loaded;
+  for (int stage = 0; stage < Tile::stages - 1; ++stage)
+    load_stage<Tile, async>(task, shared, stage, loaded, range.end);
+
+  Moments<Tile> moments{};
+  GroupCount count;
+  count.fresh = task.fresh;
+  for (int stage = 0; cursor.sample < range.end; stage = (stage + 1) % Tile::stages) {
+    await_copies<Tile::stages - 2>();
+    // Everybody's copies have landed, and nobody reads the stage before this one.
+    __syncthreads();
+    load_stage<Tile, async>(task, shared, (stage + Tile::stages - 1) % Tile::stages,
+                            loaded, range.end);
+    for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
+      multiply_slab<Tile, exact>(moments, shared.slab[stage][s], task.positions);
+      const int64_t sample = cursor.sample;
+      cursor.advance(task.positions);
+      if (cursor.sample != sample)
+        close_sample<Tile>(moments, task, tile, count, cursor.sample == range.end);
+    }
+  }
+}
+
+// Adds the splits' sums in their order: a thread an output.
+constexpr int COMBINE_THREADS = 256;
+
+__global__ void __launch_bounds__(COMBINE_THREADS)
+    combine_moments(const float* partial, int64_t size, int splits, float* sum,
+                    float* sum_sq) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * COMBINE_THREADS + threadIdx.x;
+  if (at >= size) return;
+  float total = 0.f, total_sq = 0.f;
+  for (int split = 0; split < splits; ++split) {
+    total += partial[2 * split * size + at];
+    total_sq += partial[(2 * split + 1) * size + at];
+  }
+  sum[at] += total;
+  sum_sq[at] += total_sq;
+}
+
+}  // namespace fisherprune
