@@ -19,13 +19,13 @@ namespace fisherprune {
 
 struct GradMomentsTask {
   Operand grad, input;
-  int64_t grad_channel, input_channel;  // strides of the channels, in elements
+  int64_t grad_channel, input_channel;  // strides of the channels, in bytes
   Divider width_divider;
   int out_width, positions;
   int rows, columns;  // of a convolution group: outputs, weights of a filter
   int kernel_h, kernel_w, dilation_h, dilation_w;
   int row_tiles, column_tiles;
-  int64_t samples, group_size;
+  int samples, group_size;
   float* sum;  // of split 0; that of the others follow at split_stride
   float* sum_sq;
   int64_t split_stride;
@@ -136,11 +136,13 @@ __device__ inline Fragments<Tile> read_fragments(const float* slab) {
   return read;
 }
 
-// A float32 as a tf32, and what that leaves out as another: 21 bits together.
+// A float32 as a tf32, and what that leaves out as another: 21 bits together. The last
+// 13 bits of a tf32 are nobody's: the product leaves them out, the subtraction must
+// too.
 struct Split {
   uint32_t high, low;
 
-  __device__ explicit Split(float value) : high(to_tf32(value)) {
+  __device__ explicit Split(float value) : high(to_tf32(value) & ~0x1fffu) {
     low = to_tf32(value - __uint_as_float(high));
   }
 };
@@ -256,21 +258,22 @@ __device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task
   });
 }
 
-// A block's samples, and how it counts them into groups.
+// A block's samples: whole groups of them.
 struct SampleRange {
-  int64_t sample, end;
+  int first, end;
 
   __device__ explicit SampleRange(const GradMomentsTask& task) {
-    const int64_t groups = (task.samples + task.group_size - 1) / task.group_size;
-    sample = groups * blockIdx.y / gridDim.y * task.group_size;
-    end = groups * (blockIdx.y + 1) / gridDim.y * task.group_size;
-    if (end > task.samples) end = task.samples;
+    const int64_t groups = (task.samples - 1) / task.group_size + 1;
+    const int64_t last = groups * (blockIdx.y + 1) / gridDim.y * task.group_size;
+    first = static_cast<int>(groups * blockIdx.y / gridDim.y * task.group_size);
+    end = last < task.samples ? static_cast<int>(last) : task.samples;
   }
 };
 
 template <class Tile, bool async>
 __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& shared,
-                                  int stage, Cursor& cursor, int64_t end) {
+                                  int stage, Cursor& cursor, int end) {
+#pragma unroll 1
   for (int s = 0; s < Tile::slabs && cursor.sample < end; ++s) {
     float* slab = shared.slab[stage][s];
     load_slab<Tile::threads, Tile::rows, async>(task.grad, shared.rows, slab, cursor,
@@ -286,8 +289,7 @@ __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& sha
 
 // Samples of the open group and groups since the last flush.
 struct GroupCount {
-  int64_t samples = 0;
-  int groups = 0;
+  int samples = 0, groups = 0;
   bool fresh;
 };
 
@@ -307,7 +309,7 @@ __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTas
 }
 
 template <class Tile, bool exact, bool async>
-__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
+__global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
     grad_moments_kernel(const GradMomentsTask task) {
   Shared<Tile>& shared = *reinterpret_cast<Shared<Tile>*>(dynamic_shared());
   const TilePlace tile = tile_place(task, Tile::rows, Tile::columns);
@@ -315,26 +317,30 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   __syncthreads();
 
   const SampleRange range(task);
-  Cursor loaded{range.sample, 0}, cursor = loaded;
-  for (int stage = 0; stage < Tile::stages - 1; ++stage)
-    load_stage<Tile, async>(task, shared, stage, loaded, range.end);
-
+  Cursor loaded{range.first, 0}, cursor = loaded;
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = task.fresh;
-  for (int stage = 0; cursor.sample < range.end; stage = (stage + 1) % Tile::stages) {
-    await_copies<Tile::stages - 2>();
-    // Everybody's copies have landed, and nobody reads the stage before this one.
-    __syncthreads();
-    load_stage<Tile, async>(task, shared, (stage + Tile::stages - 1) % Tile::stages,
-                            loaded, range.end);
+  int fill = 1 - Tile::stages;  // below 0 while the pipeline is filled
+  for (int stage = 0, next = 0; cursor.sample < range.end;) {
+    if (fill >= 0) {
+      await_copies<Tile::stages - 2>();
+      // Everybody's copies have landed, and nobody reads the stage that is next.
+      __syncthreads();
+    }
+    load_stage<Tile, async>(task, shared, next, loaded, range.end);
+    next = next + 1 < Tile::stages ? next + 1 : 0;
+    if (fill++ < 0) continue;
+    fill = 0;
+#pragma unroll 1
     for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
       multiply_slab<Tile, exact>(moments, shared.slab[stage][s], task.positions);
-      const int64_t sample = cursor.sample;
+      const int sample = cursor.sample;
       cursor.advance(task.positions);
       if (cursor.sample != sample)
         close_sample<Tile>(moments, task, tile, count, cursor.sample == range.end);
     }
+    stage = stage + 1 < Tile::stages ? stage + 1 : 0;
   }
 }
 

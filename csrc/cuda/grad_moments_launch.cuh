@@ -32,19 +32,20 @@ double padded_cost(const ConvShape& s, double cost) {
   return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
 }
 
-inline TileKind choose_tile(const ConvShape& s) {
+// To float32 precision a product needs so many registers that the wide tile is out.
+inline TileKind choose_tile(const ConvShape& s, bool exact) {
   const double small = padded_cost<SmallTile>(s, SMALL_COST);
   const double square = padded_cost<SquareTile>(s, SQUARE_COST);
   const double wide = padded_cost<WideTile>(s, WIDE_COST);
-  if (small < square && small < wide) return TileKind::small;
-  return square < wide ? TileKind::square : TileKind::wide;
+  if (small < square && (exact || small < wide)) return TileKind::small;
+  return exact || square < wide ? TileKind::square : TileKind::wide;
 }
 
-// The fewest splits that leave the multiprocessors hardly ever idle in the last wave.
+// The fewest splits that leave hardly any of the `slots` for blocks idle in the last
+// wave.
 template <class Tile>
-int choose_splits(const ConvShape& s, int multiprocessors) {
+int choose_splits(const ConvShape& s, int64_t slots) {
   const int64_t tiles = tiles_of<Tile>(s);
-  const int64_t slots = int64_t{Tile::blocks} * multiprocessors;
   const int64_t slabs = s.samples * tiles_across(s.positions(), SLAB);
   const int64_t most = std::min({tiles_across(s.samples, s.group_size),
                                  MOST_WAVES * slots / tiles, slabs / LEAST_SLABS});
@@ -63,40 +64,44 @@ int choose_splits(const ConvShape& s, int multiprocessors) {
   return best;
 }
 
-template <class Action>
+template <bool exact, class Action>
 auto with_tile(TileKind kind, Action action) {
   if (kind == TileKind::small) return action(SmallTile{});
-  if (kind == TileKind::square) return action(SquareTile{});
-  return action(WideTile{});
+  if constexpr (!exact)
+    if (kind == TileKind::wide) return action(WideTile{});
+  return action(SquareTile{});
 }
 
-inline GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind,
-                                      int multiprocessors) {
-  const int splits = with_tile(kind, [&](auto tile) {
-    return choose_splits<decltype(tile)>(s, multiprocessors);
+template <bool exact>
+GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiprocessors) {
+  const int splits = with_tile<exact>(kind, [&](auto tile) {
+    using Tile = decltype(tile);
+    return choose_splits<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
   });
   return {kind, splits, splits > 1 ? 2 * splits * s.outputs * s.patch() : 0};
 }
 
-inline GradMomentsPlan plan_grad_moments(const ConvShape& s, int multiprocessors) {
-  return plan_with_tile(s, choose_tile(s), multiprocessors);
+inline GradMomentsPlan plan_grad_moments(const ConvShape& s, bool allow_tf32,
+                                         int multiprocessors) {
+  const TileKind kind = choose_tile(s, !allow_tf32);
+  return allow_tf32 ? plan_with_tile<false>(s, kind, multiprocessors)
+                    : plan_with_tile<true>(s, kind, multiprocessors);
 }
 
-// The kernels count what lies within one sample in 32 bits.
+// The kernels count samples, and what lies within one, in 32 bits.
 inline void check_extents(const ConvShape& s) {
-  const int64_t limit = int64_t{1} << 30;
-  const int64_t extents[] = {s.height + 2 * s.pad_h,
-                             s.width + 2 * s.pad_w,
-                             s.positions(),
-                             s.group_outputs(),
-                             s.patch(),
-                             tiles_of<SmallTile>(s)};
-  const char* names[] = {
-      "padded height",     "padded width",         "positions",
-      "outputs per group", "weights of an output", "tiles of the weight gradient"};
-  for (int i = 0; i < 6; ++i)
-    check(extents[i] < limit, "grad_moments: on CUDA the ", names[i],
-          " must be fewer than ", limit, ", got ", extents[i]);
+  const auto below_limit = [](int64_t extent, const char* what) {
+    const int64_t limit = int64_t{1} << 30;
+    check(extent < limit, "grad_moments: on CUDA the ", what, " must be fewer than ",
+          limit, ", got ", extent);
+  };
+  below_limit(s.samples, "samples");
+  below_limit(s.height + 2 * s.pad_h, "rows of the padded image");
+  below_limit(s.width + 2 * s.pad_w, "columns of the padded image");
+  below_limit(s.positions(), "positions");
+  below_limit(s.group_outputs(), "outputs of a convolution group");
+  below_limit(s.patch(), "weights of an output");
+  below_limit(tiles_of<SmallTile>(s), "tiles of the weight gradient");
 }
 
 // Positions of a row one after the other, each row at a multiple of 16 bytes.
@@ -120,38 +125,39 @@ inline Order choose_order(const GradMoments& m, const View4& v, bool plain,
   return s.positions() == 1 || v.stride[1] < next ? Order::rows : Order::positions;
 }
 
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+inline Operand operand_of(const View4& v, Order order, int64_t height, int64_t width) {
+  Operand op{};
+  op.data = static_cast<const char*>(v.data);
+  op.dtype = v.dtype;
+  op.order = order;
+  op.sample_stride = v.stride[0] * size_of(v.dtype);
+  op.stride_h = v.stride[2] * size_of(v.dtype);
+  op.stride_w = v.stride[3] * size_of(v.dtype);
+  op.height = static_cast<int>(height);
+  op.width = static_cast<int>(width);
+  op.step_h = op.step_w = 1;
+  return op;
+}
+
 inline Operand grad_operand(const GradMoments& m) {
-  const ConvShape& s = m.shape;
-  return {m.grad.data,
-          m.grad.dtype,
-          choose_order(m, m.grad, true, 1),
-          m.grad.stride[0],
-          m.grad.stride[2],
-          m.grad.stride[3],
-          static_cast<int>(s.out_height),
-          static_cast<int>(s.out_width),
-          1,
-          1,
-          0,
-          0};
+  return operand_of(m.grad, choose_order(m, m.grad, true, 1), m.shape.out_height,
+                    m.shape.out_width);
 }
 
 inline Operand input_operand(const GradMoments& m) {
   const ConvShape& s = m.shape;
   const bool plain = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 &&
                      s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
-  return {m.input.data,
-          m.input.dtype,
-          choose_order(m, m.input, plain, s.out_width > 1 ? s.stride_w : s.stride_h),
-          m.input.stride[0],
-          m.input.stride[2],
-          m.input.stride[3],
-          static_cast<int>(s.height),
-          static_cast<int>(s.width),
-          static_cast<int>(s.stride_h),
-          static_cast<int>(s.stride_w),
-          static_cast<int>(s.pad_h),
-          static_cast<int>(s.pad_w)};
+  const int64_t step = s.out_width > 1 ? s.stride_w : s.stride_h;
+  Operand op =
+      operand_of(m.input, choose_order(m, m.input, plain, step), s.height, s.width);
+  op.step_h = static_cast<int>(s.stride_h);
+  op.step_w = static_cast<int>(s.stride_w);
+  op.pad_h = static_cast<int>(s.pad_h);
+  op.pad_w = static_cast<int>(s.pad_w);
+  return op;
 }
 
 template <class Tile>
@@ -160,8 +166,8 @@ GradMomentsTask task_of(const GradMoments& m, int splits, float* workspace) {
   GradMomentsTask task{};
   task.grad = grad_operand(m);
   task.input = input_operand(m);
-  task.grad_channel = m.grad.stride[1];
-  task.input_channel = m.input.stride[1];
+  task.grad_channel = m.grad.stride[1] * size_of(m.grad.dtype);
+  task.input_channel = m.input.stride[1] * size_of(m.input.dtype);
   task.width_divider = Divider(static_cast<uint32_t>(s.out_width));
   task.out_width = static_cast<int>(s.out_width);
   task.positions = static_cast<int>(s.positions());
@@ -173,8 +179,8 @@ GradMomentsTask task_of(const GradMoments& m, int splits, float* workspace) {
   task.dilation_w = static_cast<int>(s.dilation_w);
   task.row_tiles = static_cast<int>(tiles_across(s.group_outputs(), Tile::rows));
   task.column_tiles = static_cast<int>(tiles_across(s.patch(), Tile::columns));
-  task.samples = s.samples;
-  task.group_size = s.group_size;
+  task.samples = static_cast<int>(s.samples);
+  task.group_size = static_cast<int>(std::min(s.group_size, s.samples));
   const int64_t size = s.outputs * s.patch();
   task.fresh = splits > 1;
   task.sum = task.fresh ? workspace : m.sum;
@@ -192,16 +198,21 @@ void launch_tile(const GradMoments& m, int splits, float* workspace, Stream stre
          task_of<Tile>(m, splits, workspace));
 }
 
+template <bool exact>
+void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* workspace,
+                    Stream stream) {
+  with_tile<exact>(plan.tile, [&](auto tile) {
+    launch_tile<decltype(tile), exact>(m, plan.splits, workspace, stream);
+  });
+}
+
 // Enqueues the op on `stream`; `workspace` holds plan.workspace floats.
 inline void run_grad_moments(const GradMoments& m, const GradMomentsPlan& plan,
                              bool allow_tf32, float* workspace, Stream stream) {
-  with_tile(plan.tile, [&](auto tile) {
-    using Tile = decltype(tile);
-    if (allow_tf32)
-      launch_tile<Tile, false>(m, plan.splits, workspace, stream);
-    else
-      launch_tile<Tile, true>(m, plan.splits, workspace, stream);
-  });
+  if (allow_tf32)
+    launch_planned<false>(m, plan, workspace, stream);
+  else
+    launch_planned<true>(m, plan, workspace, stream);
   if (plan.splits == 1) return;
   const int64_t size = m.shape.outputs * m.shape.patch();
   const dim3 grid(static_cast<unsigned>(tiles_across(size, COMBINE_THREADS)));

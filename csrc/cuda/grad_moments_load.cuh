@@ -40,29 +40,28 @@ enum class Order {
 };
 
 struct Operand {
-  const void* data;
+  const char* data;
   Dtype dtype;
   Order order;
-  int64_t sample_stride, stride_h, stride_w;  // in elements
+  int64_t sample_stride, stride_h, stride_w;  // in bytes
   int height, width;                          // of the image
   int step_h, step_w, pad_h, pad_w;           // from position (p, q) to image (h, w)
 };
 
 struct alignas(16) Row {
-  int64_t offset;  // from the image's element at the position's (h, w)
+  int64_t offset;  // in bytes, from the image's element at the position's (h, w)
   int dy, dx;
 };
 
 // A position's corner in the image, and where it lies in memory.
 struct Corner {
   int h, w;
-  int64_t offset;
+  int64_t offset;  // in bytes
 };
 
 // The next slab of a sample, or of the next sample.
 struct Cursor {
-  int64_t sample;
-  int at;
+  int sample, at;
 
   __device__ void advance(int positions) {
     at += SLAB;
@@ -91,16 +90,26 @@ __device__ inline Corner corner_of(const Operand& op, Divider out_width, int col
   return {h, w, h * op.stride_h + w * op.stride_w};
 }
 
-__device__ inline bool falls_inside(const Operand& op, const Corner& at,
-                                    const Row& row) {
-  return static_cast<unsigned>(at.h + row.dy) < static_cast<unsigned>(op.height) &&
-         static_cast<unsigned>(at.w + row.dx) < static_cast<unsigned>(op.width);
+// A row of the shared table by one 16-byte read.
+__device__ inline Row read_row(const Row* row) {
+  const int4 words = *reinterpret_cast<const int4*>(row);
+  const uint64_t high = static_cast<uint32_t>(words.y);
+  return {static_cast<int64_t>(high << 32 | static_cast<uint32_t>(words.x)), words.z,
+          words.w};
 }
 
-__device__ inline float load_as_float(const Operand& op, int64_t at) {
-  if (op.dtype == Dtype::float32) return static_cast<const float*>(op.data)[at];
-  const uint16_t bits = static_cast<const uint16_t*>(op.data)[at];
-  if (op.dtype == Dtype::float16) return half_to_float(bits);
+__device__ inline bool falls_inside(const Operand& op, const Corner& at,
+                                    const Row& row) {
+  const bool h =
+      static_cast<unsigned>(at.h + row.dy) < static_cast<unsigned>(op.height);
+  const bool w = static_cast<unsigned>(at.w + row.dx) < static_cast<unsigned>(op.width);
+  return h & w;
+}
+
+__device__ inline float load_as_float(Dtype dtype, const char* from) {
+  if (dtype == Dtype::float32) return *reinterpret_cast<const float*>(from);
+  const uint16_t bits = *reinterpret_cast<const uint16_t*>(from);
+  if (dtype == Dtype::float16) return half_to_float(bits);
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
@@ -108,16 +117,20 @@ __device__ inline float load_as_float(const Operand& op, int64_t at) {
 template <int threads, int count>
 __device__ inline void load_vectors(const Operand& op, const Row* rows, float* slab,
                                     Cursor cursor, int positions) {
-  const float* data =
-      static_cast<const float*>(op.data) + cursor.sample * op.sample_stride;
+  constexpr int quads = SLAB / 4, step = threads / quads;
+  static_assert(step % 8 == 0, "all rows of a thread have their quads in one order");
+  const int first = threadIdx.x / quads, quad = threadIdx.x % quads * 4;
+  const int at = cursor.at + quad;
+  const int left = positions - at < 0 ? 0 : positions - at < 4 ? positions - at : 4;
+  const char* from = op.data + cursor.sample * op.sample_stride + at * sizeof(float);
+  float* to = slab + place(first, quad);
 #pragma unroll
-  for (int i = threadIdx.x; i < count * (SLAB / 4); i += threads) {
-    const int row = i / (SLAB / 4), quad = i % (SLAB / 4) * 4;
-    const int left = rows[row].dy < 0 ? 0 : positions - cursor.at - quad;
-    const int bytes = 4 * (left < 0 ? 0 : left < 4 ? left : 4);
-    // Past the end the address need not exist, so none is formed.
-    const int64_t at = bytes ? rows[row].offset + cursor.at + quad : 0;
-    copy16_async(slab + place(row, quad), data + at, bytes);
+  for (int row = 0; row < count; row += step) {
+    if (count % step != 0 && first + row >= count) return;
+    const Row r = read_row(rows + first + row);
+    // Without a byte to read the address need not exist.
+    copy16_async(to + row * SLAB, reinterpret_cast<const float*>(from + r.offset),
+                 r.dy < 0 ? 0 : left * static_cast<int>(sizeof(float)));
   }
 }
 
@@ -127,25 +140,27 @@ template <int threads, int count, bool async>
 __device__ inline void gather(const Operand& op, const Row* rows, float* slab,
                               Cursor cursor, Divider out_width, int out_columns,
                               int positions) {
+  constexpr int step = threads / SLAB;
+  static_assert(step % 8 == 0, "all rows of a thread have their quads in one order");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool by_rows = op.order == Order::rows;
   const int t = by_rows ? lane / 8 + warp % 4 * 4 : threadIdx.x % SLAB;
   const int first = by_rows ? lane % 8 + warp / 4 * 8 : threadIdx.x / SLAB;
   const bool is_short = positions <= SLAB / 2;
   if (is_short && t >= SLAB / 2) return;
-  const int slot = is_short ? short_position(t) : t;
   const Corner at = corner_of(op, out_width, out_columns, cursor.at + t, positions);
-  const int64_t base = cursor.sample * op.sample_stride + at.offset;
-#pragma unroll
-  for (int row = first; row < count; row += threads / SLAB) {
-    const Row r = rows[row];
+  const char* base = op.data + cursor.sample * op.sample_stride + at.offset;
+  float* to = slab + place(first, is_short ? short_position(t) : t);
+#pragma unroll 4
+  for (int row = 0; row < count; row += step) {
+    if (count % step != 0 && first + row >= count) return;
+    const Row r = read_row(rows + first + row);
     const bool inside = falls_inside(op, at, r);
-    const int64_t from = base + r.offset;
-    float* to = slab + place(row, slot);
+    const char* from = base + r.offset;
     if (async)
-      copy4_async(to, static_cast<const float*>(op.data) + from, inside);
+      copy4_async(to + row * SLAB, reinterpret_cast<const float*>(from), inside);
     else
-      *to = inside ? load_as_float(op, from) : 0.f;
+      to[row * SLAB] = inside ? load_as_float(op.dtype, from) : 0.f;
   }
 }
 

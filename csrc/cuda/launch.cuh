@@ -39,8 +39,13 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                "shared memory of a kernel");
-  kernel<<<grid, threads, shared_bytes, stream> > >(args...);
-  check_cuda(cudaGetLastError(), "launch of a kernel");
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, Params(args)...),
+             "launch of a kernel");
 }
 
 __device__ inline unsigned char* dynamic_shared() {

@@ -38,7 +38,7 @@ __device__ inline void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
 }
 
-// Nearest tf32, ties away from zero, in the bits of a float32.
+// Nearest tf32, ties away from zero, in the first 19 bits; the others hold anything.
 __device__ inline uint32_t to_tf32(float value) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));

@@ -7,7 +7,7 @@ namespace fisherprune {
 
 // A block's tile of the gradient: warps side by side, and 16 x 8 products of a warp.
 template <int warps_m_, int warps_n_, int products_m_, int products_n_, int slabs_,
-          int stages_, int blocks_>
+          int stages_, int blocks_, int exact_blocks_>
 struct Tile {
   static constexpr int warps_m = warps_m_, warps_n = warps_n_;
   static constexpr int products_m = products_m_, products_n = products_n_;
@@ -17,11 +17,17 @@ struct Tile {
   static constexpr int slabs = slabs_;    // of 16 positions between two barriers
   static constexpr int stages = stages_;  // of the pipeline from global memory
   static constexpr int blocks = blocks_;  // resident on a multiprocessor
+  static constexpr int exact_blocks = exact_blocks_;  // the same to float32 precision
 };
 
-using SmallTile = Tile<2, 2, 1, 2, 2, 3, 4>;   // 32 x 32: depthwise, first layers
-using SquareTile = Tile<2, 2, 2, 4, 2, 3, 3>;  // 64 x 64
-using WideTile = Tile<2, 6, 2, 4, 1, 4, 1>;    // 64 x 192: fewest bytes a product
+using SmallTile = Tile<2, 2, 1, 2, 2, 3, 4, 4>;   // 32 x 32: depthwise, first layers
+using SquareTile = Tile<2, 2, 2, 4, 2, 3, 3, 2>;  // 64 x 64
+using WideTile = Tile<2, 6, 2, 4, 1, 4, 1, 0>;    // 64 x 192: fewest bytes a product
+
+template <class Tile, bool exact>
+constexpr int resident_blocks() {
+  return exact ? Tile::exact_blocks : Tile::blocks;
+}
 
 // Cost of a padded output relative to the wide tile, for the choice among the three.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, WIDE_COST = 1.0;

@@ -70,6 +70,11 @@ ConvShape read_shape(Files& files) {
           v[9], v[10], v[11], v[12], v[13], v[14], v[15], v[16]};
 }
 
+GradMomentsPlan wished_plan(const ConvShape& s, bool allow_tf32, TileKind tile) {
+  return allow_tf32 ? plan_with_tile<false>(s, tile, multiprocessors())
+                    : plan_with_tile<true>(s, tile, multiprocessors());
+}
+
 void moments_case(Files& files) {
   const ConvShape shape = read_shape(files);
   const bool allow_tf32 = files.number();
@@ -80,9 +85,8 @@ void moments_case(Files& files) {
   const GradMoments m{shape, a, d, sum.as<float>(), sum_sq.as<float>()};
   if (has_work(shape)) {
     check_extents(shape);
-    GradMomentsPlan plan = plan_grad_moments(shape, multiprocessors());
-    if (wish >= 0)
-      plan = plan_with_tile(shape, static_cast<TileKind>(wish), multiprocessors());
+    GradMomentsPlan plan = plan_grad_moments(shape, allow_tf32, multiprocessors());
+    if (wish >= 0) plan = wished_plan(shape, allow_tf32, static_cast<TileKind>(wish));
     Array workspace(plan.workspace * sizeof(float));
     run_grad_moments(m, plan, allow_tf32, workspace.as<float>(), nullptr);
   }

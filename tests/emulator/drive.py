@@ -132,7 +132,7 @@ def _scores(scores: list[np.ndarray], shift: int) -> bytes:
 def topk_case(
     scores, keep, *, shift: int = 0, multiprocessors: int = 2, seed: int = 1
 ) -> bytes:
-    """Encode a call of global_topk; `shift` bytes move the scores off 16-byte places."""
+    """Encode a call of global_topk; `shift` moves the scores by bytes."""
     return words(1, seed, multiprocessors) + _scores(scores, shift) + numbers(keep)
 
 

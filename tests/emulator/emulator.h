@@ -12,7 +12,6 @@
 #pragma once
 
 #include <sanitizer/common_interface_defs.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
@@ -40,6 +39,9 @@ struct dim3 {
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
 };
 struct alignas(4) uchar4 {
   unsigned char x, y, z, w;
@@ -70,11 +72,49 @@ struct Copy {
 
 enum class State { ready, at_barrier, at_collective, done };
 
+// A stack of its own and, while it rests, the place on it where it goes on. Switching
+// is three dozen instructions: the C library's swapcontext calls the kernel.
+struct Fiber {
+  static constexpr size_t stack_size = 64 << 10;
+  std::unique_ptr<char[]> stack;
+  void* rests_at = nullptr;
+  void* fake_stack = nullptr;  // the address sanitizer's
+};
+
+extern "C" void emulator_switch(void** rests_at, void* go_on_at);
+asm(R"(
+.text
+.globl emulator_switch
+emulator_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+)");
+
+// Prepares a fiber that begins in `entry`, which never returns.
+inline void begin_in(Fiber& fiber, void (*entry)()) {
+  fiber.stack.reset(new char[Fiber::stack_size]);
+  uintptr_t top = reinterpret_cast<uintptr_t>(fiber.stack.get() + Fiber::stack_size);
+  void** at = reinterpret_cast<void**>(top & ~uintptr_t{15}) - 8;
+  std::fill(at, at + 8, nullptr);  // six registers, the entry, no caller
+  at[6] = reinterpret_cast<void*>(entry);
+  fiber.rests_at = at;
+}
+
 struct Thread {
-  static constexpr size_t stack_size = 256 << 10;
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[stack_size]};
-  void* fake_stack = nullptr;
+  Fiber fiber;
   State state = State::ready;
   int operation = 0;  // which collective it waits in
   uint64_t collectives = 0;
@@ -94,8 +134,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
-  ucontext_t scheduler;
-  void* scheduler_stack_fake = nullptr;
+  Fiber scheduler;  // on the program's own stack:
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
   unsigned current = 0;
@@ -105,10 +144,11 @@ inline Block* block = nullptr;
 inline Thread& self() { return block->threads[block->current]; }
 
 inline void back_to_scheduler(bool for_good) {
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &self().fake_stack,
+  Fiber& fiber = self().fiber;
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack,
                                  block->scheduler_stack, block->scheduler_stack_size);
-  swapcontext(&self().context, &block->scheduler);
-  __sanitizer_finish_switch_fiber(self().fake_stack, nullptr, nullptr);
+  emulator_switch(&fiber.rests_at, block->scheduler.rests_at);
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
 }
 
 inline void wait_as(State state) {
@@ -130,11 +170,11 @@ inline void enter_thread() {
 inline void run_thread(unsigned index) {
   block->current = index;
   threadIdx = dim3(index, 0, 0);
-  Thread& thread = block->threads[index];
-  __sanitizer_start_switch_fiber(&block->scheduler_stack_fake, thread.stack.get(),
-                                 Thread::stack_size);
-  swapcontext(&block->scheduler, &thread.context);
-  __sanitizer_finish_switch_fiber(block->scheduler_stack_fake, nullptr, nullptr);
+  Fiber& fiber = block->threads[index].fiber;
+  __sanitizer_start_switch_fiber(&block->scheduler.fake_stack, fiber.stack.get(),
+                                 Fiber::stack_size);
+  emulator_switch(&block->scheduler.rests_at, fiber.rests_at);
+  __sanitizer_finish_switch_fiber(block->scheduler.fake_stack, nullptr, nullptr);
 }
 
 // Whether threads [first, last) all wait in `state`; those that do go on.
@@ -176,13 +216,7 @@ inline void run_block(std::mt19937_64& random) {
 inline void start_threads(unsigned count) {
   block->threads = std::vector<Thread>(count);
   block->warps.resize((count + 31) / 32);
-  for (Thread& thread : block->threads) {
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = Thread::stack_size;
-    thread.context.uc_link = nullptr;
-    makecontext(&thread.context, enter_thread, 0);
-  }
+  for (Thread& thread : block->threads) begin_in(thread.fiber, enter_thread);
 }
 
 template <class Kernel>
@@ -344,10 +378,10 @@ void await_copies() {
     for (const emulator::Copy& copy : committed.front()) emulator::finish_copy(copy);
 }
 
+// As ptxas makes it: what rounding leaves in the last 13 bits stays there.
 inline uint32_t to_tf32(float value) {
   const uint32_t bits = __float_as_uint(value);
-  if ((bits & 0x7f800000u) == 0x7f800000u) return bits & ~0x1fffu;
-  return (bits + 0x1000u) & ~0x1fffu;
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : bits + 0x1000u;
 }
 
 inline float half_to_float(uint16_t bits) {
