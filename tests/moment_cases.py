@@ -98,7 +98,11 @@ CASES: dict[str, dict] = {
         n=65, c=8, o=66, size=(12, 12), kernel=(3, 3), padding=(1, 1), group_size=9
     ),
     "large_group": dict(
-        n=40, c=3, o=65, size=(16, 16), kernel=(3, 3), padding=(1, 1), group_size=39
+        n=60, c=3, o=65, size=(24, 24), kernel=(3, 3), padding=(1, 1), group_size=59
+    ),
+    "large_image": dict(n=2, c=2, o=9, size=(191, 191), kernel=(2, 2)),
+    "large_image_group": dict(
+        n=3, c=1, o=9, size=(370, 190), kernel=(3, 3), stride=(2, 1), group_size=2
     ),
     "many_samples_few_positions": dict(
         n=600, c=7, o=20, size=(2, 2), kernel=(3, 3), padding=(1, 1)

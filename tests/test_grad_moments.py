@@ -1,0 +1,354 @@
+"""grad_moments on the CPU: against a float64 truth, its contract and its errors."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moment_cases import CASES, accumulators, make
+
+from fisherprune import kernels, ops, reference
+
+ROOT = Path(__file__).parent.parent
+CAPABILITIES = ["portable", "avx2", "avx512"]
+
+
+def moments(op, input, grad, weight, options, dtype=torch.float32):
+    """Return sum and sum_sq after ``op``, from accumulators that are not empty."""
+    sum, sum_sq = (x.to(dtype) for x in accumulators(weight))
+    op(input, grad, sum, sum_sq, **options)
+    return sum, sum_sq
+
+
+def error(result, truth):
+    """Return the norm-wise relative error."""
+    if truth.numel() == 0:
+        return 0.0
+    return ((result.double() - truth).norm() / truth.norm()).item()
+
+
+def assert_right(input, grad, weight, options):
+    got = moments(ops.grad_moments, input, grad, weight, options)
+    truth = moments(reference.grad_moments, input, grad, weight, options, torch.float64)
+    assert error(got[0], truth[0]) <= 1e-5
+    assert error(got[1], truth[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_float64(name):
+    assert_right(*make(**CASES[name]))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_capability_equals_float64(capability):
+    if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
+        pytest.skip(f"this processor has no {capability}")
+    script = (
+        "from fisherprune import kernels; print(kernels.cpu_capability())\n"
+        "from test_grad_moments import *\n"
+        "for name in CASES: test_equals_float64(name)"
+    )
+    result = run_python(script, FISHERPRUNE_CPU_CAPABILITY=capability)
+    assert (result.returncode, result.stdout) == (0, capability + "\n"), result.stderr
+
+
+def test_unknown_capability_is_refused():
+    script = "from fisherprune import kernels; kernels.cpu_capability()"
+    result = run_python(script, FISHERPRUNE_CPU_CAPABILITY="sse9")
+    assert result.returncode != 0
+    message = "FISHERPRUNE_CPU_CAPABILITY must be avx512, avx2 or portable, got sse9"
+    assert message in result.stderr
+
+
+def run_python(script, **environment):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def convolutions(draw):
+    groups = draw(st.sampled_from([1, 1, 2, 3, 20]))
+    dilation, kernel = draw(pairs), draw(pairs)
+    return dict(
+        n=draw(st.integers(1, 9)),
+        c=groups * draw(st.integers(1, 5)),
+        o=groups * draw(st.integers(1, 40)),
+        size=(draw(st.integers(7, 12)), draw(st.integers(7, 12))),
+        kernel=kernel,
+        stride=draw(pairs),
+        padding=draw(st.tuples(st.integers(0, 4), st.integers(0, 4))),
+        dilation=dilation,
+        groups=groups,
+        group_size=draw(st.integers(1, 10)),
+        seed=draw(st.integers(0, 2**32)),
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(convolutions())
+def test_any_convolution_equals_float64(case):
+    assert_right(*make(**case))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 40),
+    c=st.integers(1, 100),
+    o=st.integers(1, 140),
+    positions=st.sampled_from([(), (1,), (2,), (3, 3), (17,)]),
+    group_size=st.integers(1, 41),
+    seed=st.integers(0, 2**32),
+)
+def test_any_linear_equals_float64(**case):
+    assert_right(*make(**case))
+
+
+CONV = CASES["stride_2"]
+DEPTHWISE = CASES["depthwise"]
+
+
+@pytest.mark.parametrize("case", [CONV, DEPTHWISE, CASES["pointwise_stride_2"]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "strided",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.mT.contiguous().mT,
+        lambda x: torch.stack([x, x + 1], -1)[..., 0],
+        lambda x: torch.cat([x, x, x])[1::2],
+        lambda x: x[:, :1].expand_as(x),
+        lambda x: x[:, :, :1, :1].expand_as(x),
+        lambda x: x[:1].expand_as(x),
+    ],
+    ids="channels_last columns gaps samples channel position sample".split(),
+)
+def test_strides_and_dtypes(case, dtype, strided):
+    input, grad, weight, options = make(**case, dtype=dtype)
+    input, grad = strided(input), strided(grad)
+    n = min(len(input), len(grad))
+    assert_right(input[:n], grad[:n], weight, options)
+
+
+def test_mixed_dtypes():
+    input, grad, weight, options = make(**CONV)
+    assert_right(input.half(), grad.bfloat16(), weight, options)
+    assert_right(input, grad.half(), weight, options)
+
+
+def test_overlapping_input():
+    _, grad, weight, options = make(**CASES["plain_3x3"])
+    input = torch.randn(40).as_strided((3, 4, 6, 5), (5, 1, 2, 3))
+    assert_right(input, grad, weight, options)
+
+
+def test_every_float16_converts_exactly():
+    """Subnormals, zeros of both signs and infinities come through; NaN stays NaN."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        values = bits.view(dtype)[None]
+        sum, sum_sq = torch.zeros(1, 2**16), torch.zeros(1, 2**16)
+        ops.grad_moments(values, torch.ones(1, 1), sum, sum_sq)
+        torch.testing.assert_close(sum, values.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_groups_are_counted_from_the_first_sample():
+    """Seven samples in groups of three: 3 + 3 + 1, the last one a mean over itself."""
+    input = torch.ones(7, 1)
+    grad = torch.arange(7.0)[:, None]
+    sum, sum_sq = torch.zeros(1, 1), torch.zeros(1, 1)
+    ops.grad_moments(input, grad, sum, sum_sq, group_size=3)
+    assert (sum.item(), sum_sq.item()) == (1 + 4 + 6, 1 + 16 + 36)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        dict(c=2, o=4, size=(4, 4), kernel=(3, 3), padding=(1, 1)),
+        dict(c=3, o=4, size=(2, 2), kernel=(3, 3), padding=(1, 1)),
+        dict(c=9, o=5, positions=()),
+    ],
+)
+def test_error_stays_small_over_40000_samples(case):
+    case = case | dict(n=500)
+    weight = make(**case)[2]
+    got = [torch.zeros(weight) for _ in range(2)]
+    truth = [x.double() for x in got]
+    for seed in range(80):
+        input, grad, _, options = make(**case, seed=seed)
+        ops.grad_moments(input, grad, *got, **options)
+        reference.grad_moments(input, grad, *truth, **options)
+    assert error(got[0], truth[0]) <= 1e-5
+    assert error(got[1], truth[1]) <= 1e-5
+
+
+def test_long_sums_are_accurate():
+    """One group over 500,000 positions of one sign is summed in parts."""
+    input, grad = torch.rand(512, 2, 32, 32), torch.rand(512, 3, 32, 32)
+    assert_right(input, grad, torch.Size((3, 2, 1, 1)), dict(group_size=512))
+
+
+@pytest.fixture
+def restore_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits_for_any_number_of_threads(name, restore_threads):
+    arguments = make(**CASES[name])
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(moments(ops.grad_moments, *arguments))
+    for other in results[1:]:
+        assert torch.equal(results[0][0], other[0])
+        assert torch.equal(results[0][1], other[1])
+
+
+def test_inputs_are_left_alone():
+    input, grad, weight, options = make(**CASES["linear_wide"])
+    before = input.clone(), grad.clone()
+    moments(ops.grad_moments, input, grad, weight, options)
+    assert torch.equal(input, before[0])
+    assert torch.equal(grad, before[1])
+
+
+def test_no_per_sample_gradient_in_memory():
+    """The gradients of these 256 samples would fill 2.4 GB."""
+    input, grad = torch.randn(256, 512, 2, 2), torch.randn(256, 512, 2, 2)
+    sum, sum_sq = torch.zeros(2, 512, 512, 3, 3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ops.grad_moments(input, grad, sum, sum_sq, padding=(1, 1))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 64 * 1024  # KiB
+
+
+@pytest.mark.parametrize("name", ["everything_uneven", "depthwise", "zero_samples"])
+def test_opcheck(name):
+    input, grad, weight, options = make(**CASES[name])
+    torch.library.opcheck(
+        torch.ops.fisherprune.grad_moments.default,
+        (input, grad, *accumulators(weight), *options.values()),
+    )
+
+
+def zeros(*shape, **options):
+    return torch.zeros(shape, **options)
+
+
+VALID = dict(
+    input=zeros(2, 4, 5, 5),
+    grad=zeros(2, 6, 3, 3),
+    sum=zeros(6, 4, 3, 3),
+    sum_sq=zeros(6, 4, 3, 3),
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    group_size=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            dict(input=zeros(2, 4, 5)),
+            "input must have shape [N, C, H, W], got [2, 4, 5",
+        ),
+        (dict(grad=zeros(2, 6)), "grad must have shape [N, O, P, Q], got [2, 6]"),
+        (
+            dict(input=zeros(2, 4, 5, 5).double()),
+            "input must be float32, float16 or bfloat16, got Double",
+        ),
+        (
+            dict(grad=zeros(2, 6, 3, 3).int()),
+            "grad must be float32, float16 or bfloat16, got Int",
+        ),
+        (dict(stride=(0, 1)), "stride must be two integers of at least 1"),
+        (dict(stride=(1,)), "stride must be two integers of at least 1"),
+        (dict(padding=(0, -1)), "padding must be two integers of at least 0"),
+        (dict(dilation=(0, 0)), "dilation must be two integers of at least 1"),
+        (
+            dict(sum=zeros(6, 4)),
+            "sum must have shape [O, C / groups, Y, X], got [6, 4]",
+        ),
+        (dict(group_size=0), "group_size must be at least 1, got 0"),
+        (
+            dict(groups=3),
+            "groups must divide the channels of input and grad, got groups 3 "
+            "for 4 and 6",
+        ),
+        (dict(groups=0), "groups must divide the channels"),
+        (
+            dict(grad=zeros(3, 6, 3, 3)),
+            "grad must have as many samples as input, 2, got 3",
+        ),
+        (
+            dict(grad=zeros(2, 6, 3, 4)),
+            "grad must have shape [2, O, 3, 3] for this input and kernel, got "
+            "[2, 6, 3, 4]",
+        ),
+        (
+            dict(sum=zeros(6, 5, 3, 3)),
+            "sum must have shape [6, 4, 3, 3], got [6, 5, 3, 3]",
+        ),
+        (
+            dict(sum_sq=zeros(6, 4, 3, 1)),
+            "sum_sq must have shape [6, 4, 3, 3], got [6, 4, 3, 1]",
+        ),
+        (
+            dict(sum=zeros(6, 4, 3, 3).double()),
+            "sum must be a contiguous float32 tensor",
+        ),
+        (
+            dict(sum_sq=zeros(6, 4, 3, 3).mT),
+            "sum_sq must be a contiguous float32 tensor",
+        ),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_errors(wrong, message):
+    with pytest.raises(RuntimeError) as caught:
+        torch.ops.fisherprune.grad_moments(*(VALID | wrong).values())
+    assert str(caught.value).startswith("grad_moments: " + message)
+
+
+@pytest.mark.parametrize("name", ["sum", "sum_sq"])
+@pytest.mark.parametrize("other", ["input", "grad"])
+def test_accumulators_that_share_memory_are_refused(name, other):
+    memory = torch.zeros(1000)
+    shared = memory[: VALID[other].numel()].view_as(VALID[other])
+    last = VALID[other].numel() - 1
+    accumulator = memory[last : last + VALID[name].numel()].view_as(VALID[name])
+    arguments = VALID | {name: accumulator, other: shared}
+    with pytest.raises(
+        RuntimeError, match=f"{name} must not share memory with {other}"
+    ):
+        torch.ops.fisherprune.grad_moments(*arguments.values())
+
+
+def test_accumulators_that_share_memory_with_each_other_are_refused():
+    arguments = VALID | dict(sum_sq=VALID["sum"])
+    with pytest.raises(RuntimeError, match="sum must not share memory with sum_sq"):
+        torch.ops.fisherprune.grad_moments(*arguments.values())
+
+
+def test_neighbours_in_memory_are_accepted():
+    sum, sum_sq = torch.zeros(2, 6, 4, 3, 3)
+    torch.ops.fisherprune.grad_moments(*(VALID | dict(sum=sum, sum_sq=sum_sq)).values())
