@@ -46,6 +46,27 @@ inline void check_keep(const char* op, const std::vector<int64_t>& keep,
     check(k >= 0 && k <= total, op, ": keep must lie in [0, ", total, "], got ", k);
 }
 
+inline void check_digits(const char* op, int64_t prefix, int64_t prefix_bits,
+                         int64_t digit_bits) {
+  check(digit_bits >= 1 && digit_bits <= 16, op,
+        ": digit_bits must lie in [1, 16], got ", digit_bits);
+  check(prefix_bits >= 0 && prefix_bits + digit_bits <= 32, op,
+        ": prefix_bits must lie in [0, ", 32 - digit_bits, "], got ", prefix_bits);
+  check(prefix >= 0 && prefix >> prefix_bits == 0, op, ": prefix must lie in [0, ",
+        int64_t{1} << prefix_bits, "), got ", prefix);
+}
+
+inline void check_ties(const char* op, const std::vector<int64_t>& ties,
+                       size_t tensors) {
+  check(ties.size() == tensors, op, ": ties must have one entry per score tensor, ",
+        tensors, ", got ", ties.size());
+  for (const int64_t t : ties) check(t >= 0, op, ": ties must be at least 0, got ", t);
+}
+
+inline void check_threshold(const char* op, double threshold) {
+  check(threshold == threshold, op, ": threshold must be a number, got NaN");
+}
+
 inline Tensor empty_mask(const Tensor& like) {
   return torch::stable::new_empty(like, like.sizes(), ScalarType::Bool);
 }

@@ -113,9 +113,10 @@ def global_topk(
         k-th largest values, float32 ``[len(keep)]`` (infinity for k = 0).
 
     Raises:
-        RuntimeError: where a score is NaN or infinite, or k is out of range.
+        RuntimeError: where a score is NaN or infinite, k is out of range, or the scores
+            are none, not float32, or on several devices.
     """
-    scores = list(scores)
+    scores = _score_list("global_topk", scores)
     masks, thresholds, nonfinite = torch.ops.fisherprune.global_topk(scores, list(keep))
     for i, count in enumerate(nonfinite.tolist()):
         if count:
@@ -127,6 +128,20 @@ def global_topk(
     return [masks[i * n : (i + 1) * n] for i in range(len(keep))], thresholds
 
 
+def _score_list(op: str, scores: Sequence[Tensor]) -> list[Tensor]:
+    """Check what would keep the dispatcher from finding the op's kernel."""
+    scores = list(scores)
+    if not scores:
+        raise RuntimeError(f"{op}: scores must hold at least one tensor")
+    for i, s in enumerate(scores):
+        if s.device != scores[0].device:
+            raise RuntimeError(
+                f"{op}: scores[{i}] must be on {scores[0].device} like scores[0], "
+                f"got {s.device}"
+            )
+    return scores
+
+
 def topk_histogram(
     scores: Sequence[Tensor], prefix: int, prefix_bits: int, digit_bits: int
 ) -> Tensor:
@@ -135,11 +150,21 @@ def topk_histogram(
     The step of ``global_topk`` whose results may be added over devices. The key of a
     float32 is its order-preserving image among the 32-bit unsigned integers.
 
+    Args:
+        scores: float32 tensors of any shapes on one device.
+        prefix: the leading bits of the keys to count, in ``[0, 2 ** prefix_bits)``.
+        prefix_bits: how many they are, in ``[0, 32 - digit_bits]``.
+        digit_bits: width of the digit behind the prefix, in ``[1, 16]``.
+
     Returns:
         int64 ``[2 ** digit_bits]`` on the scores' device.
+
+    Raises:
+        RuntimeError: where an argument is out of its range, or the scores are none, not
+            float32, or on several devices.
     """
     return torch.ops.fisherprune.topk_histogram(
-        list(scores), prefix, prefix_bits, digit_bits
+        _score_list("topk_histogram", scores), prefix, prefix_bits, digit_bits
     )
 
 
@@ -148,10 +173,22 @@ def topk_masks(
 ) -> list[Tensor]:
     """Mask scores above ``threshold`` and the first ``ties[i]`` that equal it in each.
 
+    Args:
+        scores: float32 tensors of any shapes on one device.
+        threshold: any float but NaN; +0 equals -0.
+        ties: for each tensor how many of the entries that equal the threshold to keep,
+            at least 0, those of the lowest flat index; all where there are fewer.
+
     Returns:
         One bool mask per score tensor, True = kept.
+
+    Raises:
+        RuntimeError: where the threshold is NaN, ``ties`` is negative or not one per
+            tensor, or the scores are none, not float32, or on several devices.
     """
-    return torch.ops.fisherprune.topk_masks(list(scores), threshold, list(ties))
+    return torch.ops.fisherprune.topk_masks(
+        _score_list("topk_masks", scores), threshold, list(ties)
+    )
 
 
 @torch.library.register_fake("fisherprune::grad_moments")

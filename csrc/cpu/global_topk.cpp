@@ -1,111 +1,87 @@
-// global_topk on the CPU.
-#include "../global_topk_args.h"
-
+// global_topk and its steps on the CPU: tensors in, the core at work, tensors out.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-#include <cmath>
 #include <limits>
-#include <numeric>
 #include <tuple>
+
+#include "../global_topk_args.h"
+#include "global_topk_core.h"
 
 namespace fisherprune {
 namespace {
 
-int64_t count_nonfinite(const Scores& s) {
-  return std::count_if(s.data, s.data + s.size,
-                       [](float v) { return !std::isfinite(v); });
+using topk::Query;
+using topk::Task;
+
+Task task_of(const ScoreList& list) {
+  return Task(list.scores, [](int64_t count, const topk::Body& body) {
+    torch::stable::parallel_for(0, count, 1, body);
+  });
 }
 
-// Masks of the entries above `threshold` and the first ties[i] of tensor i that equal
-// it.
-std::vector<Tensor> masks_at(const ScoreList& list, uint32_t threshold,
-                             const std::vector<int64_t>& ties) {
+std::vector<Tensor> empty_masks(const ScoreList& list) {
   std::vector<Tensor> masks;
   for (const Tensor& t : list.tensors) masks.push_back(empty_mask(t));
-  torch::stable::parallel_for(0, masks.size(), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      bool* mask = static_cast<bool*>(masks[i].data_ptr());
-      int64_t left = ties[i];
-      for (int64_t j = 0; j < list.scores[i].size; ++j) {
-        const uint32_t key = key_of(list.scores[i].data[j]);
-        mask[j] = key > threshold || (key == threshold && left-- > 0);
-      }
-    }
-  });
   return masks;
 }
 
-// Of the `left` entries equal to the threshold that may be kept, how many in each
-// tensor.
-std::vector<int64_t> share_ties(const ScoreList& list, uint32_t threshold,
-                                int64_t left) {
-  std::vector<int64_t> ties;
-  for (const Scores& s : list.scores) {
-    const int64_t equal = std::count_if(
-        s.data, s.data + s.size, [&](float v) { return key_of(v) == threshold; });
-    ties.push_back(std::min(equal, left));
-    left -= ties.back();
-  }
-  return ties;
+std::vector<uint8_t*> bytes_of(const std::vector<Tensor>& masks) {
+  std::vector<uint8_t*> bytes;
+  for (const Tensor& m : masks) bytes.push_back(static_cast<uint8_t*>(m.data_ptr()));
+  return bytes;
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> scores,
                                                             std::vector<int64_t> keep) {
   const ScoreList list = score_list("global_topk", scores);
   check_keep("global_topk", keep, list.total);
+  std::vector<Tensor> masks;
+  std::vector<Query> queries;
+  for (const int64_t k : keep) {
+    const std::vector<Tensor> own = empty_masks(list);
+    masks.insert(masks.end(), own.begin(), own.end());
+    queries.push_back(
+        k ? Query(k, bytes_of(own))
+          : topk::fixed_query(bytes_of(own), std::numeric_limits<float>::infinity()));
+  }
+  const std::vector<int64_t> bad = topk::select(task_of(list), queries);
   Tensor nonfinite = torch::stable::new_empty(
       scores[0], {static_cast<int64_t>(scores.size())}, ScalarType::Long);
+  std::copy(bad.begin(), bad.end(), static_cast<int64_t*>(nonfinite.data_ptr()));
   Tensor thresholds = torch::stable::new_empty(
       scores[0], {static_cast<int64_t>(keep.size())}, ScalarType::Float);
-  std::vector<uint32_t> keys;
-  for (size_t i = 0; i < list.scores.size(); ++i) {
-    const Scores& s = list.scores[i];
-    static_cast<int64_t*>(nonfinite.data_ptr())[i] = count_nonfinite(s);
-    std::transform(s.data, s.data + s.size, std::back_inserter(keys), key_of);
-  }
-  std::vector<Tensor> masks;
-  for (size_t i = 0; i < keep.size(); ++i) {
-    float threshold = std::numeric_limits<float>::infinity();
-    int64_t above = 0;
-    if (keep[i] > 0) {
-      std::nth_element(keys.begin(), keys.begin() + (keep[i] - 1), keys.end(),
-                       std::greater<uint32_t>());
-      threshold = value_of(keys[keep[i] - 1]);
-      above = std::count_if(keys.begin(), keys.end(),
-                            [&](uint32_t k) { return k > keys[keep[i] - 1]; });
-    }
-    static_cast<float*>(thresholds.data_ptr())[i] = threshold;
-    const uint32_t key = key_of(threshold);
-    for (Tensor& m : masks_at(list, key, share_ties(list, key, keep[i] - above)))
-      masks.push_back(m);
-  }
+  float* threshold = static_cast<float*>(thresholds.data_ptr());
+  for (const Query& q : queries) *threshold++ = value_of(q.threshold);
   return {masks, thresholds, nonfinite};
 }
 
 Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix_bits,
                       int64_t digit_bits) {
   const ScoreList list = score_list("topk_histogram", scores);
-  Tensor counts =
-      torch::stable::new_zeros(scores[0], {int64_t{1} << digit_bits}, ScalarType::Long);
+  check_digits("topk_histogram", prefix, prefix_bits, digit_bits);
+  const uint64_t low = static_cast<uint64_t>(prefix) << (32 - prefix_bits);
+  const uint64_t high = low + (uint64_t{1} << (32 - prefix_bits)) - 1;
+  std::vector<topk::Histogram> one;
+  one.emplace_back(
+      topk::Bracket{static_cast<uint32_t>(low), static_cast<uint32_t>(high)},
+      static_cast<int>(32 - prefix_bits - digit_bits));
+  topk::fill(task_of(list), one);
+  Tensor counts = torch::stable::new_empty(scores[0], {one[0].bins}, ScalarType::Long);
   int64_t* count = static_cast<int64_t*>(counts.data_ptr());
-  const uint64_t mask = (uint64_t{1} << digit_bits) - 1;
-  for (const Scores& s : list.scores)
-    for (int64_t j = 0; j < s.size; ++j) {
-      const uint64_t key = key_of(s.data[j]);
-      if (static_cast<int64_t>(key >> (32 - prefix_bits)) == prefix)
-        ++count[key >> (32 - prefix_bits - digit_bits) & mask];
-    }
+  for (int64_t bin = 0; bin < one[0].bins; ++bin) count[bin] = one[0].at(bin);
   return counts;
 }
 
 std::vector<Tensor> topk_masks(std::vector<Tensor> scores, double threshold,
                                std::vector<int64_t> ties) {
   const ScoreList list = score_list("topk_masks", scores);
-  check(ties.size() == scores.size(),
-        "topk_masks: ties must have one entry per score tensor, ", scores.size(),
-        ", got ", ties.size());
-  return masks_at(list, key_of(static_cast<float>(threshold)), ties);
+  check_ties("topk_masks", ties, scores.size());
+  check_threshold("topk_masks", threshold);
+  std::vector<Tensor> masks = empty_masks(list);
+  topk::mask_at(task_of(list),
+                topk::fixed_query(bytes_of(masks), static_cast<float>(threshold)),
+                std::move(ties));
+  return masks;
 }
 
 }  // namespace

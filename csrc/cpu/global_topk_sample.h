@@ -1,0 +1,144 @@
+// Where to look for the k-th largest key: a sorted sample of the scores proposes a
+// narrow bracket. A wrong proposal costs a pass, never exactness.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "global_topk_scan.h"
+
+namespace fisherprune {
+namespace topk {
+
+// Runs the body over all of [0, count) in disjoint pieces, on any number of threads.
+using Body = std::function<void(int64_t first, int64_t last)>;
+using Parallel = std::function<void(int64_t count, const Body& body)>;
+
+// Work items are taken one by one, so that a slow core gets fewer of them.
+template <class Work>
+void for_each(const Parallel& parallel, int64_t count, const Work& work) {
+  std::atomic<int64_t> next{0};
+  parallel(count, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+      work(i);
+  });
+}
+
+constexpr int64_t kSampleFrom = int64_t{1} << 16;  // fewer scores are all collected
+constexpr int64_t kSampleMost = int64_t{1} << 19;
+constexpr int64_t kSamplePiece = 1 << 12;
+
+struct Sample {
+  std::vector<uint32_t> keys;  // ascending
+  int64_t total = 0;           // scores it was drawn from
+
+  int64_t size() const { return static_cast<int64_t>(keys.size()); }
+
+  // First and one past the last of the keys in the bracket.
+  std::array<int64_t, 2> range(Bracket b) const {
+    const auto first = std::lower_bound(keys.begin(), keys.end(), b.low);
+    const auto last = std::upper_bound(first, keys.end(), b.high);
+    return {first - keys.begin(), last - keys.begin()};
+  }
+
+  // How many of all scores lie in the bracket, by the sample.
+  int64_t estimate(Bracket b) const {
+    const auto [first, last] = range(b);
+    return size() ? (last - first) * (total / size() + 1) : total;
+  }
+};
+
+// Ascending, by the digits from the least significant up.
+inline void radix_sort(std::vector<uint32_t>& keys) {
+  constexpr int kBits = 11;
+  std::vector<uint32_t> other(keys.size());
+  for (int shift = 0; shift < 32; shift += kBits) {
+    std::array<uint32_t, (1 << kBits) + 1> place{};
+    const auto digit = [&](uint32_t key) { return key >> shift & ((1 << kBits) - 1); };
+    for (const uint32_t key : keys) ++place[digit(key) + 1];
+    for (int i = 0; i < 1 << kBits; ++i) place[i + 1] += place[i];
+    for (const uint32_t key : keys) other[place[digit(key)]++] = key;
+    keys.swap(other);
+  }
+}
+
+// A place in [0, width) that follows no pattern, so that none in the scores misleads.
+inline int64_t scattered(uint64_t i, uint32_t width) {
+  i = (i + 1) * 0x9e3779b97f4a7c15u;
+  i = (i ^ i >> 32) * 0xd6e8feb86659fd93u;
+  return static_cast<int64_t>((i >> 32) * width >> 32);
+}
+
+// One score of each of about total^(2/3) equal stretches: then reading the sample and
+// collecting the entries of a bracket grow alike.
+inline Sample draw_sample(const std::vector<Scores>& scores, const Parallel& parallel) {
+  Sample sample;
+  std::vector<int64_t> ends;
+  for (const Scores& s : scores) ends.push_back(sample.total += s.size);
+  if (sample.total <= kSampleFrom) return sample;
+  const double total = static_cast<double>(sample.total);
+  const int64_t size = std::min<int64_t>(std::pow(total, 2. / 3), kSampleMost);
+  const double stretch = total / size;
+  sample.keys.resize(size);
+  for_each(parallel, (size + kSamplePiece - 1) / kSamplePiece, [&](int64_t piece) {
+    const int64_t last = std::min(size, (piece + 1) * kSamplePiece);
+    size_t t = 0;
+    for (int64_t i = piece * kSamplePiece; i < last; ++i) {
+      const int64_t at = static_cast<int64_t>(i * stretch) + scattered(i, stretch);
+      while (at >= ends[t]) ++t;
+      sample.keys[i] = key_of(scores[t].data[at - ends[t] + scores[t].size]);
+    }
+  });
+  radix_sort(sample.keys);
+  return sample;
+}
+
+// What is known for certain of the k-th largest key.
+struct Known {
+  Bracket bracket{0, 0xffffffffu};  // it lies here
+  int64_t above = 0, inside = 0;    // entries above and in the bracket
+  int misses = 0;                   // proposals that turned out wrong
+};
+
+struct Proposal {
+  Bracket bracket;
+  bool crowded;  // more entries in it than may be collected
+};
+
+// Where many entries are equal, the one value they share, if it is a likely k-th.
+inline bool mostly_one(const Sample& sample, Bracket b, uint32_t likely) {
+  const auto [first, last] = sample.range(b);
+  const auto [equal, unequal] = sample.range({likely, likely});
+  return 4 * (unequal - equal) >= last - first;
+}
+
+// Three standard deviations of the sample's rank on either side of k, within the known
+// bracket; wider after each miss.
+inline Proposal propose(const Sample& sample, const Known& known, int64_t keep,
+                        int64_t most) {
+  const auto [first, last] = sample.range(known.bracket);
+  if (first == last)
+    return {known.bracket, known.inside > most && !known.bracket.single()};
+  const double size = sample.size(), total = sample.total;
+  const double kept = keep / total, rank = (1 - kept) * size;
+  const double spread = (3 * std::sqrt(size * kept * (1 - kept)) + 16) *
+                        std::pow(4., std::min(known.misses, 20));
+  const auto at = [&, first = first, last = last](double r) {
+    return sample.keys[static_cast<int64_t>(std::clamp<double>(r, first, last - 1))];
+  };
+  Bracket b{at(rank - spread), at(rank + spread)};
+  if (rank - spread < first) b.low = known.bracket.low;
+  if (rank + spread > last - 1) b.high = known.bracket.high;
+  const bool all = b.low == known.bracket.low && b.high == known.bracket.high;
+  const bool crowded = (all ? known.inside : 2 * sample.estimate(b)) > most;
+  if (crowded && known.misses < 2 && mostly_one(sample, b, at(rank)))
+    return {{at(rank), at(rank)}, false};
+  return {b, crowded && !b.single()};
+}
+
+}  // namespace topk
+}  // namespace fisherprune

@@ -1,0 +1,216 @@
+// The CPU's global_topk, free of torch, against std::sort on hard inputs; built with
+// the address and undefined-behaviour sanitizers (see run.sh).
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <thread>
+
+#include "cpu/global_topk_core.h"
+
+using namespace fisherprune;
+
+namespace {
+
+std::mt19937_64 rng(7);
+
+float from_bits(uint64_t bits) {
+  const uint32_t low = static_cast<uint32_t>(bits);
+  float value;
+  memcpy(&value, &low, sizeof value);
+  return std::isfinite(value) ? value : 0.f;
+}
+
+// Entry j of a list of n, for each family of hard lists.
+float value_at(int family, int64_t j, int64_t n) {
+  std::normal_distribution<float> normal;
+  switch (family) {
+    case 0:
+      return normal(rng);
+    case 1:
+      return 0.5f;
+    case 2:
+      return static_cast<float>(rng() % 5) - 2;
+    case 3:
+      return from_bits(rng());
+    case 4:
+      return from_bits((rng() & 0x80000fff));  // denormals, zeros
+    case 5:
+      return from_bits(0x3f800000u - (j * 2654435761u) % (2 * n));  // near one
+    case 6:
+      return rng() % 1000 ? 0.f : normal(rng);
+    case 7:
+      return rng() % 2 ? 0.f : -0.f;
+    case 8:
+      return rng() % 2 ? std::numeric_limits<float>::max() : -1.f;
+    default:
+      return j % 41 ? normal(rng) : 1000.f + j;  // a period
+  }
+}
+constexpr int kFamilies = 10;
+
+void in_threads(int threads, int64_t count, const topk::Body& body) {
+  std::vector<std::thread> running;
+  for (int t = 0; t < threads; ++t)
+    running.emplace_back(body, count * t / threads, count * (t + 1) / threads);
+  for (std::thread& t : running) t.join();
+}
+
+// Places of the scores from the largest down, of equal ones the first first.
+std::vector<int64_t> order_of(const std::vector<float>& values) {
+  std::vector<int64_t> order(values.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return values[a] > values[b]; });
+  return order;
+}
+
+// One list of scores cut into tensors, some empty. Each is an exact copy on the heap,
+// so that the sanitizer sees a step over any end.
+struct Case {
+  int family;
+  std::vector<float> values;
+  std::vector<std::vector<float>> tensors;
+  std::vector<int64_t> order;
+
+  Case(int f, int64_t n) : family(f), values(n) {
+    for (int64_t j = 0; j < n; ++j) values[j] = value_at(family, j, n);
+    int64_t first = 0;
+    for (const int64_t last : {n / 3, n / 3, n / 3 + n / 7, n}) {
+      tensors.emplace_back(values.begin() + first, values.begin() + last);
+      first = last;
+    }
+    order = order_of(values);
+  }
+
+  int64_t size() const { return values.size(); }
+
+  void require(bool holds, const char* what) const {
+    if (holds) return;
+    std::fprintf(stderr, "topk: wrong %s, family %d, %zu scores\n", what, family,
+                 values.size());
+    std::exit(1);
+  }
+};
+
+topk::Task task_of(const Case& c, int threads) {
+  std::vector<Scores> scores;
+  for (const auto& t : c.tensors)
+    scores.push_back({t.data(), static_cast<int64_t>(t.size())});
+  return topk::Task(scores, [=](int64_t count, const topk::Body& body) {
+    in_threads(threads, count, body);
+  });
+}
+
+using Masks = std::vector<std::vector<uint8_t>>;
+
+std::vector<uint8_t*> bytes_of(const Case& c, Masks& masks) {
+  std::vector<uint8_t*> bytes;
+  for (const auto& t : c.tensors) masks.emplace_back(t.size(), uint8_t{7});
+  for (auto& m : masks) bytes.push_back(m.data());
+  return bytes;
+}
+
+void require_kept(const Case& c, const Masks& masks, int64_t keep) {
+  std::vector<uint8_t> kept(c.size()), got;
+  for (int64_t i = 0; i < keep; ++i) kept[c.order[i]] = 1;
+  for (const auto& m : masks) got.insert(got.end(), m.begin(), m.end());
+  c.require(got == kept, "masks");
+}
+
+void test_select(const Case& c, int threads, const topk::Sample& sample) {
+  const int64_t n = c.size();
+  const std::vector<int64_t> keep{n / 10, 1, n, n / 2, n / 10, n - n / 3};
+  std::vector<Masks> masks(keep.size());
+  std::vector<topk::Query> queries;
+  for (size_t q = 0; q < keep.size(); ++q) {
+    const auto bytes = bytes_of(c, masks[q]);
+    queries.push_back(keep[q] ? topk::Query(keep[q], bytes)
+                              : topk::fixed_query(bytes, INFINITY));
+  }
+  for (const int64_t bad : topk::select(task_of(c, threads), queries, sample))
+    c.require(bad == 0, "nonfinite counts");
+  for (size_t q = 0; q < keep.size(); ++q) {
+    require_kept(c, masks[q], keep[q]);
+    if (keep[q])
+      c.require(value_of(queries[q].threshold) == c.values[c.order[keep[q] - 1]],
+                "threshold");
+  }
+}
+
+void test_mask_at(const Case& c, int threads) {
+  const float threshold = c.values[c.order[c.size() / 2]];
+  Masks masks;
+  std::vector<int64_t> ties(c.tensors.size());
+  int64_t keep = c.size() / 2 + 1;  // those above, and ties up to here
+  for (const float v : c.values) keep -= v > threshold;
+  for (size_t t = 0; t < ties.size(); ++t) {
+    const auto& tensor = c.tensors[t];
+    ties[t] =
+        std::min<int64_t>(keep, std::count(tensor.begin(), tensor.end(), threshold));
+    keep -= ties[t];
+  }
+  const auto query = topk::fixed_query(bytes_of(c, masks), threshold);
+  topk::mask_at(task_of(c, threads), query, ties);
+  require_kept(c, masks, c.size() / 2 + 1);
+}
+
+// Samples that have nothing to do with the scores: they must cost time only.
+std::vector<topk::Sample> lies(int64_t total) {
+  std::vector<topk::Sample> samples;
+  for (const int64_t size : {1, 1000, 20000}) {
+    topk::Sample low, high, any, few;
+    for (int64_t i = 0; i < size; ++i) {
+      low.keys.push_back(static_cast<uint32_t>(i));
+      high.keys.push_back(~static_cast<uint32_t>(i));
+      any.keys.push_back(static_cast<uint32_t>(rng()));
+      few.keys.push_back(key_of(value_at(2, i, size)));
+    }
+    for (topk::Sample* s : {&low, &high, &any, &few}) {
+      s->total = total;
+      topk::radix_sort(s->keys);
+      if (!std::is_sorted(s->keys.begin(), s->keys.end())) std::abort();
+      samples.push_back(*s);
+    }
+  }
+  return samples;
+}
+
+void test_loops(const topk::BlockLoops& loops) {
+  const Case c(3, topk::kBlock - 5);
+  std::vector<uint32_t> key(c.size());
+  std::vector<uint8_t> mask(c.size()), inside(c.size());
+  c.require(loops.keys(c.values.data(), c.size(), key.data()) == 0, "nonfinite");
+  const topk::Bracket b{key_of(c.values[c.order[99]]), key_of(c.values[c.order[50]])};
+  const auto counts = loops.split(key.data(), c.size(), b, mask.data(), inside.data());
+  c.require(counts.above == 50 && counts.inside == 50, "counts");
+  for (int64_t i = 0; i < c.size(); ++i) {
+    c.require(key[i] == key_of(c.values[i]), "key");
+    c.require(mask[i] == (key[i] > b.high), "mask");
+    c.require(inside[i] == (key[i] >= b.low && key[i] <= b.high), "inside");
+  }
+  loops.at_least(key.data(), c.size(), b.low, mask.data());
+  c.require(std::count(mask.begin(), mask.end(), 1) == 100, "at_least");
+}
+
+}  // namespace
+
+int main() {
+  test_loops(topk::loops_portable);
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) test_loops(topk::loops_avx2);
+#endif
+  test_loops(topk::block_loops());
+  for (int family = 0; family < kFamilies; ++family)
+    for (const int64_t n : {1, 2, 7, 1023, 1025, 40000, 300007}) {
+      const Case c(family, n);
+      for (const int threads : {1, 3}) {
+        const topk::Task task = task_of(c, threads);
+        test_select(c, threads, topk::draw_sample(task.scores, task.parallel));
+        test_mask_at(c, threads);
+      }
+      if (n > topk::kSampleFrom)
+        for (const topk::Sample& sample : lies(n)) test_select(c, 2, sample);
+    }
+  std::puts("topk: exact in all cases");
+}
