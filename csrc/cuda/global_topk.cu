@@ -59,6 +59,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> 
 Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix_bits,
                       int64_t digit_bits) {
   const ScoreList list = score_list("topk_histogram", scores);
+  check_digits("topk_histogram", prefix, prefix_bits, digit_bits);
   const DeviceGuard guard(scores[0].get_device_index());
   const Tensor counts = zeroed(scores[0], int64_t{1} << digit_bits);
   const Tensor memory = zeroed(scores[0], histogram_workspace(list.scores).words);
@@ -72,9 +73,8 @@ Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix
 std::vector<Tensor> topk_masks(std::vector<Tensor> scores, double threshold,
                                std::vector<int64_t> ties) {
   const ScoreList list = score_list("topk_masks", scores);
-  check(ties.size() == scores.size(),
-        "topk_masks: ties must have one entry per score tensor, ", scores.size(),
-        ", got ", ties.size());
+  check_ties("topk_masks", ties, scores.size());
+  check_threshold("topk_masks", threshold);
   const DeviceGuard guard(scores[0].get_device_index());
   std::vector<Tensor> masks;
   add_masks(list, masks);

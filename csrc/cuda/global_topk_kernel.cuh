@@ -10,18 +10,9 @@
 // Atomic additions are of integers only, so the results do not depend on their order.
 #pragma once
 
-#include "../global_topk.h"
-#include "launch.cuh"
-#include "tuning.h"
+#include "global_topk_scores.cuh"
 
 namespace fisherprune {
-
-struct ScoreEntry {
-  const float* data;
-  int64_t size;
-  int64_t first_chunk;
-  int64_t ties;  // to keep in this tensor, where that is given
-};
 
 // What is known of a selection: the first bits of its threshold's key.
 struct Selection {
@@ -31,70 +22,9 @@ struct Selection {
   uint64_t prefix;
 };
 
-struct ScoreTable {
-  const ScoreEntry* entry;
-  int64_t tensors, chunks;
-};
-
 struct Digit {
   int prefix_bits, bits;
 };
-
-struct Chunk {
-  const float* data;
-  int64_t tensor, start;  // of the tensor's scores
-  int size;
-};
-
-// Four scores of a thread, of which the first `count` exist.
-struct Quad {
-  float value[4];
-  int count;
-};
-
-__device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
-  int64_t first = 0, last = table.tensors;  // the last tensor that starts at or before
-  while (last - first > 1) {
-    const int64_t middle = (first + last) / 2;
-    if (table.entry[middle].first_chunk <= chunk)
-      first = middle;
-    else
-      last = middle;
-  }
-  const ScoreEntry& entry = table.entry[first];
-  const int64_t start = (chunk - entry.first_chunk) * TOPK_CHUNK;
-  const int64_t left = entry.size - start;
-  return {entry.data + start, first, start,
-          left < TOPK_CHUNK ? static_cast<int>(left) : TOPK_CHUNK};
-}
-
-__device__ inline Quad load_quad(const Chunk& chunk, int at) {
-  const int left = chunk.size - at;
-  Quad quad{{0.f, 0.f, 0.f, 0.f}, left < 0 ? 0 : left < 4 ? left : 4};
-  const bool aligned = reinterpret_cast<uintptr_t>(chunk.data) % 16 == 0;
-  if (quad.count == 4 && aligned) {
-    const float4 all = *reinterpret_cast<const float4*>(chunk.data + at);
-    quad.value[0] = all.x;
-    quad.value[1] = all.y;
-    quad.value[2] = all.z;
-    quad.value[3] = all.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < quad.count) quad.value[i] = chunk.data[at + i];
-  }
-  return quad;
-}
-
-// Calls action(quad, its place in the chunk) with all threads of a warp together.
-template <class Action>
-__device__ inline void for_each_quad(const Chunk& chunk, Action action) {
-#pragma unroll 2
-  for (int first = 0; first < chunk.size; first += 4 * TOPK_THREADS) {
-    const int at = first + 4 * static_cast<int>(threadIdx.x);
-    action(load_quad(chunk, at), at);
-  }
-}
 
 // Adds the warp's active lanes to their bins, each bin once, so that equal scores cost
 // no more than different ones.
@@ -129,13 +59,15 @@ __device__ inline void count_digits(const Chunk& chunk, const Selection* selecti
   const uint32_t mask = static_cast<uint32_t>((uint64_t{1} << digit.bits) - 1);
   const int after_prefix = 32 - digit.prefix_bits;
   for_each_quad(chunk, [&](const Quad& quad, int) {
+    for (int k = 0; k < n; ++k) {
+      const uint64_t prefix = selections[k].prefix;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint64_t key = key_of(quad.value[i]);
-      const uint32_t bin = static_cast<uint32_t>(key >> (after_prefix - digit.bits));
-      for (int k = 0; k < n; ++k)
-        count_in_warp(i < quad.count && key >> after_prefix == selections[k].prefix,
-                      bin & mask, counts + (int64_t{k} << digit.bits));
+      for (int i = 0; i < 4; ++i) {
+        const uint64_t key = key_of(quad.value[i]);
+        const uint32_t bin = static_cast<uint32_t>(key >> (after_prefix - digit.bits));
+        count_in_warp(i < quad.count && key >> after_prefix == prefix, bin & mask,
+                      counts + (int64_t{k} << digit.bits));
+      }
     }
   });
 }
@@ -285,7 +217,8 @@ __device__ inline ChunkCut cut_of(const ScoreTable& table, const Selection& sele
 
 __device__ inline void store_quad(bool* mask, const bool (&kept)[4], int count) {
   if (count == 4) {
-    *reinterpret_cast<uchar4*>(mask) = make_uchar4(kept[0], kept[1], kept[2], kept[3]);
+    __stcs(reinterpret_cast<uchar4*>(mask),
+           make_uchar4(kept[0], kept[1], kept[2], kept[3]));
     return;
   }
 #pragma unroll
@@ -343,18 +276,6 @@ __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
         mask_chunk(chunk, cut, mask);
     }
   }
-}
-
-// Host words into device memory by way of the launch's parameters: safe under stream
-// capture, where the host's memory may be gone when the graph runs.
-struct Words {
-  static constexpr int capacity = 448;
-  int count;
-  uint64_t word[capacity];
-};
-
-__global__ void store_words(const Words words, uint64_t* to) {
-  for (int i = threadIdx.x; i < words.count; i += blockDim.x) to[i] = words.word[i];
 }
 
 }  // namespace fisherprune

@@ -34,7 +34,7 @@ TILES = ("small", "square", "wide")
 def build(name: str) -> Path:
     """Compile NAME.cpp, unless an executable of the same sources is there."""
     headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.*h")]
-    sources = [HERE / f"{name}.cpp", HERE / "emulator.h", *sorted(headers)]
+    sources = [HERE / f"{name}.cpp", *sorted(HERE.glob("*.h")), *sorted(headers)]
     text = b"".join(s.read_bytes() for s in sources) + " ".join(FLAGS).encode()
     program = ROOT / "build" / "emulator" / (name + hashlib.sha256(text).hexdigest())
     if not program.exists():
@@ -79,15 +79,15 @@ def run(cases: list[bytes], folder: Path) -> list[bytes]:
     return arrays
 
 
-def _storage(t: Tensor) -> np.ndarray:
+def _storage(t: Tensor, shift: int) -> np.ndarray:
     """Return the bytes from the tensor's first element to its last one."""
     last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
     flat = t.as_strided((last + 1 if t.numel() else 0,), (1,))
-    return flat.view(torch.uint8).numpy()
+    return np.pad(flat.view(torch.uint8).numpy(), (shift, 0))
 
 
-def _view(t: Tensor) -> bytes:
-    return words(DTYPES[t.dtype], 0, *t.stride())
+def _view(t: Tensor, shift: int) -> bytes:
+    return words(DTYPES[t.dtype], shift, *t.stride())
 
 
 def moments_case(
@@ -105,8 +105,9 @@ def moments_case(
     tile: str | None = None,
     multiprocessors: int = 4,
     seed: int = 1,
+    shift: int = 0,
 ) -> bytes:
-    """Encode a call of grad_moments on 4-d tensors."""
+    """Encode a call of grad_moments; `shift` bytes lie before the data."""
     kernel = sum.shape[2:]
     sizes = (*input.shape, *grad.shape[1:], *kernel, *stride, *padding, *dilation)
     return b"".join(
@@ -114,10 +115,10 @@ def moments_case(
             words(0, seed, multiprocessors),
             numbers([*sizes, groups, group_size]),
             words(allow_tf32, TILES.index(tile) if tile else -1),
-            array(_storage(input)),
-            array(_storage(grad)),
-            _view(input),
-            _view(grad),
+            array(_storage(input, shift)),
+            array(_storage(grad, shift)),
+            _view(input, shift),
+            _view(grad, shift),
             array(sum.numpy()),
             array(sum_sq.numpy()),
         ]
