@@ -207,9 +207,8 @@ __device__ inline ChunkCut cut_of(const ScoreTable& table, const Selection& sele
   const uint32_t threshold = static_cast<uint32_t>(selection.prefix);
   if (!per_tensor && keeps_all_ties(selection)) return {Ties::all, 0, threshold};
   const ScoreEntry& entry = table.entry[tensor];
-  const int64_t budget =
-      per_tensor ? entry.ties + ties[entry.first_chunk] : selection.left;
-  const int64_t left = budget - ties[chunk];
+  const int64_t before = ties[chunk] - (per_tensor ? ties[entry.first_chunk] : 0);
+  const int64_t left = (per_tensor ? entry.ties : selection.left) - before;
   if (left <= 0) return {Ties::none, 0, threshold};
   if (left >= ties[chunk + 1] - ties[chunk]) return {Ties::all, 0, threshold};
   return {Ties::first, left, threshold};

@@ -39,17 +39,22 @@ struct TopkWorkspace {
   }
 };
 
-inline void upload(const void* data, size_t bytes, int64_t* to, Stream stream) {
-  const uint64_t* word = static_cast<const uint64_t*>(data);
-  for (size_t left = bytes / sizeof *word; left > 0;) {
-    Words words{};
-    words.count = static_cast<int>(std::min<size_t>(left, Words::capacity));
-    std::copy_n(word, words.count, words.word);
-    launch(store_words, dim3(1), 128, 0, stream, words,
-           reinterpret_cast<uint64_t*>(to));
-    word += words.count;
-    to += words.count;
-    left -= words.count;
+template <class Value>
+void append(std::vector<uint64_t>& words, const std::vector<Value>& values) {
+  static_assert(sizeof(Value) % sizeof(uint64_t) == 0);
+  const size_t at = words.size();
+  words.resize(at + values.size() * (sizeof(Value) / sizeof(uint64_t)));
+  if (!values.empty())
+    memcpy(words.data() + at, values.data(), values.size() * sizeof(Value));
+}
+
+inline void upload(const std::vector<uint64_t>& words, int64_t* to, Stream stream) {
+  for (size_t at = 0; at < words.size(); at += Words::capacity) {
+    Words part{};
+    part.count = static_cast<int>(std::min<size_t>(words.size() - at, Words::capacity));
+    std::copy_n(words.data() + at, part.count, part.word);
+    launch(store_words, dim3(1), 128, 0, stream, part,
+           reinterpret_cast<uint64_t*>(to + at));
   }
 }
 
@@ -75,11 +80,11 @@ struct TopkCall {
           {scores[i].data, scores[i].size, chunks, ties_kept ? (*ties_kept)[i] : 0});
       chunks += chunks_of(scores[i].size);
     }
-    upload(entries.data(), entries.size() * sizeof(ScoreEntry), memory + at.entries,
-           stream);
-    upload(wanted.data(), wanted.size() * sizeof(Selection), memory + at.selections,
-           stream);
-    upload(mask.data(), mask.size() * sizeof(bool*), memory + at.masks, stream);
+    std::vector<uint64_t> words;  // in the workspace's order
+    append(words, entries);
+    append(words, wanted);
+    append(words, mask);
+    upload(words, memory + at.entries, stream);
     table = {reinterpret_cast<const ScoreEntry*>(memory + at.entries),
              static_cast<int64_t>(entries.size()), chunks};
     bins = reinterpret_cast<unsigned long long*>(memory + at.bins);

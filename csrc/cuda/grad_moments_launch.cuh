@@ -9,7 +9,7 @@
 
 namespace fisherprune {
 
-enum class TileKind { small, square, wide };
+enum class TileKind { small, square, tall };
 
 struct GradMomentsPlan {
   TileKind tile;
@@ -32,13 +32,13 @@ double padded_cost(const ConvShape& s, double cost) {
   return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
 }
 
-// To float32 precision a product needs so many registers that the wide tile is out.
+// To float32 precision a product needs so many registers that the tall tile is out.
 inline TileKind choose_tile(const ConvShape& s, bool exact) {
   const double small = padded_cost<SmallTile>(s, SMALL_COST);
   const double square = padded_cost<SquareTile>(s, SQUARE_COST);
-  const double wide = padded_cost<WideTile>(s, WIDE_COST);
-  if (small < square && (exact || small < wide)) return TileKind::small;
-  return exact || square < wide ? TileKind::square : TileKind::wide;
+  const double tall = padded_cost<TallTile>(s, TALL_COST);
+  if (small < square && (exact || small < tall)) return TileKind::small;
+  return exact || square < tall ? TileKind::square : TileKind::tall;
 }
 
 // The fewest splits that leave hardly any of the `slots` for blocks idle in the last
@@ -68,7 +68,7 @@ template <bool exact, class Action>
 auto with_tile(TileKind kind, Action action) {
   if (kind == TileKind::small) return action(SmallTile{});
   if constexpr (!exact)
-    if (kind == TileKind::wide) return action(WideTile{});
+    if (kind == TileKind::tall) return action(TallTile{});
   return action(SquareTile{});
 }
 

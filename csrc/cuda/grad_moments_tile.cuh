@@ -139,8 +139,10 @@ __device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
 // scale of the others.
 template <class Tile>
 __device__ inline void close_group(Moments<Tile>& moments, float ratio) {
+  if (ratio != 1.f)
+    for_each_value<Tile>([&](int i, int j, int e) { moments.group[i][j][e] *= ratio; });
   for_each_value<Tile>([&](int i, int j, int e) {
-    const float g = moments.group[i][j][e] * ratio;
+    const float g = moments.group[i][j][e];
     moments.sum[i][j][e] += g;
     moments.sum_sq[i][j][e] = fmaf(g, g, moments.sum_sq[i][j][e]);
     moments.group[i][j][e] = 0.f;

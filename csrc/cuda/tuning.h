@@ -22,15 +22,15 @@ struct Tile {
 
 using SmallTile = Tile<2, 2, 1, 2, 2, 3, 4, 4>;   // 32 x 32: depthwise, first layers
 using SquareTile = Tile<2, 2, 2, 4, 2, 3, 3, 2>;  // 64 x 64
-using WideTile = Tile<2, 6, 2, 4, 1, 4, 1, 0>;    // 64 x 192: fewest bytes a product
+using TallTile = Tile<4, 3, 2, 4, 1, 4, 1, 0>;    // 128 x 96: fewest gathers a product
 
 template <class Tile, bool exact>
 constexpr int resident_blocks() {
   return exact ? Tile::exact_blocks : Tile::blocks;
 }
 
-// Cost of a padded output relative to the wide tile, for the choice among the three.
-constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, WIDE_COST = 1.0;
+// Cost of a padded output relative to the tall tile, for the choice among the three.
+constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
 
 // Per-sample moments added in registers before they are added to memory: short enough
 // that the rounding errors of 40,000 samples stay near those of a few hundred.
