@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
     ("kernel", "says"),
     [
         ("barrier", "right"),
+        ("warp_barrier", "wrong"),
         ("no_barrier", "wrong"),
         ("wait", "right"),
         ("no_wait", "wrong"),
@@ -211,10 +212,17 @@ def test_extreme_half_floats(tmp_path):
 
 
 def test_many_splits_and_flushes(tmp_path):
-    """More groups than a register sums, and samples split over many blocks."""
+    """More groups than a register sums, samples split over blocks, and both."""
+    shapes = [
+        # samples, outputs, group size, multiprocessors
+        (300, 5, 1, 1),
+        (65, 5, 9, 40),
+        (560, 5, 2, 2),
+        (600, 40, 1, 1),
+    ]
     named = []
-    for n, group_size, multiprocessors in [(300, 1, 1), (65, 9, 40), (560, 2, 2)]:
-        case = make(n=n, c=2, o=5, size=(5, 5), kernel=(3, 3), group_size=group_size)
+    for n, o, group_size, multiprocessors in shapes:
+        case = make(n=n, c=2, o=o, size=(3, 3), kernel=(2, 2), group_size=group_size)
         case[-1]["multiprocessors"] = multiprocessors
         named.append((f"{n} samples", case))
     check_all(named, tmp_path)
@@ -235,6 +243,16 @@ def test_long_sums_of_one_sign_keep_their_precision(tmp_path):
     """Tensor cores cut off sums, which adds up where all terms have one sign."""
     input, grad, weight, arguments = make(n=2, c=1, o=3, size=(64, 64), kernel=(1, 1))
     check_all([("", (input.abs(), grad.abs(), weight, arguments))], tmp_path, 1e-6)
+
+
+def test_division_by_multiplication_is_exact(tmp_path):
+    rng = np.random.default_rng(0)
+    widths = np.int64(2) ** rng.integers(0, 31, 20000) + rng.integers(-2, 3, 20000)
+    widths = widths.clip(1, 2**31 - 1)
+    near = rng.integers(0, 2**31, 20000) // widths * widths + rng.integers(-1, 2, 20000)
+    positions = near.clip(0, 2**31 - 1)
+    [rows] = drive.run([drive.divider_case(positions, widths)], tmp_path)
+    np.testing.assert_array_equal(np.frombuffer(rows, np.int64), positions // widths)
 
 
 # ---- global_topk ----

@@ -123,6 +123,7 @@ __device__ inline void multiply_exactly(Moments<Tile>& moments,
 template <class Tile, bool exact>
 __device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
                                      int positions) {
+  __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
   const Fragments<Tile> read = read_fragments<Tile>(slab);
   if constexpr (exact)
     multiply_exactly<Tile>(moments, read, false);

@@ -158,6 +158,16 @@ void masks_case(Files& files) {
   for (const Array& mask : masks) files.write(mask);
 }
 
+// Positions divided by widths, as the kernels find a position's row.
+void divider_case(Files& files) {
+  const std::vector<int64_t> positions = files.numbers(), widths = files.numbers();
+  Array rows(positions.size() * sizeof(int64_t));
+  for (size_t i = 0; i < positions.size(); ++i)
+    rows.as<int64_t>()[i] =
+        Divider(static_cast<uint32_t>(widths[i]))(static_cast<int>(positions[i]));
+  files.write(rows);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -171,6 +181,7 @@ int main(int argc, char** argv) {
     if (op == 1) topk_case(files);
     if (op == 2) histogram_case(files);
     if (op == 3) masks_case(files);
+    if (op == 4) divider_case(files);
   }
   std::fclose(files.out);
   return 0;

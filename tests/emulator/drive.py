@@ -146,3 +146,8 @@ def masks_case(scores, threshold: float, ties) -> bytes:
     """Encode a call of topk_masks."""
     value = array(np.array([threshold], np.float32))
     return words(3, 1, 2) + _scores(scores, 0) + value + numbers(ties)
+
+
+def divider_case(positions, widths) -> bytes:
+    """Encode divisions of positions by image widths."""
+    return words(4, 1, 1) + numbers(positions) + numbers(widths)

@@ -159,27 +159,41 @@ inline bool release(unsigned first, unsigned last, State state) {
   return true;
 }
 
-inline bool release_any() {
-  const unsigned size = static_cast<unsigned>(block->threads.size());
-  bool any = release(0, size, State::at_barrier);
-  for (unsigned lane = 0; lane < size; lane += 32)
-    any |= release(lane, std::min(lane + 32, size), State::at_collective);
-  return any;
+// Runs each thread of a warp that can, up to where it waits.
+inline bool step_warp(unsigned first, unsigned last, std::mt19937_64& random) {
+  release(first, last, State::at_collective);
+  unsigned ready[32], count = 0;
+  for (unsigned i = first; i < last; ++i)
+    if (block->threads[i].state == State::ready) ready[count++] = i;
+  std::shuffle(ready, ready + count, random);
+  for (unsigned i = 0; i < count; ++i) run_thread(ready[i]);
+  return count > 0;
 }
 
+inline bool all_done() {
+  return std::all_of(block->threads.begin(), block->threads.end(),
+                     [](const Thread& t) { return t.state == State::done; });
+}
+
+// Warps take turns of a few steps; some run as far ahead as they can.
 inline void run_block(std::mt19937_64& random) {
-  std::vector<unsigned> ready;
+  const unsigned size = static_cast<unsigned>(block->threads.size());
+  std::vector<unsigned> warps;
+  for (unsigned first = 0; first < size; first += 32) warps.push_back(first);
   for (;;) {
-    ready.clear();
-    unsigned done = 0;
-    for (unsigned i = 0; i < block->threads.size(); ++i) {
-      if (block->threads[i].state == State::ready) ready.push_back(i);
-      done += block->threads[i].state == State::done;
+    bool any = false;
+    std::shuffle(warps.begin(), warps.end(), random);
+    for (const unsigned first : warps) {
+      const uint64_t turn = random();
+      const uint64_t steps = turn % 4 ? 1 + turn / 4 % 8 : ~uint64_t{0};
+      for (uint64_t i = 0; i < steps; ++i) {
+        if (!step_warp(first, std::min(first + 32, size), random)) break;
+        any = true;
+      }
     }
-    if (done == block->threads.size()) return;
-    if (ready.empty() && !release_any()) fail("threads wait for others in vain");
-    std::shuffle(ready.begin(), ready.end(), random);
-    for (const unsigned i : ready) run_thread(i);
+    if (any) continue;
+    if (all_done()) return;
+    if (!release(0, size, State::at_barrier)) fail("threads wait for others in vain");
   }
 }
 

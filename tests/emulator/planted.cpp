@@ -13,11 +13,14 @@ constexpr int THREADS = 64;
 
 float* shared_floats() { return reinterpret_cast<float*>(dynamic_shared()); }
 
-// Each thread gives its number to the one opposite.
-void reverse(int* out, bool barrier) {
+enum class Meet { block, warp, nobody };
+
+// Each thread gives its number to the one opposite, in another warp.
+void reverse(int* out, Meet meet) {
   int* shared = reinterpret_cast<int*>(dynamic_shared());
   shared[threadIdx.x] = static_cast<int>(threadIdx.x);
-  if (barrier) __syncthreads();
+  if (meet == Meet::block) __syncthreads();
+  if (meet == Meet::warp) __syncwarp();
   out[threadIdx.x] = shared[THREADS - 1 - threadIdx.x];
 }
 
@@ -50,9 +53,9 @@ void copy_and_leave(const float* in) {
   commit_copies();
 }
 
-bool reverses(bool barrier) {
+bool reverses(Meet meet) {
   std::vector<int> out(THREADS);
-  launch(reverse, dim3(1), THREADS, THREADS * 4, nullptr, out.data(), barrier);
+  launch(reverse, dim3(1), THREADS, THREADS * 4, nullptr, out.data(), meet);
   for (int i = 0; i < THREADS; ++i)
     if (out[i] != THREADS - 1 - i) return false;
   return true;
@@ -72,8 +75,9 @@ int main(int, char** argv) {
   const std::vector<float> in(THREADS);
   std::unique_ptr<int[]> out(new int[THREADS]);
   bool right = true;
-  if (which == "barrier") right = reverses(true);
-  if (which == "no_barrier") right = reverses(false);
+  if (which == "barrier") right = reverses(Meet::block);
+  if (which == "warp_barrier") right = reverses(Meet::warp);
+  if (which == "no_barrier") right = reverses(Meet::nobody);
   if (which == "wait") right = copies(true);
   if (which == "no_wait") right = copies(false);
   if (which == "within_shared")
