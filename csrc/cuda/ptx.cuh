@@ -51,12 +51,14 @@ __device__ inline float half_to_float(uint16_t bits) {
   return value;
 }
 
-// c (16 x 8) += a (16 x 8) b (8 x 8), a warp's product. With r = lane / 4, i = lane %
-// 4: a holds (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4); b holds (i, r), (i + 4,
-// r); c holds (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i + 1).
+// c (16 x 8) += a (16 x 8) b (8 x 8), a warp's product. With r = lane / 4 and
+// i = lane % 4, a lane's a holds (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4); its b
+// holds (i, r), (i + 4, r); its c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i +
+// 1). Volatile, so that no compiler moves it to where only part of the warp goes.
 __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
                                      const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
