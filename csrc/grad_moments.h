@@ -1,11 +1,13 @@
-// grad_moments: the contract, free of torch so that tests can compile the kernels
-// alone.
+// grad_moments: the contract, free of torch: tests compile the kernels alone.
 //
 // A layer with input a and output gradient d, group j of g consecutive samples (the
 // last group may be smaller and is averaged over its own size |j|):
 //
-//     G_j[o, c, y, x] = 1/|j| * sum_{n in j} sum_t d[n, o, t] * a[n, c', h(t, y), w(t,
-//     x)] sum    += sum_j G_j sum_sq += sum_j G_j * G_j
+//     G_j[o, c, y, x] =
+//         1 / |j| * sum_{n in j} sum_t d[n, o, t] * a[n, c', h(t, y), w(t, x)]
+//
+//     sum    += sum_j G_j
+//     sum_sq += sum_j G_j * G_j
 //
 // with t = (p, q) the output position, c' = c + (o's convolution group) * C / groups,
 // h = p * stride_h - pad_h + y * dilation_h (zero outside of the image), w likewise.

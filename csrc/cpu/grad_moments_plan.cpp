@@ -1,3 +1,5 @@
+// The plan is made once a call, in time that does not count: a table entry for each row
+// of the patch and for each position of a block.
 #include "grad_moments_plan.h"
 
 #include <algorithm>
@@ -52,29 +54,33 @@ void columns_over_groups(Plan& plan, const Microkernels& kernels) {
                  kernels.lanes);
 }
 
-// Cuts samples of which one column's gradient alone would leave the cache.
+// Cuts samples of which one column's gradient alone would leave the cache, or all
+// columns' would exceed the memory of a call.
 void choose_units(Plan& plan, int64_t lanes_of_tile) {
   const ConvShape& s = plan.shape;
-  const int64_t row_bytes = s.out_width * lanes_of_tile * 4;
-  plan.unit_rows = std::clamp<int64_t>(tuning::kGradBytes / row_bytes, 1, s.out_height);
+  const int64_t rows =
+      std::min(tuning::kGradBytes / (s.out_width * lanes_of_tile * 4),
+               tuning::kMostBlockBytes / (s.out_width * plan.packed_lanes * 4));
+  plan.unit_rows = std::clamp<int64_t>(rows, 1, s.out_height);
   plan.units_per_sample = ceil_div(s.out_height, plan.unit_rows);
   plan.units = s.samples * plan.units_per_sample;
 }
 
-// As many samples as the caches hold, in blocks of equal size, and whole groups where
-// one fits.
-void choose_block(Plan& plan, int64_t lanes_of_tile) {
+// As many samples as may be packed at a time, in blocks of equal size, and whole groups
+// where one fits.
+void choose_block(Plan& plan) {
   plan.block_units = 1;
   if (plan.units_per_sample > 1) return;
   const ConvShape& s = plan.shape;
-  const int64_t positions = s.positions();
-  const int64_t grad_bytes = positions * lanes_of_tile * 4;
-  const int64_t pack_bytes = (positions * plan.packed_lanes +
+  const int64_t unit_bytes = (s.positions() * plan.packed_lanes +
                               plan.plane() * plan.input_rows * plan.input_lanes) *
                              4;
+  const int64_t bytes =
+      s.patch() <= tuning::kTileRows ? tuning::kOneTileBlockBytes : tuning::kBlockBytes;
+  const int64_t wanted =
+      std::max(bytes / unit_bytes, ceil_div(tuning::kBlockPositions, s.positions()));
   const int64_t most = std::clamp<int64_t>(
-      std::min(tuning::kGradBytes / grad_bytes, tuning::kPackBytes / pack_bytes), 1,
-      s.samples);
+      std::min(wanted, tuning::kMostBlockBytes / unit_bytes), 1, s.samples);
   const int64_t equal = ceil_div(s.samples, ceil_div(s.samples, most));
   const int64_t group = std::min(s.group_size, s.samples);
   plan.block_units = equal;
@@ -180,9 +186,8 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
     columns_over_outputs(plan, kernels);
   else
     columns_over_groups(plan, kernels);
-  const int64_t lanes_of_tile = plan.columns[0].vectors * kernels.lanes;
-  choose_units(plan, lanes_of_tile);
-  choose_block(plan, lanes_of_tile);
+  choose_units(plan, plan.columns[0].vectors * kernels.lanes);
+  choose_block(plan);
   plan.most_positions = plan.positions_of(plan.block_at(0));
   fill_base(plan);
   fill_offset(plan);

@@ -38,8 +38,10 @@ struct Block {
 struct Plan {
   ConvShape shape;
   Operand operand;
-  bool products;  // one position a sample, groups of one: G = d a, G^2 = d^2 a^2
-  bool carries;   // some group does not end in the run in which it began
+  // One position a sample and groups of one: G = d a, so that the moments are products
+  // over the samples, of d and a, and of their squares (whose range float32 must hold).
+  bool products;
+  bool carries;  // some group does not end in the run in which it began
 
   int64_t unit_rows;         // output rows of a unit
   int64_t units_per_sample;  // 1 unless samples are cut

@@ -1,3 +1,7 @@
+// A task owns one tile: some rows of the patch by the lanes of a column. Memory
+// traffic: for every micro-tile of rows the column's packed gradient (from the
+// second-level cache) and the packed input of these rows; both moments of the tile stay
+// in the first-level cache and are added to the accumulators once.
 #include "grad_moments_tiles.h"
 
 #include <algorithm>
@@ -61,12 +65,28 @@ void Tiles::run(const Pass& pass, int64_t task) const {
   alignas(64) float sum_sq[tuning::kTileRows * tuning::kTileLanes];
   std::fill_n(sum, floats, 0.f);
   if (pass.sum_sq) std::fill_n(sum_sq, floats, 0.f);
-  micro_tiles(pass, tile, sum, pass.sum_sq ? sum_sq : nullptr);
+  const int64_t all = pass.runs.size();
+  for (Runs runs{0, 0}; runs.last < all;) {
+    runs = cached_runs(pass, runs.last, tile);
+    micro_tiles(pass, runs, tile, sum, pass.sum_sq ? sum_sq : nullptr);
+  }
   add(sum, tile, pass.sum);
   if (pass.sum_sq) add(sum_sq, tile, pass.sum_sq);
 }
 
-void Tiles::micro_tiles(const Pass& pass, const Tile& tile, float* sum,
+// As many runs as have their packed gradient in the second-level cache, at least one:
+// every micro-tile of the task reads it again.
+Tiles::Runs Tiles::cached_runs(const Pass& pass, int64_t first,
+                               const Tile& tile) const {
+  const int64_t most = tuning::kGradBytes / (width(tile.column) * 4);
+  const int64_t begin = pass.runs[first].begin;
+  int64_t last = first + 1;
+  const int64_t all = pass.runs.size();
+  while (last < all && pass.runs[last].end - begin <= most) ++last;
+  return {first, last};
+}
+
+void Tiles::micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* sum,
                         float* sum_sq) const {
   constexpr int64_t kMostRows = 16;
   const ColumnOfTiles& c = tile.column;
@@ -74,12 +94,12 @@ void Tiles::micro_tiles(const Pass& pass, const Tile& tile, float* sum,
   const Column operands{
       pass.input + c.input_row * plan_.input_stride() * plan_.input_lanes,
       pass.grad + c.grad_lane * plan_.most_positions, plan_.offset.data(),
-      pass.runs.data(), static_cast<int64_t>(pass.runs.size())};
+      pass.runs.data() + runs.first, runs.last - runs.first};
   const int64_t size = micro.rows * width(c);
   const int64_t parts = ceil_div(tile.rows(), micro.rows);
   float* const carry = carry_of(tile);
   for (int64_t part = 0; part < parts; ++part) {
-    prefetch(pass, tile, part, parts);
+    if (runs.first == 0) prefetch(pass, tile, part, parts);
     int64_t base[kMostRows];
     for (int64_t r = 0; r < micro.rows; ++r)  // past the end: repeats, left out by add
       base[r] = plan_.base[std::min(tile.row + part * micro.rows + r, tile.end - 1)];

@@ -34,10 +34,17 @@ class Tiles {
     int64_t rows() const { return end - row; }
   };
 
+  // The runs [first, last) of a pass.
+  struct Runs {
+    int64_t first, last;
+  };
+
   Tile tile_of(int64_t task) const;
+  Runs cached_runs(const Pass& pass, int64_t first, const Tile& tile) const;
   int64_t width(const ColumnOfTiles& column) const;
   MicroTileOf micro_tile(const ColumnOfTiles& column) const;
-  void micro_tiles(const Pass& pass, const Tile& tile, float* sum, float* sum_sq) const;
+  void micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* sum,
+                   float* sum_sq) const;
   float* carry_of(const Tile& tile) const;
   void prefetch(const Pass& pass, const Tile& tile, int64_t part, int64_t parts) const;
   void prefetch(const float* accumulator, const Tile& tile, int64_t lane) const;

@@ -16,9 +16,14 @@ constexpr int64_t kTileLanes = 64;
 // the patch: it must stay in the second-level cache.
 constexpr int64_t kGradBytes = 1 << 20;
 
-// All that is packed at a time. More samples in a block mean fewer additions to the
-// accumulators in memory.
-constexpr int64_t kPackBytes = 16 << 20;
+// A block is what is packed at a time. Small ones stay near the processor, the more so
+// where a patch of one tile reads them only once; but the accumulators are read and
+// written once for each block, which so many positions of multiplications outweigh. The
+// last bounds the memory of a call.
+constexpr int64_t kOneTileBlockBytes = 2 << 20;
+constexpr int64_t kBlockBytes = 4 << 20;
+constexpr int64_t kBlockPositions = 4096;
+constexpr int64_t kMostBlockBytes = 16 << 20;
 
 // Positions added up in one register before they join the others: bounds the rounding
 // error of long sums (groups of many samples, large images).

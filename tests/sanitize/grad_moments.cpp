@@ -216,7 +216,7 @@ int main() {
          static_cast<Layout>(draw(0, kLayouts - 1)),
          static_cast<Layout>(draw(0, kLayouts - 1)));
   // Several blocks of samples, groups that straddle them, samples cut into rows.
-  test(shape(30, 1, 65, 24, 24, 3, 1, 29), Dtype::float32, nchw, nchw);
+  test(shape(30, 2, 65, 24, 24, 3, 1, 29), Dtype::float32, nchw, nchw);
   test(shape(65, 2, 66, 12, 12, 2, 1, 9), Dtype::float32, nhwc, nchw);
   test(shape(3, 1, 9, 370, 190, 2, 1, 2), Dtype::float32, nchw, nhwc);
   // Linear layers: products over more samples than one run.
