@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from benchmarks import harness, record
+from benchmarks import harness, record, topk
 from benchmarks.harness import Timing, WrongResult, race, verify
+from fisherprune import reference
 
 NAN = float("nan")
 
@@ -121,3 +122,24 @@ def test_finish_records_where_it_was_measured(tmp_path, capsys):
     assert place["torch"] == torch.__version__
     assert {"device", "cpu", "cores", "threads", "commit", "dirty", "date"} < set(place)
     assert "name" in capsys.readouterr().out
+
+
+def test_topk_peers_make_the_masks_that_follow_from_the_ranks():
+    scores = topk.make_scores(5_000, "cpu")
+    assert sum(s.numel() for s in scores) == 5_000
+    truth = topk.exact_masks(scores, [500])
+    verify("reference", truth, reference.global_topk(scores, [500])[0])
+    for name, peer in topk.peers("cpu").items():
+        verify(name, [peer(scores, 500)], truth)
+
+
+def test_topk_writes_rows_and_plot(tmp_path, monkeypatch):
+    monkeypatch.setattr(topk, "SIZES", [30_000, 10, 2_000])
+    monkeypatch.setattr(harness, "LEAST_MS", 0.01)
+    path = tmp_path / "topk.json"
+    topk.main(["--rounds", "1", "--max-scores", "40000", "--output", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert {r["case"] for r in rows} == {"keep 10 %", "sparsities", "scaling"}
+    pytest.importorskip("matplotlib")
+    topk.plot(rows, path.with_suffix(".png"))
+    assert path.with_suffix(".png").stat().st_size > 1000
