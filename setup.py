@@ -116,7 +116,7 @@ def extension():
             "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],
             "nvcc": ["-O3", "--threads=2", "-lineinfo", *defines],
         },
-        depends=sorted(map(str, CSRC.rglob("*.h"))),
+        depends=sorted(map(str, CSRC.rglob("*.*h"))),
     )
 
 

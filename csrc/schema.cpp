@@ -4,7 +4,8 @@
 STABLE_TORCH_LIBRARY(fisherprune, m) {
   m.def(
       "grad_moments(Tensor input, Tensor grad, Tensor(a!) sum, Tensor(b!) sum_sq, "
-      "int[] stride, int[] padding, int[] dilation, int groups, int group_size) -> ()");
+      "int[] stride, int[] padding, int[] dilation, int groups, int group_size, "
+      "bool allow_tf32=False) -> ()");
   m.def(
       "global_topk(Tensor[] scores, int[] keep) "
       "-> (Tensor[] masks, Tensor thresholds, Tensor nonfinite)");

@@ -41,6 +41,12 @@ def grad_moments(
     No per-sample gradient is ever stored: the memory is that of the accumulators.
     Deterministic bit for bit on a given device, whatever the number of threads.
 
+    The CPU computes in float32. A GPU multiplies in TF32 (about three decimal digits)
+    where torch does so for the layer itself, that is where
+    ``torch.backends.cudnn.conv.fp32_precision`` (convolutions) or
+    ``torch.backends.cuda.matmul.fp32_precision`` (linear layers) is ``"tf32"``, and to
+    float32 precision elsewhere; it adds in float32 in either case.
+
     Args:
         input: the layer's input, ``[N, C, H, W]`` for a convolution or ``[N, *, in]``
             for a linear layer with any positions ``*``; float32, float16 or bfloat16,
@@ -61,12 +67,28 @@ def grad_moments(
         RuntimeError: on shapes that do not belong together, other dtypes, or
             accumulators that share memory with an input.
     """
-    if sum.dim() == 2:
+    linear = sum.dim() == 2
+    if linear:
         input, grad = _positions_as_image(input), _positions_as_image(grad)
         sum, sum_sq = sum[:, :, None, None], sum_sq[:, :, None, None]
     torch.ops.fisherprune.grad_moments(
-        input, grad, sum, sum_sq, stride, padding, dilation, groups, group_size
+        input,
+        grad,
+        sum,
+        sum_sq,
+        stride,
+        padding,
+        dilation,
+        groups,
+        group_size,
+        _tf32_allowed(linear),
     )
+
+
+def _tf32_allowed(linear: bool) -> bool:
+    """Return torch's own setting for the operation whose gradient it is."""
+    backend = torch.backends.cuda.matmul if linear else torch.backends.cudnn.conv
+    return backend.fp32_precision == "tf32"
 
 
 def _positions_as_image(x: Tensor) -> Tensor:
@@ -180,7 +202,18 @@ def key_value(key: int) -> float:
 
 
 @torch.library.register_fake("fisherprune::grad_moments")
-def _(input, grad, sum, sum_sq, stride, padding, dilation, groups, group_size):
+def _(
+    input,
+    grad,
+    sum,
+    sum_sq,
+    stride,
+    padding,
+    dilation,
+    groups,
+    group_size,
+    allow_tf32=False,
+):
     return None
 
 

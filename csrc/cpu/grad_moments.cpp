@@ -23,7 +23,7 @@ void for_each_task(int64_t count, const std::function<void(int64_t)>& body) {
 void grad_moments(const Tensor& input, const Tensor& grad, const Tensor& sum,
                   const Tensor& sum_sq, std::vector<int64_t> stride,
                   std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                  int64_t groups, int64_t group_size) {
+                  int64_t groups, int64_t group_size, bool /*allow_tf32*/) {
   const GradMoments m = grad_moments_args(input, grad, sum, sum_sq, stride, padding,
                                           dilation, groups, group_size);
   grad_moments_core(m, cpu_capability(), for_each_task,

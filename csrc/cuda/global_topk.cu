@@ -1,0 +1,94 @@
+// global_topk and its steps on CUDA: checks, outputs, workspace, launches.
+#include "../global_topk_args.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "global_topk_launch.cuh"
+#include "op.cuh"
+
+namespace fisherprune {
+namespace {
+
+// Zeroed workspace, of which the tensor owns the memory.
+Tensor zeroed(const Tensor& like, int64_t words) {
+  return torch::stable::new_zeros(like, {words}, ScalarType::Long);
+}
+
+int64_t* words_of(const Tensor& t) { return static_cast<int64_t*>(t.data_ptr()); }
+
+void add_masks(const ScoreList& list, std::vector<Tensor>& masks) {
+  for (const Tensor& t : list.tensors) masks.push_back(empty_mask(t));
+}
+
+std::vector<bool*> pointers(const std::vector<Tensor>& masks, size_t first) {
+  std::vector<bool*> data;
+  for (size_t i = first; i < masks.size(); ++i)
+    data.push_back(static_cast<bool*>(masks[i].data_ptr()));
+  return data;
+}
+
+std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> scores,
+                                                            std::vector<int64_t> keep) {
+  const ScoreList list = score_list("global_topk", scores);
+  check_keep("global_topk", keep, list.total);
+  const DeviceGuard guard(scores[0].get_device_index());
+  const Tensor nonfinite = zeroed(scores[0], static_cast<int64_t>(scores.size()));
+  const Tensor thresholds = torch::stable::new_empty(
+      scores[0], {static_cast<int64_t>(keep.size())}, ScalarType::Float);
+  std::vector<Tensor> masks;
+  size_t first = 0;
+  do {  // once without any selection too: it counts what is not finite
+    const size_t last = std::min(first + TOPK_KEEPS, keep.size());
+    const std::vector<int64_t> some(keep.begin() + first, keep.begin() + last);
+    for (size_t i = first; i < last; ++i) add_masks(list, masks);
+    const Tensor memory =
+        zeroed(scores[0],
+               topk_workspace(list.scores, static_cast<int64_t>(some.size())).words);
+    run_topk(list.scores, some, pointers(masks, first * scores.size()),
+             static_cast<float*>(thresholds.data_ptr()) + first,
+             first == 0 ? words_of(nonfinite) : nullptr, words_of(memory),
+             multiprocessors(), current_stream(scores[0]));
+    first = last;
+  } while (first < keep.size());
+  return {masks, thresholds, nonfinite};
+}
+
+Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix_bits,
+                      int64_t digit_bits) {
+  const ScoreList list = score_list("topk_histogram", scores);
+  check_digits("topk_histogram", prefix, prefix_bits, digit_bits);
+  const DeviceGuard guard(scores[0].get_device_index());
+  const Tensor counts = zeroed(scores[0], int64_t{1} << digit_bits);
+  const Tensor memory = zeroed(scores[0], histogram_workspace(list.scores).words);
+  run_topk_histogram(list.scores, static_cast<uint64_t>(prefix),
+                     {static_cast<int>(prefix_bits), static_cast<int>(digit_bits)},
+                     words_of(counts), words_of(memory), multiprocessors(),
+                     current_stream(scores[0]));
+  return counts;
+}
+
+std::vector<Tensor> topk_masks(std::vector<Tensor> scores, double threshold,
+                               std::vector<int64_t> ties) {
+  const ScoreList list = score_list("topk_masks", scores);
+  check_ties("topk_masks", ties, scores.size());
+  check_threshold("topk_masks", threshold);
+  const DeviceGuard guard(scores[0].get_device_index());
+  std::vector<Tensor> masks;
+  add_masks(list, masks);
+  const Tensor memory = zeroed(scores[0], masks_workspace(list.scores).words);
+  run_topk_masks(list.scores, static_cast<float>(threshold), ties, pointers(masks, 0),
+                 words_of(memory), multiprocessors(), current_stream(scores[0]));
+  return masks;
+}
+
+}  // namespace
+}  // namespace fisherprune
+
+STABLE_TORCH_LIBRARY_IMPL(fisherprune, CUDA, m) {
+  m.impl("global_topk", TORCH_BOX(&fisherprune::global_topk));
+  m.impl("topk_histogram", TORCH_BOX(&fisherprune::topk_histogram));
+  m.impl("topk_masks", TORCH_BOX(&fisherprune::topk_masks));
+}

@@ -1,0 +1,225 @@
+// grad_moments: a block owns a tile of the weight gradient (output channels x weights
+// of a filter) and a range of sample groups. For each sample it multiplies D[channels x
+// positions] with the patches [positions x weights] on the tensor cores, 16 positions
+// at a time out of shared memory; at the end of each group it adds the gradient and its
+// square to two more sets of registers, and every 256 groups those to memory.
+//
+// Memory traffic of a block: its rows of D and its patches once a sample, by cp.async
+// several slabs ahead; two floats an output every 256 groups. Per-sample gradients and
+// unfolded patches exist in registers and shared memory only.
+//
+// Deterministic: which thread adds what in which order depends on the shape and the
+// number of multiprocessors only.
+#pragma once
+
+#include "grad_moments_load.cuh"
+#include "grad_moments_tile.cuh"
+
+namespace fisherprune {
+
+struct GradMomentsTask {
+  Operand grad, input;
+  int64_t grad_channel, input_channel;  // strides of the channels, in bytes
+  Divider width_divider;
+  int out_width, positions;
+  int rows, columns;  // of a convolution group: outputs, weights of a filter
+  int kernel_h, kernel_w, dilation_h, dilation_w;
+  int row_tiles, column_tiles;
+  int samples, group_size;
+  float* sum;  // of split 0; that of the others follow at split_stride
+  float* sum_sq;
+  int64_t split_stride;
+  bool fresh;  // nothing is in sum and sum_sq yet
+};
+
+// Where a block's tile lies.
+struct TilePlace {
+  int conv_group, row, column;
+};
+
+__device__ inline TilePlace tile_place(const GradMomentsTask& task, int rows,
+                                       int columns) {
+  const int column_tile = blockIdx.x % task.column_tiles;
+  const int rest = blockIdx.x / task.column_tiles;
+  return {rest / task.row_tiles, rest % task.row_tiles * rows, column_tile * columns};
+}
+
+// Weights of a filter in the order of the tile's columns: channels run fastest where
+// they are neighbours in memory.
+struct Weight {
+  int channel, tap;
+};
+
+__device__ inline Weight weight_of(const GradMomentsTask& task, int column) {
+  const int taps = task.kernel_h * task.kernel_w;
+  if (task.input.order != Order::rows) return {column / taps, column % taps};
+  const int channels = task.columns / taps;
+  return {column % channels, column / channels};
+}
+
+__device__ inline Row patch_row(const GradMomentsTask& task, int conv_group,
+                                int column) {
+  if (column >= task.columns) return {0, OUTSIDE, OUTSIDE};
+  const Weight weight = weight_of(task, column);
+  const int64_t channels = task.columns / (task.kernel_h * task.kernel_w);
+  const int dy = weight.tap / task.kernel_w * task.dilation_h;
+  const int dx = weight.tap % task.kernel_w * task.dilation_w;
+  const int64_t channel = conv_group * channels + weight.channel;
+  return {channel * task.input_channel + dy * task.input.stride_h +
+              dx * task.input.stride_w,
+          dy, dx};
+}
+
+__device__ inline Row grad_row(const GradMomentsTask& task, int conv_group, int row) {
+  if (row >= task.rows) return {0, OUTSIDE, OUTSIDE};
+  const int64_t channel = static_cast<int64_t>(conv_group) * task.rows + row;
+  return {channel * task.grad_channel, 0, 0};
+}
+
+// A block's shared memory: the rows of its tile, then the stages of the pipeline.
+template <class Tile>
+struct Shared {
+  static constexpr int slab_rows = Tile::rows + Tile::columns;
+  Row rows[slab_rows];
+  float slab[Tile::stages][Tile::slabs][slab_rows * SLAB];
+};
+
+template <class Tile>
+__device__ inline void find_rows(const GradMomentsTask& task, const TilePlace& tile,
+                                 Row* rows) {
+  for (int i = threadIdx.x; i < Tile::rows + Tile::columns; i += Tile::threads)
+    rows[i] = i < Tile::rows
+                  ? grad_row(task, tile.conv_group, tile.row + i)
+                  : patch_row(task, tile.conv_group, tile.column + i - Tile::rows);
+}
+
+// Adds the registers to this split's sums and clears them. The tile's place is found
+// again: kept, it would take registers from the products.
+template <class Tile>
+__device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task,
+                             bool fresh) {
+  const TilePlace tile = tile_place(task, Tile::rows, Tile::columns);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int row0 = tile.row + warp / Tile::warps_n * (Tile::products_m * 16) + lane / 4;
+  const int column0 =
+      tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane % 4 * 2;
+  const int taps = task.kernel_h * task.kernel_w;
+  const float scale = 1.f / static_cast<float>(task.group_size);
+  for_each_value<Tile>([&](int i, int j, int e) {
+    const int row = row0 + i * 16 + e / 2 * 8, column = column0 + j * 8 + e % 2;
+    if (row < task.rows && column < task.columns) {
+      const Weight weight = weight_of(task, column);
+      const int64_t output = static_cast<int64_t>(tile.conv_group) * task.rows + row;
+      const int64_t at = blockIdx.y * task.split_stride + output * task.columns +
+                         weight.channel * taps + weight.tap;
+      const float sum = moments.sum[i][j][e] * scale;
+      const float sum_sq = moments.sum_sq[i][j][e] * scale * scale;
+      task.sum[at] = fresh ? sum : task.sum[at] + sum;
+      task.sum_sq[at] = fresh ? sum_sq : task.sum_sq[at] + sum_sq;
+    }
+    moments.sum[i][j][e] = moments.sum_sq[i][j][e] = 0.f;
+  });
+}
+
+// A block's samples: whole groups of them.
+struct SampleRange {
+  int first, end;
+
+  __device__ explicit SampleRange(const GradMomentsTask& task) {
+    const int64_t groups = (task.samples - 1) / task.group_size + 1;
+    const int64_t last = groups * (blockIdx.y + 1) / gridDim.y * task.group_size;
+    first = static_cast<int>(groups * blockIdx.y / gridDim.y * task.group_size);
+    end = last < task.samples ? static_cast<int>(last) : task.samples;
+  }
+};
+
+template <class Tile, bool async>
+__device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& shared,
+                                  int stage, Cursor& cursor, int end) {
+#pragma unroll 1
+  for (int s = 0; s < Tile::slabs && cursor.sample < end; ++s) {
+    float* slab = shared.slab[stage][s];
+    load_slab<Tile::threads, Tile::rows, async>(task.grad, shared.rows, slab, cursor,
+                                                task.width_divider, task.out_width,
+                                                task.positions);
+    load_slab<Tile::threads, Tile::columns, async>(
+        task.input, shared.rows + Tile::rows, slab + Tile::rows * SLAB, cursor,
+        task.width_divider, task.out_width, task.positions);
+    cursor.advance(task.positions);
+  }
+  commit_copies();
+}
+
+// Samples of the open group and groups since the last flush.
+struct GroupCount {
+  int samples = 0, groups = 0;
+  bool fresh;
+};
+
+// After a sample: closes its group where it was the group's last, flushes in time.
+template <class Tile>
+__device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTask& task,
+                                    GroupCount& count, bool last) {
+  if (++count.samples < task.group_size && !last) return;
+  close_group<Tile>(
+      moments, static_cast<float>(task.group_size) / static_cast<float>(count.samples));
+  count.samples = 0;
+  if (++count.groups < FLUSH_GROUPS && !last) return;
+  flush<Tile>(moments, task, count.fresh);
+  count.groups = 0;
+  count.fresh = false;
+}
+
+template <class Tile, bool exact, bool async>
+__global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
+    grad_moments_kernel(const GradMomentsTask task) {
+  Shared<Tile>& shared = *reinterpret_cast<Shared<Tile>*>(dynamic_shared());
+  find_rows<Tile>(task, tile_place(task, Tile::rows, Tile::columns), shared.rows);
+  __syncthreads();
+
+  const SampleRange range(task);
+  Cursor loaded{range.first, 0}, cursor = loaded;
+  Moments<Tile> moments{};
+  GroupCount count;
+  count.fresh = task.fresh;
+  int fill = 1 - Tile::stages;  // below 0 while the pipeline is filled
+  for (int stage = 0, next = 0; cursor.sample < range.end;) {
+    if (fill >= 0) {
+      await_copies<Tile::stages - 2>();
+      // Everybody's copies have landed, and nobody reads the stage that is next.
+      __syncthreads();
+    }
+    load_stage<Tile, async>(task, shared, next, loaded, range.end);
+    next = next + 1 < Tile::stages ? next + 1 : 0;
+    if (fill++ < 0) continue;
+    fill = 0;
+#pragma unroll 1
+    for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
+      multiply_slab<Tile, exact>(moments, shared.slab[stage][s], task.positions);
+      const int sample = cursor.sample;
+      cursor.advance(task.positions);
+      if (cursor.sample != sample)
+        close_sample<Tile>(moments, task, count, cursor.sample == range.end);
+    }
+    stage = stage + 1 < Tile::stages ? stage + 1 : 0;
+  }
+}
+
+// Adds the splits' sums in their order: a thread an output.
+constexpr int COMBINE_THREADS = 256;
+
+__global__ void __launch_bounds__(COMBINE_THREADS)
+    combine_moments(const float* partial, int64_t size, int splits, float* sum,
+                    float* sum_sq) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * COMBINE_THREADS + threadIdx.x;
+  if (at >= size) return;
+  float total = 0.f, total_sq = 0.f;
+  for (int split = 0; split < splits; ++split) {
+    total += partial[2 * split * size + at];
+    total_sq += partial[(2 * split + 1) * size + at];
+  }
+  sum[at] += total;
+  sum_sq[at] += total_sq;
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,153 @@
+// A thread's share of a tile of the weight gradient: registers for the open group's
+// gradient, for the sum over groups and for the sum of squares, and the products of the
+// tensor cores that fill the first.
+#pragma once
+
+#include "grad_moments_load.cuh"
+#include "tuning.h"
+
+namespace fisherprune {
+
+// What a thread holds of its warp's tile, in the layout of the products.
+template <class Tile>
+struct Moments {
+  using Values = float[Tile::products_m][Tile::products_n][4];
+  Values group, sum, sum_sq;
+};
+
+template <class Tile, class Action>
+__device__ inline void for_each_value(Action action) {
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int j = 0; j < Tile::products_n; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) action(i, j, e);
+}
+
+// The warp's rows of a slab, 4 positions of a row a thread.
+template <class Tile>
+struct Fragments {
+  float4 grad[Tile::products_m][2], input[Tile::products_n];
+};
+
+template <class Tile>
+__device__ inline Fragments<Tile> read_fragments(const float* slab) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float* mine = slab + place(lane / 4, lane % 4 * 4);
+  const float* grad = mine + warp / Tile::warps_n * (Tile::products_m * 16) * SLAB;
+  const float* input =
+      mine + (Tile::rows + warp % Tile::warps_n * (Tile::products_n * 8)) * SLAB;
+  Fragments<Tile> read;
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      read.grad[i][half] =
+          *reinterpret_cast<const float4*>(grad + (i * 16 + half * 8) * SLAB);
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j)
+    read.input[j] = *reinterpret_cast<const float4*>(input + j * 8 * SLAB);
+  return read;
+}
+
+// A float32 as a tf32, and what that leaves out as another: 21 bits together. The last
+// 13 bits of a tf32 are nobody's: the product leaves them out, the subtraction must
+// too.
+struct Split {
+  uint32_t high, low;
+
+  __device__ explicit Split(float value) : high(to_tf32(value) & ~0x1fffu) {
+    low = to_tf32(value - __uint_as_float(high));
+  }
+};
+
+// One product of 8 positions, which of a quad's: the first two or the last two.
+template <class Tile>
+__device__ inline void multiply(Moments<Tile>& moments, const Fragments<Tile>& read,
+                                bool last) {
+  uint32_t a[Tile::products_m][4];
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 quad = read.grad[i][half];
+      a[i][half] = to_tf32(last ? quad.z : quad.x);
+      a[i][half + 2] = to_tf32(last ? quad.w : quad.y);
+    }
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j) {
+    const float4 quad = read.input[j];
+    const uint32_t b[2] = {to_tf32(last ? quad.z : quad.x),
+                           to_tf32(last ? quad.w : quad.y)};
+#pragma unroll
+    for (int i = 0; i < Tile::products_m; ++i)
+      multiply_tf32(moments.group[i][j], a[i], b);
+  }
+}
+
+// The same to float32 precision: high x high + high x low + low x high. The tensor
+// cores cut off what they add; so they add 8 positions only, and the rest is added
+// outside.
+template <class Tile>
+__device__ inline void multiply_exactly(Moments<Tile>& moments,
+                                        const Fragments<Tile>& read, bool last) {
+  uint32_t high[Tile::products_m][4], low[Tile::products_m][4];
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float4 quad = read.grad[i][e % 2];
+      const Split split(e < 2 ? (last ? quad.z : quad.x) : (last ? quad.w : quad.y));
+      high[i][e] = split.high;
+      low[i][e] = split.low;
+    }
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j) {
+    const float4 quad = read.input[j];
+    const Split first(last ? quad.z : quad.x), second(last ? quad.w : quad.y);
+    const uint32_t b_high[2] = {first.high, second.high};
+    const uint32_t b_low[2] = {first.low, second.low};
+#pragma unroll
+    for (int i = 0; i < Tile::products_m; ++i) {
+      float c[4] = {0.f, 0.f, 0.f, 0.f};
+      multiply_tf32(c, low[i], b_high);
+      multiply_tf32(c, high[i], b_low);
+      multiply_tf32(c, high[i], b_high);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) moments.group[i][j][e] += c[e];
+    }
+  }
+}
+
+template <class Tile, bool exact>
+__device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
+                                     int positions) {
+  __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
+  const Fragments<Tile> read = read_fragments<Tile>(slab);
+  if constexpr (exact)
+    multiply_exactly<Tile>(moments, read, false);
+  else
+    multiply<Tile>(moments, read, false);
+  if (positions <= SLAB / 2) return;
+  if constexpr (exact)
+    multiply_exactly<Tile>(moments, read, true);
+  else
+    multiply<Tile>(moments, read, true);
+}
+
+// Adds the group's gradient and its square; `ratio` lifts a last, smaller group to the
+// scale of the others.
+template <class Tile>
+__device__ inline void close_group(Moments<Tile>& moments, float ratio) {
+  if (ratio != 1.f)
+    for_each_value<Tile>([&](int i, int j, int e) { moments.group[i][j][e] *= ratio; });
+  for_each_value<Tile>([&](int i, int j, int e) {
+    const float g = moments.group[i][j][e];
+    moments.sum[i][j][e] += g;
+    moments.sum_sq[i][j][e] = fmaf(g, g, moments.sum_sq[i][j][e]);
+    moments.group[i][j][e] = 0.f;
+  });
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,58 @@
+// What the kernels need of CUDA besides the language: launches and shared memory. With
+// another compiler than nvcc the emulator of the tests stands in for it.
+#pragma once
+
+#ifndef __CUDACC__
+#include <emulator.h>
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../check.h"
+
+namespace fisherprune {
+
+using Stream = cudaStream_t;
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  check(error == cudaSuccess, "fisherprune: ", what, ": ", cudaGetErrorString(error));
+}
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+             "number of multiprocessors");
+  return count;
+}
+
+// Safe under stream capture: nothing here waits, copies or allocates.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            Stream stream, const Args&... args) {
+  constexpr size_t always_granted = 48 << 10;
+  if (shared_bytes > always_granted)
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               "shared memory of a kernel");
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, Params(args)...),
+             "launch of a kernel");
+}
+
+__device__ inline unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char fisherprune_shared[];
+  return fisherprune_shared;
+}
+
+}  // namespace fisherprune
+
+#endif  // __CUDACC__

@@ -1,0 +1,69 @@
+// The PTX instructions without a C++ name. The emulator has its own versions.
+#pragma once
+
+#include "launch.cuh"
+
+#ifdef __CUDACC__
+
+namespace fisherprune {
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Starts a copy of 4 bytes to shared memory, or of zeros; its end is awaited below.
+__device__ inline void copy4_async(float* shared, const float* global, bool inside) {
+  asm volatile(
+      "cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
+      "l"(global), "r"(inside ? 4 : 0)
+      : "memory");
+}
+
+// 16 bytes, of which the first `bytes` are read and the others are zeros.
+__device__ inline void copy16_async(float* shared, const float* global, int bytes) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes)
+      : "memory");
+}
+
+// Closes a group of this thread's copies.
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Until at most `newest` of this thread's groups are still under way.
+template <int newest>
+__device__ inline void await_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
+}
+
+// Nearest tf32, ties away from zero, in the first 19 bits; the others hold anything.
+__device__ inline uint32_t to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+__device__ inline float half_to_float(uint16_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
+// c (16 x 8) += a (16 x 8) b (8 x 8), a warp's product. With r = lane / 4 and
+// i = lane % 4, a lane's a holds (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4); its b
+// holds (i, r), (i + 4, r); its c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i +
+// 1). Volatile, so that no compiler moves it to where only part of the warp goes.
+__device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
+                                     const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+}  // namespace fisherprune
+
+#endif  // __CUDACC__

@@ -1,0 +1,188 @@
+// Reads a file of cases, runs the CUDA kernels on them in emulation, writes the
+// results.
+//
+// A file holds little-endian 64-bit words: a case is its op's number and the arguments,
+// arrays as their number of bytes and the bytes. Results are arrays in the same form.
+#include <algorithm>
+#include <cstdio>
+#include <string>
+
+#include "cuda/global_topk_launch.cuh"
+#include "cuda/grad_moments_launch.cuh"
+
+namespace {
+
+using namespace fisherprune;
+
+// An allocation of its own size, so that the address sanitizer knows its end.
+struct Array {
+  std::unique_ptr<char[]> bytes;
+  size_t size;
+
+  explicit Array(size_t size_, int fill = 0xff) : bytes(new char[size_]), size(size_) {
+    std::memset(bytes.get(), fill, size);
+  }
+  template <class Value>
+  Value* as() {
+    return reinterpret_cast<Value*>(bytes.get());
+  }
+};
+
+struct Files {
+  std::FILE *in, *out;
+
+  bool word(int64_t& value) { return std::fread(&value, 8, 1, in) == 1; }
+  int64_t number() {
+    int64_t value;
+    if (!word(value)) emulator::fail("the file of cases ends early");
+    return value;
+  }
+  // `shift` bytes more at the front put the data at an odd place.
+  Array array(size_t shift = 0) {
+    const int64_t size = number();
+    Array read(size + shift);
+    if (std::fread(read.bytes.get() + shift, 1, size, in) != static_cast<size_t>(size))
+      emulator::fail("the file of cases ends early");
+    return read;
+  }
+  std::vector<int64_t> numbers() {
+    Array read = array();
+    return {read.as<int64_t>(), read.as<int64_t>() + read.size / 8};
+  }
+  void write(const Array& data) {
+    const int64_t size = static_cast<int64_t>(data.size);
+    std::fwrite(&size, 8, 1, out);
+    std::fwrite(data.bytes.get(), 1, data.size, out);
+  }
+};
+
+View4 read_view(Files& files, Array& data) {
+  View4 view{data.bytes.get(), static_cast<Dtype>(files.number()), {}};
+  const int64_t first = files.number();
+  view.data = data.bytes.get() + first;
+  for (int64_t& stride : view.stride) stride = files.number();
+  return view;
+}
+
+ConvShape read_shape(Files& files) {
+  const std::vector<int64_t> v = files.numbers();
+  return {v[0], v[1],  v[2],  v[3],  v[4],  v[5],  v[6],  v[7], v[8],
+          v[9], v[10], v[11], v[12], v[13], v[14], v[15], v[16]};
+}
+
+GradMomentsPlan wished_plan(const ConvShape& s, bool allow_tf32, TileKind tile) {
+  return allow_tf32 ? plan_with_tile<false>(s, tile, multiprocessors())
+                    : plan_with_tile<true>(s, tile, multiprocessors());
+}
+
+void moments_case(Files& files) {
+  const ConvShape shape = read_shape(files);
+  const bool allow_tf32 = files.number();
+  const int64_t wish = files.number();  // a tile, or -1 for the planned one
+  Array input = files.array(), grad = files.array();
+  const View4 a = read_view(files, input), d = read_view(files, grad);
+  Array sum = files.array(), sum_sq = files.array();
+  const GradMoments m{shape, a, d, sum.as<float>(), sum_sq.as<float>()};
+  if (has_work(shape)) {
+    check_extents(shape);
+    GradMomentsPlan plan = plan_grad_moments(shape, allow_tf32, multiprocessors());
+    if (wish >= 0) plan = wished_plan(shape, allow_tf32, static_cast<TileKind>(wish));
+    Array workspace(plan.workspace * sizeof(float));
+    run_grad_moments(m, plan, allow_tf32, workspace.as<float>(), nullptr);
+  }
+  files.write(sum);
+  files.write(sum_sq);
+}
+
+struct ScoreArrays {
+  std::vector<Array> arrays;
+  std::vector<Scores> scores;
+
+  explicit ScoreArrays(Files& files) {
+    const int64_t tensors = files.number();
+    for (int64_t i = 0; i < tensors; ++i) {
+      const size_t shift = files.number();
+      arrays.push_back(files.array(shift));
+      const float* data = reinterpret_cast<float*>(arrays.back().bytes.get() + shift);
+      scores.push_back({data, static_cast<int64_t>((arrays.back().size - shift) / 4)});
+    }
+  }
+};
+
+std::vector<Array> mask_arrays(const std::vector<Scores>& scores, size_t n) {
+  std::vector<Array> masks;
+  for (size_t k = 0; k < n; ++k)
+    for (const Scores& s : scores) masks.emplace_back(s.size);
+  return masks;
+}
+
+std::vector<bool*> pointers(std::vector<Array>& masks) {
+  std::vector<bool*> data;
+  for (Array& mask : masks) data.push_back(mask.as<bool>());
+  return data;
+}
+
+void topk_case(Files& files) {
+  const ScoreArrays list(files);
+  const std::vector<int64_t> keep = files.numbers();
+  std::vector<Array> masks = mask_arrays(list.scores, keep.size());
+  Array thresholds(keep.size() * 4), nonfinite(list.scores.size() * 8, 0);
+  Array memory(topk_workspace(list.scores, keep.size()).words * 8, 0);
+  run_topk(list.scores, keep, pointers(masks), thresholds.as<float>(),
+           nonfinite.as<int64_t>(), memory.as<int64_t>(), multiprocessors(), nullptr);
+  files.write(thresholds);
+  files.write(nonfinite);
+  for (const Array& mask : masks) files.write(mask);
+}
+
+void histogram_case(Files& files) {
+  const ScoreArrays list(files);
+  const uint64_t prefix = files.number();
+  const int prefix_bits = static_cast<int>(files.number());
+  const int bits = static_cast<int>(files.number());
+  Array counts(size_t{8} << bits, 0);
+  Array memory(histogram_workspace(list.scores).words * 8, 0);
+  run_topk_histogram(list.scores, prefix, {prefix_bits, bits}, counts.as<int64_t>(),
+                     memory.as<int64_t>(), multiprocessors(), nullptr);
+  files.write(counts);
+}
+
+void masks_case(Files& files) {
+  const ScoreArrays list(files);
+  Array threshold = files.array();
+  const std::vector<int64_t> ties = files.numbers();
+  std::vector<Array> masks = mask_arrays(list.scores, 1);
+  Array memory(masks_workspace(list.scores).words * 8, 0);
+  run_topk_masks(list.scores, *threshold.as<float>(), ties, pointers(masks),
+                 memory.as<int64_t>(), multiprocessors(), nullptr);
+  for (const Array& mask : masks) files.write(mask);
+}
+
+// Positions divided by widths, as the kernels find a position's row.
+void divider_case(Files& files) {
+  const std::vector<int64_t> positions = files.numbers(), widths = files.numbers();
+  Array rows(positions.size() * sizeof(int64_t));
+  for (size_t i = 0; i < positions.size(); ++i)
+    rows.as<int64_t>()[i] =
+        Divider(static_cast<uint32_t>(widths[i]))(static_cast<int>(positions[i]));
+  files.write(rows);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  Files files{std::fopen(argv[1], "rb"), std::fopen(argv[2], "wb")};
+  if (!files.in || !files.out) return 2;
+  for (int64_t op; files.word(op);) {
+    emulator::seed = files.number();
+    emulator::multiprocessor_count = static_cast<int>(files.number());
+    if (op == 0) moments_case(files);
+    if (op == 1) topk_case(files);
+    if (op == 2) histogram_case(files);
+    if (op == 3) masks_case(files);
+    if (op == 4) divider_case(files);
+  }
+  std::fclose(files.out);
+  return 0;
+}

@@ -1,0 +1,153 @@
+"""Builds the emulated kernels and runs cases on them: see emulator.h and cases.cpp."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+TILES = ("small", "square", "tall")
+
+
+def build(name: str) -> Path:
+    """Compile NAME.cpp, unless an executable of the same sources is there."""
+    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.*h")]
+    sources = [HERE / f"{name}.cpp", *sorted(HERE.glob("*.h")), *sorted(headers)]
+    text = b"".join(s.read_bytes() for s in sources) + " ".join(FLAGS).encode()
+    program = ROOT / "build" / "emulator" / (name + hashlib.sha256(text).hexdigest())
+    if not program.exists():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        fresh = program.with_suffix(f".{os.getpid()}")
+        command = [COMPILER, *FLAGS, f"-I{HERE}", f"-I{ROOT / 'csrc'}", sources[0]]
+        subprocess.run([*command, "-o", fresh], check=True)
+        fresh.rename(program)
+    return program
+
+
+def words(*values: int) -> bytes:
+    """Return 64-bit words."""
+    return struct.pack(f"<{len(values)}q", *values)
+
+
+def array(data: np.ndarray) -> bytes:
+    """Return an array with its size in front."""
+    data = np.ascontiguousarray(data).tobytes()
+    return words(len(data)) + data
+
+
+def numbers(values) -> bytes:
+    """Return a list of integers as an array."""
+    return array(np.array(list(values), np.int64))
+
+
+def run(cases: list[bytes], folder: Path) -> list[bytes]:
+    """Run encoded cases, return the arrays that they write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source, target = folder / "cases", folder / "results"
+    source.write_bytes(b"".join(cases))
+    done = subprocess.run(
+        [build("cases"), source, target], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    data, arrays, at = target.read_bytes(), [], 0
+    while at < len(data):
+        (size,) = struct.unpack_from("<q", data, at)
+        arrays.append(data[at + 8 : at + 8 + size])
+        at += 8 + size
+    return arrays
+
+
+def _storage(t: Tensor, shift: int) -> np.ndarray:
+    """Return the bytes from the tensor's first element to its last one."""
+    last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    flat = t.as_strided((last + 1 if t.numel() else 0,), (1,))
+    return np.pad(flat.view(torch.uint8).numpy(), (shift, 0))
+
+
+def _view(t: Tensor, shift: int) -> bytes:
+    return words(DTYPES[t.dtype], shift, *t.stride())
+
+
+def moments_case(
+    input: Tensor,
+    grad: Tensor,
+    sum: Tensor,
+    sum_sq: Tensor,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups: int = 1,
+    group_size: int = 1,
+    allow_tf32: bool = False,
+    tile: str | None = None,
+    multiprocessors: int = 4,
+    seed: int = 1,
+    shift: int = 0,
+) -> bytes:
+    """Encode a call of grad_moments; `shift` bytes lie before the data."""
+    kernel = sum.shape[2:]
+    sizes = (*input.shape, *grad.shape[1:], *kernel, *stride, *padding, *dilation)
+    return b"".join(
+        [
+            words(0, seed, multiprocessors),
+            numbers([*sizes, groups, group_size]),
+            words(allow_tf32, TILES.index(tile) if tile else -1),
+            array(_storage(input, shift)),
+            array(_storage(grad, shift)),
+            _view(input, shift),
+            _view(grad, shift),
+            array(sum.numpy()),
+            array(sum_sq.numpy()),
+        ]
+    )
+
+
+def _scores(scores: list[np.ndarray], shift: int) -> bytes:
+    parts = [words(shift) + array(s) for s in scores]
+    return words(len(scores)) + b"".join(parts)
+
+
+def topk_case(
+    scores, keep, *, shift: int = 0, multiprocessors: int = 2, seed: int = 1
+) -> bytes:
+    """Encode a call of global_topk; `shift` moves the scores by bytes."""
+    return words(1, seed, multiprocessors) + _scores(scores, shift) + numbers(keep)
+
+
+def histogram_case(scores, prefix: int, prefix_bits: int, digit_bits: int) -> bytes:
+    """Encode a call of topk_histogram."""
+    return words(2, 1, 2) + _scores(scores, 0) + words(prefix, prefix_bits, digit_bits)
+
+
+def masks_case(scores, threshold: float, ties) -> bytes:
+    """Encode a call of topk_masks."""
+    value = array(np.array([threshold], np.float32))
+    return words(3, 1, 2) + _scores(scores, 0) + value + numbers(ties)
+
+
+def divider_case(positions, widths) -> bytes:
+    """Encode divisions of positions by image widths."""
+    return words(4, 1, 1) + numbers(positions) + numbers(widths)

@@ -1,0 +1,197 @@
+// Runs CUDA kernels on the CPU, as the compiler's input and not as a re-telling: the
+// kernels' headers include this file where the compiler is not nvcc.
+//
+// A block's threads are fibers. Between two points where they must meet (__syncthreads,
+// a warp's collective) they run one after the other in an order drawn from a seed, each
+// until it waits; so what needs a barrier and has none goes wrong soon. Blocks run one
+// after the other. What hardware leaves open is made to hurt: shared memory starts as
+// NaN; the target of an asynchronous copy becomes NaN when the copy starts and right
+// only when its thread awaits it; tensor cores cut off sums. Arrays are separate
+// allocations, shared memory is one per block, so the address sanitizer sees accesses
+// beyond their ends. Threads that wait for each other in vain end the program.
+#pragma once
+
+#include <cmath>
+
+#include "fibers.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static  // blocks run one after the other
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(4) uchar4 {
+  unsigned char x, y, z, w;
+};
+inline uchar4 make_uchar4(unsigned char x, unsigned char y, unsigned char z,
+                          unsigned char w) {
+  return {x, y, z, w};
+}
+
+// ---- the language ----
+
+inline void __syncthreads() { emulator::wait_as(emulator::State::at_barrier); }
+
+inline void __syncwarp() { emulator::show(1, 0); }
+
+inline unsigned __ballot_sync(unsigned lanes, bool vote) {
+  emulator::require_full(lanes);
+  emulator::show(2, vote);
+  unsigned all = 0;
+  for (unsigned i = 0; i < 32; ++i)
+    all |= static_cast<unsigned>(emulator::shown<bool>(i)) << i;
+  return all;
+}
+
+inline unsigned __match_any_sync(unsigned lanes, unsigned value) {
+  emulator::require_full(lanes);
+  emulator::show(3, value);
+  unsigned same = 0;
+  for (unsigned i = 0; i < 32; ++i)
+    same |= static_cast<unsigned>(emulator::shown<unsigned>(i) == value) << i;
+  return same;
+}
+
+template <class Value>
+Value __shfl_up_sync(unsigned lanes, Value value, unsigned distance) {
+  emulator::require_full(lanes);
+  emulator::show(4, value);
+  const unsigned lane = emulator::block->current % 32;
+  return emulator::shown<Value>(lane < distance ? lane : lane - distance);
+}
+
+template <class Value>
+Value __shfl_xor_sync(unsigned lanes, Value value, unsigned mask) {
+  emulator::require_full(lanes);
+  emulator::show(5, value);
+  return emulator::shown<Value>(emulator::block->current % 32 ^ mask);
+}
+
+template <class Value>
+Value __ldg(const Value* from) {
+  return *from;
+}
+
+template <class Value>
+void __stcs(Value* to, Value value) {
+  *to = value;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+
+template <class Value>
+Value atomicAdd(Value* at, Value more) {
+  const Value before = *at;
+  *at = before + more;
+  return before;
+}
+
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+namespace fisherprune {
+
+// ---- what launch.cuh gives ----
+
+using Stream = void*;
+
+inline int multiprocessors() { return emulator::multiprocessor_count; }
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            Stream, const Args&... args) {
+  emulator::run_grid(grid, static_cast<unsigned>(threads), shared_bytes,
+                     [=] { kernel(args...); });
+}
+
+inline unsigned char* dynamic_shared() { return emulator::block->shared.get(); }
+
+// ---- what ptx.cuh gives ----
+
+inline void copy4_async(float* shared, const float* global, bool inside) {
+  emulator::start_copy({shared, global, 4, inside ? 4 : 0});
+}
+
+inline void copy16_async(float* shared, const float* global, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 ||
+      reinterpret_cast<uintptr_t>(global) % 16)
+    emulator::fail("copy16_async: addresses must be multiples of 16");
+  emulator::start_copy({shared, global, 16, bytes});
+}
+
+inline void commit_copies() {
+  emulator::self().committed.push_back(std::move(emulator::self().open));
+  emulator::self().open.clear();
+}
+
+template <int newest>
+void await_copies() {
+  auto& committed = emulator::self().committed;
+  for (; committed.size() > newest; committed.pop_front())
+    for (const emulator::Copy& copy : committed.front()) emulator::finish_copy(copy);
+}
+
+// As ptxas makes it: what rounding leaves in the last 13 bits stays there.
+inline uint32_t to_tf32(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : bits + 0x1000u;
+}
+
+inline float half_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const float sign = bits & 0x8000 ? -1.f : 1.f;
+  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
+  return sign * (exponent ? std::ldexp(1024.f + fraction, exponent - 25)
+                          : std::ldexp(static_cast<float>(fraction), -24));
+}
+
+// Toward zero, as tensor cores do where they add.
+inline float cut_to_float(double value) {
+  const float nearest = static_cast<float>(value);
+  return std::fabs(nearest) > std::fabs(value) ? std::nextafter(nearest, 0.f) : nearest;
+}
+
+// Layouts as in the PTX ISA, "Matrix Fragments for mma.m16n8k8" with .tf32: with r =
+// lane >> 2 and i = lane & 3, a[e] is (r + 8 for e = 1, 3; i + 4 for e = 2, 3), b[e] is
+// (i + 4 e, r), c[e] is (r + 8 for e = 2, 3; 2 i + e % 2).
+struct Operands {
+  uint32_t a[4], b[2];
+};
+
+inline double tf32(uint32_t bits) { return __uint_as_float(bits & ~0x1fffu); }
+
+inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
+                          const uint32_t (&b)[2]) {
+  emulator::show(6, Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const unsigned lane = emulator::block->current % 32;
+  double sum[4] = {c[0], c[1], c[2], c[3]};
+  for (unsigned i = 0; i < 4; ++i) {  // k = i and i + 4
+    const auto rows = emulator::shown<Operands>(lane / 4 * 4 + i);
+    for (unsigned side = 0; side < 2; ++side) {
+      const auto column = emulator::shown<Operands>((lane % 4 * 2 + side) * 4 + i);
+      for (unsigned e = 0; e < 4; ++e)  // a's (row half, k half) = (e % 2, e / 2)
+        sum[e % 2 * 2 + side] += tf32(rows.a[e]) * tf32(column.b[e / 2]);
+    }
+  }
+  for (unsigned e = 0; e < 4; ++e) c[e] = cut_to_float(sum[e]);
+}
+
+}  // namespace fisherprune

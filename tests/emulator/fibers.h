@@ -1,0 +1,260 @@
+// A block's threads as fibers, their meetings, their asynchronous copies: the engine of
+// emulator.h, which says what it is for.
+#pragma once
+
+#include <sanitizer/common_interface_defs.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1)
+      : x(x_), y(y_), z(z_) {}
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+
+inline uint64_t seed = 1;
+inline int multiprocessor_count = 4;
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulator: %s (block %u, %u, thread %u)\n", what, blockIdx.x,
+               blockIdx.y, threadIdx.x);
+  std::_Exit(3);
+}
+
+struct Copy {
+  void* to;
+  const void* from;
+  int size, bytes;  // of the target, of which the first come from the source
+};
+
+enum class State { ready, at_barrier, at_collective, done };
+
+// A stack of its own and, while it rests, the place on it where it goes on. Switching
+// is three dozen instructions: the C library's swapcontext calls the kernel.
+struct Fiber {
+  static constexpr size_t stack_size = 64 << 10;
+  std::unique_ptr<char[]> stack;
+  void* rests_at = nullptr;
+  void* fake_stack = nullptr;  // the address sanitizer's
+};
+
+extern "C" void emulator_switch(void** rests_at, void* go_on_at);
+asm(R"(
+.text
+.globl emulator_switch
+emulator_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+)");
+
+// Prepares a fiber that begins in `entry`, which never returns.
+inline void begin_in(Fiber& fiber, void (*entry)()) {
+  fiber.stack.reset(new char[Fiber::stack_size]);
+  uintptr_t top = reinterpret_cast<uintptr_t>(fiber.stack.get() + Fiber::stack_size);
+  void** at = reinterpret_cast<void**>(top & ~uintptr_t{15}) - 8;
+  std::fill(at, at + 8, nullptr);  // six registers, the entry, no caller
+  at[6] = reinterpret_cast<void*>(entry);
+  fiber.rests_at = at;
+}
+
+struct Thread {
+  Fiber fiber;
+  State state = State::ready;
+  int operation = 0;  // which collective it waits in
+  uint64_t collectives = 0;
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> committed;
+};
+
+// What the lanes of a warp show each other, twice: one lane may reach the next
+// collective while another still reads this one.
+struct Warp {
+  static constexpr int slot_size = 32;
+  alignas(16) unsigned char slot[2][32][slot_size];
+};
+
+struct Block {
+  std::function<void()> body;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::unique_ptr<unsigned char[]> shared;
+  Fiber scheduler;  // on the program's own stack:
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_size = 0;
+  unsigned current = 0;
+};
+
+inline Block* block = nullptr;
+inline Thread& self() { return block->threads[block->current]; }
+
+inline void back_to_scheduler(bool for_good) {
+  Fiber& fiber = self().fiber;
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack,
+                                 block->scheduler_stack, block->scheduler_stack_size);
+  emulator_switch(&fiber.rests_at, block->scheduler.rests_at);
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+}
+
+inline void wait_as(State state) {
+  self().state = state;
+  back_to_scheduler(false);
+}
+
+inline void enter_thread() {
+  __sanitizer_finish_switch_fiber(nullptr, &block->scheduler_stack,
+                                  &block->scheduler_stack_size);
+  block->body();
+  for (const auto& group : self().committed)
+    if (!group.empty()) fail("a thread ends with copies under way");
+  if (!self().open.empty()) fail("a thread ends with copies under way");
+  self().state = State::done;
+  back_to_scheduler(true);
+}
+
+inline void run_thread(unsigned index) {
+  block->current = index;
+  threadIdx = dim3(index, 0, 0);
+  Fiber& fiber = block->threads[index].fiber;
+  __sanitizer_start_switch_fiber(&block->scheduler.fake_stack, fiber.stack.get(),
+                                 Fiber::stack_size);
+  emulator_switch(&block->scheduler.rests_at, fiber.rests_at);
+  __sanitizer_finish_switch_fiber(block->scheduler.fake_stack, nullptr, nullptr);
+}
+
+// Whether threads [first, last) all wait in `state`; those that do go on.
+inline bool release(unsigned first, unsigned last, State state) {
+  for (unsigned i = first; i < last; ++i) {
+    const Thread& thread = block->threads[i];
+    if (thread.state != state) return false;
+    if (thread.operation != block->threads[first].operation)
+      fail("lanes of a warp meet in different operations");
+  }
+  for (unsigned i = first; i < last; ++i) block->threads[i].state = State::ready;
+  return true;
+}
+
+// Runs each thread of a warp that can, up to where it waits.
+inline bool step_warp(unsigned first, unsigned last, std::mt19937_64& random) {
+  release(first, last, State::at_collective);
+  unsigned ready[32], count = 0;
+  for (unsigned i = first; i < last; ++i)
+    if (block->threads[i].state == State::ready) ready[count++] = i;
+  std::shuffle(ready, ready + count, random);
+  for (unsigned i = 0; i < count; ++i) run_thread(ready[i]);
+  return count > 0;
+}
+
+inline bool all_done() {
+  return std::all_of(block->threads.begin(), block->threads.end(),
+                     [](const Thread& t) { return t.state == State::done; });
+}
+
+// Warps take turns of a few steps; some run as far ahead as they can.
+inline void run_block(std::mt19937_64& random) {
+  const unsigned size = static_cast<unsigned>(block->threads.size());
+  std::vector<unsigned> warps;
+  for (unsigned first = 0; first < size; first += 32) warps.push_back(first);
+  for (;;) {
+    bool any = false;
+    std::shuffle(warps.begin(), warps.end(), random);
+    for (const unsigned first : warps) {
+      const uint64_t turn = random();
+      const uint64_t steps = turn % 4 ? 1 + turn / 4 % 8 : ~uint64_t{0};
+      for (uint64_t i = 0; i < steps; ++i) {
+        if (!step_warp(first, std::min(first + 32, size), random)) break;
+        any = true;
+      }
+    }
+    if (any) continue;
+    if (all_done()) return;
+    if (!release(0, size, State::at_barrier)) fail("threads wait for others in vain");
+  }
+}
+
+inline void start_threads(unsigned count) {
+  block->threads = std::vector<Thread>(count);
+  block->warps.resize((count + 31) / 32);
+  for (Thread& thread : block->threads) begin_in(thread.fiber, enter_thread);
+}
+
+template <class Kernel>
+void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel) {
+  std::mt19937_64 random(seed);
+  gridDim = grid;
+  blockDim = dim3(threads);
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x; ++x) {
+      Block now;
+      block = &now;
+      blockIdx = dim3(x, y, 0);
+      now.body = kernel;
+      now.shared.reset(new unsigned char[shared_bytes]);
+      std::memset(now.shared.get(), 0xff, shared_bytes);  // NaN
+      start_threads(threads);
+      run_block(random);
+      block = nullptr;
+    }
+}
+
+// Meets the other lanes of the warp in `operation`; afterwards shown(lane) is theirs.
+template <class Value>
+void show(int operation, const Value& value) {
+  static_assert(sizeof value <= Warp::slot_size);
+  Thread& me = self();
+  std::memcpy(
+      block->warps[block->current / 32].slot[me.collectives++ % 2][block->current % 32],
+      &value, sizeof value);
+  me.operation = operation;
+  wait_as(State::at_collective);
+  me.operation = 0;
+}
+
+template <class Value>
+Value shown(unsigned lane) {
+  Value value;
+  const uint64_t side = (self().collectives - 1) % 2;
+  std::memcpy(&value, block->warps[block->current / 32].slot[side][lane], sizeof value);
+  return value;
+}
+
+inline void require_full(unsigned lanes) {
+  if (lanes != 0xffffffffu) fail("a collective of less than a warp");
+}
+
+inline void start_copy(const Copy& copy) {
+  std::memset(copy.to, 0xff, copy.size);
+  self().open.push_back(copy);
+}
+
+inline void finish_copy(const Copy& copy) {
+  std::memcpy(copy.to, copy.from, copy.bytes);
+  std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.size - copy.bytes);
+}
+
+}  // namespace emulator

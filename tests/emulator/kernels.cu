@@ -1,0 +1,20 @@
+// All kernels without torch, so that nvcc alone can say what it makes of them.
+#include "cuda/global_topk_launch.cuh"
+#include "cuda/grad_moments_launch.cuh"
+
+namespace fisherprune {
+
+void every_grad_moments(const GradMoments& m, bool allow_tf32, float* workspace) {
+  const GradMomentsPlan plan =
+      plan_grad_moments(m.shape, allow_tf32, multiprocessors());
+  run_grad_moments(m, plan, allow_tf32, workspace, nullptr);
+}
+
+void every_topk(const std::vector<Scores>& scores, const std::vector<int64_t>& numbers,
+                const std::vector<bool*>& masks, float* floats, int64_t* words) {
+  run_topk(scores, numbers, masks, floats, words, words, 1, nullptr);
+  run_topk_histogram(scores, 0, DIGITS[0], words, words, 1, nullptr);
+  run_topk_masks(scores, 0.f, numbers, masks, words, 1, nullptr);
+}
+
+}  // namespace fisherprune

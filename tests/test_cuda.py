@@ -1,0 +1,194 @@
+"""The ops on a GPU: the cases of the CPU, and what only a device can get wrong."""
+
+import numpy as np
+import pytest
+import torch
+from moment_cases import CASES, accumulators, make
+from topk_cases import VALUES, case
+
+from fisherprune import ops, reference
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture
+def tf32():
+    """Set TF32 for the test, put back what was there."""
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [b.fp32_precision for b in backends]
+
+    def set_to(precision):
+        for b in backends:
+            b.fp32_precision = precision
+
+    yield set_to
+    for b, precision in zip(backends, before, strict=True):
+        b.fp32_precision = precision
+
+
+def test_tf32_follows_torch(tf32):
+    for precision in ("tf32", "ieee"):
+        tf32(precision)
+        assert ops._tf32_allowed(linear=True) == (precision == "tf32")
+        assert ops._tf32_allowed(linear=False) == (precision == "tf32")
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert ops._tf32_allowed(linear=True)
+    assert not ops._tf32_allowed(linear=False)
+
+
+# ---- grad_moments ----
+
+
+def on_gpu(input, grad, weight, options):
+    """Return sum and sum_sq of the op on the GPU, and the float64 truth."""
+    start = accumulators(weight)
+    got = [a.cuda() for a in start]
+    ops.grad_moments(input.cuda(), grad.cuda(), *got, **options)
+    truth = [a.double() for a in start]
+    reference.grad_moments(input, grad, *truth, **options)
+    return [g.cpu() for g in got], truth
+
+
+def errors(results, truths):
+    return [
+        ((r - t).norm() / t.norm()).item() if t.numel() else 0.0
+        for r, t in zip(results, truths, strict=True)
+    ]
+
+
+@needs_gpu
+@pytest.mark.parametrize(("precision", "bound"), [("ieee", 1e-5), ("tf32", 2e-3)])
+@pytest.mark.parametrize("name", CASES)
+def test_moments(name, precision, bound, tf32):
+    tf32(precision)
+    assert max(errors(*on_gpu(*make(**CASES[name])))) <= bound
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_of_half_precision(dtype, layout, tf32):
+    tf32("ieee")
+    input, grad, *rest = make(**CASES["stride_2"], dtype=dtype)
+    input, grad = (x.contiguous(memory_format=layout) for x in (input, grad))
+    assert max(errors(*on_gpu(input, grad, *rest))) <= 1e-5
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize(
+    ("n", "c", "o", "size"), [(200, 64, 64, 32), (200, 256, 256, 4), (64, 512, 512, 4)]
+)
+def test_moments_of_network_layers(n, c, o, size, precision, tf32):
+    """Full tiles and splits; twice, for equal bits."""
+    tf32(precision)
+    case = make(n=n, c=c, o=o, size=(size, size), kernel=(3, 3), padding=(1, 1))
+    got, truth = on_gpu(*case)
+    assert max(errors(got, truth)) <= (1e-5 if precision == "ieee" else 2e-3)
+    again, _ = on_gpu(*case)
+    assert all(map(torch.equal, got, again))
+
+
+@needs_gpu
+def test_offsets_beyond_32_bits():
+    """Samples that lie four gigabytes apart."""
+    input, grad, weight, options = make(**CASES["plain_3x3"])
+    far = torch.empty(3, 2**30 + 64, device="cuda")
+    spread = far[:, : input[0].numel()].view(input.shape)
+    spread.copy_(input)
+    results = []
+    for x in (spread, input.cuda()):
+        got = [torch.zeros(weight, device="cuda") for _ in range(2)]
+        ops.grad_moments(x, grad.cuda(), *got, **options)
+        results.append(got)
+    assert all(map(torch.equal, *results))
+
+
+@needs_gpu
+def test_mixed_devices_are_refused():
+    input, grad, weight, options = make(**CASES["plain_3x3"])
+    sums = [torch.zeros(weight, device="cuda") for _ in range(2)]
+    with pytest.raises(RuntimeError, match="grad must be on the device of input"):
+        torch.ops.fisherprune.grad_moments.default(
+            input.cuda(), grad, *sums, (1, 1), (1, 1), (1, 1), 1, 1
+        )
+
+
+# ---- global_topk ----
+
+
+def assert_topk(scores, keep):
+    masks, thresholds = ops.global_topk([s.cuda() for s in scores], keep)
+    expected, levels = reference.global_topk(scores, keep)
+    assert torch.equal(thresholds.cpu(), levels)
+    for got, want in zip(masks, expected, strict=True):
+        assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("n", [37, 300_000])
+@pytest.mark.parametrize("name", VALUES)
+def test_topk(name, n):
+    scores, keep = case(name, n)
+    assert_topk([torch.from_numpy(s) for s in scores], keep)
+
+
+@needs_gpu
+def test_topk_of_many_tensors_and_selections():
+    values = torch.from_numpy(np.random.default_rng(0).integers(0, 50, 20_000))
+    scores = list(values.float().split([19] * 1052 + [12]))
+    assert_topk(scores, list(range(0, 20_001, 1250)))
+
+
+@needs_gpu
+def test_nonfinite_scores_are_refused():
+    scores = [torch.zeros(9, device="cuda"), torch.zeros(20_000, device="cuda")]
+    scores[1][[3, 19_999]] = torch.tensor([float("nan"), float("inf")], device="cuda")
+    with pytest.raises(RuntimeError, match=r"scores\[1\] must be finite, 2 of 20000"):
+        ops.global_topk(scores, [5])
+
+
+@needs_gpu
+def test_steps_of_topk():
+    arrays, _ = case("few_distinct", 50_000)
+    scores = [torch.from_numpy(s) for s in arrays]
+    on_device = [s.cuda() for s in scores]
+    for digits in [(0, 0, 11), (0, 0, 16), (3, 2, 10), (6, 3, 1)]:
+        got = ops.topk_histogram(on_device, *digits)
+        assert torch.equal(got.cpu(), reference.topk_histogram(scores, *digits))
+    ties = [7, 10**6, 0, *[500] * len(scores)][: len(scores)]
+    got = ops.topk_masks(on_device, 0.5, ties)
+    for g, w in zip(got, reference.topk_masks(scores, 0.5, ties), strict=True):
+        assert torch.equal(g.cpu(), w)
+
+
+# ---- streams and graphs ----
+
+
+@needs_gpu
+def test_ops_run_in_a_captured_graph():
+    input, grad, weight, options = make(**CASES["many_samples"])
+    input, grad = input.cuda(), grad.cuda()
+    sums = [torch.zeros(weight, device="cuda") for _ in range(2)]
+    keep = [weight.numel() // 10]
+
+    def step():
+        ops.grad_moments(input, grad, *sums, **options)
+        return torch.ops.fisherprune.global_topk(sums, keep)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    for s in sums:
+        s.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        masks, _, _ = step()
+    graph.replay()
+    captured = [x.clone() for x in (*sums, *masks)]
+    for s in sums:
+        s.zero_()
+    masks, _, _ = step()
+    assert all(map(torch.equal, captured, (*sums, *masks)))

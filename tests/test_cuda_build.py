@@ -1,0 +1,140 @@
+"""What nvcc and ptxas make of the CUDA kernels; needs the toolkit, but no GPU."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARCHS = ("80", "90")
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine")
+
+
+def find_cuobjdump() -> str | None:
+    """Look on the PATH, in the toolkit, and in the copy that Triton brings along."""
+    places = [Path(NVCC).resolve().parent if NVCC else None]
+    try:
+        import triton
+    except ImportError:
+        pass
+    else:
+        places.append(Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
+    found = [shutil.which("cuobjdump")]
+    found += [shutil.which("cuobjdump", path=str(p)) for p in places if p]
+    return next(filter(None, found), None)
+
+
+CUOBJDUMP = find_cuobjdump()
+
+
+@dataclass
+class Built:
+    report: str  # what ptxas says
+    sass: dict[str, Counter]  # instructions of each kernel, by mangled name
+
+
+def start_nvcc(arch: str, cubin: Path) -> subprocess.Popen:
+    command = [NVCC, "-O3", "-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings"]
+    command += ["-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-o", cubin]
+    command += [ROOT / "tests" / "emulator" / "kernels.cu"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def instructions(cubin: Path) -> dict[str, Counter]:
+    if CUOBJDUMP is None:
+        return {}
+    dump = subprocess.run(
+        [CUOBJDUMP, "-sass", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    counts = {}
+    for part in dump.split("Function : ")[1:]:
+        code = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*)", part)
+        counts[part.split()[0]] = Counter(code)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Built]:
+    with tempfile.TemporaryDirectory() as folder:
+        cubins = {arch: Path(folder, f"{arch}.cubin") for arch in ARCHS}
+        compilers = {arch: start_nvcc(arch, cubin) for arch, cubin in cubins.items()}
+        result = {}
+        for arch, compiler in compilers.items():
+            _, report = compiler.communicate()
+            assert compiler.returncode == 0, report
+            result[arch] = Built(report, instructions(cubins[arch]))
+        return result
+
+
+each_arch = pytest.mark.parametrize("arch", ARCHS)
+
+
+def kernels_named(built: Built, name: str) -> dict[str, Counter]:
+    if not built.sass:
+        pytest.skip("no cuobjdump on this machine")
+    found = {k: c for k, c in built.sass.items() if name in k}
+    assert found, name
+    return found
+
+
+def number_of(counts: Counter, pattern: str) -> int:
+    return sum(n for code, n in counts.items() if re.fullmatch(pattern, code))
+
+
+@each_arch
+def test_no_kernel_uses_local_memory(arch, built):
+    report = built[arch].report
+    kernels = re.findall(r"Compiling entry function '(\w+)'", report)
+    frames = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        report,
+    )
+    assert len(kernels) == len(frames) > 15
+    for kernel, frame in zip(kernels, frames, strict=True):
+        assert frame == ("0", "0", "0"), kernel
+
+
+@each_arch
+def test_grad_moments_multiplies_on_tensor_cores(arch, built):
+    for kernel, counts in kernels_named(built[arch], "grad_moments_kernel").items():
+        assert number_of(counts, r"HMMA\.1688\.F32\.TF32") >= 4, kernel
+        # Fragments come by 16-byte reads: two of grad and one of input at the least.
+        assert number_of(counts, r"LDS\.128") >= 4, kernel
+
+
+@each_arch
+def test_grad_moments_copies_past_the_registers(arch, built):
+    """Kernels of float32 operands use asynchronous copies, of 16 bytes too."""
+    for kernel, counts in kernels_named(built[arch], "grad_moments_kernel").items():
+        copies = number_of(counts, r"LDGSTS.*"), number_of(counts, r"LDGSTS.*\.128.*")
+        float32_only = re.search(r"ELb[01]ELb1E", kernel)
+        assert all(copies) if float32_only else not any(copies), kernel
+
+
+@each_arch
+@pytest.mark.parametrize("kernel", ["histogram", "count_ties", "mask"])
+def test_topk_reads_four_scores_at_a_time(arch, kernel, built):
+    for name, counts in kernels_named(built[arch], f"topk_{kernel}_kernel").items():
+        assert number_of(counts, r"LDG\.E\.128.*") >= 1, name
+
+
+@each_arch
+def test_topk_adds_in_shared_memory(arch, built):
+    [counts] = kernels_named(built[arch], "topk_histogram_kernel").values()
+    assert number_of(counts, r"ATOMS\..*") >= 1
+    assert number_of(counts, r"MATCH\..*") >= 1
+
+
+@each_arch
+def test_no_float_atomics(arch, built):
+    for kernel, counts in kernels_named(built[arch], "").items():
+        assert (
+            number_of(counts, r"(ATOM|ATOMG|ATOMS|RED|REDG)\..*F(32|64|16).*") == 0
+        ), kernel

@@ -1,0 +1,351 @@
+"""The CUDA kernels' own source, run on the CPU by tests/emulator, against the twins."""
+
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from emulator import drive
+from moment_cases import CASES, accumulators, make
+from topk_cases import VALUES, case
+
+from fisherprune import reference
+
+pytestmark = pytest.mark.skipif(
+    drive.COMPILER is None, reason="the emulator of CUDA kernels needs g++"
+)
+
+# ---- the emulator notices what it is there for ----
+
+
+@pytest.mark.parametrize(
+    ("kernel", "says"),
+    [
+        ("barrier", "right"),
+        ("warp_barrier", "wrong"),
+        ("no_barrier", "wrong"),
+        ("wait", "right"),
+        ("no_wait", "wrong"),
+        ("within_shared", "right"),
+        ("past_shared", "heap-buffer-overflow"),
+        ("past_global", "heap-buffer-overflow"),
+        ("lonely_barrier", "threads wait for others in vain"),
+        ("diverged", "lanes of a warp meet in different operations"),
+        ("copies_left", "a thread ends with copies under way"),
+    ],
+)
+def test_emulator_notices(kernel, says):
+    done = subprocess.run(
+        [drive.build("planted"), kernel], capture_output=True, text=True, check=False
+    )
+    assert says in done.stdout + done.stderr
+    assert (done.returncode == 0) == (says in ("right", "wrong"))
+
+
+# ---- grad_moments ----
+
+
+def as_images(input, grad, weight):
+    """Give linear layers the shapes that `ops.grad_moments` gives them."""
+    if len(weight) == 4:
+        return input, grad, weight
+    flat = [
+        x.reshape(len(x), x.shape[1:-1].numel(), x.shape[-1]).mT.unsqueeze(-1)
+        for x in (input, grad)
+    ]
+    return *flat, torch.Size((*weight, 1, 1))
+
+
+def moments(cases, folder):
+    """Run (input, grad, weight, arguments) cases, yield each one's result and truth."""
+    encoded, truths = [], []
+    for input, grad, weight, arguments in cases:
+        input, grad, weight = as_images(input, grad, weight)
+        options = {
+            k: arguments.pop(k)
+            for k in ("allow_tf32", "tile", "multiprocessors", "seed", "shift")
+            if k in arguments
+        }
+        start = accumulators(weight)
+        encoded.append(drive.moments_case(input, grad, *start, **arguments, **options))
+        truth = [a.double() for a in start]
+        reference.grad_moments(input, grad, *truth, **arguments)
+        truths.append(truth)
+    arrays = drive.run(encoded, folder)
+    results = [torch.from_numpy(np.frombuffer(a, np.float32).copy()) for a in arrays]
+    for i, truth in enumerate(truths):
+        pair = results[2 * i : 2 * i + 2]
+        yield [r.view(t.shape) for r, t in zip(pair, truth, strict=True)], truth
+
+
+def distances(results, truths):
+    """Return the relative errors, norm-wise, of sum and of sum_sq."""
+    return [
+        ((r - t).norm() / t.norm()).item() if t.numel() else 0.0
+        for r, t in zip(results, truths, strict=True)
+    ]
+
+
+def check_all(named, folder, bound=1e-5):
+    pairs = moments([c for _, c in named], folder)
+    for (name, _), (results, truths) in zip(named, pairs, strict=True):
+        assert max(distances(results, truths)) <= bound, name
+
+
+def small(name):
+    """Make a named case, of few enough samples and positions for an emulator."""
+    shape = dict(CASES[name])
+    if "size" in shape:
+        shape["size"] = tuple(min(size, 50) for size in shape["size"])
+    return make(**shape | {"n": min(shape["n"], 11)})
+
+
+def as_tf32(x):
+    """Round to the eleven bits that the tensor cores take, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_moments_of_every_case(tmp_path):
+    check_all([(name, small(name)) for name in CASES], tmp_path)
+
+
+def test_moments_in_tf32(tmp_path):
+    """With operands that are TF32 already only the sums are rounded, or cut off."""
+    named = []
+    for name in CASES:
+        input, grad, weight, arguments = small(name)
+        arguments["allow_tf32"] = True
+        named.append((name, (as_tf32(input), as_tf32(grad), weight, arguments)))
+    check_all(named, tmp_path, 3e-4)
+
+
+def test_tf32_rounds_operands(tmp_path):
+    input, grad, weight, arguments = small("plain_3x3")
+    exact, rounded = moments(
+        [
+            (input, grad, weight, arguments | {"allow_tf32": True}),
+            (as_tf32(input), as_tf32(grad), weight, arguments | {"allow_tf32": True}),
+        ],
+        tmp_path,
+    )
+    assert all(map(torch.equal, exact[0], rounded[0]))
+    assert 1e-5 < distances(*exact)[0] < 1e-3
+
+
+@pytest.mark.parametrize("tile", drive.TILES)
+def test_every_tile_fits_every_case(tile, tmp_path):
+    names = ["everything_uneven", "pointwise", "grouped_wide", "few_positions"]
+    named = []
+    for name in names:
+        for allow_tf32 in (False, True):
+            input, grad, weight, arguments = small(name)
+            arguments |= {"tile": tile, "allow_tf32": allow_tf32}
+            named.append((name, (as_tf32(input), as_tf32(grad), weight, arguments)))
+    check_all(named, tmp_path)
+
+
+def layouts():
+    """Yield ways to store a [N, C, H, W] tensor of the same values."""
+    yield "channels_last", lambda x: x.contiguous(memory_format=torch.channels_last)
+    yield "transposed", lambda x: x.mT.contiguous().mT
+    yield (
+        "samples_last",
+        lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    )
+    yield "padded_rows", lambda x: torch.nn.functional.pad(x, (0, 3))[..., :-3]
+    yield "odd_start", lambda x: torch.nn.functional.pad(x, (1, 0))[..., 1:]
+
+
+def test_moments_of_every_layout(tmp_path):
+    named = []
+    for name in ("plain_3x3", "pointwise", "grouped", "everything_uneven"):
+        for how, store in layouts():
+            input, grad, weight, arguments = small(name)
+            stored = (store(input), store(grad), weight, arguments)
+            named.append((f"{name} {how}", stored))
+    check_all(named, tmp_path)
+
+
+def test_expanded_tensors(tmp_path):
+    """Strides of 0: the gradient of a sum, the same image for all samples."""
+    input, grad, weight, arguments = small("plain_3x3")
+    grad = torch.full((1, 1, 1, 1), 0.3).expand(grad.shape)
+    check_all(
+        [("", (input[:1].expand(input.shape), grad, weight, arguments))], tmp_path
+    )
+
+
+def test_vectors_that_end_within_a_row(tmp_path):
+    """Sixteen-byte copies of rows whose length is no multiple of four."""
+    input, grad = torch.randn(3, 5, 1, 24), torch.randn(3, 7, 1, 24)
+    named = []
+    for positions in (9, 15, 17, 22, 23):
+        pair = input[..., :positions], grad[..., :positions]
+        named.append((str(positions), (*pair, torch.Size((7, 5, 1, 1)), {})))
+    check_all(named, tmp_path)
+
+
+def test_moments_of_unaligned_data(tmp_path):
+    input, grad, weight, arguments = small("pointwise")
+    check_all([("", (input, grad, weight, arguments | {"shift": 4}))], tmp_path)
+
+
+def test_moments_of_half_precision(tmp_path):
+    named = []
+    for input_dtype, grad_dtype in [
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ]:
+        for name in ("plain_3x3", "linear_positions"):
+            input, grad, weight, arguments = small(name)
+            pair = input.to(input_dtype), grad.to(grad_dtype)
+            named.append((f"{name} {input_dtype}", (*pair, weight, arguments)))
+    check_all(named, tmp_path)
+
+
+def test_extreme_half_floats(tmp_path):
+    input = torch.tensor([6e-8, 6.1e-5, 65504.0, -1.0]).half().reshape(1, 1, 4, 1)
+    grad = torch.ones(1, 1, 4, 1).half()
+    check_all([("", (input, grad, torch.Size((1, 1, 1, 1)), {}))], tmp_path)
+
+
+def test_many_splits_and_flushes(tmp_path):
+    """More groups than a register sums, samples split over blocks, and both."""
+    shapes = [
+        # samples, outputs, group size, multiprocessors
+        (300, 5, 1, 1),
+        (65, 5, 9, 40),
+        (560, 5, 2, 2),
+        (600, 40, 1, 1),
+    ]
+    named = []
+    for n, o, group_size, multiprocessors in shapes:
+        case = make(n=n, c=2, o=o, size=(3, 3), kernel=(2, 2), group_size=group_size)
+        case[-1]["multiprocessors"] = multiprocessors
+        named.append((f"{n} samples", case))
+    check_all(named, tmp_path)
+
+
+def test_moments_do_not_depend_on_the_threads_order(tmp_path):
+    input, grad, weight, arguments = small("grouped_wide")
+    cases = [
+        (input, grad, weight, arguments | {"seed": seed, "multiprocessors": 60})
+        for seed in (1, 2, 3)
+    ]
+    results = [r for r, _ in moments(cases, tmp_path)]
+    assert all(map(torch.equal, results[0], results[1]))
+    assert all(map(torch.equal, results[0], results[2]))
+
+
+def test_long_sums_of_one_sign_keep_their_precision(tmp_path):
+    """Tensor cores cut off sums, which adds up where all terms have one sign."""
+    input, grad, weight, arguments = make(n=2, c=1, o=3, size=(64, 64), kernel=(1, 1))
+    check_all([("", (input.abs(), grad.abs(), weight, arguments))], tmp_path, 1e-6)
+
+
+def test_division_by_multiplication_is_exact(tmp_path):
+    rng = np.random.default_rng(0)
+    widths = np.int64(2) ** rng.integers(0, 31, 20000) + rng.integers(-2, 3, 20000)
+    widths = widths.clip(1, 2**31 - 1)
+    near = rng.integers(0, 2**31, 20000) // widths * widths + rng.integers(-1, 2, 20000)
+    positions = near.clip(0, 2**31 - 1)
+    [rows] = drive.run([drive.divider_case(positions, widths)], tmp_path)
+    np.testing.assert_array_equal(np.frombuffer(rows, np.int64), positions // widths)
+
+
+# ---- global_topk ----
+
+
+def topk(cases, folder, **options):
+    """Run (scores, keep) cases, yield each one's masks, thresholds and nonfinite."""
+    encoded = [drive.topk_case(*c, **options) for c in cases]
+    arrays = iter(drive.run(encoded, folder))
+    for scores, keep in cases:
+        thresholds = np.frombuffer(next(arrays), np.float32)
+        nonfinite = np.frombuffer(next(arrays), np.int64)
+        masks = [
+            [np.frombuffer(next(arrays), bool).reshape(s.shape) for s in scores]
+            for _ in keep
+        ]
+        yield masks, thresholds, nonfinite
+
+
+def check_topk(cases, folder, **options):
+    for (scores, keep), (masks, thresholds, nonfinite) in zip(
+        cases, topk(cases, folder, **options), strict=True
+    ):
+        tensors = [torch.from_numpy(s) for s in scores]
+        expected, levels = reference.global_topk(tensors, keep)
+        assert not nonfinite.any()
+        np.testing.assert_array_equal(thresholds, levels.numpy())
+        for got, want in zip(masks, expected, strict=True):
+            for g, w in zip(got, want, strict=True):
+                np.testing.assert_array_equal(g, w.numpy())
+
+
+@pytest.mark.parametrize("which", [slice(6), slice(6, None)])
+def test_topk_of_every_case(which, tmp_path):
+    cases = [case(name, 1500) for name in VALUES]
+    check_topk([(scores, keep[which]) for scores, keep in cases], tmp_path)
+
+
+def test_topk_over_several_chunks(tmp_path):
+    cases = [
+        (scores, keep[4:8])
+        for name in ("gaussian", "all_equal", "few_distinct", "late_ties")
+        for scores, keep in [case(name, 30000)]
+    ]
+    check_topk(cases, tmp_path)
+
+
+def test_topk_of_unaligned_scores(tmp_path):
+    scores, keep = case("few_distinct", 1000)
+    check_topk([(scores, keep[:3])], tmp_path, shift=4)
+
+
+def test_topk_of_many_tensors(tmp_path):
+    """More tensors than one launch's parameters hold."""
+    values = np.random.default_rng(0).integers(0, 9, 700).astype(np.float32)
+    check_topk([(np.split(values, 350), [100, 333])], tmp_path)
+
+
+def test_topk_of_nothing(tmp_path):
+    check_topk([([np.zeros((0, 3), np.float32)], [0])], tmp_path)
+
+
+@pytest.mark.parametrize("keep", [[], [5]])
+def test_nonfinite_scores_are_counted_per_tensor(keep, tmp_path):
+    scores = np.split(np.random.default_rng(0).random(9000, np.float32), [100, 300])
+    scores[0][7], scores[2][[0, 8500]], scores[2][8192] = np.nan, np.inf, -np.inf
+    [(_, _, nonfinite)] = topk([(scores, keep)], tmp_path)
+    assert nonfinite.tolist() == [1, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("prefix_bits", "digit_bits"), [(0, 11), (11, 11), (22, 10), (3, 13), (0, 15)]
+)
+def test_histogram(prefix_bits, digit_bits, tmp_path):
+    scores, _ = case("squared", 3000)
+    tensors = [torch.from_numpy(s) for s in scores]
+    first_key = int(reference._keys(torch.cat([t.flatten() for t in tensors]))[0])
+    prefix = first_key >> (32 - prefix_bits)
+    arguments = prefix, prefix_bits, digit_bits
+    [counts] = drive.run([drive.histogram_case(scores, *arguments)], tmp_path)
+    expected = reference.topk_histogram(tensors, *arguments)
+    np.testing.assert_array_equal(np.frombuffer(counts, np.int64), expected.numpy())
+    assert expected.sum() > 0
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0, 2.5])
+def test_masks_with_ties_per_tensor(threshold, tmp_path):
+    values, _ = case("few_distinct", 20000)
+    scores = [*values, np.zeros(0, np.float32)]
+    ties = [3, 0, 10**6, 900, 2000, *[1] * len(scores)][: len(scores)]
+    arrays = drive.run([drive.masks_case(scores, threshold, ties)], tmp_path)
+    expected = reference.topk_masks(
+        [torch.from_numpy(s) for s in scores], threshold, ties
+    )
+    for got, want in zip(arrays, expected, strict=True):
+        np.testing.assert_array_equal(np.frombuffer(got, bool), want.flatten().numpy())
