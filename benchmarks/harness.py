@@ -12,6 +12,7 @@ device, that is what a caller pays.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -237,9 +238,9 @@ def peak_extra_bytes(
 ) -> int:
     """Return by how much ``call`` raises the memory in use at its highest point.
 
-    On the CPU it is the peak resident size of the process (Linux only: VmHWM, reset
-    through ``/proc/self/clear_refs``), on CUDA that of torch's allocator. The result of
-    the call counts.
+    On the CPU it is the peak resident size of the process (Linux and glibc only: VmHWM,
+    reset through ``/proc/self/clear_refs``), on CUDA that of torch's allocator. The
+    result of the call counts.
     """
     synchronize(device)
     if torch.device(device).type == "cuda":
@@ -247,6 +248,7 @@ def peak_extra_bytes(
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)  # or the call reuses what was freed before
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     call()

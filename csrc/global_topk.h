@@ -6,10 +6,11 @@
 // never an index list. NaN and infinities are counted per tensor and the caller must
 // refuse them; the masks are then unspecified.
 //
-// The selection runs on keys, the order-preserving integer image of the floats, from
-// the most significant digit down: histogram (over all elements that match the prefix
-// found so far), then decision (over the few counts), so histograms of several devices
-// can be added.
+// The selection runs on keys, the order-preserving integer image of the floats, so that
+// no floating-point mode (flushed denormals) changes it. The CPU collects the few
+// entries of a sampled bracket. The op topk_histogram counts one digit of the keys
+// behind a prefix: selection from the most significant digit down, histogram, then
+// decision (over the few counts), so histograms of several devices can be added.
 #pragma once
 
 #include <cstdint>

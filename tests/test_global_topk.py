@@ -72,18 +72,6 @@ def test_does_not_depend_on_threads(name, threads):
         assert_same(ops.global_topk(scores, keep), expected)
 
 
-@pytest.mark.parametrize("period", range(1, 8))
-def test_a_misleading_sample_costs_no_exactness(period):
-    """Values depend on the place in the stretches that the sample is drawn from."""
-    n = 200_000
-    stretch = n / int(n ** (2 / 3))
-    place = np.arange(n) % stretch / stretch
-    values = np.where(place < period / 8, 1e6, 1) * np.random.default_rng(0).random(n)
-    scores = [torch.from_numpy(values.astype(np.float32))]
-    keep = [int(n * period / 8) + i for i in (-1, 0, 1, 700, -700)]
-    assert_same(ops.global_topk(scores, keep), reference.global_topk(scores, keep))
-
-
 def test_all_that_the_sample_sees_may_be_wrong():
     """Of the largest entries many sit where few samples are: in a few stretches."""
     values = torch.rand(400_000)

@@ -12,104 +12,10 @@
 // nothing depends on the number of threads.
 #pragma once
 
-#include <memory>
-#include <mutex>
-
-#include "global_topk_sample.h"
+#include "global_topk_histogram.h"
 
 namespace fisherprune {
 namespace topk {
-
-constexpr int64_t kChunk = 32 * kBlock;
-constexpr int64_t kBins = 2048;  // of a narrowing histogram
-
-// A piece of one tensor, the unit of work.
-struct Chunk {
-  int64_t tensor, first, size;
-};
-
-// An entry in the bracket: its key, and its place in the chunk.
-struct Candidate {
-  uint32_t key;
-  int32_t at;
-};
-
-// What one chunk holds for one query.
-struct Find {
-  Counts counts;
-  std::vector<Candidate> candidates;  // by place
-  int64_t ties = 0;                   // how many equal to the threshold to keep
-};
-
-// The masks of the `keep` largest entries: where the search for their threshold stands.
-struct Query {
-  Query(int64_t k, std::vector<uint8_t*> bytes) : keep(k), masks(std::move(bytes)) {}
-
-  int64_t keep;
-  std::vector<uint8_t*> masks;  // one per tensor
-  bool fixed = false;           // the threshold is given: only look there
-  bool done = false;
-  Known known;
-  Proposal next{};
-  std::vector<Find> finds;  // one per chunk
-  uint32_t threshold = 0;
-
-  bool collects() const { return !done && !next.crowded; }
-  bool counts() const { return !done && next.crowded; }
-};
-
-// A query for the entries above a threshold and some of those equal to it.
-inline Query fixed_query(std::vector<uint8_t*> masks, float threshold) {
-  const uint32_t key = key_of(threshold);
-  Query query(0, std::move(masks));
-  query.fixed = true;
-  query.next = {{key, key}, false};
-  query.threshold = key;
-  return query;
-}
-
-struct Task {
-  std::vector<Scores> scores;
-  Parallel parallel;
-  std::vector<Chunk> chunks;
-  int64_t total = 0;
-
-  Task(std::vector<Scores> list, Parallel run)
-      : scores(std::move(list)), parallel(std::move(run)) {
-    for (size_t i = 0; i < scores.size(); ++i) {
-      total += scores[i].size;
-      for (int64_t at = 0; at < scores[i].size; at += kChunk)
-        chunks.push_back(
-            {static_cast<int64_t>(i), at, std::min(kChunk, scores[i].size - at)});
-    }
-  }
-
-  // The most entries that are worth collecting: their memory is half of the scores'.
-  int64_t most_candidates() const {
-    return std::max<int64_t>(total / 16, 2 * kSampleFrom);
-  }
-};
-
-// Asks for the next block while one is worked on: the processor's own prefetching stops
-// at the end of each page, which is about where a block ends.
-inline void prefetch(const float* data, int64_t size) {
-  for (int64_t j = 0; j < size; j += 16) __builtin_prefetch(data + j);
-}
-
-// Calls work(keys, size, offset in the chunk) for each block, returns the nonfinite.
-template <class Work>
-int64_t for_each_block(const Task& task, const Chunk& chunk, const Work& work) {
-  uint32_t key[kBlock];
-  int64_t nonfinite = 0;
-  const float* data = task.scores[chunk.tensor].data + chunk.first;
-  for (int64_t at = 0; at < chunk.size; at += kBlock) {
-    const int64_t size = std::min(kBlock, chunk.size - at);
-    prefetch(data + at + size, std::min(kBlock, chunk.size - at - size));
-    nonfinite += block_loops().keys(data + at, size, key);
-    work(key, size, at);
-  }
-  return nonfinite;
-}
 
 // Appends the entries whose byte in `inside` is 1, without a branch to mispredict: few
 // are, so first lists the groups of eight that hold any. The bytes behind the last must
@@ -132,8 +38,6 @@ inline void append(std::vector<Candidate>& candidates, const uint32_t* key,
     }
   candidates.insert(candidates.end(), found, found + count);
 }
-
-using Queries = std::vector<Query*>;
 
 // Writes the masks of all above the brackets, collects what is inside, while there is
 // room; returns the chunk's nonfinite entries.
@@ -162,110 +66,6 @@ inline int64_t collect_chunk(const Task& task, int64_t c, const Queries& queries
   for (size_t q = 0; q < queries.size(); ++q)
     collected[q] += queries[q]->finds[c].candidates.size();
   return nonfinite;
-}
-
-// Counts of the keys in a bracket by their leading digits. Two copies take turns, so
-// that equal neighbours don't wait for each other; the last bin takes all others.
-struct Histogram {
-  Bracket bracket;
-  int shift = 0;
-  int64_t bins = 0, above = 0;
-  std::vector<int64_t> count;
-
-  Histogram(Bracket b, int low_bits)
-      : bracket(b), shift(low_bits), bins(((b.high - b.low) >> low_bits) + int64_t{1}) {
-    count.resize(2 * (bins + 1));
-  }
-
-  void add(const uint32_t* key, int64_t size) {
-    const uint32_t width = bracket.high - bracket.low, none = bins;
-    int64_t* const copies[] = {count.data(), count.data() + bins + 1};
-    for (int64_t j = 0; j < size; ++j) {
-      const uint32_t distance = key[j] - bracket.low;
-      above += key[j] > bracket.high;
-      ++copies[j & 1][distance <= width ? distance >> shift : none];
-    }
-  }
-
-  void add(const Histogram& other) {
-    above += other.above;
-    for (size_t i = 0; i < count.size(); ++i) count[i] += other.count[i];
-  }
-
-  int64_t at(int64_t bin) const { return count[bin] + count[bins + 1 + bin]; }
-};
-
-// Fills all histograms in one pass over the scores.
-inline void fill(const Task& task, std::vector<Histogram>& histograms) {
-  std::mutex mutex;
-  std::atomic<int64_t> next{0};
-  const int64_t count = task.chunks.size();
-  const std::vector<Histogram> empty = histograms;
-  task.parallel(count, [&](int64_t, int64_t) {
-    std::vector<Histogram> mine = empty;
-    for (int64_t c; (c = next.fetch_add(1)) < count;)
-      for_each_block(task, task.chunks[c],
-                     [&](const uint32_t* key, int64_t size, int64_t) {
-                       for (Histogram& h : mine) h.add(key, size);
-                     });
-    const std::lock_guard<std::mutex> lock(mutex);
-    for (size_t i = 0; i < mine.size(); ++i) histograms[i].add(mine[i]);
-  });
-}
-
-// Takes in how many entries lie above and in the proposed bracket; true where the k-th
-// largest is in it.
-inline bool learn(Query& q, Counts counts) {
-  Known& known = q.known;
-  const Bracket b = q.next.bracket;
-  if (counts.above >= q.keep) {  // too low
-    known.bracket.low = b.high + 1;
-    known.inside = counts.above - known.above;
-  } else if (counts.above + counts.inside < q.keep) {  // too high
-    known.bracket.high = b.low - 1;
-    known.inside -= counts.above + counts.inside - known.above;
-    known.above = counts.above + counts.inside;
-  } else {
-    known.bracket = b;
-    known.above = counts.above, known.inside = counts.inside;
-    return true;
-  }
-  ++known.misses;
-  return false;
-}
-
-inline void learn(Query& q, const Histogram& h) {
-  Counts counts{h.above, 0};
-  for (int64_t bin = 0; bin < h.bins; ++bin) counts.inside += h.at(bin);
-  if (!learn(q, counts)) return;
-  int64_t bin = h.bins - 1;
-  for (; q.known.above + h.at(bin) < q.keep; --bin) q.known.above += h.at(bin);
-  const uint32_t low = h.bracket.low + (static_cast<uint32_t>(bin) << h.shift);
-  const uint32_t width = (uint32_t{1} << h.shift) - 1;
-  const uint32_t high = h.bracket.high - low > width ? low + width : h.bracket.high;
-  q.known.bracket = {low, high};
-  q.known.inside = h.at(bin);
-}
-
-inline Queries those(std::vector<Query>& queries, bool (Query::*state)() const) {
-  Queries found;
-  for (Query& q : queries)
-    if ((q.*state)()) found.push_back(&q);
-  return found;
-}
-
-// Divides a bracket into at most kBins equal parts.
-inline Histogram narrowing(Bracket b) {
-  int shift = 0;
-  while ((b.high - b.low) >> shift >= kBins) ++shift;
-  return Histogram(b, shift);
-}
-
-inline void count_pass(const Task& task, const Queries& queries) {
-  std::vector<Histogram> histograms;
-  for (const Query* q : queries) histograms.push_back(narrowing(q->next.bracket));
-  fill(task, histograms);
-  for (size_t i = 0; i < queries.size(); ++i) learn(*queries[i], histograms[i]);
 }
 
 // Returns the nonfinite entries of each chunk.
@@ -364,9 +164,10 @@ inline void mask_at(const Task& task, Query query, std::vector<int64_t> ties) {
            [&](int64_t c) { finish_chunk(task, c, query); });
 }
 
-// Answers all queries; returns the nonfinite entries of each tensor.
-inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries) {
-  const Sample sample = draw_sample(task.scores, task.parallel);
+// Answers all queries, whatever the sample says; returns the nonfinite entries of each
+// tensor.
+inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries,
+                                   const Sample& sample) {
   std::vector<int64_t> nonfinite;
   for (Query& q : queries) q.known.inside = task.total;
   do {
@@ -391,6 +192,10 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
   for (size_t c = 0; c < task.chunks.size(); ++c)
     of_tensor[task.chunks[c].tensor] += nonfinite[c];
   return of_tensor;
+}
+
+inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries) {
+  return select(task, queries, draw_sample(task.scores, task.parallel));
 }
 
 }  // namespace topk

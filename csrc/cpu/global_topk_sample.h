@@ -113,18 +113,19 @@ struct Proposal {
 inline bool mostly_one(const Sample& sample, Bracket b, uint32_t likely) {
   const auto [first, last] = sample.range(b);
   const auto [equal, unequal] = sample.range({likely, likely});
-  return 2 * (unequal - equal) >= last - first;
+  return 4 * (unequal - equal) >= last - first;
 }
 
-// Four standard deviations of the sample's rank on either side of k, within the known
+// Three standard deviations of the sample's rank on either side of k, within the known
 // bracket; wider after each miss.
 inline Proposal propose(const Sample& sample, const Known& known, int64_t keep,
                         int64_t most) {
   const auto [first, last] = sample.range(known.bracket);
-  if (first == last) return {known.bracket, known.inside > most};
+  if (first == last)
+    return {known.bracket, known.inside > most && !known.bracket.single()};
   const double size = sample.size(), total = sample.total;
   const double kept = keep / total, rank = (1 - kept) * size;
-  const double spread = (4 * std::sqrt(size * kept * (1 - kept)) + 16) *
+  const double spread = (3 * std::sqrt(size * kept * (1 - kept)) + 16) *
                         std::pow(4., std::min(known.misses, 20));
   const auto at = [&, first = first, last = last](double r) {
     return sample.keys[static_cast<int64_t>(std::clamp<double>(r, first, last - 1))];

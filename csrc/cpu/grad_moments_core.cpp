@@ -16,101 +16,54 @@
 #include "grad_moments_core.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
-#include <numeric>
 
+#include "floats.h"
 #include "grad_moments_pack.h"
+#include "grad_moments_tiles.h"
 #include "tuning.h"
 
 namespace fisherprune {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
-
-struct FreeFloats {
-  void operator()(float* p) const { ::operator delete(p, kAlignment); }
-};
-
-using Floats = std::unique_ptr<float[], FreeFloats>;
-
-Floats new_floats(int64_t count) {
-  return Floats(static_cast<float*>(::operator new(count * sizeof(float), kAlignment)));
-}
-
-class Call {
- public:
-  Call(const GradMoments& m, const Microkernels& kernels, const ParallelFor& each,
-       int64_t threads);
-  void run();
-
- private:
-  void pack(Block block);
-  void pack_input(Block block, int64_t task);
-  void pack_grad(Block block, int64_t task);
-  void square_packed();
-  void multiply(Block block, float* sum, float* sum_sq);
-  void tile(const std::vector<Run>& runs, int64_t task, float* sum, float* sum_sq);
-  void micro_tiles(const Column& column, const ColumnOfTiles& at, int64_t row,
-                   int64_t end, float* sum, float* sum_sq, float* carry);
-  void add(const ColumnOfTiles& at, int64_t row, int64_t rows, const float* tile,
-           float* accumulator);
-  MicroTileOf micro_tile(const ColumnOfTiles& at) const;
-  int64_t grad_size() const { return block_positions_ * plan_.packed_lanes; }
-  int64_t input_size() const {
-    return plan_.input_rows * plan_.input_stride() * plan_.input_lanes;
-  }
-
-  const GradMoments& moments_;
-  const Microkernels& kernels_;
-  const ParallelFor& each_;
-  Plan plan_;
-  int64_t patch_;
-  int64_t block_positions_;  // at most, in one block
-  int64_t task_rows_;        // rows of the patch in a task's tile
-  int64_t tasks_per_column_;
-  Floats input_, grad_, carry_;
-};
-
 constexpr int64_t kChannelsPerTask = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many micro-tiles as a tile holds, fewer where the threads would run out of tasks.
-int64_t choose_task_rows(int64_t rows, int64_t patch, int64_t columns,
-                         int64_t threads) {
-  const int64_t micro_tiles = ceil_div(patch, rows);
-  const int64_t fair = micro_tiles * columns / (4 * threads);
-  return std::clamp<int64_t>(fair, 1, tuning::kTileRows / rows) * rows;
-}
+// The packing half of a call, and the order of the steps.
+class Call {
+ public:
+  Call(const GradMoments& moments, const Microkernels& kernels, const ParallelFor& each,
+       int64_t threads)
+      : moments_(moments),
+        kernels_(kernels),
+        each_(each),
+        plan_(plan_of(moments.shape, kernels)),
+        tiles_(plan_, kernels, threads),
+        input_(new_floats(input_size())),
+        grad_(new_floats(grad_size())) {}
 
-Call::Call(const GradMoments& m, const Microkernels& kernels, const ParallelFor& each,
-           int64_t threads)
-    : moments_(m),
-      kernels_(kernels),
-      each_(each),
-      plan_(plan_of(m.shape, kernels)),
-      patch_(m.shape.patch()),
-      block_positions_(plan_.positions_of(plan_.block_at(0))) {
-  // The last column of a convolution group may be narrower, with taller micro-tiles.
-  const int64_t rows = std::lcm(micro_tile(plan_.columns.front()).rows,
-                                micro_tile(plan_.columns.back()).rows);
-  task_rows_ = choose_task_rows(rows, patch_, plan_.columns.size(), threads);
-  tasks_per_column_ = ceil_div(patch_, task_rows_);
-  input_ = new_floats(input_size());
-  grad_ = new_floats(grad_size());
-  if (plan_.carries)
-    carry_ = new_floats(tasks_per_column_ * task_rows_ * plan_.packed_lanes);
-}
+  void run();
 
-MicroTileOf Call::micro_tile(const ColumnOfTiles& at) const {
-  if (plan_.operand == Operand::lanes) return kernels_.depthwise;
-  const ConvShape& s = plan_.shape;
-  const int64_t group = std::min(s.group_size, s.samples);
-  const bool brief = !plan_.products && !plan_.carries &&
-                     s.positions() * group <= tuning::kShortRun;
-  return (brief ? kernels_.brief : kernels_.tall)[at.vectors];
-}
+ private:
+  void pack(Block block);
+  void pack_input(int64_t first, int64_t place, const Image& image,
+                  Window window) const;
+  void pack_grad(const ColumnOfTiles& column, int64_t place, const Image& image,
+                 Window window) const;
+  void square_packed();
+  void multiply(Block block, float* sum, float* sum_sq);
+  int64_t input_size() const {
+    return plan_.input_rows * plan_.input_stride() * plan_.input_lanes;
+  }
+  int64_t grad_size() const { return plan_.most_positions * plan_.packed_lanes; }
+
+  const GradMoments& moments_;
+  const Microkernels& kernels_;
+  const ParallelFor& each_;
+  const Plan plan_;
+  const Tiles tiles_;
+  const Floats input_, grad_;
+};
 
 void Call::run() {
   for (int64_t u = 0; u < plan_.units; u += plan_.block_units) {
@@ -123,54 +76,74 @@ void Call::run() {
   }
 }
 
+// Samples of one position each, such as those of a plain linear layer, are packed
+// together, as one sample that has them as its positions.
+bool single(int64_t height, int64_t width, Window w) {
+  return height == 1 && width == 1 && w.h0 == 0 && w.w0 == 0 && w.size() == 1;
+}
+
+Image samples_as_row(const View4& view, int64_t samples) {
+  View4 row = view;
+  row.stride[3] = view.stride[0];
+  return {row, 1, samples, 0};
+}
+
 void Call::pack(Block block) {
-  const int64_t chunks = ceil_div(plan_.input_rows, kChannelsPerTask);
-  const int64_t inputs = chunks * block.units();
-  const int64_t grads = static_cast<int64_t>(plan_.columns.size()) * block.units();
-  each_(inputs + grads, [&](int64_t task) {
-    if (task < inputs)
-      pack_input(block, task);
-    else
-      pack_grad(block, task - inputs);
+  const ConvShape& s = plan_.shape;
+  const bool row_in = single(s.height, s.width, plan_.input_window(0));
+  const bool row_out = s.positions() == 1;
+  const int64_t in_units = row_in ? 1 : block.units();
+  const int64_t out_units = row_out ? 1 : block.units();
+  const int64_t in_tasks = in_units * ceil_div(plan_.input_rows, kChannelsPerTask);
+  const int64_t out_tasks = out_units * static_cast<int64_t>(plan_.columns.size());
+  const Window row{0, block.first, 1, block.units(), 1, 1};
+  each_(in_tasks + out_tasks, [&](int64_t task) {
+    const bool is_input = task < in_tasks;
+    if (!is_input) task -= in_tasks;
+    const int64_t place = task % (is_input ? in_units : out_units);
+    const int64_t unit = block.first + place, sample = unit / plan_.units_per_sample;
+    if (is_input) {
+      const Image image{moments_.input, s.height, s.width, sample};
+      pack_input(task / in_units * kChannelsPerTask, place,
+                 row_in ? samples_as_row(moments_.input, s.samples) : image,
+                 row_in ? row : plan_.input_window(unit));
+    } else {
+      const Image image{moments_.grad, s.out_height, s.out_width, sample};
+      pack_grad(plan_.columns[task / out_units], place,
+                row_out ? samples_as_row(moments_.grad, s.samples) : image,
+                row_out ? row : plan_.grad_window(unit));
+    }
   });
 }
 
-void Call::pack_input(Block block, int64_t task) {
+// A few channels of the input, from packed row `first` on.
+void Call::pack_input(int64_t first, int64_t place, const Image& image,
+                      Window window) const {
   const ConvShape& s = plan_.shape;
-  const int64_t place = task % block.units();
-  const int64_t unit = block.first + place;
-  const Image image{moments_.input, s.height, s.width, unit / plan_.units_per_sample};
-  const Window window = plan_.input_window(unit);
-  const int64_t first = task / block.units() * kChannelsPerTask;
   const int64_t last = std::min(first + kChannelsPerTask, plan_.input_rows);
   const int64_t stride = plan_.input_stride() * plan_.input_lanes;
   float* to = input_.get() + first * stride + place * plan_.plane() * plan_.input_lanes;
   if (plan_.operand == Operand::broadcast) {
-    pack_planes(image, first, last - first, window, kernels_, to, stride);
+    pack_planes(image, {first, 1, last - first}, window, kernels_, to, stride);
     return;
   }
   for (int64_t row = first; row < last; ++row, to += stride) {
     const int64_t group = row / s.group_channels() * kernels_.lanes;
     const int64_t channel = group * s.group_channels() + row % s.group_channels();
-    pack_lanes(image, channel, s.group_channels(),
-               std::min<int64_t>(kernels_.lanes, s.groups - group), kernels_.lanes,
-               window, kernels_, to);
+    const int64_t lanes = std::min<int64_t>(kernels_.lanes, s.groups - group);
+    pack_lanes(image, {channel, s.group_channels(), lanes}, kernels_.lanes, window,
+               kernels_, to);
   }
 }
 
-void Call::pack_grad(Block block, int64_t task) {
-  const ConvShape& s = plan_.shape;
-  const ColumnOfTiles& at = plan_.columns[task / block.units()];
-  const int64_t place = task % block.units();
-  const int64_t unit = block.first + place;
-  const Image image{moments_.grad, s.out_height, s.out_width,
-                    unit / plan_.units_per_sample};
-  const int64_t width = at.vectors * kernels_.lanes;
+void Call::pack_grad(const ColumnOfTiles& column, int64_t place, const Image& image,
+                     Window window) const {
+  const int64_t width = column.vectors * kernels_.lanes;
   // Only blocks of one unit have units of fewer rows.
-  const int64_t position = place * plan_.unit_rows * s.out_width;
-  pack_lanes(image, at.first_output, at.output_step, at.lanes, width,
-             plan_.grad_window(unit), kernels_,
-             grad_.get() + at.grad_lane * block_positions_ + position * width);
+  const int64_t position = place * plan_.unit_rows * plan_.shape.out_width;
+  pack_lanes(image, {column.first_output, column.output_step, column.lanes}, width,
+             window, kernels_,
+             grad_.get() + column.grad_lane * plan_.most_positions + position * width);
 }
 
 void square(float* values, int64_t count) {
@@ -181,61 +154,16 @@ void Call::square_packed() {
   constexpr int64_t kPiece = 1 << 14;
   const int64_t pieces = ceil_div(input_size(), kPiece);
   each_(pieces + ceil_div(grad_size(), kPiece), [&](int64_t task) {
-    const bool first = task < pieces;
-    const int64_t begin = (first ? task : task - pieces) * kPiece;
-    const int64_t size = first ? input_size() : grad_size();
-    square((first ? input_ : grad_).get() + begin, std::min(kPiece, size - begin));
+    const bool is_input = task < pieces;
+    const int64_t begin = (is_input ? task : task - pieces) * kPiece;
+    const int64_t size = is_input ? input_size() : grad_size();
+    square((is_input ? input_ : grad_).get() + begin, std::min(kPiece, size - begin));
   });
 }
 
 void Call::multiply(Block block, float* sum, float* sum_sq) {
-  const std::vector<Run> runs = plan_.runs_of(block);
-  each_(static_cast<int64_t>(plan_.columns.size()) * tasks_per_column_,
-        [&](int64_t task) { tile(runs, task, sum, sum_sq); });
-}
-
-void Call::tile(const std::vector<Run>& runs, int64_t task, float* sum,
-                float* sum_sq) {
-  const ColumnOfTiles& at = plan_.columns[task / tasks_per_column_];
-  const int64_t row = task % tasks_per_column_ * task_rows_;
-  const int64_t end = std::min(row + task_rows_, patch_);
-  const int64_t width = at.vectors * kernels_.lanes;
-  alignas(64) float tiles[2][tuning::kTileRows * tuning::kTileLanes];
-  std::fill_n(tiles[0], task_rows_ * width, 0.f);
-  if (sum_sq) std::fill_n(tiles[1], task_rows_ * width, 0.f);
-  const Column column{
-      input_.get() + at.input_row * plan_.input_stride() * plan_.input_lanes,
-      grad_.get() + at.grad_lane * block_positions_, plan_.offset.data(), runs.data(),
-      static_cast<int64_t>(runs.size())};
-  float* carry = plan_.carries ? carry_.get() + at.grad_lane * tasks_per_column_ *
-                                                    task_rows_ + row * width
-                               : nullptr;
-  micro_tiles(column, at, row, end, tiles[0], sum_sq ? tiles[1] : nullptr, carry);
-  add(at, row, end - row, tiles[0], sum);
-  if (sum_sq) add(at, row, end - row, tiles[1], sum_sq);
-}
-
-void Call::micro_tiles(const Column& column, const ColumnOfTiles& at, int64_t row,
-                       int64_t end, float* sum, float* sum_sq, float* carry) {
-  constexpr int64_t kMostRows = 16;
-  const MicroTileOf kernel = micro_tile(at);
-  const int64_t step = kernel.rows * at.vectors * kernels_.lanes;
-  for (int64_t k = row; k < end; k += kernel.rows) {
-    int64_t base[kMostRows];
-    for (int64_t r = 0; r < kernel.rows; ++r)
-      base[r] = plan_.base[std::min(k + r, end - 1)];  // repeats are left out by add
-    kernel.run(column, base, sum, sum_sq, carry);
-    sum += step;
-    if (sum_sq) sum_sq += step;
-    if (carry) carry += step;
-  }
-}
-
-void Call::add(const ColumnOfTiles& at, int64_t row, int64_t rows, const float* tile,
-               float* accumulator) {
-  kernels_.add_transposed(tile, at.vectors * kernels_.lanes, rows, at.lanes,
-                          accumulator + at.first_output * patch_ + row,
-                          at.output_step * patch_);
+  const Pass pass{input_.get(), grad_.get(), plan_.runs_of(block), sum, sum_sq};
+  each_(tiles_.tasks(), [&](int64_t task) { tiles_.run(pass, task); });
 }
 
 }  // namespace

@@ -17,14 +17,18 @@ struct Image {
   int64_t sample;
 };
 
-// to[c * to_stride + position] for `count` channels from `channel` on.
-void pack_planes(const Image& image, int64_t channel, int64_t count, Window window,
+// The channels first, first + step, ...
+struct Channels {
+  int64_t first, step, count;
+};
+
+// to[c * to_stride + position] for the c-th of the channels.
+void pack_planes(const Image& image, Channels from, Window window,
                  const Microkernels& kernels, float* to, int64_t to_stride);
 
-// to[position * width + lane] for the channels channel + lane * channel_step; lanes
-// beyond `lanes` are zero.
-void pack_lanes(const Image& image, int64_t channel, int64_t channel_step,
-                int64_t lanes, int64_t width, Window window,
+// to[position * width + lane] for the lane-th of the channels; the lanes beyond them
+// are zero.
+void pack_lanes(const Image& image, Channels from, int64_t width, Window window,
                 const Microkernels& kernels, float* to);
 
 }  // namespace fisherprune

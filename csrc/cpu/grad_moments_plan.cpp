@@ -92,9 +92,9 @@ void fill_base(Plan& plan) {
   for (int64_t c = 0; c < s.group_channels(); ++c)
     for (int64_t y = 0; y < s.kernel_h; ++y)
       for (int64_t x = 0; x < s.kernel_w; ++x)
-        plan.base.push_back((c * plan.input_stride() + y * s.dilation_h * cols +
-                             x * s.dilation_w) *
-                            plan.input_lanes);
+        plan.base.push_back(
+            (c * plan.input_stride() + y * s.dilation_h * cols + x * s.dilation_w) *
+            plan.input_lanes);
 }
 
 void fill_offset(Plan& plan) {
@@ -183,6 +183,7 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
   const int64_t lanes_of_tile = plan.columns[0].vectors * kernels.lanes;
   choose_units(plan, lanes_of_tile);
   choose_block(plan, lanes_of_tile);
+  plan.most_positions = plan.positions_of(plan.block_at(0));
   fill_base(plan);
   fill_offset(plan);
   for (int64_t u = 0; u < plan.units; u += plan.block_units)

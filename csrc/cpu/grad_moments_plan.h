@@ -45,6 +45,7 @@ struct Plan {
   int64_t units_per_sample;  // 1 unless samples are cut
   int64_t units;             // in all
   int64_t block_units;       // at most, in one block
+  int64_t most_positions;    // of one block
   int64_t packed_lanes;      // of the gradient, all columns
   int64_t input_lanes;       // floats of one packed input: 1, or a vector of channels
   int64_t input_rows;        // packed channels, all groups
@@ -53,11 +54,11 @@ struct Plan {
   std::vector<int64_t> base;    // of each row of the patch, in the packed input
   std::vector<int32_t> offset;  // of each position of a block, in the packed input
 
-  int64_t rows_of(int64_t unit) const;       // output rows of this unit
-  int64_t positions_of(Block block) const;   // of all its units
+  int64_t rows_of(int64_t unit) const;      // output rows of this unit
+  int64_t positions_of(Block block) const;  // of all its units
   Window input_window(int64_t unit) const;
   Window grad_window(int64_t unit) const;
-  int64_t plane() const;                     // floats of one packed input channel
+  int64_t plane() const;  // floats of one packed input channel
   int64_t input_stride() const { return plane() * block_units; }
   Block block_at(int64_t first) const;
   std::vector<Run> runs_of(Block block) const;

@@ -19,9 +19,9 @@ struct Run {
 
 // What all micro-tiles of one column share.
 struct Column {
-  const float* input;      // packed; a row of the patch and a position give an address
-  const float* grad;       // packed, [positions][lanes]
-  const int32_t* offset;   // of each position, into input
+  const float* input;     // packed; a row of the patch and a position give an address
+  const float* grad;      // packed, [positions][lanes]
+  const int32_t* offset;  // of each position, into input
   const Run* runs;
   int64_t run_count;
 };
@@ -43,11 +43,10 @@ enum class Operand {
 };
 
 struct Microkernels {
-  int lanes;        // floats of one vector
-  int max_vectors;  // vectors of one micro-tile
-  // By the number of vectors, 1 to max_vectors.
-  MicroTileOf tall[5], brief[5];
-  MicroTileOf depthwise;  // one vector
+  int lanes;                 // floats of one vector
+  int max_vectors;           // vectors of one micro-tile
+  MicroTileOf broadcast[5];  // by the number of vectors, 1 to max_vectors
+  MicroTileOf depthwise;     // one vector, Operand::lanes
   // to[c * to_stride + r] = from[r * from_stride + c]
   void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t cols,
                     float* to, int64_t to_stride);

@@ -53,6 +53,13 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_run(const Column& column,
   }
 }
 
+// Groups of one sample, the usual case, are spared the multiplications.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void scale(const Run& run, Vec* acc, int n) {
+  if (run.scale == 1.f) return;
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < n; ++i) acc[i] *= run.scale;
+}
+
 // Where the R * V = n sums of a run go: into the carry, or squared into the moments.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc, int n,
                                                    float* sum, float* sum_sq,
@@ -66,11 +73,9 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc, int
     for (int i = 0; i < n; ++i) store(carry + i * kLanes, acc[i]);
     return;
   }
+  scale(run, acc, n);
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < n; ++i) {
-    acc[i] *= run.scale;
-    store(sum + i * kLanes, load(sum + i * kLanes) + acc[i]);
-  }
+  for (int i = 0; i < n; ++i) store(sum + i * kLanes, load(sum + i * kLanes) + acc[i]);
   if (sum_sq == nullptr) return;
   FISHERPRUNE_UNROLL
   for (int i = 0; i < n; ++i)
@@ -87,33 +92,6 @@ FISHERPRUNE_TARGET void micro_tile(const Column& column, const int64_t* base,
     Vec acc[R * V];
     sum_run<R, V, kOwn>(column, a, run, acc);
     end_run(run, acc, R * V, sum, sum_sq, carry);
-  }
-}
-
-// The same for runs that all begin and finish: the moments stay in registers too.
-template <int R, int V>
-FISHERPRUNE_TARGET void brief_tile(const Column& column, const int64_t* base,
-                                   float* sum, float* sum_sq, float*) {
-  const float* a[R];
-  for (int r = 0; r < R; ++r) a[r] = column.input + base[r];
-  Vec total[R * V], square[R * V];
-  FISHERPRUNE_UNROLL
-  for (int i = 0; i < R * V; ++i) total[i] = square[i] = Vec{};
-  for (int64_t i = 0; i < column.run_count; ++i) {
-    const Run& run = column.runs[i];
-    Vec acc[R * V];
-    sum_run<R, V, false>(column, a, run, acc);
-    FISHERPRUNE_UNROLL
-    for (int j = 0; j < R * V; ++j) {
-      const Vec mean = acc[j] * run.scale;
-      total[j] += mean;
-      square[j] += mean * mean;
-    }
-  }
-  FISHERPRUNE_UNROLL
-  for (int i = 0; i < R * V; ++i) {
-    store(sum + i * kLanes, load(sum + i * kLanes) + total[i]);
-    store(sum_sq + i * kLanes, load(sum_sq + i * kLanes) + square[i]);
   }
 }
 
@@ -206,12 +184,9 @@ constexpr Microkernels kTable = {
      {12, micro_tile<12, 2, false>},
      {6, micro_tile<6, 3, false>},
      {6, micro_tile<6, 4, false>}},
-    {{}, {8, brief_tile<8, 1>}, {4, brief_tile<4, 2>}, {3, brief_tile<3, 3>},
-     {2, brief_tile<2, 4>}},
 #else
     2,
     {{}, {12, micro_tile<12, 1, false>}, {6, micro_tile<6, 2, false>}, {}, {}},
-    {{}, {4, brief_tile<4, 1>}, {2, brief_tile<2, 2>}, {}, {}},
 #endif
     {9, micro_tile<9, 1, true>},
     transpose_any<false>,

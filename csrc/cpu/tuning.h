@@ -24,8 +24,4 @@ constexpr int64_t kPackBytes = 16 << 20;
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;
 
-// Up to this many positions a group, squaring costs as much as multiplying: the sums
-// then stay in registers, at the price of a smaller micro-tile.
-constexpr int64_t kShortRun = 8;
-
 }  // namespace fisherprune::tuning

@@ -56,13 +56,6 @@ void in_threads(int threads, int64_t count, const topk::Body& body) {
   for (std::thread& t : running) t.join();
 }
 
-void require(bool holds, const char* what, int family, int64_t n) {
-  if (holds) return;
-  std::fprintf(stderr, "topk: %s differ, family %d, %ld scores\n", what, family,
-               static_cast<long>(n));
-  std::exit(1);
-}
-
 // Places of the scores from the largest down, of equal ones the first first.
 std::vector<int64_t> order_of(const std::vector<float>& values) {
   std::vector<int64_t> order(values.size());
@@ -72,49 +65,152 @@ std::vector<int64_t> order_of(const std::vector<float>& values) {
   return order;
 }
 
-void test(int family, int64_t n, int threads) {
-  std::vector<float> values(n);
-  for (int64_t j = 0; j < n; ++j) values[j] = value_at(family, j, n);
-  // Exact copies on the heap, so that the sanitizer sees a step over any end.
-  const std::vector<int64_t> ends{n / 3, n / 3, n / 3 + n / 7, n};
+// One list of scores cut into tensors, some empty. Each is an exact copy on the heap,
+// so that the sanitizer sees a step over any end.
+struct Case {
+  int family;
+  std::vector<float> values;
   std::vector<std::vector<float>> tensors;
+  std::vector<int64_t> order;
+
+  Case(int f, int64_t n) : family(f), values(n) {
+    for (int64_t j = 0; j < n; ++j) values[j] = value_at(family, j, n);
+    int64_t first = 0;
+    for (const int64_t last : {n / 3, n / 3, n / 3 + n / 7, n}) {
+      tensors.emplace_back(values.begin() + first, values.begin() + last);
+      first = last;
+    }
+    order = order_of(values);
+  }
+
+  int64_t size() const { return values.size(); }
+
+  void require(bool holds, const char* what) const {
+    if (holds) return;
+    std::fprintf(stderr, "topk: wrong %s, family %d, %zu scores\n", what, family,
+                 values.size());
+    std::exit(1);
+  }
+};
+
+topk::Task task_of(const Case& c, int threads) {
   std::vector<Scores> scores;
-  for (size_t i = 0; i < ends.size(); ++i)
-    tensors.emplace_back(values.begin() + (i ? ends[i - 1] : 0),
-                         values.begin() + ends[i]);
-  for (const auto& t : tensors) scores.push_back({t.data(), (int64_t)t.size()});
+  for (const auto& t : c.tensors)
+    scores.push_back({t.data(), static_cast<int64_t>(t.size())});
+  return topk::Task(scores, [=](int64_t count, const topk::Body& body) {
+    in_threads(threads, count, body);
+  });
+}
+
+using Masks = std::vector<std::vector<uint8_t>>;
+
+std::vector<uint8_t*> bytes_of(const Case& c, Masks& masks) {
+  std::vector<uint8_t*> bytes;
+  for (const auto& t : c.tensors) masks.emplace_back(t.size(), uint8_t{7});
+  for (auto& m : masks) bytes.push_back(m.data());
+  return bytes;
+}
+
+void require_kept(const Case& c, const Masks& masks, int64_t keep) {
+  std::vector<uint8_t> kept(c.size()), got;
+  for (int64_t i = 0; i < keep; ++i) kept[c.order[i]] = 1;
+  for (const auto& m : masks) got.insert(got.end(), m.begin(), m.end());
+  c.require(got == kept, "masks");
+}
+
+void test_select(const Case& c, int threads, const topk::Sample& sample) {
+  const int64_t n = c.size();
   const std::vector<int64_t> keep{n / 10, 1, n, n / 2, n / 10, n - n / 3};
-  std::vector<std::vector<std::vector<uint8_t>>> masks(keep.size());
+  std::vector<Masks> masks(keep.size());
   std::vector<topk::Query> queries;
   for (size_t q = 0; q < keep.size(); ++q) {
-    std::vector<uint8_t*> bytes;
-    for (const auto& t : tensors) masks[q].emplace_back(t.size(), uint8_t{7});
-    for (auto& m : masks[q]) bytes.push_back(m.data());
+    const auto bytes = bytes_of(c, masks[q]);
     queries.push_back(keep[q] ? topk::Query(keep[q], bytes)
                               : topk::fixed_query(bytes, INFINITY));
   }
-  const topk::Task task(scores, [=](int64_t count, const topk::Body& body) {
-    in_threads(threads, count, body);
-  });
-  for (const int64_t bad : topk::select(task, queries))
-    require(bad == 0, "nonfinite counts", family, n);
-  const std::vector<int64_t> order = order_of(values);
+  for (const int64_t bad : topk::select(task_of(c, threads), queries, sample))
+    c.require(bad == 0, "nonfinite counts");
   for (size_t q = 0; q < keep.size(); ++q) {
-    std::vector<uint8_t> kept(n), got;
-    for (int64_t i = 0; i < keep[q]; ++i) kept[order[i]] = 1;
-    for (const auto& m : masks[q]) got.insert(got.end(), m.begin(), m.end());
-    require(got == kept, "masks", family, n);
-    if (keep[q] == 0) continue;
-    require(value_of(queries[q].threshold) == values[order[keep[q] - 1]], "thresholds",
-            family, n);
+    require_kept(c, masks[q], keep[q]);
+    if (keep[q])
+      c.require(value_of(queries[q].threshold) == c.values[c.order[keep[q] - 1]],
+                "threshold");
   }
+}
+
+void test_mask_at(const Case& c, int threads) {
+  const float threshold = c.values[c.order[c.size() / 2]];
+  Masks masks;
+  std::vector<int64_t> ties(c.tensors.size());
+  int64_t keep = c.size() / 2 + 1;  // those above, and ties up to here
+  for (const float v : c.values) keep -= v > threshold;
+  for (size_t t = 0; t < ties.size(); ++t) {
+    const auto& tensor = c.tensors[t];
+    ties[t] =
+        std::min<int64_t>(keep, std::count(tensor.begin(), tensor.end(), threshold));
+    keep -= ties[t];
+  }
+  const auto query = topk::fixed_query(bytes_of(c, masks), threshold);
+  topk::mask_at(task_of(c, threads), query, ties);
+  require_kept(c, masks, c.size() / 2 + 1);
+}
+
+// Samples that have nothing to do with the scores: they must cost time only.
+std::vector<topk::Sample> lies(int64_t total) {
+  std::vector<topk::Sample> samples;
+  for (const int64_t size : {1, 1000, 20000}) {
+    topk::Sample low, high, any, few;
+    for (int64_t i = 0; i < size; ++i) {
+      low.keys.push_back(static_cast<uint32_t>(i));
+      high.keys.push_back(~static_cast<uint32_t>(i));
+      any.keys.push_back(static_cast<uint32_t>(rng()));
+      few.keys.push_back(key_of(value_at(2, i, size)));
+    }
+    for (topk::Sample* s : {&low, &high, &any, &few}) {
+      s->total = total;
+      topk::radix_sort(s->keys);
+      if (!std::is_sorted(s->keys.begin(), s->keys.end())) std::abort();
+      samples.push_back(*s);
+    }
+  }
+  return samples;
+}
+
+void test_loops(const topk::BlockLoops& loops) {
+  const Case c(3, topk::kBlock - 5);
+  std::vector<uint32_t> key(c.size());
+  std::vector<uint8_t> mask(c.size()), inside(c.size());
+  c.require(loops.keys(c.values.data(), c.size(), key.data()) == 0, "nonfinite");
+  const topk::Bracket b{key_of(c.values[c.order[99]]), key_of(c.values[c.order[50]])};
+  const auto counts = loops.split(key.data(), c.size(), b, mask.data(), inside.data());
+  c.require(counts.above == 50 && counts.inside == 50, "counts");
+  for (int64_t i = 0; i < c.size(); ++i) {
+    c.require(key[i] == key_of(c.values[i]), "key");
+    c.require(mask[i] == (key[i] > b.high), "mask");
+    c.require(inside[i] == (key[i] >= b.low && key[i] <= b.high), "inside");
+  }
+  loops.at_least(key.data(), c.size(), b.low, mask.data());
+  c.require(std::count(mask.begin(), mask.end(), 1) == 100, "at_least");
 }
 
 }  // namespace
 
 int main() {
+  test_loops(topk::loops_portable);
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) test_loops(topk::loops_avx2);
+#endif
+  test_loops(topk::block_loops());
   for (int family = 0; family < kFamilies; ++family)
-    for (const int64_t n : {1, 2, 7, 1023, 1025, 40000, 300007})
-      for (const int threads : {1, 3}) test(family, n, threads);
+    for (const int64_t n : {1, 2, 7, 1023, 1025, 40000, 300007}) {
+      const Case c(family, n);
+      for (const int threads : {1, 3}) {
+        const topk::Task task = task_of(c, threads);
+        test_select(c, threads, topk::draw_sample(task.scores, task.parallel));
+        test_mask_at(c, threads);
+      }
+      if (n > topk::kSampleFrom)
+        for (const topk::Sample& sample : lies(n)) test_select(c, 2, sample);
+    }
   std::puts("topk: exact in all cases");
 }

@@ -1,0 +1,121 @@
+#include "grad_moments_tiles.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "tuning.h"
+
+namespace fisherprune {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// As many micro-tiles as a tile holds, fewer where the threads would run out of tasks.
+int64_t choose_task_rows(int64_t rows, int64_t patch, int64_t columns,
+                         int64_t threads) {
+  const int64_t micro_tiles = ceil_div(patch, rows);
+  const int64_t fair = micro_tiles * columns / (4 * threads);
+  return std::clamp<int64_t>(fair, 1, tuning::kTileRows / rows) * rows;
+}
+
+}  // namespace
+
+Tiles::Tiles(const Plan& plan, const Microkernels& kernels, int64_t threads)
+    : plan_(plan), kernels_(kernels), patch_(plan.shape.patch()) {
+  // The last column of a convolution group may be narrower, with taller micro-tiles.
+  const int64_t rows = std::lcm(micro_tile(plan.columns.front()).rows,
+                                micro_tile(plan.columns.back()).rows);
+  task_rows_ = choose_task_rows(rows, patch_, plan.columns.size(), threads);
+  tasks_per_column_ = ceil_div(patch_, task_rows_);
+  if (plan.carries)
+    carry_ = new_floats(tasks_per_column_ * task_rows_ * plan.packed_lanes);
+}
+
+int64_t Tiles::tasks() const { return plan_.columns.size() * tasks_per_column_; }
+
+Tiles::Tile Tiles::tile_of(int64_t task) const {
+  const int64_t row = task % tasks_per_column_ * task_rows_;
+  return {plan_.columns[task / tasks_per_column_], row,
+          std::min(row + task_rows_, patch_)};
+}
+
+int64_t Tiles::width(const ColumnOfTiles& column) const {
+  return column.vectors * kernels_.lanes;
+}
+
+MicroTileOf Tiles::micro_tile(const ColumnOfTiles& column) const {
+  if (plan_.operand == Operand::lanes) return kernels_.depthwise;
+  return kernels_.broadcast[column.vectors];
+}
+
+float* Tiles::carry_of(const Tile& tile) const {
+  if (!carry_) return nullptr;
+  return carry_.get() + tile.column.grad_lane * tasks_per_column_ * task_rows_ +
+         tile.row * width(tile.column);
+}
+
+void Tiles::run(const Pass& pass, int64_t task) const {
+  const Tile tile = tile_of(task);
+  const int64_t floats = task_rows_ * width(tile.column);
+  alignas(64) float sum[tuning::kTileRows * tuning::kTileLanes];
+  alignas(64) float sum_sq[tuning::kTileRows * tuning::kTileLanes];
+  std::fill_n(sum, floats, 0.f);
+  if (pass.sum_sq) std::fill_n(sum_sq, floats, 0.f);
+  micro_tiles(pass, tile, sum, pass.sum_sq ? sum_sq : nullptr);
+  add(sum, tile, pass.sum);
+  if (pass.sum_sq) add(sum_sq, tile, pass.sum_sq);
+}
+
+void Tiles::micro_tiles(const Pass& pass, const Tile& tile, float* sum,
+                        float* sum_sq) const {
+  constexpr int64_t kMostRows = 16;
+  const ColumnOfTiles& c = tile.column;
+  const MicroTileOf micro = micro_tile(c);
+  const Column operands{
+      pass.input + c.input_row * plan_.input_stride() * plan_.input_lanes,
+      pass.grad + c.grad_lane * plan_.most_positions, plan_.offset.data(),
+      pass.runs.data(), static_cast<int64_t>(pass.runs.size())};
+  const int64_t size = micro.rows * width(c);
+  const int64_t parts = ceil_div(tile.rows(), micro.rows);
+  float* const carry = carry_of(tile);
+  for (int64_t part = 0; part < parts; ++part) {
+    prefetch(pass, tile, part, parts);
+    int64_t base[kMostRows];
+    for (int64_t r = 0; r < micro.rows; ++r)  // past the end: repeats, left out by add
+      base[r] = plan_.base[std::min(tile.row + part * micro.rows + r, tile.end - 1)];
+    micro.run(operands, base, sum + part * size,
+              sum_sq ? sum_sq + part * size : nullptr,
+              carry ? carry + part * size : nullptr);
+  }
+}
+
+// The accumulators lie in as many pages as the tile has lanes, which no hardware
+// prefetcher follows: they are asked for while the tile is computed, a part at a time.
+void Tiles::prefetch(const Pass& pass, const Tile& tile, int64_t part,
+                     int64_t parts) const {
+  const int64_t share = ceil_div(tile.column.lanes, parts);
+  const int64_t last = std::min((part + 1) * share, tile.column.lanes);
+  for (int64_t lane = part * share; lane < last; ++lane) {
+    prefetch(pass.sum, tile, lane);
+    if (pass.sum_sq) prefetch(pass.sum_sq, tile, lane);
+  }
+}
+
+void Tiles::prefetch(const float* accumulator, const Tile& tile, int64_t lane) const {
+  constexpr int64_t kLineFloats = 16;
+  const ColumnOfTiles& c = tile.column;
+  const float* first =
+      accumulator + (c.first_output + lane * c.output_step) * patch_ + tile.row;
+  for (int64_t i = 0; i < tile.rows(); i += kLineFloats)
+    __builtin_prefetch(first + i, 1, 2);
+  __builtin_prefetch(first + tile.rows() - 1, 1, 2);
+}
+
+void Tiles::add(const float* moments, const Tile& tile, float* accumulator) const {
+  const ColumnOfTiles& c = tile.column;
+  kernels_.add_transposed(moments, width(c), tile.rows(), c.lanes,
+                          accumulator + c.first_output * patch_ + tile.row,
+                          c.output_step * patch_);
+}
+
+}  // namespace fisherprune

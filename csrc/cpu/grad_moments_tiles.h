@@ -1,0 +1,54 @@
+// The multiplying half of grad_moments: tasks that own tiles of the accumulators.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "floats.h"
+#include "grad_moments_plan.h"
+#include "microkernel.h"
+
+namespace fisherprune {
+
+// What one pass over a block reads and where it adds.
+struct Pass {
+  const float* input;  // packed
+  const float* grad;   // packed
+  std::vector<Run> runs;
+  float* sum;
+  float* sum_sq;  // null: only sum
+};
+
+class Tiles {
+ public:
+  // `threads` only decides how many rows of the patch a task has, never the result.
+  Tiles(const Plan& plan, const Microkernels& kernels, int64_t threads);
+  int64_t tasks() const;
+  void run(const Pass& pass, int64_t task) const;
+
+ private:
+  // The rows [row, end) of a column of tiles.
+  struct Tile {
+    const ColumnOfTiles& column;
+    int64_t row, end;
+    int64_t rows() const { return end - row; }
+  };
+
+  Tile tile_of(int64_t task) const;
+  int64_t width(const ColumnOfTiles& column) const;
+  MicroTileOf micro_tile(const ColumnOfTiles& column) const;
+  void micro_tiles(const Pass& pass, const Tile& tile, float* sum, float* sum_sq) const;
+  float* carry_of(const Tile& tile) const;
+  void prefetch(const Pass& pass, const Tile& tile, int64_t part, int64_t parts) const;
+  void prefetch(const float* accumulator, const Tile& tile, int64_t lane) const;
+  void add(const float* moments, const Tile& tile, float* accumulator) const;
+
+  const Plan& plan_;
+  const Microkernels& kernels_;
+  int64_t patch_;
+  int64_t task_rows_;
+  int64_t tasks_per_column_;
+  Floats carry_;  // sums of unfinished groups, one float per weight; only where needed
+};
+
+}  // namespace fisherprune

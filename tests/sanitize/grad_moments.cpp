@@ -1,0 +1,227 @@
+// source: csrc/cpu/capability.cpp
+// source: csrc/cpu/microkernel.cpp
+// source: csrc/cpu/grad_moments_core.cpp
+// source: csrc/cpu/grad_moments_pack.cpp
+// source: csrc/cpu/grad_moments_plan.cpp
+// source: csrc/cpu/grad_moments_tiles.cpp
+//
+// Random layers in every layout, dtype and instruction set, compared with a naive loop
+// in double. Operands lie in heap blocks of their exact size: a read or write beyond
+// them is reported.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/grad_moments_core.h"
+#include "cpu/half_float.h"
+
+namespace {
+
+using namespace fisherprune;
+
+std::mt19937 generator(20);
+
+int64_t draw(int64_t least, int64_t most) {
+  return std::uniform_int_distribution<int64_t>(least, most)(generator);
+}
+
+// Bits of values in [-2, 2] that every dtype holds exactly.
+uint32_t random_bits(Dtype dtype) {
+  const uint32_t sign = draw(0, 1), mantissa = draw(0, 7);
+  if (dtype == Dtype::float16) return sign << 15 | 15u << 10 | mantissa << 7;
+  const uint32_t bits = sign << 31 | 127u << 23 | mantissa << 20;
+  return dtype == Dtype::float32 ? bits : bits >> 16;
+}
+
+enum Layout { nchw, nhwc, transposed, gaps, one_channel, one_sample, kLayouts };
+
+// A view of given sizes and the memory behind it.
+struct Operand4 {
+  std::unique_ptr<char[]> memory;
+  View4 view;
+
+  double at(int64_t n, int64_t c, int64_t h, int64_t w) const {
+    const int64_t i = n * view.stride[0] + c * view.stride[1] + h * view.stride[2] +
+                      w * view.stride[3];
+    if (view.dtype == Dtype::float32) return static_cast<const float*>(view.data)[i];
+    if (view.dtype == Dtype::float16)
+      return to_float(static_cast<const Float16*>(view.data)[i]);
+    return to_float(static_cast<const BFloat16*>(view.data)[i]);
+  }
+};
+
+Operand4 operand(const int64_t (&size)[4], Dtype dtype, Layout layout) {
+  Operand4 x{nullptr, {nullptr, dtype, {}}};
+  std::vector<int> order{3, 2, 1, 0};  // from the fastest
+  if (layout == nhwc) order = {1, 3, 2, 0};
+  if (layout == transposed) order = {2, 3, 0, 1};
+  int64_t stride = layout == gaps ? 3 : 1;
+  int64_t last = 0;
+  for (const int i : order) {
+    const bool expanded =
+        (layout == one_channel && i == 1) || (layout == one_sample && i == 0);
+    x.view.stride[i] = expanded ? 0 : stride;
+    last += x.view.stride[i] * std::max<int64_t>(size[i] - 1, 0);
+    if (!expanded) stride = stride * size[i] + (layout == gaps ? 2 : 0);
+  }
+  const bool empty = size[0] * size[1] * size[2] * size[3] == 0;
+  const int64_t count = empty ? 0 : last + 1;
+  const int64_t bytes = dtype == Dtype::float32 ? 4 : 2;
+  x.memory.reset(new char[count * bytes]);
+  x.view.data = x.memory.get();
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = random_bits(dtype);
+    std::memcpy(x.memory.get() + i * bytes, &bits, bytes);
+  }
+  return x;
+}
+
+double gradient(const ConvShape& s, const Operand4& a, const Operand4& d, int64_t n,
+                int64_t o, int64_t c, int64_t y, int64_t x) {
+  double g = 0;
+  for (int64_t p = 0; p < s.out_height; ++p)
+    for (int64_t q = 0; q < s.out_width; ++q) {
+      const int64_t h = p * s.stride_h - s.pad_h + y * s.dilation_h;
+      const int64_t w = q * s.stride_w - s.pad_w + x * s.dilation_w;
+      if (h < 0 || w < 0 || h >= s.height || w >= s.width) continue;
+      const int64_t first = o / s.group_outputs() * s.group_channels();
+      g += d.at(n, o, p, q) * a.at(n, first + c, h, w);
+    }
+  return g;
+}
+
+// Two threads that take tasks in turns.
+void two_threads(int64_t count, const std::function<void(int64_t)>& body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t i = next++; i < count; i = next++) body(i);
+  };
+  std::thread other(work);
+  work();
+  other.join();
+}
+
+void fail(const ConvShape& s, Capability capability, const char* what) {
+  std::printf(
+      "%s with %s: N %ld C %ld H %ld W %ld O %ld Y %ld X %ld stride %ld %ld pad %ld "
+      "%ld dilation %ld %ld groups %ld group_size %ld\n",
+      what, name_of(capability), long(s.samples), long(s.channels), long(s.height),
+      long(s.width), long(s.outputs), long(s.kernel_h), long(s.kernel_w),
+      long(s.stride_h), long(s.stride_w), long(s.pad_h), long(s.pad_w),
+      long(s.dilation_h), long(s.dilation_w), long(s.groups), long(s.group_size));
+  std::exit(1);
+}
+
+struct Moments {
+  std::vector<double> sum, sum_sq;
+};
+
+Moments naive(const ConvShape& s, const Operand4& a, const Operand4& d) {
+  Moments m;
+  for (int64_t o = 0; o < s.outputs; ++o)
+    for (int64_t c = 0; c < s.group_channels(); ++c)
+      for (int64_t y = 0; y < s.kernel_h; ++y)
+        for (int64_t x = 0; x < s.kernel_w; ++x) {
+          double sum = 0.5, sum_sq = 0.25;  // what the accumulators begin with
+          for (int64_t n = 0; n < s.samples; n += s.group_size) {
+            const int64_t end = std::min(n + s.group_size, s.samples);
+            double g = 0;
+            for (int64_t i = n; i < end; ++i) g += gradient(s, a, d, i, o, c, y, x);
+            g /= static_cast<double>(end - n);
+            sum += g;
+            sum_sq += g * g;
+          }
+          m.sum.push_back(sum);
+          m.sum_sq.push_back(sum_sq);
+        }
+  return m;
+}
+
+double distance(const float* got, const std::vector<double>& truth) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < truth.size(); ++i) {
+    error += (got[i] - truth[i]) * (got[i] - truth[i]);
+    size += truth[i] * truth[i];
+  }
+  return std::sqrt(error / std::max(size, 1e-30));
+}
+
+void test(const ConvShape& s, Dtype dtype, Layout input_layout, Layout grad_layout) {
+  const Operand4 a =
+      operand({s.samples, s.channels, s.height, s.width}, dtype, input_layout);
+  const Operand4 d =
+      operand({s.samples, s.outputs, s.out_height, s.out_width}, dtype, grad_layout);
+  const Moments truth = naive(s, a, d);
+  const int64_t size = s.outputs * s.patch();
+  for (const Capability capability :
+       {Capability::portable, Capability::avx2, Capability::avx512}) {
+    if (capability > cpu_capability()) continue;
+    std::unique_ptr<float[]> sum(new float[size]), sum_sq(new float[size]);
+    std::fill_n(sum.get(), size, 0.5f);
+    std::fill_n(sum_sq.get(), size, 0.25f);
+    grad_moments_core({s, a.view, d.view, sum.get(), sum_sq.get()}, capability,
+                      two_threads, draw(1, 8));
+    if (distance(sum.get(), truth.sum) > 1e-5) fail(s, capability, "wrong sum");
+    if (distance(sum_sq.get(), truth.sum_sq) > 1e-5)
+      fail(s, capability, "wrong sum_sq");
+  }
+}
+
+ConvShape with_outputs(ConvShape s) {
+  const auto extent = [](int64_t size, int64_t pad, int64_t dilation, int64_t kernel,
+                         int64_t stride) {
+    const int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1;
+    return span < 0 ? 0 : span / stride + 1;
+  };
+  s.out_height = extent(s.height, s.pad_h, s.dilation_h, s.kernel_h, s.stride_h);
+  s.out_width = extent(s.width, s.pad_w, s.dilation_w, s.kernel_w, s.stride_w);
+  return s;
+}
+
+ConvShape random_shape() {
+  const int64_t some[] = {1, 1, 1, 2, 5, 19};
+  ConvShape s{};
+  s.samples = draw(0, 7);
+  s.groups = some[draw(0, 5)];
+  s.channels = s.groups * draw(1, 5);
+  s.outputs = s.groups * draw(1, draw(0, 3) ? 9 : 70);
+  s.height = draw(1, 10), s.width = draw(1, 10);
+  s.kernel_h = draw(1, 3), s.kernel_w = draw(1, 3);
+  s.stride_h = draw(1, 3), s.stride_w = draw(1, 3);
+  s.pad_h = draw(0, 3), s.pad_w = draw(0, 3);
+  s.dilation_h = draw(1, 2), s.dilation_w = draw(1, 2);
+  s.group_size = draw(1, 8);
+  return with_outputs(s);
+}
+
+ConvShape shape(int64_t n, int64_t c, int64_t o, int64_t h, int64_t w, int64_t kernel,
+                int64_t pad, int64_t group_size) {
+  return with_outputs(
+      {n, c, h, w, o, 0, 0, kernel, kernel, 1, 1, pad, pad, 1, 1, 1, group_size});
+}
+
+}  // namespace
+
+int main() {
+  for (int i = 0; i < 300; ++i)
+    test(random_shape(), static_cast<Dtype>(draw(0, 2)),
+         static_cast<Layout>(draw(0, kLayouts - 1)),
+         static_cast<Layout>(draw(0, kLayouts - 1)));
+  // Several blocks of samples, groups that straddle them, samples cut into rows.
+  test(shape(30, 2, 65, 24, 24, 3, 1, 29), Dtype::float32, nchw, nchw);
+  test(shape(65, 2, 66, 12, 12, 2, 1, 9), Dtype::float32, nhwc, nchw);
+  test(shape(3, 1, 9, 370, 190, 2, 1, 2), Dtype::float32, nchw, nhwc);
+  // Linear layers: products over more samples than one run.
+  test(shape(5000, 7, 9, 1, 1, 1, 0, 1), Dtype::float32, nchw, nchw);
+  test(shape(5000, 3, 2, 1, 1, 1, 0, 3000), Dtype::bfloat16, nhwc, gaps);
+  std::puts("grad_moments: all right");
+  return 0;
+}

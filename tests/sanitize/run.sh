@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds each driver beside this script, with the torch-free C++ sources that its lines
+# `// source: FILE` name (none where it includes headers only), under AddressSanitizer + UndefinedBehaviorSanitizer and under
+# ThreadSanitizer, and runs it. Any report, or a wrong result, ends with an error.
+#
+#   tests/sanitize/run.sh [NAME...]     default: all drivers
+#   CXX                                 compiler, default c++
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+
+export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export TSAN_OPTIONS=halt_on_error=1
+
+run() { # driver, sanitizers
+  local name sources
+  name=$(basename "$1" .cpp)
+  sources=$(sed -n 's|^// source: ||p' "$1")
+  # shellcheck disable=SC2086
+  (cd "$root" && "${CXX:-c++}" -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread \
+    -fno-omit-frame-pointer -fno-sanitize-recover=all "-fsanitize=$2" \
+    -Icsrc "$1" $sources -o "$build/$name")
+  echo "$name under $2"
+  "$build/$name"
+}
+
+drivers=("$here"/*.cpp)
+if (($#)); then drivers=("${@/#/$here/}") && drivers=("${drivers[@]/%/.cpp}"); fi
+for driver in "${drivers[@]}"; do
+  run "$driver" address,undefined
+  run "$driver" thread
+done
