@@ -77,7 +77,17 @@ GROUPS = {
 }
 """Help of every field of TrainConfig, by group."""
 
-METAVARS = {"int": "N", "float": "X", "str": "TEXT", "tuple[int, ...]": "EPOCH"}
+METAVARS = {
+    "method": "CODE",
+    "data_dir": "DIR",
+    "data_mirror": "URL",
+    "output_dir": "DIR",
+    "int": "N",
+    "float": "X",
+    "str": "NAME",
+    "tuple[int, ...]": "EPOCH",
+}
+"""What the help calls an option's value, by name or else by type."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,7 +150,7 @@ def _add(group, field: Field, text: str) -> None:
         option,
         type={"float": float, "str": str}.get(kind, int),
         default=field.default,
-        metavar=METAVARS[kind],
+        metavar=METAVARS.get(field.name, METAVARS[kind]),
         help=text,
         **many,
     )

@@ -14,12 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
-from fisherprune.files import whole_file, write_text
+from fisherprune.files import write_bytes, write_text
 from fisherprune.masks import Masks
 from fisherprune.metrics import Metrics
 
@@ -82,8 +82,7 @@ class RunFolder:
     def save_weights(self, name: str, model: nn.Module) -> None:
         """Write the model's state as ``NAME.safetensors``."""
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
-        with whole_file(self.path / f"{name}.safetensors") as temporary:
-            save_file(state, temporary)
+        write_bytes(self.path / f"{name}.safetensors", save(state))
 
     def load_weights(self, name: str) -> dict[str, Tensor]:
         """Read what ``save_weights`` wrote."""

@@ -129,8 +129,8 @@ def table(result: RunResult) -> str:
     lines = [
         "",
         f"{config.method} at sparsity {config.sparsity} ({config.scope}), "
-        f"{config.model} on {config.dataset}, {config.epochs} epochs, seed "
-        f"{config.seed}",
+        f"{config.model} on {config.dataset}, {config.epochs} "
+        f"epoch{'' if config.epochs == 1 else 's'}, seed {config.seed}",
         "",
         *_layer_lines(result.layers),
         "",

@@ -98,9 +98,10 @@ def run(config: TrainConfig, *, quiet: bool = False) -> RunResult:
     if masks is not None:
         check_pruned_are_zero(model, masks)
     layers = count_layers(prunable_parameters(model))
-    last = evaluate(model, parts.test, "test, last", quiet)
-    model.load_state_dict(folder.load_weights("best"))
-    best = evaluate(model, parts.test, "test, best", quiet)
+    last = best = evaluate(model, parts.test, "test, last", quiet)
+    if trainer.best_epoch != config.epochs:
+        model.load_state_dict(folder.load_weights("best"))
+        best = evaluate(model, parts.test, "test, best", quiet)
     clock.lap("testing")
     result = RunResult(
         config=config,
@@ -253,12 +254,13 @@ class Trainer:
         planned = config.warmup_epochs if phase == "warmup" else config.epochs
         done = self.done[phase]
         left = (planned - done) * self.seconds[phase] / done
+        remaining = f", {duration(left)} left" if done < planned else ""
         return (
             f"{phase:6} epoch {done:{len(str(planned))}}/{planned}"
             f"  lr {lr:.4g}"
             f"  train loss {train.loss:.4f} accuracy {100 * train.accuracy:.2f} %"
             f"  validation loss {valid.loss:.4f} accuracy {100 * valid.accuracy:.2f} %"
-            f"  {duration(seconds)}, {duration(left)} left"
+            f"  {duration(seconds)}{remaining}"
         )
 
 
