@@ -20,14 +20,25 @@ Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 def fisherprune(model: nn.Module, x, y) -> Moments:
     """Ours: one batched pass, no per-sample gradient in memory."""
-    found = fp.gradient_moments(model, [(x, y)])
+    return fisherprune_pass(model, [(x, y)])
+
+
+def fisherprune_pass(model: nn.Module, batches) -> Moments:
+    """Ours over several batches."""
+    found = fp.gradient_moments(model, batches)
     return {name: (found.mean[name], found.fisher[name]) for name in found.mean}
 
 
 def plain(model: nn.Module, x, y) -> Moments:
     """Run an ordinary forward and backward pass: the mean gradient alone."""
+    return plain_pass(model, [(x, y)])
+
+
+def plain_pass(model: nn.Module, batches) -> Moments:
+    """Run ordinary forward and backward passes over several batches of equal size."""
     model.zero_grad(set_to_none=True)
-    F.cross_entropy(model(x), y).backward()
+    for x, y in batches:
+        (F.cross_entropy(model(x), y) / len(batches)).backward()
     return {name: (p.grad, None) for name, p in fp.prunable_parameters(model).items()}
 
 
