@@ -166,16 +166,15 @@ def main(argv: list[str] | None = None) -> None:
     """Run all parts and write the result file."""
     parser = arguments("end_to_end", __doc__)
     parser.add_argument("--small", action="store_true", help="few cases, for a trial")
-    parser.add_argument("--plot", type=Path, help="draw the comparison into this file")
     options = parser.parse_args(argv)
     device, rounds = options.device, options.rounds
     rows = compare("resnet18", 32 if not options.small else 4, device, rounds)
     rows += compare("vgg19", 16 if not options.small else 4, device, rounds)
     rows += scaling(device, rounds, options.small)
     rows += memory("resnet18", 256 if not options.small else 8, device)
+    path = finish("end_to_end", rows, ceilings(device), device, options.output)
     if options.plot:
-        plot(rows, options.plot)
-    finish("end_to_end", rows, ceilings(device), device, options.output)
+        plot(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ Each shape is verified against the float64 reference, then timed beside torch's 
 weight gradient, which yields the sum alone. A model's total counts every shape as often
 as it occurs: the price of both moments over the price of an ordinary weight gradient.
 
-    python -m benchmarks.moments [--output PATH] [--rounds N] [--batch N ...]
+    python -m benchmarks.moments [--output PATH] [--rounds N] [--batch N ...] [--plot]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -191,6 +192,35 @@ def rows_of(
     return rows
 
 
+def plot(rows: Sequence[dict], path: Path) -> None:
+    """Draw GFLOP/s of every layer shape, model by model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    figure, axes = plt.subplots(
+        1,
+        len(models),
+        figsize=(5.5 * len(models), 5),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, model in zip(axes[0], models, strict=True):
+        chosen = [r for r in rows if r["model"] == model and "of sgemm" in r]
+        drawn = axis.barh(
+            [f"{r['layer']}, {r['batch']}" for r in chosen],
+            [r["GFLOP/s"] for r in chosen],
+        )
+        axis.bar_label(drawn, fmt="%.0f", padding=2)
+        axis.set(title=model, xlabel="GFLOP/s")
+        axis.margins(x=0.12)
+        axis.invert_yaxis()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and write its result file."""
     parser = arguments("moments", (__doc__ or "").splitlines()[0])
@@ -202,7 +232,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in args.model:
         for batch in args.batch or [16 if model == "VGG19" else 32]:
             rows += rows_of(model, batch, args.device, args.rounds, limits)
-    finish("moments", rows, limits, args.device, args.output)
+    path = finish("moments", rows, limits, args.device, args.output)
+    if args.plot:
+        plot(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

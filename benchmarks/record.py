@@ -113,6 +113,7 @@ def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
     parser.add_argument("--rounds", type=int, default=7, help="samples per competitor")
     parser.add_argument("--output", type=Path, help="result file, default in results/")
+    parser.add_argument("--plot", action="store_true", help="draw a PNG beside it")
     return parser
 
 

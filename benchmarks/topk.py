@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.harness import ceilings, peak_extra_bytes, race, ratios, verify
 from benchmarks.record import arguments, finish
-from fisherprune import ops
+from fisherprune import ops, select_masks
+from fisherprune.threshold import keep_count
 
 Masks = list[list[Tensor]]
 
@@ -48,11 +49,6 @@ def make_scores(total: int | None, device: str) -> list[Tensor]:
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))
     values = order.int().add_(LEAST_BITS).view(torch.float32)  # one ulp apart
     return [part.to(device) for part in values.split(sizes)]
-
-
-def keep_count(total: int, sparsity: float) -> int:
-    """Return how many of ``total`` entries remain."""
-    return total - round(total * sparsity)
 
 
 def split_like(flat: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
@@ -127,7 +123,11 @@ def against_peers(device: str, rounds: int, limits: dict[str, float]) -> list[di
     """Time one sparsity of ResNet18's size, against the peers."""
     scores = make_scores(None, device)
     k = keep_count(sum(SIZES), 0.9)
-    ours = {"global_topk": lambda: ops.global_topk(scores, [k])[0]}
+    named = {str(i): s for i, s in enumerate(scores)}
+    ours = {
+        "global_topk": lambda: ops.global_topk(scores, [k])[0],
+        "select_masks": lambda: [list(select_masks(named, 0.9).values())],
+    }
     others = {
         name: lambda peer=peer: [peer(scores, k)]
         for name, peer in peers(device).items()
@@ -228,7 +228,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=max(SCALES),
         help="largest size of the scaling",
     )
-    parser.add_argument("--plot", action="store_true", help="also draw a PNG")
     args = parser.parse_args(argv)
     limits = ceilings(args.device)
     rows = against_peers(args.device, args.rounds, limits)

@@ -56,8 +56,8 @@ class TrainConfig:
     """Whether to measure the BatchNorm statistics before the scoring."""
     score_samples: int | None = None
     """Size of a stratified subset of the training images to score on; None is all."""
-    score_batch_size: int | None = None
-    """Images per scoring pass, a multiple of ``group_size``; None is 256 rounded up."""
+    score_batch_size: int = 256
+    """Images scored at a time; no score depends on it."""
     epochs: int = 160
     """Epochs after the mask is made."""
     batch_size: int | None = None
@@ -142,13 +142,6 @@ class TrainConfig:
                 f"sparsity must be 0 for method none, which prunes nothing, "
                 f"got {self.sparsity}"
             )
-        if self.score_batch_size is not None:
-            _require(
-                self.score_batch_size % self.group_size == 0,
-                "score_batch_size",
-                f"a multiple of the group size {self.group_size}",
-                self.score_batch_size,
-            )
         if self.data_mirror is not None:
             _require(
                 self.dataset in MIRRORED,
@@ -169,13 +162,6 @@ class TrainConfig:
         if self.batch_size is not None:
             return self.batch_size
         return BATCH_SIZES[self.dataset]
-
-    @property
-    def scoring_batch_size(self) -> int:
-        """``score_batch_size``, or the first multiple of the group size from 256 on."""
-        if self.score_batch_size is not None:
-            return self.score_batch_size
-        return -(-256 // self.group_size) * self.group_size
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0 after the mask."""

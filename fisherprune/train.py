@@ -141,7 +141,7 @@ def make_masks(
         measure_batchnorm(config, model, parts.train, quiet)
     scores = score(
         model,
-        Shown(parts.scoring.batches(config.scoring_batch_size), "scoring", quiet=quiet),
+        Shown(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
         config.method,
         group_size=config.group_size,
         seed=stream_seed(config.seed, "random scores"),

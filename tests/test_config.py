@@ -31,10 +31,6 @@ NAN, INF = float("nan"), float("inf")
         ({"score_samples": 0}, "score_samples must be at least 1, got 0"),
         ({"group_size": 0}, "group_size must be at least 1, got 0"),
         ({"score_batch_size": 0}, "score_batch_size must be at least 1, got 0"),
-        (
-            {"score_batch_size": 10, "group_size": 4},
-            "score_batch_size must be a multiple of the group size 4, got 10",
-        ),
         ({"lr": 0.0}, "lr must be above 0, got 0"),
         ({"lr": NAN}, "lr must be above 0, got nan"),
         ({"lr": INF}, "lr must be above 0, got inf"),
@@ -61,11 +57,6 @@ def test_learning_rate_drops():
     config = TrainConfig(lr=1.0, lr_drops=(2, 5), lr_drop_factor=0.5)
     rates = [config.learning_rate(epoch) for epoch in range(7)]
     assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
-
-
-@pytest.mark.parametrize("group, size", [(1, 256), (3, 258), (256, 256), (300, 300)])
-def test_scoring_batches_are_whole_groups(group, size):
-    assert TrainConfig(group_size=group).scoring_batch_size == size
 
 
 def test_batch_size_by_dataset():

@@ -1,0 +1,166 @@
+"""``python -m benchmarks.targets``: what the kernels must reach, and what was measured.
+
+Reads the result files of one device; measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.record import RESULTS, table
+
+Rows = list[dict]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number from the rows of one benchmark, and the limit it must keep."""
+
+    what: str
+    benchmark: str
+    value: Callable[[Rows], float]
+    limit: float
+    unit: str
+    at_most: bool = True
+
+    def row(self, rows: Rows) -> dict:
+        """Return the line of the table."""
+        value = self.value(rows)
+        holds = value <= self.limit if self.at_most else value >= self.limit
+        sign = "<=" if self.at_most else ">="
+        return {
+            "what": self.what,
+            "value": value,
+            "unit": self.unit,
+            "target": f"{sign} {self.limit:g}",
+            "holds": "yes" if holds else "NO",
+        }
+
+
+def one(rows: Rows, **wanted) -> dict:
+    """Return the only row with these columns."""
+    found = [r for r in rows if all(r.get(k) == v for k, v in wanted.items())]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} rows have {wanted}")
+    return found[0]
+
+
+def passes(network: str, batch: int) -> dict:
+    """Return the columns of plain passes over several batches of CIFAR images."""
+    place = {"network": network, "batch": batch, "image": 32, "batches": 4}
+    return place | {"what": "forward + backward"}
+
+
+def single(network: str, batch: int, what: str) -> dict:
+    """Return the columns of one way over one batch of CIFAR images."""
+    return {"network": network, "batch": batch, "batches": 1, "what": what}
+
+
+def flatness(rows: Rows) -> float:
+    """Return the time per image at batch 8 over that at batch 256."""
+    small, large = (
+        one(rows, **passes("resnet18", b) | {"what": "fisherprune"})["ms"]
+        for b in (8, 256)
+    )
+    return small / large
+
+
+def growth(rows: Rows) -> float:
+    """Return the time per score at 200 M over that at 11.2 M."""
+    scaling = [r for r in rows if r["case"] == "scaling" and r["what"] == "global_topk"]
+    per_score = {r["scores"]: r["ms"] / r["scores"] for r in scaling}
+    middle = min(per_score, key=lambda n: abs(n - 11_200_000))
+    return per_score[max(per_score)] / per_score[middle]
+
+
+def largest(rows: Rows) -> dict:
+    """Return the row of the most scores."""
+    ours = [r for r in rows if r["case"] == "scaling" and r["what"] == "global_topk"]
+    return max(ours, key=lambda r: r["scores"])
+
+
+def times(network: str, batch: int, what: str) -> Callable[[Rows], float]:
+    """Return how many times longer than ours a way takes over one batch."""
+    return lambda rows: one(rows, **single(network, batch, what))["to ours"]
+
+
+def over_plain(network: str, batch: int) -> Callable[[Rows], float]:
+    """Return the time of a pass of ours over that of a plain one."""
+    return lambda rows: one(rows, **passes(network, batch))["ours to it"]
+
+
+def topk_row(what: str, column: str) -> Callable[[Rows], float]:
+    """Return a number of the comparison at 11.2 M scores."""
+    return lambda rows: one(rows, case="keep 10 %", what=what)[column]
+
+
+def five_over_one(rows: Rows) -> float:
+    """Return the time for five sparsities over that for one."""
+    return one(rows, case="sparsities", what="global_topk, five")["ratio"]
+
+
+END, TOPK = "end_to_end", "topk"
+TARGETS = [
+    Target(
+        "resnet18, batch 32: pass over plain",
+        END,
+        over_plain("resnet18", 32),
+        1.15,
+        "x",
+    ),
+    Target("vgg19, batch 16: pass over plain", END, over_plain("vgg19", 16), 1.25, "x"),
+    Target(
+        "resnet18: one-image loop over ours",
+        END,
+        times("resnet18", 32, "one-image loop"),
+        2.5,
+        "x",
+        False,
+    ),
+    Target(
+        "vgg19: BackPACK over ours", END, times("vgg19", 16, "BackPACK"), 12, "x", False
+    ),
+    Target(
+        "resnet18, batch 256: memory above plain",
+        END,
+        lambda rows: one(rows, what="fisherprune, memory")["MB above plain"],
+        200,
+        "MB",
+    ),
+    Target("resnet18: time per image, batch 8 over 256", END, flatness, 1.2, "x"),
+    Target(
+        "select_masks, 11.2 M scores", TOPK, topk_row("select_masks", "ms"), 15, "ms"
+    ),
+    Target(
+        "cat + topk + indices over ours",
+        TOPK,
+        topk_row("cat + topk + indices", "ratio"),
+        10,
+        "x",
+        False,
+    ),
+    Target("time per score, 200 M over 11.2 M", TOPK, growth, 1.3, "x"),
+    Target(
+        "peak memory at 200 M over the scores",
+        TOPK,
+        lambda rows: largest(rows)["peak / scores"],
+        1.3,
+        "x",
+    ),
+    Target("five sparsities over one", TOPK, five_over_one, 2, "x"),
+]
+
+
+def main(device: str = "cpu") -> None:
+    """Print the table."""
+    records = {
+        name: json.loads((RESULTS / f"{name}-{device}.json").read_text())["rows"]
+        for name in {target.benchmark for target in TARGETS}
+    }
+    print(table([target.row(records[target.benchmark]) for target in TARGETS]))
+
+
+if __name__ == "__main__":
+    main()
