@@ -1,0 +1,67 @@
+"""What setup.py decides about CUDA, asked of setup.py itself."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def decide(folder, **variables):
+    """Run setup.py in a copy of the source folder, without compiling anything."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("csrc", "fisherprune"):
+        skip = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("CUDA")}
+    command = [sys.executable, "setup.py", "--name"]
+    return subprocess.run(
+        command, cwd=folder, env=kept | variables, capture_output=True, text=True
+    )
+
+
+def facts(folder):
+    return (folder / "build" / "facts" / "build_facts.h").read_text()
+
+
+def test_zero_builds_without_cuda_and_says_so(tmp_path):
+    result = decide(tmp_path, FISHERPRUNE_CUDA="0")
+    assert result.returncode == 0
+    assert "building the C++ kernels only: FISHERPRUNE_CUDA=0" in result.stdout
+    assert '#define FISHERPRUNE_CUDA_VERSION ""' in facts(tmp_path)
+
+
+def test_other_values_are_refused(tmp_path):
+    result = decide(tmp_path, FISHERPRUNE_CUDA="yes")
+    assert result.returncode != 0
+    assert "FISHERPRUNE_CUDA must be auto, 0 or 1, got 'yes'" in result.stderr
+
+
+def test_one_fails_where_the_toolkit_does_not_fit(tmp_path):
+    toolkit = tmp_path / "toolkit"
+    (toolkit / "bin").mkdir(parents=True)
+    nvcc = toolkit / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 1.2, V1.2.3'\n")
+    nvcc.chmod(0o755)
+    source = tmp_path / "source"
+    source.mkdir()
+    result = decide(source, FISHERPRUNE_CUDA="1", CUDA_HOME=str(toolkit))
+    assert result.returncode != 0
+    reason = "the CUDA toolkit is 1.2" if torch.version.cuda else "built without CUDA"
+    assert "FISHERPRUNE_CUDA=1, but" in result.stderr
+    assert reason in result.stderr
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the PATH")
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+def test_auto_honours_the_architectures(tmp_path):
+    result = decide(tmp_path, TORCH_CUDA_ARCH_LIST="9.0")
+    assert result.returncode == 0
+    if "C++ kernels only" not in result.stdout:
+        assert '#define FISHERPRUNE_CUDA_ARCHS "9.0"' in facts(tmp_path)
