@@ -122,7 +122,8 @@ class _TappedLayer(torch.autograd.Function):
         output = call.layer.forward(
             input, weight, None if call.bias is None else call.bias.detach()
         )
-        ctx.call, ctx.names, ctx.collect = call, names, collect
+        # Not the call itself: its input would live until the whole backward pass ends.
+        ctx.layer, ctx.names, ctx.collect = call.layer, names, collect
         # Under autocast the layer ran in the output's dtype: so must its backward.
         ctx.save_for_backward(
             input.to(output.dtype), None if weight is None else weight.to(output.dtype)
@@ -133,7 +134,7 @@ class _TappedLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         input, weight = ctx.saved_tensors
-        layer, (weight_name, bias_name) = ctx.call.layer, ctx.names
+        layer, (weight_name, bias_name) = ctx.layer, ctx.names
         if weight_name:
             shape = tuple(weight.shape)
             ctx.collect(weight_name, layer.weight_grads(grad, input, shape))
