@@ -1,7 +1,7 @@
 """``python -m benchmarks.gpu``: everything that needs a GPU, in one timed command.
 
 Checks the build, runs the tests of CUDA, measures the numbers a GPU must reach
-(``benchmarks.gpu_rows``) and runs small cases under compute-sanitizer; needs no network.
+(``benchmarks.gpu_rows``) and runs small cases under compute-sanitizer, without network.
 Each step has its time, and what earlier steps leave over; what does not fit is listed
 as not run. The result file is written after every step, so that no later one can take
 it away. Exit status: 0, 1 where a step, a test or a sanitizer failed (a missed target

@@ -56,7 +56,7 @@ def run_limited(
     command: Sequence[str], seconds: float, more: dict[str, str] | None = None
 ) -> Outcome:
     """Run a command in the root folder; end it and its children after ``seconds``."""
-    environment = {**os.environ, **(more or {})}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(more or {})}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,
@@ -141,7 +141,10 @@ def pytest_command() -> list[str]:
 
 def pytest_result(outcome: Outcome) -> dict[str, Any]:
     """Count the tests by result; ``ok`` where all ran and none failed."""
-    words = re.findall(r"::.* (PASSED|FAILED|ERROR|SKIPPED)\b", outcome.output)
+    line = re.compile(
+        r"::.* (PASSED|FAILED|ERROR|SKIPPED)\b.*\[ *\d+%\]$", re.MULTILINE
+    )
+    words = line.findall(outcome.output)
     counts = {word.lower(): n for word, n in Counter(words).items()}
     result = {"counts": counts, "ended": outcome.ending, "ok": outcome.status == 0}
     return result if result["ok"] else {**result, "tail": outcome.tail}
