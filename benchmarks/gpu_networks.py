@@ -26,27 +26,26 @@ from benchmarks.gpu_measure import (
 from benchmarks.harness import peak_extra_bytes, race, verify
 
 
-def true_scores(model, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Return fts scores by a float64 loop over the images."""
-    double = copy.deepcopy(model).double()
-    weights = {n: w.detach() for n, w in fp.prunable_parameters(double).items()}
-    found = peers.one_image_loop(double, x.double(), y)
+def scores_of(model, found: peers.Moments) -> dict[str, Tensor]:
+    """Return the fts scores of exact single-image moments, written out once more."""
+    weights = fp.prunable_parameters(model)
     return {
-        n: (weights[n] * m + weights[n].square() * fisher / 2).abs()
-        for n, (m, fisher) in found.items()
+        name: (w.detach() * m + w.detach().square() * fisher / 2).abs()
+        for name, w in weights.items()
+        for m, fisher in [found[name]]
     }
 
 
 def verify_network(model, x: Tensor, y: Tensor) -> None:
-    """Hold scores, moments and the peer to the float64 loop, without TF32."""
+    """Hold scores, moments and the peer to a float64 loop, without TF32."""
+    double = copy.deepcopy(model).double()
+    truth = peers.one_image_loop(double, x.double(), y)
+    scores, tolerance = scores_of(double, truth), end_to_end.TOLERANCE
     with precision("ieee"):
-        scores = fp.score(model, [(x, y)], "fts")
-        verify("scores", scores, true_scores(model, x, y), tolerance=5e-3)
-        check = end_to_end.checker(model, x, y)
-        check("fisherprune", peers.fisherprune(model, x, y))
-        few = x[:8], y[:8]
-        loop = peers.one_image_loop(model, *few)
-        end_to_end.checker(model, *few)("one-image loop", loop)
+        for peer in (peers.fisherprune, peers.one_image_loop):
+            verify(peer.__name__, peer(model, x, y), truth, tolerance=tolerance)
+        found = fp.score(model, [(x, y)], "fts")
+    verify("scores", found, scores, tolerance=tolerance)
 
 
 def scoring(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import (
     gpu,
@@ -308,16 +309,24 @@ def test_rates(short):
     assert all(0 < value < 1e4 for value in found.values())
 
 
-def test_networks(short):
-    found = gpu_networks.scoring("cpu", "resnet20", 11, 4, looped=2, rounds=1)
-    assert names(found)[0].startswith("resnet20, 11 images: exact fts scores")
+@pytest.fixture
+def small_network(short, monkeypatch):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=5), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    ).eval()
+    monkeypatch.setattr(gpu_networks.end_to_end, "network", lambda *_: model)
+
+
+def test_networks(small_network):
+    found = gpu_networks.scoring("cpu", "net", 11, 4, looped=2, rounds=1)
+    assert names(found)[0].startswith("net, 11 images: exact fts scores")
     assert found[0]["error"] < 1e-5
     assert found[1]["value"] / found[0]["value"] == pytest.approx(found[2]["value"])
-    assert len(gpu_networks.passes("cpu", "resnet20", 2, rounds=1)) == 3
-    assert len(gpu_networks.memory("cpu", "resnet20", 2, rounds=1)) == 2
+    assert len(gpu_networks.passes("cpu", "net", 2, rounds=1)) == 3
+    assert len(gpu_networks.memory("cpu", "net", 2, rounds=1)) == 2
 
 
-def test_wrong_scores_are_not_timed(monkeypatch):
+def test_wrong_scores_are_not_timed(small_network, monkeypatch):
     right = gpu_networks.fp.score
     monkeypatch.setattr(
         gpu_networks.fp,
@@ -325,7 +334,7 @@ def test_wrong_scores_are_not_timed(monkeypatch):
         lambda *a: {n: s * 1.01 for n, s in right(*a).items()},
     )
     with pytest.raises(harness.WrongResult, match="scores"):
-        gpu_networks.scoring("cpu", "resnet20", 3, 2, looped=1, rounds=1)
+        gpu_networks.scoring("cpu", "net", 3, 2, looped=1, rounds=1)
 
 
 def test_kernels(short):
