@@ -32,7 +32,7 @@ MOMENTS = (
     "grouped_wide",
     "group_remainder",
     "few_positions",
-    "many_samples_few_positions",
+    "many_samples",
     "zero_samples",
     "linear_wide",
     "linear_positions_2d",
