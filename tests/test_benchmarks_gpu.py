@@ -455,3 +455,32 @@ def test_modules_run_as_programs():
     command = [sys.executable, "-m", "benchmarks.gpu_rows", "--help"]
     done = subprocess.run(command, cwd=record.ROOT, capture_output=True, check=True)
     assert b"--output" in done.stdout
+
+
+@pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1), (None, 2)])
+def test_the_whole_run_writes_its_file(ok, status, monkeypatch, tmp_path, capsys):
+    def tests(seconds):
+        if ok is None:
+            raise Unusable("stale\nother device")
+        return {"tests": {"counts": {"passed": 1}, "ended": "exit 0", "ok": ok}}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "plan", lambda parts: [step("t", 1, tests)])
+    monkeypatch.setattr(
+        gpu, "place_of", lambda commit: {"device": "A B", "commit": commit}
+    )
+    assert gpu.main(["--commit", "abc"]) == status
+    out, err = capsys.readouterr()
+    if ok is None:
+        assert [line.split(": ")[1] for line in err.splitlines()] == [
+            *("stale", "other device")
+        ]
+        assert not list(tmp_path.iterdir())
+    else:
+        (path,) = tmp_path.iterdir()
+        found = json.loads(path.read_text())
+        assert path.name == "gpu-a-b.json"
+        assert found["environment"]["commit"] == "abc"
+        assert found["tests"]["ok"] == ok
+        assert str(path) in out
