@@ -43,8 +43,8 @@ GROUPS = {
         "training images; the weights stay",
         "score_samples": "score on a stratified subset of this many training images "
         "(default: all)",
-        "score_batch_size": "images scored at a time; more take more memory, the scores "
-        "are the same",
+        "score_batch_size": "images scored at a time; more take more memory, the "
+        "scores are the same",
     },
     "data and network": {
         "model": f"network: {', '.join(MODELS)}",

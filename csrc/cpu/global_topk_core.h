@@ -56,7 +56,7 @@ inline int64_t collect_chunk(const Task& task, int64_t c, const Queries& queries
     for (size_t q = 0; q < queries.size(); ++q) {
       Find& find = queries[q]->finds[c];
       uint8_t* mask = queries[q]->masks[chunk.tensor] + chunk.first + at;
-      const Counts counts =
+      const BlockCounts counts =
           block_loops().split(key, size, queries[q]->next.bracket, mask, inside);
       find.counts.above += counts.above, find.counts.inside += counts.inside;
       if (collects[q] && counts.inside) append(find.candidates, key, inside, size, at);

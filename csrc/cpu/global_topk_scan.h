@@ -25,13 +25,19 @@ struct Counts {
   int64_t above = 0, inside = 0;  // of a bracket
 };
 
+// Of one block. Small enough to be returned in one register: through memory they would
+// wait for the mask's bytes, which are on their way there before them.
+struct BlockCounts {
+  int32_t above, inside;
+};
+
 struct BlockLoops {
   // Writes the keys of `size` scores, returns how many scores are NaN or infinite.
   int64_t (*keys)(const float* scores, int64_t size, uint32_t* key);
   // mask = above the bracket, as bytes 0 and 1; inside = in the bracket, as bits, of
   // which whole words are written.
-  Counts (*split)(const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
-                  uint64_t* inside);
+  BlockCounts (*split)(const uint32_t* key, int64_t size, Bracket bracket,
+                       uint8_t* mask, uint64_t* inside);
   // mask = at least `least`.
   void (*at_least)(const uint32_t* key, int64_t size, uint32_t least, uint8_t* mask);
 };
@@ -57,8 +63,9 @@ FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
   return x;
 }
 
-FISHERPRUNE_INLINE Counts split_loop(const uint32_t* key, int64_t size, Bracket bracket,
-                                     uint8_t* mask, uint64_t* inside) {
+FISHERPRUNE_INLINE BlockCounts split_loop(const uint32_t* key, int64_t size,
+                                          Bracket bracket, uint8_t* mask,
+                                          uint64_t* inside) {
   const uint32_t width = bracket.high - bracket.low;
   uint8_t bytes[kBlock + 63];
   int32_t above = 0, within = 0;
@@ -83,19 +90,19 @@ FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_
 }
 
 // The loops inlined into functions of their own, compiled for the TARGET.
-#define FISHERPRUNE_BLOCK_LOOPS(NAME, TARGET)                                     \
-  TARGET inline int64_t keys_##NAME(const float* scores, int64_t size,            \
-                                    uint32_t* key) {                              \
-    return keys_loop(scores, size, key);                                          \
-  }                                                                               \
-  TARGET inline Counts split_##NAME(const uint32_t* key, int64_t size, Bracket b, \
-                                    uint8_t* mask, uint64_t* inside) {            \
-    return split_loop(key, size, b, mask, inside);                                \
-  }                                                                               \
-  TARGET inline void at_least_##NAME(const uint32_t* key, int64_t size,           \
-                                     uint32_t least, uint8_t* mask) {             \
-    at_least_loop(key, size, least, mask);                                        \
-  }                                                                               \
+#define FISHERPRUNE_BLOCK_LOOPS(NAME, TARGET)                                          \
+  TARGET inline int64_t keys_##NAME(const float* scores, int64_t size,                 \
+                                    uint32_t* key) {                                   \
+    return keys_loop(scores, size, key);                                               \
+  }                                                                                    \
+  TARGET inline BlockCounts split_##NAME(const uint32_t* key, int64_t size, Bracket b, \
+                                         uint8_t* mask, uint64_t* inside) {            \
+    return split_loop(key, size, b, mask, inside);                                     \
+  }                                                                                    \
+  TARGET inline void at_least_##NAME(const uint32_t* key, int64_t size,                \
+                                     uint32_t least, uint8_t* mask) {                  \
+    at_least_loop(key, size, least, mask);                                             \
+  }                                                                                    \
   inline constexpr BlockLoops loops_##NAME{keys_##NAME, split_##NAME, at_least_##NAME};
 
 FISHERPRUNE_BLOCK_LOOPS(portable, )
@@ -106,13 +113,14 @@ FISHERPRUNE_BLOCK_LOOPS(avx512_plain,
 
 // 64 keys at a time, whose comparisons are the bits of one word; by hand, because
 // compilers narrow the comparisons to bytes in many steps.
-__attribute__((target("avx512f,avx512bw,avx512vl,popcnt"))) inline Counts split_avx512(
-    const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
-    uint64_t* inside) {
+__attribute__((target("avx512f,avx512bw,avx512vl,popcnt"))) inline BlockCounts
+split_avx512(const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
+             uint64_t* inside) {
   const __m512i low = _mm512_set1_epi32(static_cast<int>(bracket.low));
   const __m512i high = _mm512_set1_epi32(static_cast<int>(bracket.high));
   const __m512i width = _mm512_sub_epi32(high, low);
-  int64_t above = 0, within = 0, j = 0;
+  int32_t above = 0, within = 0;
+  int64_t j = 0;
   for (; j + 64 <= size; j += 64) {
     uint64_t over = 0, in = 0;
     for (int part = 0; part < 4; ++part) {
@@ -125,7 +133,8 @@ __attribute__((target("avx512f,avx512bw,avx512vl,popcnt"))) inline Counts split_
     inside[j / 64] = in;
     above += __builtin_popcountll(over), within += __builtin_popcountll(in);
   }
-  const Counts rest =
+  if (j == size) return {above, within};
+  const BlockCounts rest =
       split_avx512_plain(key + j, size - j, bracket, mask + j, inside + j / 64);
   return {above + rest.above, within + rest.inside};
 }
