@@ -331,7 +331,7 @@ def test_wrong_scores_are_not_timed(small_network, monkeypatch):
     monkeypatch.setattr(
         gpu_networks.fp,
         "score",
-        lambda *a: {n: s * 1.01 for n, s in right(*a).items()},
+        lambda *a: {n: s * 1.1 for n, s in right(*a).items()},
     )
     with pytest.raises(harness.WrongResult, match="scores"):
         gpu_networks.scoring("cpu", "net", 3, 2, looped=1, rounds=1)
