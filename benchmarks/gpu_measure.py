@@ -19,7 +19,9 @@ from benchmarks.harness import FLUSH_BYTES, Timing, ceilings, verify
 
 FLUSHES = 6  # keep the device busy while the host launches what is timed
 TF32_KERNEL = 2e-3  # relative error of one product of TF32 operands, summed in float32
-TF32_NETWORK = 0.1  # of a whole network: catches what is wrong, not what is rounded
+# Of a whole network, where TF32 turns about one ReLU in a thousand over: this catches
+# what is wrong, not what is rounded. The rows carry the error that was found.
+TF32_NETWORK = 0.3
 
 Rows = list[dict[str, Any]]
 
