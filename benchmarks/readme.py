@@ -1,7 +1,8 @@
 """``python -m benchmarks.readme`` writes the README's tables from the result files.
 
 Each table stands between ``<!-- name -->`` and ``<!-- /name -->`` and comes from
-``benchmarks/results/name-cpu.json``; ``--check`` only says whether they agree.
+``benchmarks/results/name-cpu.json``, those of GPUs from ``gpu-*.json``; without such a
+file the text stays. ``--check`` only says whether they agree.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT
+from fisherprune.sources import source_hash
 
 README = ROOT / "README.md"
 
@@ -56,15 +58,64 @@ def source(record: dict) -> str:
     return f"{place}, torch {e['torch']}, commit {(e['commit'] or '')[:10]}."
 
 
-def filled(text: str) -> str:
-    """Return the README's text with every table written anew."""
+def number(value: float) -> str:
+    """Return three digits, or whole thousands."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def gpu(record: dict) -> list[str]:
+    """Every number of a GPU beside its target, and what was checked there."""
+    lines = [
+        f"| {record['environment']['device']} | measured | target | holds |",
+        "| --- | --- | --- | --- |",
+    ]
+    for r in record["rows"]:
+        holds = {True: "yes", False: "**no**"}.get(r.get("holds"), "")
+        value = f"{number(r['value'])} {r['unit']}"
+        lines.append(f"| {r['name']} | {value} | {r.get('target', '')} | {holds} |")
+    return [*lines, "", *checked(record)]
+
+
+def checked(record: dict) -> list[str]:
+    """Say what the tests and the sanitizers found, and what did not run."""
+    counts = record["tests"].get("counts", {})
+    words = ", ".join(f"{n} {word}" for word, n in counts.items())
+    facts = [f"Tests on it: {words}."] if counts else []
+    for tool, result in record["sanitizer"].items():
+        found = result["ended"] if result["found"] is None else result["found"]
+        facts.append(f"{tool} found: {found}.")
+    missing = [*record["failed"], *record["not_run"]]
+    if missing:
+        facts.append(f"Without result: {', '.join(missing)}.")
+    return facts
+
+
+def age(record: dict) -> list[str]:
+    """Say where the kernels have changed since."""
+    measured, now = record["environment"]["source_hash"], source_hash(ROOT / "csrc")
+    if measured == now:
+        return []
+    return [f"These are numbers of older kernels: sources {measured}, now {now}."]
+
+
+def bodies() -> dict[str, str]:
+    """Return what stands between the marks, by mark, as far as there are results."""
+    found = {}
     for table in (end_to_end, topk):
         path = RESULTS / f"{table.__name__}-cpu.json"
-        if not path.exists():
-            continue
+        if path.exists():
+            record = json.loads(path.read_text())
+            found[table.__name__] = "\n".join([*table(record), "", source(record)])
+    parts = []
+    for path in sorted(RESULTS.glob("gpu-*.json")):
         record = json.loads(path.read_text())
-        body = "\n".join([*table(record), "", source(record)])
-        mark = table.__name__
+        parts.append("\n".join([*gpu(record), source(record), *age(record)]))
+    return found | ({"gpu": "\n\n".join(parts)} if parts else {})
+
+
+def filled(text: str) -> str:
+    """Return the README's text with every table written anew."""
+    for mark, body in bodies().items():
         text = re.sub(
             rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
             lambda m, body=body: f"{m[1]}{body}\n{m[2]}",

@@ -1,0 +1,99 @@
+"""``python -m benchmarks.gpu_cases``: a few small cases of both ops, for a sanitizer.
+
+The cases are those of the tests, chosen so that every kernel runs and each run takes
+seconds under compute-sanitizer; results are compared with the PyTorch reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.gpu_measure import TF32_KERNEL, precision
+from benchmarks.harness import verify
+from benchmarks.record import ROOT
+from fisherprune import ops, reference
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+import moment_cases  # noqa: E402
+import topk_cases  # noqa: E402
+
+MOMENTS = (
+    "plain_3x3",
+    "first_layer",
+    "many_outputs",
+    "everything_uneven",
+    "pointwise_stride_2",
+    "depthwise_stride_2",
+    "grouped_wide",
+    "group_remainder",
+    "few_positions",
+    "many_samples",
+    "zero_samples",
+    "linear_wide",
+    "linear_positions_2d",
+)
+TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
+COUNTS = (37, 20_000)  # scores
+PRECISIONS = {"ieee": 1e-5, "tf32": TF32_KERNEL}
+
+
+def check_moments(name: str, setting: str, device: str) -> None:
+    """Run one case of grad_moments.
+
+    Raises:
+        WrongResult: where it differs from the float64 reference.
+    """
+    input, grad, weight, options = moment_cases.make(**moment_cases.CASES[name])
+    start = moment_cases.accumulators(weight)
+    found = [a.to(device) for a in start]
+    truth = [a.double() for a in start]
+    with precision(setting):
+        ops.grad_moments(input.to(device), grad.to(device), *found, **options)
+    reference.grad_moments(input, grad, *truth, **options)
+    verify(name, [f.cpu() for f in found], truth, tolerance=PRECISIONS[setting])
+
+
+def check_topk(name: str, count: int, device: str) -> None:
+    """Run one case of global_topk, and the steps that it shares over devices.
+
+    Raises:
+        WrongResult: where a mask, threshold or count differs from the reference.
+    """
+    arrays, keep = topk_cases.case(name, count)
+    scores = [torch.from_numpy(a) for a in arrays]
+    placed = [s.to(device) for s in scores]
+    masks, thresholds = ops.global_topk(placed, keep)
+    expected = reference.global_topk(scores, keep)
+    verify(name, [[m.cpu() for m in each] for each in masks], expected[0])
+    verify(f"{name}, thresholds", thresholds.cpu(), expected[1])
+    histogram = ops.topk_histogram(placed, 0, 0, 11).cpu()
+    verify(f"{name}, counts", histogram, reference.topk_histogram(scores, 0, 0, 11))
+    ties = [1] * len(scores)
+    steps = ops.topk_masks(placed, 0.5, ties)
+    expected = reference.topk_masks(scores, 0.5, ties)
+    verify(f"{name}, masks", [m.cpu() for m in steps], list(expected))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all cases."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu_cases", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--device", default="cuda")
+    device = parser.parse_args(argv).device
+    for name in MOMENTS:
+        for setting in PRECISIONS:
+            check_moments(name, setting, device)
+    for name in TOPK:
+        for count in COUNTS:
+            check_topk(name, count, device)
+    print(f"{len(MOMENTS)} cases of grad_moments, {len(TOPK)} of global_topk: right")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The two ops alone on a GPU, as share of what the device can do."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import fisherprune as fp
+from benchmarks import moments, topk
+from benchmarks.gpu_measure import (
+    TF32_KERNEL,
+    Goal,
+    NotHere,
+    Rows,
+    device_times,
+    matmul_rates,
+    paired,
+    precision,
+    row,
+)
+from benchmarks.harness import ceilings, race, verify
+from fisherprune import ops
+from fisherprune.threshold import keep_count
+
+READS = 4  # of every score in one selection: three histograms and the masks
+SPREAD = 0x9E3779B1  # odd, so that i * SPREAD mod 2^m visits every number once
+
+
+def largest_layers() -> list[moments.Layer]:
+    """Return the shapes of ResNet18 and VGG19 with most arithmetic, or most weights."""
+    layers = {str(la): la for model in moments.MODELS.values() for la in model}.values()
+    most = max(layer.flops(1) for layer in layers)
+    weights = max(layer.channels * layer.outputs for layer in layers)
+    return [
+        layer
+        for layer in layers
+        if layer.flops(1) == most or layer.channels * layer.outputs == weights
+    ]
+
+
+def kernel(
+    device: str,
+    batch: int = 512,
+    layers: Sequence[moments.Layer] | None = None,
+    n: int = 8192,
+    rounds: int = 20,
+) -> Rows:
+    """Time grad_moments alone, as share of the TF32 matmul rate measured here."""
+    peak = matmul_rates(device, n)["tf32_matmul_tflops"]
+    rows = []
+    for layer in layers or largest_layers():
+        input, grad, weight = layer.operands(batch, device)
+        sums = torch.zeros(2, *weight, device=device)
+        call = partial(ops.grad_moments, input, grad, *sums, **layer.options())
+        with precision("tf32"):
+            call()
+            truth = moments.true_moments(layer, input, grad, weight)
+            verify(f"sum, {layer}", sums[0], truth[0], tolerance=TF32_KERNEL)
+            verify(f"sum_sq, {layer}", sums[1], truth[1], tolerance=TF32_KERNEL)
+            times = device_times(call, device, rounds)
+        rates = [layer.flops(batch) / us / 1e6 for us in times]
+        rows.append(
+            row(
+                f"grad_moments, {layer}, batch {batch}: share of TF32 matmul",
+                "of matmul",
+                [rate / peak for rate in rates],
+                Goal(0.35, at_most=False),
+                microseconds=statistics.median(times),
+                tflops=statistics.median(rates),
+                matmul_tflops=peak,
+            )
+        )
+    return rows
+
+
+def selection(device: str, total: int | None = None, rounds: int = 50) -> Rows:
+    """Time one selection of ResNet18's scores, from the scores to bool masks."""
+    scores = topk.make_scores(total, device)
+    count = sum(s.numel() for s in scores)
+    k = keep_count(count, 0.9)
+    named = {str(i): s for i, s in enumerate(scores)}
+    raw = partial(torch.ops.fisherprune.global_topk, scores, [k])
+    check = topk.checker(scores, [k])
+    check("global_topk", [list(raw()[0])])
+    device_us = device_times(raw, device, rounds)
+    calls = {
+        "select_masks": lambda: [list(fp.select_masks(named, 0.9).values())],
+        "cat + topk + masks": lambda: [topk.by_topk(scores, k)],
+    }
+    times = race(calls, check, device=device, rounds=rounds, warmup=3)
+    wall = {name: [ms * 1e3 for ms in t.samples] for name, t in times.items()}
+    ratio = paired(times["cat + topk + masks"], times["select_masks"])
+    place = f"{count:,} scores"
+    return [
+        row(f"{place}: global_topk, device time", "us", device_us, Goal(150)),
+        row(
+            f"{place}: select_masks, wall clock", "us", wall["select_masks"], Goal(150)
+        ),
+        row(
+            f"{place}: cat + topk + masks, wall clock", "us", wall["cat + topk + masks"]
+        ),
+        row(
+            f"{place}: cat + topk + masks over select_masks",
+            "x",
+            ratio,
+            Goal(5, at_most=False),
+        ),
+    ]
+
+
+def scattered_scores(total: int, device: str) -> list[Tensor]:
+    """Return ``total``, a power of two, distinct scores in scattered order.
+
+    As ``topk.make_scores``, whose random order takes minutes at this size: the entry at
+    i has the rank i * SPREAD mod total, made on the device in parts.
+    """
+    scores = torch.empty(total, dtype=torch.int32, device=device)
+    for start in range(0, total, 1 << 24):
+        part = scores[start : start + (1 << 24)]
+        index = torch.arange(start, start + len(part), device=device)
+        part.copy_((index * SPREAD & (total - 1)) + topk.LEAST_BITS)
+    sizes = [max(1, s * total // sum(topk.SIZES)) for s in topk.SIZES]
+    sizes[-1] += total - sum(sizes)
+    return list(scores.view(torch.float32).split(sizes))
+
+
+def large_selection(
+    device: str, total: int = 1 << 30, megabytes: int = 2048, rounds: int = 10
+) -> Rows:
+    """Time a selection so large that memory alone counts, against a copy."""
+    if torch.device(device).type == "cuda":
+        free, needed = torch.cuda.mem_get_info(device)[0], 12 * total
+        if free < needed:
+            raise NotHere(f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
+    copied = ceilings(device, megabytes=megabytes)["copy_gbs"]
+    scores = scattered_scores(total, device)
+    k = keep_count(total, 0.9)
+    call = partial(torch.ops.fisherprune.global_topk, scores, [k])
+    topk.checker(scores, [k])("global_topk", [list(call()[0])])
+    times = device_times(call, device, rounds)
+    rates = [READS * 4 * total / us / 1e3 for us in times]  # GB/s
+    return [
+        row(
+            f"{total:,} scores: global_topk, share of copy bandwidth",
+            "of copy",
+            [rate / copied for rate in rates],
+            Goal(0.6, at_most=False),
+            microseconds=statistics.median(times),
+            copy_gbs=copied,
+        )
+    ]

@@ -1,0 +1,53 @@
+"""The numbers a GPU must reach, a step at a time: verified first, then timed.
+
+``python -m benchmarks.gpu`` runs each step in a process of its own, so that one that
+fails or hangs takes no other with it::
+
+    python -m benchmarks.gpu_rows STEP --output FILE [--device cuda]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gpu_kernels, gpu_networks
+from benchmarks.gpu_measure import NotHere, Rows, limits
+from benchmarks.record import write_json
+
+STEPS: dict[str, Callable[[str], Rows]] = {
+    "scoring": gpu_networks.scoring,
+    "pass-resnet18": partial(gpu_networks.passes, name="resnet18"),
+    "pass-vgg19": partial(gpu_networks.passes, name="vgg19"),
+    "kernel": gpu_kernels.kernel,
+    "topk": gpu_kernels.selection,
+    "topk-large": gpu_kernels.large_selection,
+    "memory": gpu_networks.memory,
+}
+
+
+def result_of(step: str, device: str) -> dict[str, Any]:
+    """Run one step; say why where the machine lacks what it needs."""
+    try:
+        if step == "ceilings":
+            return {"ceilings": limits(device)}
+        return {"rows": STEPS[step](device)}
+    except NotHere as reason:
+        return {"not_run": str(reason)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one step and write what it found."""
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_rows")
+    parser.add_argument("step", choices=["ceilings", *STEPS])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(argv)
+    write_json(options.output, result_of(options.step, options.device))
+
+
+if __name__ == "__main__":
+    main()
