@@ -39,7 +39,7 @@ CUDA_VERSION: str = _C.cuda_version
 CUDA_ARCHS: str = _C.cuda_archs
 """Architectures of the CUDA kernels, as in TORCH_CUDA_ARCH_LIST."""
 TORCH_VERSION: str = _C.torch_version
-"""The torch whose headers the kernels were built with; any torch >= 2.10 runs them."""
+"""The torch whose headers the kernels were built with; any torch >= 2.11 runs them."""
 COMPILER: str = _C.compiler
 """The C++ compiler and its version."""
 SOURCE_HASH: str = _C.source_hash

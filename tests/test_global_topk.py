@@ -1,6 +1,9 @@
 """global_topk and its steps equal the stable sort of the reference, entry by entry."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -248,3 +251,19 @@ X = torch.zeros(4)
 def test_errors_name_what_is_wrong(call, message):
     with pytest.raises(RuntimeError, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
+def test_every_capability_selects_alike(capability):
+    code = (
+        "import torch; from fisherprune import ops, reference\n"
+        "for n in (5, 1000, 70_001, 300_000):\n"
+        "    s = [torch.randn(n), torch.randn(n).round(decimals=1)]\n"
+        "    keep = [1, n // 3, n, 2 * n]\n"
+        "    found, wanted = (o.global_topk(s, keep) for o in (ops, reference))\n"
+        "    assert torch.equal(found[1], wanted[1])\n"
+        "    for a, b in zip(found[0], wanted[0]):\n"
+        "        assert all(torch.equal(x, y) for x, y in zip(a, b))\n"
+    )
+    capped = os.environ | {"FISHERPRUNE_CPU_CAPABILITY": capability}
+    subprocess.run([sys.executable, "-c", code], env=capped, check=True)

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../global_topk.h"
+#include "capability.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -147,9 +148,12 @@ inline constexpr BlockLoops loops_avx512{keys_avx512_plain, split_avx512,
 
 inline const BlockLoops& block_loops() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return loops_avx512;
-  if (__builtin_cpu_supports("avx2")) return loops_avx2;
+  static const bool bytes_and_bits = __builtin_cpu_supports("avx512bw") &&
+                                     __builtin_cpu_supports("avx512vl") &&
+                                     __builtin_cpu_supports("popcnt");
+  const Capability capability = cpu_capability();
+  if (capability == Capability::avx512 && bytes_and_bits) return loops_avx512;
+  if (capability != Capability::portable) return loops_avx2;
 #endif
   return loops_portable;
 }

@@ -1,3 +1,4 @@
+// source: csrc/cpu/capability.cpp
 // The CPU's global_topk, free of torch, against std::sort on hard inputs; built with
 // the address and undefined-behaviour sanitizers (see run.sh).
 #include <cstdio>
