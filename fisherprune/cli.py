@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from typing import NoReturn
 
-from fisherprune.config import BATCH_SIZES, TrainConfig
+from fisherprune.config import (
+    BATCH_SIZES,
+    MEMORY_FORMATS,
+    VALIDATION_METRICS,
+    TrainConfig,
+)
 from fisherprune.criteria import criteria
 from fisherprune.data import IMAGE_SIZES
+from fisherprune.densities import read_densities
 from fisherprune.errors import FisherpruneError
 from fisherprune.models import MODELS
-from fisherprune.threshold import SCOPES
 
 DESCRIPTION = """\
 Prune a network at initialization and train what is left.
@@ -35,7 +40,17 @@ GROUPS = {
         "method": f"criterion: {', '.join(criteria())}; none trains densely",
         "sparsity": "fraction of the prunable weights removed, from 0 to 1 "
         "(default: 0.9, or 0 for method none)",
-        "scope": f"one threshold over all weights or one a layer: {', '.join(SCOPES)}",
+        "scope": "where scores compete: global (one threshold), layer (the same "
+        "sparsity in each), erk (Erdos-Renyi-kernel densities) or densities (given "
+        "ones, scaled to the sparsity)",
+        "densities": "relative density of each parameter for scope densities: a JSON "
+        'file {"PARAMETER": NUMBER, ...} or the masks.safetensors of another run',
+        "skip": "prune all parameters but those with one of these parts in their name; "
+        "'bias linear bn' is the choice of the published FTS code (default: the "
+        "weights of Conv and Linear layers but the classifier)",
+        "invert_scores": "sanity check: keep the smallest scores",
+        "shuffle_masks": "sanity check: permute each mask within its layer",
+        "reinitialize": "sanity check: draw new initial weights under the mask",
         "group_size": "samples whose mean gradient is squared as one; 1 is the exact "
         "empirical Fisher",
         "warmup_epochs": "epochs of dense training before the scoring",
@@ -67,15 +82,31 @@ GROUPS = {
         "weight_decay": "weight decay of SGD",
         "lr_drops": "epochs after which the learning rate drops",
         "lr_drop_factor": "what it is multiplied by at each drop",
+        "validation_every": "epochs from one validation to the next",
+        "validation_metric": "what the best weights are best in: "
+        f"{', '.join(VALIDATION_METRICS)}",
         "amp": "train in bfloat16 (autocast); scores and tests stay float32",
+        "memory_format": f"of images and weights: {', '.join(MEMORY_FORMATS)}",
+        "compile": "train through torch.compile: slow to start, then faster",
     },
     "run": {
         "seed": "of all random choices but the train/validation split",
         "device": "auto (cuda where there is one), cpu, cuda or cuda:INDEX",
         "output_dir": "the run makes a folder of its own in it",
+        "tensorboard": "write the metrics for TensorBoard too",
     },
 }
 """Help of every field of TrainConfig, by group."""
+
+READERS: dict[str, Callable[[str], object]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "tuple[int, ...]": int,
+    "tuple[str, ...]": str,
+    "Mapping[str, float]": read_densities,
+}
+"""How the values of an option are read, by the field's type."""
 
 METAVARS = {
     "method": "CODE",
@@ -86,6 +117,8 @@ METAVARS = {
     "float": "X",
     "str": "NAME",
     "tuple[int, ...]": "EPOCH",
+    "tuple[str, ...]": "PART",
+    "densities": "FILE",
 }
 """What the help calls an option's value, by name or else by type."""
 
@@ -148,9 +181,9 @@ def _add(group, field: Field, text: str) -> None:
     many = {"nargs": "*"} if kind.startswith("tuple") else {}
     group.add_argument(
         option,
-        type={"float": float, "str": str}.get(kind, int),
+        type=READERS[kind],
         default=field.default,
-        metavar=METAVARS.get(field.name, METAVARS[kind]),
+        metavar=METAVARS.get(field.name) or METAVARS[kind],
         help=text,
         **many,
     )

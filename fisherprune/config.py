@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from fisherprune.criteria import criteria
 from fisherprune.data import IMAGE_SIZES
+from fisherprune.densities import checked_densities
 from fisherprune.errors import FisherpruneError
 from fisherprune.models import MODELS
 from fisherprune.threshold import SCOPES, checked_sparsity
@@ -18,6 +20,8 @@ BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
 """Images per step where none is asked for."""
 MIRRORED = ("cifar10", "cifar100")
 MIN_IMAGE_SIZE = 8
+VALIDATION_METRICS = ("accuracy", "f1")
+MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,17 @@ class TrainConfig:
     sparsity: float = 0.9
     """Fraction of the prunable weights removed; 0 for method ``none``."""
     scope: str = "global"
-    """``global``: one threshold for all layers; ``layer``: one for each."""
+    """Where scores compete; one of ``fisherprune.threshold.SCOPES``."""
+    densities: Mapping[str, float] | None = field(default=None, hash=False)
+    """Relative densities by parameter name, for scope ``densities`` alone."""
+    skip: tuple[str, ...] | None = None
+    """As in ``fisherprune.prunable_parameters``."""
+    invert_scores: bool = False
+    """Whether to keep the smallest scores: a sanity check of the criterion."""
+    shuffle_masks: bool = False
+    """Whether to permute each mask within its layer: does it matter which weights?"""
+    reinitialize: bool = False
+    """Whether to draw new initial weights under the mask: do their values matter?"""
     group_size: int = 1
     """Samples whose mean gradient is squared as one; 1 is the empirical Fisher."""
     warmup_epochs: int = 0
@@ -76,14 +90,28 @@ class TrainConfig:
     """Of every random stream of the run."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:i``."""
+    validation_every: int = 1
+    """Epochs from one validation to the next; the first is always validated."""
+    validation_metric: str = "accuracy"
+    """What the best weights are best in: a key of VALIDATION_METRICS."""
     amp: bool = False
     """Whether to train in bfloat16 by autocast."""
+    memory_format: str = "auto"
+    """Of images and weights in training: one of MEMORY_FORMATS."""
+    compile: bool = False
+    """Whether to train through ``torch.compile``."""
+    tensorboard: bool = False
+    """Whether to write the metrics for TensorBoard too."""
     output_dir: str = "runs"
     """Where the run's own folder is made."""
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without data."""
         object.__setattr__(self, "lr_drops", tuple(self.lr_drops))
+        if self.densities is not None:
+            checked_densities(self.densities)
+        if self.skip is not None:
+            object.__setattr__(self, "skip", tuple(self.skip))
         self._check_choices()
         self._check_numbers()
         self._check_together()
@@ -93,6 +121,8 @@ class TrainConfig:
         _one_of("model", self.model, MODELS)
         _one_of("dataset", self.dataset, IMAGE_SIZES)
         _one_of("scope", self.scope, SCOPES)
+        _one_of("validation_metric", self.validation_metric, VALIDATION_METRICS)
+        _one_of("memory_format", self.memory_format, MEMORY_FORMATS)
         _require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device),
             "device",
@@ -111,6 +141,7 @@ class TrainConfig:
             "score_batch_size": 1,
             "epochs": 0,
             "batch_size": 2,
+            "validation_every": 1,
         }.items():
             value = getattr(self, name)
             _require(value is None or value >= least, name, f"at least {least}", value)
@@ -141,6 +172,11 @@ class TrainConfig:
             raise FisherpruneError(
                 f"sparsity must be 0 for method none, which prunes nothing, "
                 f"got {self.sparsity}"
+            )
+        if (self.scope == "densities") != (self.densities is not None):
+            raise FisherpruneError(
+                "densities must be given for scope densities, and for no other; "
+                f"scope is {self.scope}"
             )
         if self.data_mirror is not None:
             _require(

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import fisherprune as fp
-from fisherprune import models, train
+from fisherprune import models, scoring, train, trainer
 from fisherprune.augment import TrainingBatches
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
+from fisherprune.metrics import Metrics
 from fisherprune.parts import load_parts
 from fisherprune.streams import stream, stream_seed
 from fisherprune.summary import LayerCount, count_layers, table
@@ -90,16 +91,16 @@ def test_the_best_weights_are_those_of_the_best_validation(small):
     parts = load_parts(result.config, CPU, True)
     network = models.create("resnet20", 10, 1)
     network.load_state_dict(load_file(result.folder / "best.safetensors"))
-    validation = train.evaluate(network, parts.validation, "", True)
+    validation = trainer.evaluate(network, parts.validation, "", True)
     assert validation.accuracy == max(accuracies)
-    assert train.evaluate(network, parts.test, "", True) == result.best
+    assert trainer.evaluate(network, parts.test, "", True) == result.best
     network.load_state_dict(load_file(result.folder / "last.safetensors"))
-    assert train.evaluate(network, parts.test, "", True) == result.last
+    assert trainer.evaluate(network, parts.test, "", True) == result.last
 
 
 def test_the_first_of_equal_validations_is_the_best(small, monkeypatch):
-    same = train.Metrics(1.0, 0.5, 0.5, 0.5, 0.5)
-    monkeypatch.setattr(train, "evaluate", lambda *args: same)
+    same = Metrics(1.0, 0.5, 0.5, 0.5, 0.5)
+    monkeypatch.setattr(trainer, "evaluate", lambda *args: same)
     assert train.run(replace(small, epochs=2), quiet=True).best_epoch == 1
 
 
@@ -177,7 +178,7 @@ def test_scoring_sees_plain_training_images_in_eval_mode(small, monkeypatch):
         seen.update(options, x=torch.cat([x for x, _ in batches]))
         return fp.score(model, batches, criterion, **options)
 
-    monkeypatch.setattr(train, "score", spy)
+    monkeypatch.setattr(scoring, "score", spy)
     train.run(replace(small, epochs=0, group_size=3), quiet=True)
     parts = load_parts(small, CPU, True)
     assert torch.equal(seen["x"], parts.scoring.normalize(parts.scoring.images))
@@ -197,7 +198,7 @@ def test_batchnorm_warmup_measures_exact_statistics(small):
     before = {k: v.clone() for k, v in network.named_parameters()}
     seen = []
     network.conv1.register_forward_hook(lambda *a: seen.append(a[2].double()))
-    train.measure_batchnorm(
+    scoring.measure_batchnorm(
         replace(small, batch_size=65), network, parts.train, quiet=True
     )
     assert all(torch.equal(v, before[k]) for k, v in network.named_parameters())

@@ -1,0 +1,42 @@
+"""Which runs are the same: a hash of all that a run's result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, fields, replace
+
+from fisherprune.config import TrainConfig
+from fisherprune.data import IMAGE_SIZES
+
+CIRCUMSTANCES = ("device", "data_dir", "data_mirror", "output_dir", "tensorboard")
+"""Fields that say where a run happens and what is written, not what it is."""
+
+
+def identity(config: TrainConfig) -> str:
+    """Return 16 hexadecimal digits, the same for configs that mean the same run.
+
+    Values that are the default are left out, so a field that a later version adds
+    changes no identity; a value that is spelled out equals the default it equals.
+    ``data_dir`` counts for the dataset ``folder``, which it chooses.
+    """
+    text = json.dumps(distinct(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def distinct(config: TrainConfig) -> dict[str, object]:
+    """Return the fields that set a run apart from the default one."""
+    config = replace(
+        config,
+        batch_size=config.training_batch_size,
+        image_size=config.image_size or IMAGE_SIZES[config.dataset],
+    )
+    values = asdict(config)
+    left_out = set(CIRCUMSTANCES) - (
+        {"data_dir"} if config.dataset == "folder" else set()
+    )
+    return {
+        field.name: values[field.name]
+        for field in fields(TrainConfig)
+        if field.name not in left_out and values[field.name] != field.default
+    }
