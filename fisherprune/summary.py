@@ -59,6 +59,8 @@ class RunResult:
     """First epoch of the best validation accuracy, from 1; 0 where none was trained."""
     layers: tuple[LayerCount, ...]
     """Counted from the last weights."""
+    scoring: dict[str, object] | None
+    """What the scores cost, as ``scoring.make_masks`` says; None without a mask."""
     seconds: dict[str, float]
     """Wall time by phase: data, warmup, scoring, training, testing."""
     environment: dict[str, object]
@@ -99,6 +101,7 @@ class RunResult:
                 for layer in self.layers
             },
             "warnings": list(self.warnings),
+            "scoring": self.scoring,
             "seconds": self.seconds,
             "environment": self.environment,
         }

@@ -30,7 +30,9 @@ from fisherprune.summary import (
 from fisherprune.trainer import Trainer, evaluate
 
 
-def run(config: TrainConfig, *, quiet: bool = False) -> RunResult:
+def run(
+    config: TrainConfig, *, statistics: Path | None = None, quiet: bool = False
+) -> RunResult:
     """Make a mask, train under it, test; write everything into the run's own folder.
 
     Warm-up epochs come first and keep the first learning rate; ``epochs`` and the drops
@@ -39,6 +41,7 @@ def run(config: TrainConfig, *, quiet: bool = False) -> RunResult:
 
     Args:
         config: what to do.
+        statistics: folder of statistics that runs share, made if missing; None: none.
         quiet: show no progress.
 
     Raises:
@@ -70,9 +73,9 @@ def run(config: TrainConfig, *, quiet: bool = False) -> RunResult:
         trainer.epoch("warmup")
     clock.lap("warmup")
 
-    masks = None
+    masks = scoring = None
     if config.method != "none":
-        masks = make_masks(config, model, parts, quiet)
+        masks, scoring = make_masks(config, model, parts, statistics, quiet)
         masks.apply_(model)
         masks.hold(model, optimizer)
         folder.save_masks(masks)
@@ -84,7 +87,7 @@ def run(config: TrainConfig, *, quiet: bool = False) -> RunResult:
 
     if masks is not None:
         check_pruned_are_zero(model, masks)
-    layers = count_layers(prunable_parameters(model))
+    layers = count_layers(prunable_parameters(model, config.skip))
     last = best = evaluate(model, parts.test, "test, last", quiet)
     if trainer.best_epoch != config.epochs:
         model.load_state_dict(folder.load_weights("best"))
@@ -98,6 +101,7 @@ def run(config: TrainConfig, *, quiet: bool = False) -> RunResult:
         best=best,
         best_epoch=trainer.best_epoch,
         layers=layers,
+        scoring=scoring,
         seconds=clock.laps,
         environment=environment(device),
     )
