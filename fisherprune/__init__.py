@@ -10,7 +10,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 try:
-    from fisherprune import models
+    from fisherprune import baselines, models
     from fisherprune.criteria import criteria
     from fisherprune.errors import FisherpruneError
     from fisherprune.layers import prunable_parameters
@@ -33,6 +33,7 @@ __all__ = [
     "FisherpruneError",
     "GradientMoments",
     "Masks",
+    "baselines",
     "criteria",
     "gradient_moments",
     "models",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from fisherprune.guards import Batches, Parameters, check_finite, checked_parame
 from fisherprune.losses import LossFn
 from fisherprune.masks import Masks
 from fisherprune.passes import ModelStatistics, statistics_of
-from fisherprune.threshold import SCOPES, checked_sparsity, select_masks
+from fisherprune.threshold import checked_scope, checked_sparsity, select_masks
 
 
 def score(
@@ -166,6 +166,7 @@ def prune(
     sparsity: float = 0.9,
     scope: str = "global",
     *,
+    densities: Mapping[str, float] | None = None,
     loss_fn: LossFn | None = None,
     group_size: int = 1,
     parameters: Parameters | None = None,
@@ -181,8 +182,7 @@ def prune(
             then left as it was.
     """
     checked_sparsity(sparsity)
-    if scope not in SCOPES:
-        raise FisherpruneError(f"scope must be one of {SCOPES}, got {scope!r}")
+    checked_scope(scope, densities)
     scores = score(
         model,
         batches,
@@ -192,6 +192,6 @@ def prune(
         parameters=parameters,
         seed=seed,
     )
-    masks = select_masks(scores, sparsity, scope)
+    masks = select_masks(scores, sparsity, scope, densities=densities)
     masks.apply_(model)
     return masks

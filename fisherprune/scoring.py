@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fisherprune.augment import TrainingBatches
+from fisherprune.baselines import invert_scores, shuffle_masks
 from fisherprune.config import TrainConfig
 from fisherprune.data import Augmentation, Dataset
 from fisherprune.layers import prunable_parameters
@@ -58,7 +59,13 @@ def make_masks(
     )
     seed = stream_seed(config.seed, "random scores")
     scores = score_from(parameters, found, [config.method], seed=seed)[config.method]
-    masks = select_masks(scores, config.sparsity, config.scope)
+    if config.invert_scores:
+        scores = invert_scores(scores)
+    masks = select_masks(
+        scores, config.sparsity, config.scope, densities=config.densities
+    )
+    if config.shuffle_masks:
+        masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
     cost = {"seconds": found.seconds, "samples": found.samples, "cached": found.cached}
     return masks, cost
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from fisherprune import cli, models
+from fisherprune.baselines import reinitialize_
 from fisherprune.config import TrainConfig, resolve_device
 from fisherprune.errors import FisherpruneError
 from fisherprune.layers import prunable_parameters
@@ -76,6 +77,9 @@ def run(
     masks = scoring = None
     if config.method != "none":
         masks, scoring = make_masks(config, model, parts, statistics, quiet)
+        if config.reinitialize:
+            seed = stream_seed(config.seed, "reinitialization")
+            reinitialize_(model, optimizer, seed=seed)
         masks.apply_(model)
         masks.hold(model, optimizer)
         folder.save_masks(masks)
