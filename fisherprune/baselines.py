@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.guards import eager
 from fisherprune.masks import Masks
+from fisherprune.streams import stream
 
 
 def invert_scores(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -33,12 +34,12 @@ def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
 
     Args:
         masks: bool masks by parameter name.
-        seed: the permutations depend on it and on the shapes, not on the device.
+        seed: a layer's permutation depends on it, the layer's name and its shape.
     """
-    generator = torch.Generator().manual_seed(seed)
     shuffled = {}
     for name, mask in masks.items():
-        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+        order = torch.randperm(mask.numel(), generator=stream(seed, name))
+        order = order.to(mask.device)
         shuffled[name] = mask.flatten()[order].view(mask.shape)
     return Masks(shuffled)
 

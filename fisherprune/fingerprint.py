@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fisherprune import kernels
 from fisherprune.guards import Batches, Parameters, device_of, eager
 
-BUILT_IN = vars(nn.Module()).keys()
-"""Attributes that every module has: none of them says what it computes."""
+BUILT_IN = vars(nn.Module()).keys() | {"_is_torch_compile", "_compiled_call_impl"}
+"""Attributes that torch gives to modules: none of them says what they compute."""
 
 
 class Digest:

@@ -21,7 +21,7 @@ class LayerCount:
     outputs: int
     """Length of its first dimension: output channels or features."""
     kept: int
-    """Weights that are not zero."""
+    """Weights the mask keeps; without a mask those that are not zero."""
     total: int
     """All weights."""
 
@@ -58,7 +58,7 @@ class RunResult:
     best_epoch: int
     """First epoch of the best validation accuracy, from 1; 0 where none was trained."""
     layers: tuple[LayerCount, ...]
-    """Counted from the last weights."""
+    """Of the prunable parameters."""
     scoring: dict[str, object] | None
     """What the scores cost, as ``scoring.make_masks`` says; None without a mask."""
     seconds: dict[str, float]
@@ -68,7 +68,7 @@ class RunResult:
 
     @property
     def kept(self) -> int:
-        """Prunable weights that are not zero."""
+        """Prunable weights that are kept."""
         return sum(layer.kept for layer in self.layers)
 
     @property
@@ -78,7 +78,7 @@ class RunResult:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the prunable weights that are zero."""
+        """Fraction of the prunable weights that are removed."""
         return (self.total - self.kept) / self.total
 
     @property
@@ -108,10 +108,17 @@ class RunResult:
 
 
 @torch.no_grad()
-def count_layers(parameters: dict[str, nn.Parameter]) -> tuple[LayerCount, ...]:
-    """Count the weights of each parameter that are not zero."""
+def count_layers(
+    parameters: dict[str, nn.Parameter], masks: Masks | None = None
+) -> tuple[LayerCount, ...]:
+    """Count the weights of each parameter that are kept.
+
+    Those under the masks: a kept weight may well be zero, as biases are at first.
+    Without masks those that are not zero.
+    """
+    kept = parameters if masks is None else masks
     return tuple(
-        LayerCount(name, len(p), int(torch.count_nonzero(p)), p.numel())
+        LayerCount(name, len(p), int(torch.count_nonzero(kept[name])), p.numel())
         for name, p in parameters.items()
     )
 

@@ -91,7 +91,7 @@ def run(
 
     if masks is not None:
         check_pruned_are_zero(model, masks)
-    layers = count_layers(prunable_parameters(model, config.skip))
+    layers = count_layers(prunable_parameters(model, config.skip), masks)
     last = best = evaluate(model, parts.test, "test, last", quiet)
     if trainer.best_epoch != config.epochs:
         model.load_state_dict(folder.load_weights("best"))

@@ -55,6 +55,7 @@ def test_layers_are_shuffled_apart():
     mask = torch.rand(1000) < 0.5
     shuffled = shuffle_masks({"a": mask, "b": mask}, 0)
     assert not torch.equal(shuffled["a"], shuffled["b"])
+    assert torch.equal(shuffled["b"], shuffle_masks({"b": mask}, 0)["b"])
 
 
 def trained(model):
