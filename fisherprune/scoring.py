@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,7 +20,11 @@ from fisherprune.threshold import select_masks
 
 
 def make_masks(
-    config: TrainConfig, model: nn.Module, parts: Parts, quiet: bool
+    config: TrainConfig,
+    model: nn.Module,
+    parts: Parts,
+    statistics: Path | None,
+    quiet: bool,
 ) -> Masks:
     """Score the weights as the model is now and keep the largest scores."""
     if config.bn_warmup:
