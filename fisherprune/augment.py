@@ -34,21 +34,21 @@ def crop_and_flip(
     return torch.where(flips[:, None, None, None], cropped.flip(3), cropped)
 
 
-def augment(
-    images: Tensor, augmentation: Augmentation, generator: torch.Generator
-) -> Tensor:
-    """Crop at random, and flip every other image where the dataset bears it.
+def draw(
+    count: int, augmentation: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw a crop for each image, and a flip for every other where images bear it.
 
-    The draws come from ``generator``'s device and don't depend on that of the images;
-    as many are drawn whatever the augmentation.
+    Returns:
+        ``shifts`` and ``flips`` of ``crop_and_flip``, on the CPU. As many numbers are
+        drawn whatever the augmentation.
     """
     span = 2 * augmentation.padding + 1
-    shifts = torch.randint(span, (2, len(images)), generator=generator)
-    flips = torch.randint(2, (len(images),), generator=generator).bool()
+    shifts = torch.randint(span, (2, count), generator=generator)
+    flips = torch.randint(2, (count,), generator=generator).bool()
     if not augmentation.flip:
         flips.zero_()
-    shifts, flips = shifts.to(images.device), flips.to(images.device)
-    return crop_and_flip(images, shifts, flips, augmentation.padding)
+    return shifts, flips
 
 
 def batch_sizes(total: int, size: int) -> list[int]:
@@ -72,9 +72,11 @@ class TrainingBatches:
         size: int,
         order: torch.Generator,
         chance: torch.Generator,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Shuffle by ``order``, augment by ``chance``: two CPU generators."""
         self.dataset, self.order, self.chance = dataset, order, chance
+        self.memory_format = memory_format
         self.sizes = batch_sizes(len(dataset), size)
 
     def __len__(self) -> int:
@@ -82,9 +84,17 @@ class TrainingBatches:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``(images, labels)``: float32 ``[B, C, H, W]`` and int64 ``[B]``."""
+        """Yield ``(images, labels)``: float32 ``[B, C, H, W]`` and int64 ``[B]``.
+
+        The draws of the whole epoch go to the device at once: no step waits for it.
+        """
         data = self.dataset
         order = torch.randperm(len(data), generator=self.order)
-        for indices in order.to(data.images.device).split(self.sizes):
-            images = augment(data.images[indices], data.augmentation, self.chance)
+        drawn = (order, *draw(len(data), data.augmentation, self.chance))
+        drawn = (values.to(data.images.device) for values in drawn)
+        parts = (values.split(self.sizes, -1) for values in drawn)
+        for indices, shifts, flips in zip(*parts, strict=True):
+            images = crop_and_flip(
+                data.images[indices], shifts, flips, data.augmentation.padding
+            ).contiguous(memory_format=self.memory_format)
             yield data.normalize(images), data.labels[indices]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
-from typing import NoReturn
+from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from fisherprune.config import (
     BATCH_SIZES,
@@ -18,13 +19,14 @@ from fisherprune.data import IMAGE_SIZES
 from fisherprune.densities import read_densities
 from fisherprune.errors import FisherpruneError
 from fisherprune.models import MODELS
+from fisherprune.runs import read_config
 
 DESCRIPTION = """\
 Prune a network at initialization and train what is left.
 
 Scores every weight on the training images, keeps the best, trains, and tests the
-weights of the last epoch and those of the best validation accuracy (on 20 % of the
-training images, stratified, the same in every run). The defaults are the setting of
+weights of the last epoch and those of the best validation (on 20 % of the training
+images, stratified, the same in every run). The defaults are the setting of
 Table 1 of arXiv 2502.11450v1. A first try that needs no data and a minute:
 
   python -m fisherprune.train --dataset digits --model resnet20 --epochs 10
@@ -131,28 +133,48 @@ class Parser(argparse.ArgumentParser):
         raise FisherpruneError(message)
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[TrainConfig, bool]:
-    """Return the configuration of a command line, and whether it asks for quiet.
+class Command(NamedTuple):
+    """What a command line asks for."""
+
+    config: TrainConfig
+    folder: Path | None
+    """Of the run to resume; None begins a new one."""
+    quiet: bool
+
+
+def parse(argv: Sequence[str] | None = None) -> Command:
+    """Return what a command line asks for; the config of a resumed run is its own.
 
     Raises:
-        FisherpruneError: for unknown options and values that no run can have.
+        FisherpruneError: for unknown options and values that no run can have, and for
+            options beside ``--resume`` that would make it another run.
     """
-    options = vars(make_parser().parse_args(argv))
-    quiet = options.pop("quiet")
-    if options["sparsity"] is None:
-        dense = options["method"] == "none"
-        options["sparsity"] = 0.0 if dense else TrainConfig.sparsity
-    return TrainConfig(**options), quiet
+    given = vars(make_parser().parse_args(argv))
+    quiet, folder = given.pop("quiet"), given.pop("resume")
+    if folder is None:
+        if given.get("method") == "none":
+            given.setdefault("sparsity", 0.0)
+        return Command(TrainConfig(**given), None, quiet)
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise FisherpruneError(
+            f"--resume takes all settings from the run, got {options} too"
+        )
+    return Command(read_config(folder), folder, quiet)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Build the parser: one option for each field of TrainConfig, and ``--quiet``."""
+    """Build the parser: one option for each field of TrainConfig, and two more.
+
+    Only options that are given come out, ``--quiet`` and ``--resume`` always.
+    """
     parser = Parser(
         "python -m fisherprune.train",
         usage="%(prog)s [OPTION ...]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     by_name = {field.name: field for field in fields(TrainConfig)}
     for title, helps in GROUPS.items():
@@ -160,9 +182,18 @@ def make_parser() -> argparse.ArgumentParser:
         for name, text in helps.items():
             _add(group, by_name[name], text)
     group.add_argument(
-        "--quiet", action="store_true", help="no progress, only the final table"
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="go on with the unfinished run in its folder, alone or with --quiet",
     )
-    parser.set_defaults(sparsity=None)  # depends on the method
+    group.add_argument(
+        "--quiet",
+        action="store_true",
+        default=False,
+        help="no progress, only the final table",
+    )
     return parser
 
 
@@ -182,7 +213,6 @@ def _add(group, field: Field, text: str) -> None:
     group.add_argument(
         option,
         type=READERS[kind],
-        default=field.default,
         metavar=METAVARS.get(field.name) or METAVARS[kind],
         help=text,
         **many,

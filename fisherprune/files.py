@@ -14,18 +14,33 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; without an error it takes its place.
 
     For writers that take a path; see ``write_bytes``, of which it is the core.
+
+    Raises:
+        OSError: where anything fails, a full disk say; its file name is ``path``.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    with _named_in_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    """Name ``path`` in an OSError: of its own it names no file, or a temporary one."""
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

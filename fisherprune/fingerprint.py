@@ -93,7 +93,7 @@ def fingerprint(
 def _settings(device: torch.device) -> Iterator[tuple]:
     """Yield what of torch and the machine changes values, by rounding at least."""
     backends = torch.backends
-    yield torch.__version__, device.type
+    yield torch.__version__, device.type, backends.cudnn.deterministic
     if device.type == "cuda":
         yield (torch.cuda.get_device_name(device),)
     else:

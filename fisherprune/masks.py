@@ -127,7 +127,8 @@ class Masks(Mapping[str, Tensor]):
                     f"masks do not fit: {name!r} of {type(model).__name__} has shape "
                     f"{list(named[name].shape)}, its mask {list(mask.shape)}"
                 )
-            pairs.append((named[name], ~mask.to(named[name].device)))
+            pruned = torch.empty_like(named[name], dtype=torch.bool)
+            pairs.append((named[name], pruned.copy_(~mask)))  # strides as the weight's
         return pairs
 
     def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Hold:

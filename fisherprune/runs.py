@@ -1,4 +1,4 @@
-"""The folder of a run: made for it alone, every file whole or not at all."""
+"""The folder of a run: for it alone, every file whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,34 +9,45 @@ import os
 import platform
 import subprocess
 import tempfile
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_bytes, write_text
+from fisherprune.identity import distinct, identity
 from fisherprune.masks import Masks
 from fisherprune.metrics import Metrics
+from fisherprune.summary import FORMAT as FORMAT
+from fisherprune.tensorboard import Curves
+
+CONFIG, METRICS, MASKS = "config.json", "metrics.csv", "masks.safetensors"
+CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
+FILES = (CONFIG, METRICS, MASKS, "last.safetensors", "best.safetensors")
+FILES += (CHECKPOINT, RESULTS)
+"""All files of a run."""
+METRIC_NAMES = tuple(field.name for field in fields(Metrics))
 
 
-def check_writable(output_dir: Path) -> None:
-    """Make ``output_dir`` and try a file in it.
+def check_writable(path: Path, name: str = "output_dir") -> None:
+    """Make the folder ``path`` and try a file in it; errors call it ``name``.
 
     Raises:
         FisherpruneError: where that fails.
     """
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise FisherpruneError(
-            f"output_dir must be a folder that can be written to, got {output_dir}: "
+            f"{name} must be a folder that can be written to, got {path}: "
             f"{error.strerror}"
         ) from error
 
@@ -44,49 +55,152 @@ def check_writable(output_dir: Path) -> None:
 class RunFolder:
     """Where one run writes; see the methods for the files."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Make ``DATASET-MODEL-METHOD-SPARSITY-seedSEED-N`` with the first free N.
+    def __init__(self, config: TrainConfig, path: Path | None = None) -> None:
+        """Make the folder and its ``config.json``, or go on in that of the same run.
 
-        ``config.json`` is written at once.
+        Args:
+            config: the run.
+            path: the folder; by default ``DATASET-MODEL-METHOD-SPARSITY-seedSEED-N`` in
+                the config's ``output_dir``, with the first free N.
+
+        Raises:
+            FisherpruneError: where the folder is of another run, or of a finished one,
+                or can't be made.
         """
-        name = (
-            f"{config.dataset}-{config.model}-{config.method}-{config.sparsity}"
-            f"-seed{config.seed}"
-        )
-        self.path = _make_first_free(Path(config.output_dir), name)
-        self._rows: list[dict[str, object]] = []
-        self.write_json("config.json", asdict(config))
+        if path is None:
+            check_writable(Path(config.output_dir))
+            path = _make_first_free(Path(config.output_dir), run_name(config))
+        else:
+            _claim(path, config)
+        self.path = path
+        self.rows: list[dict[str, object]] = []
+        self._curves = Curves(path / "tensorboard") if config.tensorboard else None
+        if not (path / CONFIG).exists():
+            self.write_json(CONFIG, asdict(config))
 
     def write_json(self, name: str, content: dict) -> None:
         """Write a JSON file."""
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def add_epoch(
-        self, *, train: Metrics, validation: Metrics, **columns: object
+        self,
+        *,
+        train: Metrics,
+        validation: Metrics | None,
+        seconds: float,
+        **columns: object,
     ) -> None:
-        """Add a row to ``metrics.csv``, which is written anew."""
+        """Add a row to ``metrics.csv``, which is written anew.
+
+        The columns of a validation that was left out are empty.
+        """
         row = dict(columns)
         for part, metrics in (("train", train), ("validation", validation)):
-            row |= {f"{part}_{key}": value for key, value in asdict(metrics).items()}
-        self._rows.append(row)
+            for name in METRIC_NAMES:
+                row[f"{part}_{name}"] = metrics and getattr(metrics, name)
+        row["seconds"] = round(seconds, 3)
+        self.rows.append(row)
+        self._write_rows()
+        if self._curves is not None:
+            self._curves.add(len(self.rows), row)
+
+    def restore_rows(self, rows: list[dict[str, object]]) -> None:
+        """Go on after the rows of a checkpoint; others are forgotten."""
+        self.rows = rows
+        if rows:
+            self._write_rows()
+        if self._curves is not None:
+            self._curves.replay(rows)
+
+    def _write_rows(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(row), lineterminator="\n")
+        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self.path / "metrics.csv", text.getvalue())
+        writer.writerows(self.rows)
+        write_text(self.path / METRICS, text.getvalue())
 
     def save_masks(self, masks: Masks) -> None:
         """Write ``masks.safetensors``, for ``fisherprune.Masks.load``."""
-        masks.save(self.path / "masks.safetensors")
+        masks.save(self.path / MASKS)
 
-    def save_weights(self, name: str, model: nn.Module) -> None:
-        """Write the model's state as ``NAME.safetensors``."""
-        state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+    def save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Write the state dict of a model as ``NAME.safetensors``."""
+        state = {k: v.detach().contiguous() for k, v in state.items()}
         write_bytes(self.path / f"{name}.safetensors", save(state))
 
     def load_weights(self, name: str) -> dict[str, Tensor]:
         """Read what ``save_weights`` wrote."""
         return load_file(self.path / f"{name}.safetensors")
+
+    def close(self) -> None:
+        """End what is written in the background."""
+        if self._curves is not None:
+            self._curves.close()
+
+
+def run_name(config: TrainConfig) -> str:
+    """Return ``DATASET-MODEL-METHOD-SPARSITY-seedSEED``."""
+    return (
+        f"{config.dataset}-{config.model}-{config.method}-{config.sparsity}"
+        f"-seed{config.seed}"
+    )
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """Return the configuration of the run in ``folder``.
+
+    Raises:
+        FisherpruneError: where there is none, or the file can't be understood.
+    """
+    path = folder / CONFIG
+    try:
+        return TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise FisherpruneError(
+            f"a run's folder must hold {CONFIG}, but {path} can't be read: "
+            f"{error.strerror}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise FisherpruneError(
+            f"{path} is no configuration of a run: {error}"
+        ) from error
+
+
+def _claim(path: Path, config: TrainConfig) -> None:
+    """Make the folder, or see that it is of the same run and unfinished."""
+    check_writable(path, "folder")
+    if (path / CONFIG).exists():
+        _check_same(path, config)
+    elif found := [name for name in FILES if (path / name).exists()]:
+        raise FisherpruneError(
+            f"folder must be new or that of a run, got {path}, which holds {found[0]} "
+            f"but no {CONFIG}"
+        )
+    if (path / RESULTS).exists():
+        (path / CHECKPOINT).unlink(missing_ok=True)  # killed just before it did
+        raise FisherpruneError(
+            f"folder must be of an unfinished run, got {path}, which holds {RESULTS}"
+        )
+    _remove_leftovers(path)
+
+
+def _check_same(path: Path, config: TrainConfig) -> None:
+    theirs = read_config(path)
+    if identity(theirs) == identity(config):
+        return
+    here, there = distinct(config), distinct(theirs)
+    other = [k for k in {**here, **there} if here.get(k) != there.get(k)]
+    raise FisherpruneError(
+        f"folder must be new or that of the same run, got {path}, whose run differs in "
+        f"{', '.join(other)}"
+    )
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete the temporary files of a process that was killed while it wrote."""
+    for name in FILES:
+        for leftover in path.glob(f".{name}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 def _make_first_free(parent: Path, name: str) -> Path:
@@ -102,7 +216,6 @@ def _make_first_free(parent: Path, name: str) -> Path:
 
 def environment(device: torch.device) -> dict[str, object]:
     """Return what a reader needs beside a number: versions, commit, device."""
-    cuda = device.type == "cuda"
     try:
         package = version("fisherprune")
     except PackageNotFoundError:  # run from a source folder
@@ -112,10 +225,17 @@ def environment(device: torch.device) -> dict[str, object]:
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or the architecture of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine()
 
 
 def _commit() -> str | None:

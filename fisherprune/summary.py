@@ -12,6 +12,9 @@ from fisherprune.config import TrainConfig
 from fisherprune.masks import Masks
 from fisherprune.metrics import Metrics
 
+FORMAT = 1
+"""Of ``results.json``; another number means other contents."""
+
 
 @dataclass(frozen=True)
 class LayerCount:
@@ -56,7 +59,7 @@ class RunResult:
     best: Metrics
     """On the test images, with the weights of ``best_epoch``."""
     best_epoch: int
-    """First epoch of the best validation accuracy, from 1; 0 where none was trained."""
+    """First epoch of the best validation, from 1; 0 where none was trained."""
     layers: tuple[LayerCount, ...]
     """Of the prunable parameters."""
     scoring: dict[str, object] | None
@@ -65,6 +68,8 @@ class RunResult:
     """Wall time by phase: data, warmup, scoring, training, testing."""
     environment: dict[str, object]
     """Versions, commit and device."""
+    notes: tuple[str, ...] = ()
+    """What else to know before the numbers are used."""
 
     @property
     def kept(self) -> int:
@@ -84,11 +89,13 @@ class RunResult:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the accuracy is used."""
-        return tuple(layer.warning for layer in self.layers if layer.warning)
+        collapsed = (layer.warning for layer in self.layers if layer.warning)
+        return (*self.notes, *collapsed)
 
     def as_json(self) -> dict[str, object]:
         """Return the content of ``results.json``."""
         return {
+            "format": FORMAT,
             "config": asdict(self.config),
             "parameters": self.parameters,
             "test": {"last": asdict(self.last), "best": asdict(self.best)},
@@ -148,7 +155,7 @@ def table(result: RunResult) -> str:
         f"{duration(result.seconds['scoring'])}, training "
         f"{duration(result.seconds['training'])} on {result.environment['device']}",
         f"sparsity of the trained weights {result.sparsity:.6f}: {result.kept:,} of "
-        f"{result.total:,} prunable weights are not zero "
+        f"{result.total:,} prunable weights are kept "
         f"({result.parameters:,} parameters in all)",
         *(f"warning: {warning}" for warning in result.warnings),
         "",

@@ -6,21 +6,33 @@ from Python. Below, from top to bottom: what a run does, its steps, the command 
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from fisherprune import cli, models
 from fisherprune.baselines import reinitialize_
+from fisherprune.checkpoint import Checkpoint
 from fisherprune.config import TrainConfig, resolve_device
 from fisherprune.errors import FisherpruneError
+from fisherprune.identity import identity
 from fisherprune.layers import prunable_parameters
-from fisherprune.parts import load_parts
-from fisherprune.runs import RunFolder, check_writable, environment
+from fisherprune.parts import Parts, load_parts
+from fisherprune.runs import (
+    CHECKPOINT,
+    RESULTS,
+    RunFolder,
+    check_writable,
+    device_name,
+    environment,
+)
 from fisherprune.scoring import make_masks
+from fisherprune.statistics_cache import StatisticsCache
 from fisherprune.streams import stream_seed
 from fisherprune.summary import (
     RunResult,
@@ -28,11 +40,25 @@ from fisherprune.summary import (
     count_layers,
     table,
 )
+from fisherprune.tensorboard import require_tensorboard
 from fisherprune.trainer import Trainer, evaluate
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a run, which can go on in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"interrupted, can be resumed in {folder}")
+        self.folder = folder
+
+
 def run(
-    config: TrainConfig, *, statistics: Path | None = None, quiet: bool = False
+    config: TrainConfig,
+    *,
+    folder: Path | None = None,
+    statistics: Path | StatisticsCache | None = None,
+    quiet: bool = False,
+    checkpointed: Callable[[], None] | None = None,
 ) -> RunResult:
     """Make a mask, train under it, test; write everything into the run's own folder.
 
@@ -40,77 +66,180 @@ def run(
     are counted from the mask on. The optimizer goes on through the mask, under which
     its state is zero. Nothing depends on global random state, nor is it changed.
 
+    After every epoch, and when the mask is made, the whole state is written to
+    ``checkpoint.pt`` in the folder. A run that was ended, at whatever moment, goes on
+    from there and ends in the same bits as one that was not, on the same device.
+
     Args:
         config: what to do.
-        statistics: folder of statistics that runs share, made if missing; None: none.
+        folder: of the run; None makes a new one in the config's ``output_dir``. Where
+            it holds an unfinished run of the same identity, that run is resumed.
+        statistics: folder where the statistics that scores are made of are kept for
+            other runs, or the cache itself, which can have a lock; None keeps none.
         quiet: show no progress.
+        checkpointed: called after each checkpoint was written; may raise, to stop.
 
     Raises:
         FisherpruneError: for what only the machine or the data can tell: no such
             device, no data, more samples asked for than there are, a folder that can't
-            be written to, a loss that is no longer finite.
+            be written to or is not of this run, a damaged checkpoint, a loss that is no
+            longer finite.
+        OSError: where a file can't be written, a full disk say; names the file.
+        Interrupted: on Ctrl-C, once the folder is there.
     """
     device = resolve_device(config.device)
-    check_writable(Path(config.output_dir))
+    if config.tensorboard:
+        require_tensorboard()
+    place = RunFolder(config, folder) if folder is not None else None
+    if place is None:
+        check_writable(Path(config.output_dir))
     clock = Clock()
     parts = load_parts(config, device, quiet)
-    model = models.create(
-        config.model,
-        len(parts.train.classes),
-        parts.train.channels,
-        seed=stream_seed(config.seed, "initialization"),
-    ).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+    place = place or RunFolder(config)
+    checkpoint = Checkpoint(
+        place.path / CHECKPOINT,
+        identity(config),
+        background=device.type == "cuda",
+        written=checkpointed,
     )
-    folder = RunFolder(config)
-    clock.lap("data")
+    try:
+        with deterministic_convolutions():
+            return Run(config, parts, place, checkpoint, clock, quiet).go(statistics)
+    except KeyboardInterrupt:
+        raise Interrupted(place.path) from None
+    finally:
+        checkpoint.close()
+        place.close()
 
-    trainer = Trainer(config, model, optimizer, parts, folder, quiet)
-    for _ in range(config.warmup_epochs):
-        trainer.epoch("warmup")
-    clock.lap("warmup")
 
-    masks = scoring = None
-    if config.method != "none":
-        masks, scoring = make_masks(config, model, parts, statistics, quiet)
+class Run:
+    """The steps of a run, each of which leaves out what a checkpoint says is done."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        folder: RunFolder,
+        checkpoint: Checkpoint,
+        clock: Clock,
+        quiet: bool,
+    ) -> None:
+        """Build the network, or take it from the checkpoint."""
+        self.config, self.parts, self.folder = config, parts, folder
+        self.checkpoint, self.clock, self.quiet = checkpoint, clock, quiet
+        self.device = parts.train.images.device
+        self.devices = [device_name(self.device)]
+        self.scoring: dict[str, object] | None = None
+        self.model = models.create(
+            config.model,
+            len(parts.train.classes),
+            parts.train.channels,
+            seed=stream_seed(config.seed, "initialization"),
+        ).to(self.device)
+        self.trainer = Trainer(config, self.model, parts, folder, quiet)
+        self.restore()
+        self.clock.lap("data")
+
+    def go(self, statistics: Path | StatisticsCache | None) -> RunResult:
+        """Warm up, make the mask, train, test."""
+        self.trainer.warm_up(lambda: self.save("warmup"))
+        self.prune(statistics)
+        self.trainer.train(lambda: self.save("training"))
+        self.checkpoint.wait()
+        self.folder.save_weights("last", self.model.state_dict())
+        if self.trainer.best_epoch == 0:
+            self.folder.save_weights("best", self.model.state_dict())
+        self.clock.lap("training")
+        result = self.test()
+        self.folder.write_json(RESULTS, result.as_json())
+        self.checkpoint.remove()
+        return result
+
+    def prune(self, statistics: Path | StatisticsCache | None) -> None:
+        """Make the mask and hold it from here on."""
+        config, trainer = self.config, self.trainer
+        if config.method == "none" or trainer.masks is not None:
+            return
+        self.model.to(memory_format=torch.contiguous_format)  # no score depends on it
+        masks, self.scoring = make_masks(
+            config, self.model, self.parts, statistics, self.quiet
+        )
         if config.reinitialize:
             seed = stream_seed(config.seed, "reinitialization")
-            reinitialize_(model, optimizer, seed=seed)
-        masks.apply_(model)
-        masks.hold(model, optimizer)
-        folder.save_masks(masks)
-    clock.lap("scoring")
+            reinitialize_(self.model, trainer.optimizer, seed=seed)
+        trainer.prune(masks)
+        self.folder.save_masks(masks)
+        self.save("scoring")
 
-    trainer.train()
-    folder.save_weights("last", model)
-    clock.lap("training")
+    def test(self) -> RunResult:
+        """Measure the last and the best weights on the test images."""
+        config, trainer, model = self.config, self.trainer, self.model
+        model.to(memory_format=torch.contiguous_format)  # as whoever loads the weights
+        if trainer.masks is not None:
+            check_pruned_are_zero(model, trainer.masks)
+        layers = count_layers(prunable_parameters(model, config.skip), trainer.masks)
+        last = best = evaluate(model, self.parts.test, "test, last", self.quiet)
+        if trainer.best_epoch != config.epochs:
+            model.load_state_dict(self.folder.load_weights("best"))
+            best = evaluate(model, self.parts.test, "test, best", self.quiet)
+        self.clock.lap("testing")
+        return RunResult(
+            config=config,
+            folder=self.folder.path,
+            parameters=sum(p.numel() for p in model.parameters()),
+            last=last,
+            best=best,
+            best_epoch=trainer.best_epoch,
+            layers=layers,
+            scoring=self.scoring,
+            seconds=self.clock.laps,
+            environment=environment(self.device),
+            notes=self.notes(),
+        )
 
-    if masks is not None:
-        check_pruned_are_zero(model, masks)
-    layers = count_layers(prunable_parameters(model, config.skip), masks)
-    last = best = evaluate(model, parts.test, "test, last", quiet)
-    if trainer.best_epoch != config.epochs:
-        model.load_state_dict(folder.load_weights("best"))
-        best = evaluate(model, parts.test, "test, best", quiet)
-    clock.lap("testing")
-    result = RunResult(
-        config=config,
-        folder=folder.path,
-        parameters=sum(p.numel() for p in model.parameters()),
-        last=last,
-        best=best,
-        best_epoch=trainer.best_epoch,
-        layers=layers,
-        scoring=scoring,
-        seconds=clock.laps,
-        environment=environment(device),
-    )
-    folder.write_json("results.json", result.as_json())
-    return result
+    def notes(self) -> tuple[str, ...]:
+        """Say where devices have changed on the way."""
+        if len(self.devices) == 1:
+            return ()
+        return (f"trained on {', then '.join(self.devices)}: no device repeats it",)
+
+    def save(self, phase: str) -> None:
+        """Write a checkpoint, and then the best weights if these are they."""
+        self.clock.lap(phase)
+        state = self.trainer.state()
+        state |= {"laps": self.clock.laps, "devices": self.devices}
+        state["scoring"] = self.scoring
+        self.checkpoint.save(state, self._save_best if self.trainer.is_best else None)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        state = self.checkpoint.load()
+        if state is None:
+            return
+        self.trainer.restore(state)
+        self.clock.laps, self.scoring = state["laps"], state["scoring"]
+        if state["devices"][-1] != self.devices[0]:
+            self.devices = [*state["devices"], *self.devices]
+        else:
+            self.devices = state["devices"]
+        if self.trainer.is_best:  # ended before they were written
+            self._save_best(state)
+
+    def _save_best(self, state: dict) -> None:
+        """Write the best weights: after the checkpoint, so never ahead of it."""
+        self.folder.save_weights("best", state["model"])
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Let cuDNN choose algorithms that give the same bits every time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 class Clock:
@@ -118,13 +247,14 @@ class Clock:
 
     def __init__(self) -> None:
         """Start."""
-        self.laps: dict[str, float] = {}
+        phases = ("data", "warmup", "scoring", "training", "testing")
+        self.laps: dict[str, float] = dict.fromkeys(phases, 0.0)
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End the phase ``name``."""
+        """Count the time since the last lap to the phase ``name``."""
         now = time.perf_counter()
-        self.laps[name] = now - self._last
+        self.laps[name] += now - self._last
         self._last = now
 
 
@@ -135,9 +265,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C.
     """
     try:
-        config, quiet = cli.parse(argv)
-        print(table(run(config, quiet=quiet)))
+        command = cli.parse(argv)
+        print(table(run(command.config, folder=command.folder, quiet=command.quiet)))
         return 0
+    except Interrupted as error:
+        command = f"python -m fisherprune.train --resume {error.folder}"
+        print(f"fisherprune.train: interrupted; {command} goes on", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("fisherprune.train: interrupted", file=sys.stderr)
         return 130
@@ -145,7 +279,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"{error}".splitlines()[0]
         hint = "a smaller --batch-size or --score-batch-size needs less memory"
         return _fail(f"{reason}; {hint}")
-    except (FisherpruneError, OSError) as error:
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = (
+            "; make room, then --resume with the run's folder goes on" if full else ""
+        )
+        return _fail(f"{error}{hint}")
+    except FisherpruneError as error:
         return _fail(str(error))
 
 

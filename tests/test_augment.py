@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from fisherprune.augment import TrainingBatches, augment, batch_sizes, crop_and_flip
+from fisherprune.augment import TrainingBatches, batch_sizes, crop_and_flip, draw
 from fisherprune.data import Augmentation, Dataset
+
+
+def augment(images, augmentation, generator):
+    drawn = draw(len(images), augmentation, generator)
+    return crop_and_flip(images, *drawn, augmentation.padding)
 
 
 def one_by_one(images, shifts, flips, padding):

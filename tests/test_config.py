@@ -83,7 +83,7 @@ def test_batch_size_by_dataset():
 def test_every_field_is_an_option_with_its_default():
     named = [name for group in cli.GROUPS.values() for name in group]
     assert sorted(named) == sorted(field.name for field in fields(TrainConfig))
-    assert cli.parse([]) == (TrainConfig(), False)
+    assert cli.parse([]) == (TrainConfig(), None, False)
 
 
 def test_options_fill_the_configuration():
@@ -102,10 +102,17 @@ def test_options_fill_the_configuration():
             seed=7, train_samples=99, batch_size=64, momentum=0.5, weight_decay=0.0,
             lr_drops=(5, 9), lr_drop_factor=0.1, device="cpu", output_dir="o",
         ),
+        None,
         True,
     )  # fmt: skip
-    assert cli.parse(["--lr-drops"])[0].lr_drops == ()
-    assert cli.parse(["--method", "none"])[0].sparsity == 0
+    assert cli.parse(["--lr-drops"]).config.lr_drops == ()
+    assert cli.parse(["--method", "none"]).config.sparsity == 0
+    command = "--validation-every 3 --validation-metric f1 --compile --tensorboard"
+    command += " --memory-format channels_last"
+    assert cli.parse(command.split()).config == TrainConfig(
+        validation_every=3, validation_metric="f1", compile=True, tensorboard=True,
+        memory_format="channels_last",
+    )  # fmt: skip
 
 
 def test_a_variant_keeps_the_defaults_by_dataset():

@@ -37,7 +37,8 @@ def test_each_epoch_is_a_row(config):
     for epoch, (train, validation) in enumerate(
         [(metrics[0], metrics[1]), (metrics[2], metrics[0])]
     ):
-        folder.add_epoch(train=train, validation=validation, epoch=epoch, lr=0.5)
+        columns = {"epoch": epoch, "lr": 0.5, "seconds": 1.0}
+        folder.add_epoch(train=train, validation=validation, **columns)
     with (folder.path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
@@ -48,7 +49,7 @@ def test_each_epoch_is_a_row(config):
 
 def test_weights_come_back_bit_for_bit(config):
     folder, model = RunFolder(config), models.create("resnet20", seed=3)
-    folder.save_weights("last", model)
+    folder.save_weights("last", model.state_dict())
     loaded = folder.load_weights("last")
     state = model.state_dict()
     assert loaded.keys() == state.keys()

@@ -106,7 +106,8 @@ def test_the_first_of_equal_validations_is_the_best(small, monkeypatch):
 
 
 def test_training_is_plain_sgd_with_steps(small):
-    config = replace(small, method="none", sparsity=0.0, epochs=3, lr_drops=(1, 2))
+    dense = replace(small, method="none", sparsity=0.0, epochs=3, lr_drops=(1, 2))
+    config = replace(dense, memory_format="contiguous")
     result = train.run(config, quiet=True)
 
     parts = load_parts(config, CPU, True)

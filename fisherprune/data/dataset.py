@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,11 +60,19 @@ class Dataset:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images to float32 of mean 0 and variance 1 for each channel."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(-1, 1, 1)
+        mean, std = self._scale
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, ...]:
+        """``mean`` and ``std`` ``[C, 1, 1]`` where the images are.
+
+        Made once: moving them to a GPU for each batch would wait for it each time.
+        """
+        return tuple(
+            torch.tensor(values, device=self.images.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
-        return images.float().div_(255).sub_(mean).div_(std)
 
     def batches(self, size: int) -> Batches:
         """Return all images in order, as normalized batches with their labels."""
