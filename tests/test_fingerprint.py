@@ -168,6 +168,7 @@ def test_another_process_finds_the_same():
 
 def test_no_two_sequences_are_alike():
     sequences = [("ab", "c"), ("a", "bc"), ("abc",), (), ("",), (1,), ("1",), (1.0,)]
+    sequences += [(1, 1), (11,), (-1, -1), ([1],), (1, None)]
     tensors = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3).int()]
     sequences += [(t,) for t in tensors] + [(torch.zeros(2, 3), torch.zeros(0))]
     digests = set()

@@ -122,6 +122,22 @@ def test_scopes_by_density(small):
         masks_of(replace(small, scope="densities", densities={"layer1": 1.0}))
 
 
+def test_another_runs_densities_on_the_command_line(small, capsys):
+    first = train.run(replace(small, method="snip"), quiet=True)
+    command = (
+        "--dataset digits --model resnet20 --train-samples 65 --score-samples 20"
+        " --quiet --epochs 0 --device cpu --method random --shuffle-masks"
+        " --scope densities"
+        f" --densities {first.folder}/masks.safetensors --output-dir {small.output_dir}"
+    )
+    assert train.main(command.split()) == 0
+    folder = capsys.readouterr().out.splitlines()[-1].removeprefix("written to ")
+    second, snip = (
+        fp.Masks.load(f"{run}/masks.safetensors") for run in (folder, first.folder)
+    )
+    assert second.density() == snip.density() and second.jaccard(snip) < 0.5
+
+
 def test_inverted_scores_keep_the_smallest(small):
     config = replace(small, method="magnitude", sparsity=0.9)
     worst, _ = masks_of(replace(config, invert_scores=True))
