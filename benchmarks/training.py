@@ -209,6 +209,29 @@ def extrapolate(rows: list[dict]) -> None:
         row["160 epochs, h"] = EPOCHS * (epoch + row["checkpoint ms"] / 1e3) / 3600
 
 
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw images per second by variant and network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    figure, axes = pyplot.subplots(
+        1, len(networks), figsize=(11, 3), layout="constrained", squeeze=False
+    )
+    for axis, network in zip(axes[0], networks, strict=True):
+        chosen = [row for row in rows if row["network"] == network]
+        speeds = [row["images/s"] for row in chosen]
+        bars = axis.barh([row["what"] for row in chosen], speeds)
+        axis.bar_label(bars, fmt=" %.0f")
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        title = f"{network}, batch {chosen[0]['batch']}"
+        axis.set(title=title, xlabel="images per second")
+    figure.savefig(path, dpi=150)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run all cases and write the result file."""
     parser = arguments("training", __doc__)
@@ -231,7 +254,9 @@ def main(argv: list[str] | None = None) -> None:
     if "float32" in options.what:
         extrapolate(rows)
     limits = ceilings(options.device)
-    finish("training", rows, limits, options.device, options.output)
+    path = finish("training", rows, limits, options.device, options.output)
+    if options.plot:
+        plot(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
