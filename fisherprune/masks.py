@@ -67,6 +67,41 @@ class Masks(Mapping[str, Tensor]):
             for name, mask in self.items()
         }
 
+    def jaccard(self, other: Mapping[str, Tensor]) -> float:
+        """Return the overlap with other masks: weights kept by both / by either.
+
+        Over all parameters together; 1 where neither keeps any.
+
+        Raises:
+            FisherpruneError: where the masks are of other parameters or shapes.
+        """
+        counts = self._overlaps(other).values()
+        return _ratio(sum(b for b, _ in counts), sum(e for _, e in counts))
+
+    def jaccard_by_layer(self, other: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the overlap of each parameter's masks; see ``jaccard``."""
+        counts = self._overlaps(other).items()
+        return {name: _ratio(both, either) for name, (both, either) in counts}
+
+    def _overlaps(self, other: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        """Count the weights that both keep, and those that either keeps, by name."""
+        if set(self) != set(other):
+            odd = sorted(set(self) ^ set(other))
+            raise FisherpruneError(
+                f"jaccard: masks must be of the same parameters, {odd[0]!r} is in one "
+                "of them alone"
+            )
+        counts = {}
+        for name, mask in self.items():
+            if mask.shape != other[name].shape:
+                raise FisherpruneError(
+                    f"jaccard: masks of {name!r} must have one shape, got "
+                    f"{list(mask.shape)} and {list(other[name].shape)}"
+                )
+            theirs = other[name].to(mask.device)
+            counts[name] = int((mask & theirs).sum()), int((mask | theirs).sum())
+        return counts
+
     def apply_(self, model: nn.Module) -> None:
         """Set the pruned weights of ``model`` to zero, once.
 
@@ -149,6 +184,10 @@ class Masks(Mapping[str, Tensor]):
             raise FisherpruneError(
                 f"mask file {os.fspath(path)!r} can't be read: {error}"
             ) from None
+
+
+def _ratio(both: int, either: int) -> float:
+    return both / either if either else 1.0
 
 
 class Hold:

@@ -36,6 +36,42 @@ def test_is_a_mapping_with_counts():
     assert repr(masks) == "Masks(2 parameters, 2 of 8 weights kept)"
 
 
+def test_jaccard_is_the_overlap_of_the_kept_sets():
+    model = conv_net()
+    a, b = half_masks(model), half_masks(model)
+    kept = [
+        {
+            (n, i)
+            for n, m in masks.items()
+            for i in m.flatten().nonzero().flatten().tolist()
+        }
+        for masks in (a, b)
+    ]
+    assert a.jaccard(b) == len(kept[0] & kept[1]) / len(kept[0] | kept[1])
+    assert a.jaccard(b) == b.jaccard(a) and a.jaccard(a) == 1
+    for name, overlap in a.jaccard_by_layer(b).items():
+        sets = [{i for n, i in one if n == name} for one in kept]
+        assert overlap == len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def test_jaccard_of_masks_that_keep_nothing():
+    none, some = (
+        Masks({"a": torch.tensor(keep), "b": torch.ones(2) > 0})
+        for keep in ([False, False], [False, True])
+    )
+    assert none.jaccard_by_layer(none) == {"a": 1.0, "b": 1.0}
+    assert none.jaccard_by_layer(some) == {"a": 0.0, "b": 1.0}
+    assert none.jaccard(some) == 2 / 3
+
+
+def test_jaccard_of_other_networks_masks_is_refused():
+    a = Masks({"a": torch.ones(2) > 0})
+    with pytest.raises(fp.FisherpruneError, match="same parameters, 'b' is in one"):
+        a.jaccard(Masks({"a": a["a"], "b": a["a"]}))
+    with pytest.raises(fp.FisherpruneError, match=r"'a' must .* got \[2\] and \[3\]"):
+        a.jaccard(Masks({"a": torch.ones(3) > 0}))
+
+
 def test_apply_sets_pruned_weights_to_zero_and_no_others():
     model, masks = conv_net(), None
     masks = half_masks(model)
