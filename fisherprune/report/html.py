@@ -59,6 +59,7 @@ def _header(report: Report) -> str:
     if words.remarks(report.study):
         items.append('<li><a href="#remarks">Not in the tables</a></li>')
     items.append('<li><a href="#words">Words</a></li>')
+    links = "".join(items)
     return (
         '<header><div class="wrap">\n<h1>fisherprune report</h1>\n'
         f'<p class="tally">Runs: {escape(tally)}</p>\n'
@@ -94,11 +95,12 @@ def _alert(report: Report) -> str:
 
 def _tables(number: int, each: Group) -> str:
     tables = "\n".join(_table(each, weights) for weights in WEIGHTS)
+    notes = _list(words.group_notes(each), "notes")
     return (
         f'<section id="tables-{number}">\n<h2>Tables: {escape(each.title)}</h2>\n'
         f'<div class="card">\n<p class="about">{escape(words.group_facts(each))} '
         "Test accuracy in %, mean ± sample standard deviation; the highest mean of a "
-        f"row in bold.</p>\n{tables}\n{_seconds(each)}\n{_list(words.group_notes(each), 'notes')}\n"
+        f"row in bold.</p>\n{tables}\n{_seconds(each)}\n{notes}\n"
         "</div>\n</section>"
     )
 

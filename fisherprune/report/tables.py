@@ -98,7 +98,7 @@ class Group:
         return [run for runs in chosen for run in runs]
 
     def highest(self, sparsity: float, weights: str) -> set[str]:
-        """Return the methods whose mean, as it is shown, is above some and below none."""
+        """Return the methods of the highest mean as it is shown, if some are lower."""
         means = {
             method: round(self.cells[method, sparsity].mean(weights), 2)
             for method in self.methods
