@@ -64,7 +64,7 @@ def _header(report: Report) -> str:
         '<header><div class="wrap">\n<h1>fisherprune report</h1>\n'
         f'<p class="tally">Runs: {escape(tally)}</p>\n'
         f"{_definitions(facts, 'facts')}\n"
-        f'<nav aria-label="Contents"><ul>{"".join(items)}</ul></nav>\n</div></header>'
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n</div></header>'
     )
 
 

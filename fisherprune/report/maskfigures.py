@@ -11,7 +11,7 @@ from fisherprune.report.overlap import Overlap
 from fisherprune.report.svg import WIDTH, Figure, draw
 from fisherprune.report.tables import Cell, Group
 
-COLLAPSED = "#d40000"
+COLLAPSED, ALARM = "#d40000", "#ffe1de"
 MISSING = "#ededed"
 DENSITIES, JACCARDS = "viridis", "Blues"
 
@@ -28,7 +28,7 @@ def density(group: Group, id: str) -> Figure:
         "Share of the weights that each layer keeps (logarithmic, mean over seeds, "
         f"{counts(cells)}), layers from input to output. "
         + (
-            "A red cross on white: the layer has collapsed, none of its weights is "
+            "A red cross on pale red: the layer has collapsed, none of its weights is "
             f"kept in at least one seed ({collapsed} runs have such layers)."
             if collapsed
             else "No layer of any run has collapsed."
@@ -83,8 +83,8 @@ def _density_panel(ax, group: Group, sparsity: float, names, norm):
     for column, row in zip(x, y, strict=True):
         ax.fill([column - 0.5, column + 0.5, column + 0.5, column - 0.5],
                 [row - 0.5, row - 0.5, row + 0.5, row + 0.5],
-                color="white", linewidth=0)  # fmt: skip
-    ax.plot(x, y, linestyle="", marker="x", color=COLLAPSED, ms=6, mew=2)
+                color=ALARM, linewidth=0)  # fmt: skip
+    ax.plot(x, y, linestyle="", marker="x", color=COLLAPSED, ms=6.5, mew=2.2)
     ax.set_yticks(range(len(methods)), methods)
     ax.set_ylim(len(methods) - 0.5, -0.5)
     return mesh

@@ -68,7 +68,7 @@ def _embedded(text: str, id: str, title: str, alt: str) -> str:
     text = re.sub(r'\bid="', f'id="{id}-', text)
     text = re.sub(r'href="#', f'href="#{id}-', text)
     text = re.sub(r"url\(#", f"url(#{id}-", text)
-    text = re.sub(r"-?\d+\.\d{3,}", _short, text)
+    text = re.sub(r' (d|transform|x|y|width|height)="[^"]*"', _shorter, text)
     view = re.search(r'viewBox="[^"]*"', text)[0]
     head = (
         f'<svg {view} xmlns="http://www.w3.org/2000/svg" '
@@ -80,6 +80,11 @@ def _embedded(text: str, id: str, title: str, alt: str) -> str:
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
 
 
+def _shorter(attribute: re.Match) -> str:
+    """Round coordinates to a hundredth of a point, which nobody sees."""
+    return re.sub(r"-?\d+\.\d{3,}", _short, attribute[0])
+
+
 def _short(number: re.Match) -> str:
-    """Round to a hundredth of a point, which nobody sees."""
-    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".") or "0"
+    text = f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
