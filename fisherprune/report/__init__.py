@@ -12,14 +12,14 @@ from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_text
-from fisherprune.report import figures, html, maskfigures, plain
-from fisherprune.report.load import Study, load
+from fisherprune.report import figures, html, load, maskfigures, plain
+from fisherprune.report.load import Study
 from fisherprune.report.overlap import overlaps, without_masks
 from fisherprune.report.svg import Figure, require_matplotlib
 from fisherprune.report.tables import Group
 from fisherprune.report.words import Report
 
-__all__ = ["Report", "load", "write_report"]
+__all__ = ["Report", "write_report"]
 
 
 def write_report(
@@ -31,7 +31,7 @@ def write_report(
     """Write report.html, report.md, report.csv and summary.csv.
 
     Args:
-        paths: see ``load``.
+        paths: see ``load.load``.
         output: folder to write to, made if missing; None is ``report`` in the first of
             ``paths``.
         say: is told about progress, a line at a time.
@@ -45,14 +45,14 @@ def write_report(
     """
     require_matplotlib()
     say("reading results")
-    study = load(paths)
+    study = load.load(paths)
     report = Report.of(study)
     drawn = [
         _draw(each, f"g{number}", study, say)
         for number, each in enumerate(report.groups, 1)
     ]
     first = Path(paths[0])
-    folder = Path(output or (first.parent if first.is_file() else first) / "report")
+    folder = Path(output or (first if first.is_dir() else first.parent) / "report")
     _write(
         folder,
         {

@@ -218,10 +218,10 @@ def time(group: Group, id: str) -> Figure:
         "means over all sparsities and seeds, dots single runs. Only times on one "
         f"device compare: {', '.join(devices)}."
     )
-    if cached := sum(run.cached is True for run in group.runs):
+    if cached := sum(run.reused is not None for run in group.runs):
         caption += (
             f" {cached} of {len(group.runs)} runs took their statistics from the cache "
-            "(hollow dots): their scoring time is not the cost of the method."
+            "(hollow dots): what these had cost when they were computed is added."
         )
     methods = group.all_methods
 
@@ -253,10 +253,10 @@ def _bars(ax, group: Group, methods, device: str, phase: str) -> None:
         ]
         if not runs:
             continue
-        times, color = [run.seconds[phase] for run in runs], look(method).color
+        times, color = [_seconds(run, phase) for run in runs], look(method).color
         mean = statistics.fmean(times)
         ax.barh(y, mean, height=0.62, color=color, alpha=0.45)
-        hollow = [run.cached is True and phase == "scoring" for run in runs]
+        hollow = [run.reused is not None and phase == "scoring" for run in runs]
         faces = ["white" if cached else color for cached in hollow]
         ax.scatter(times, [y] * len(runs), s=11, c=faces, edgecolors=color, lw=0.8)
         place = (max(0, *times, mean), y)
@@ -266,10 +266,14 @@ def _bars(ax, group: Group, methods, device: str, phase: str) -> None:
     ax.set_xlim(left=0)
 
 
+def _seconds(run: Run, phase: str) -> float:
+    return run.mask_seconds if phase == "scoring" else run.seconds[phase]
+
+
 def _time_words(group: Group, method: str) -> str:
     runs = group.method_runs(method)
     words = [
-        f"{phase} {duration(statistics.fmean(run.seconds[phase] for run in runs))}"
+        f"{phase} {duration(statistics.fmean(_seconds(run, phase) for run in runs))}"
         for phase in ("scoring", "training")
         if all(phase in run.seconds for run in runs)
     ]

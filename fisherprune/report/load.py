@@ -74,14 +74,14 @@ def load(paths: Sequence[str | os.PathLike]) -> Study:
 
 def _single(root: Path) -> Path:
     """Return the run's folder that a path means if it means one run."""
-    return root.parent if root.is_file() else root
+    return root if root.is_dir() else root.parent
 
 
 def _folders(root: Path, study: Study) -> Iterator[tuple[Path, str]]:
     """Yield the run folders of a given path, and what to call them."""
     if not root.exists():
         raise FisherpruneError(f"results must be a folder that exists, got {root}")
-    if root.is_file():
+    if not root.is_dir():
         if root.name != RUN_FILES[0]:
             raise FisherpruneError(
                 f"results must be a folder or a results.json, got {root}"

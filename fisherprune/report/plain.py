@@ -112,7 +112,7 @@ def _run_row(run: Run, varying, phases, machine) -> dict[str, object]:
         "prunable": run.prunable,
         "kept": run.kept,
         "collapsed_layers": len(run.collapsed),
-        "statistics_cached": run.cached,
+        "seconds_of_cached_statistics": run.reused,
     }
     row |= {f"seconds_{phase}": run.seconds.get(phase) for phase in phases}
     return row | {key: run.environment.get(key) for key in machine}

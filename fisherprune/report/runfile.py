@@ -12,9 +12,8 @@ from pathlib import Path
 
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
+from fisherprune.summary import FORMAT
 
-FORMAT = 1
-"""Of results.json; a file without a number is of this form too."""
 WEIGHTS = ("best", "last")
 """Which weights were tested: of the best validation, of the last epoch."""
 METRICS = ("loss", "accuracy", "precision", "recall", "f1")
@@ -39,14 +38,23 @@ class Run:
     seconds: Mapping[str, float]
     """Wall time by phase."""
     environment: Mapping[str, object]
-    cached: bool | None
-    """Whether the statistics came from the cache; None where it is not recorded."""
+    notes: tuple[str, ...]
+    """What the run warned of, besides its layers."""
+    reused: float | None
+    """Seconds that the statistics took elsewhere, where they came from the cache."""
     epochs: tuple[Mapping[str, float | None], ...]
     """The rows of metrics.csv after the mask; empty where there is no such file."""
 
     def accuracy(self, weights: str) -> float:
         """Return the test accuracy in percent."""
         return 100 * self.test[weights]["accuracy"]
+
+    @property
+    def mask_seconds(self) -> float | None:
+        """What the mask costs without a cache; None where it is not recorded."""
+        if "scoring" not in self.seconds:
+            return None
+        return self.seconds["scoring"] + (self.reused or 0)
 
     @property
     def kept(self) -> int:
@@ -160,11 +168,7 @@ def read_run(path: Path, name: str) -> Run:
     content = read_json(path)
     check_format(content)
     test, layers = content.take_fields("test"), content.take_fields("layers")
-    seconds, environment = (
-        content.take_fields("seconds"),
-        content.take_fields("environment"),
-    )
-    cached = content.content.get("statistics_cached")
+    seconds = content.take_fields("seconds")
     return Run(
         folder=path.parent,
         name=name,
@@ -174,19 +178,20 @@ def read_run(path: Path, name: str) -> Run:
         parameters=content.take_count("parameters"),
         layers={layer: _counts(layers.take_fields(layer)) for layer in layers.content},
         seconds={phase: seconds.take_seconds(phase) for phase in seconds.content},
-        environment=environment.content,
-        cached=cached if isinstance(cached, bool) else None,
+        environment=content.take_fields("environment").content,
+        notes=_notes(content, layers),
+        reused=_reused(content),
         epochs=(),
     )
 
 
 def check_format(content: Fields) -> None:
     """Raise FisherpruneError where a file says that it is of another format."""
-    number = content.content.get("format", FORMAT)
-    if number != FORMAT or isinstance(number, bool):
+    number = content.content.get("format")
+    if not _is(int, number) or number != FORMAT:
         raise FisherpruneError(
-            f"{content.path}: format must be {FORMAT}, got {_shown(number)}: written "
-            "by another version of fisherprune?"
+            f"{content.path}: format must be {FORMAT}, got {_shown(number)}: not "
+            "written by this version of fisherprune"
         )
 
 
@@ -209,8 +214,8 @@ def as_config(config: Fields) -> TrainConfig:
     where = f"{config.place}." if config.place else ""
     if unknown := sorted(set(config.content) - set(types)):
         raise FisherpruneError(
-            f"{config.path}: {where}{unknown[0]} is no field of a configuration: "
-            "written by another version of fisherprune?"
+            f"{config.path}: {where}{unknown[0]} is no field of a configuration: not "
+            "written by this version of fisherprune"
         )
     for name, value in config.content.items():
         kind = types[name].removesuffix(" | None")
@@ -224,6 +229,23 @@ def as_config(config: Fields) -> TrainConfig:
         raise FisherpruneError(
             f"{config.path}: {config.place or 'configuration'}: {error}"
         ) from None
+
+
+def _notes(content: Fields, layers: Fields) -> tuple[str, ...]:
+    """Return the warnings but those of layers, which the counts tell as well."""
+    warnings = content.take("warnings", lambda v: isinstance(v, list), "a list")
+    names = tuple(layers.content)
+    return tuple(str(text) for text in warnings if not str(text).startswith(names))
+
+
+def _reused(content: Fields) -> float | None:
+    """Return what cached statistics cost when they were computed; older files: None."""
+    if "scoring" not in content.content:
+        return None
+    scoring = content.take_fields("scoring")
+    if not scoring.take("cached", lambda v: _is(bool, v), "true or false"):
+        return None
+    return scoring.take_seconds("seconds")
 
 
 def _metrics(content: Fields) -> dict[str, float]:

@@ -192,6 +192,7 @@ def group_notes(each: Group) -> list[str]:
             "stands in each."
         )
     notes += _mixed(each)
+    notes += [f"{run.name}: {text}" for run in each.runs for text in run.notes]
     if text := collapse_note(each):
         notes.append(text)
     return notes
