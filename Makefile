@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc fisherprune -type f \
 
 help:
 	@echo "make demo      score, prune and train a small network on real digits"
-	@echo "make test      linters and the whole test suite"
+	@echo "make test      linters and the whole test suite (one test wants Chromium)"
 	@echo "make lint      linters alone"
 	@echo "make format    let the formatters write"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"

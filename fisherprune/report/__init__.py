@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_text
-from fisherprune.report import figures, html, load, maskfigures, plain
+from fisherprune.report import comparison, figures, html, load, maskfigures, plain
 from fisherprune.report.load import Study
 from fisherprune.report.overlap import overlaps, without_masks
 from fisherprune.report.svg import Figure, require_matplotlib
@@ -51,12 +51,16 @@ def write_report(
         _draw(each, f"g{number}", study, say)
         for number, each in enumerate(report.groups, 1)
     ]
+    compared = [
+        comparison.compare(several, f"c{number}")
+        for number, several in enumerate(comparison.comparable(report.groups), 1)
+    ]
     first = Path(paths[0])
     folder = Path(output or (first if first.is_dir() else first.parent) / "report")
     _write(
         folder,
         {
-            "report.html": html.page(report, drawn),
+            "report.html": html.page(report, drawn, compared),
             "report.md": plain.markdown(report),
             "report.csv": plain.runs_csv(report),
             "summary.csv": plain.summary_csv(report),

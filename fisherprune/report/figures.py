@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from fisherprune.report.runfile import Run
-from fisherprune.report.style import look, name
+from fisherprune.report.style import Look, look, name
 from fisherprune.report.svg import Figure, draw
 from fisherprune.report.tables import DENSE, Cell, Group
 from fisherprune.summary import duration
@@ -33,13 +33,15 @@ def positions(sparsities: Sequence[float]) -> dict[float, float]:
     return places
 
 
-def _legend(figure, ax, extra: Sequence = ()) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    chosen = dict(zip(labels, handles, strict=True))
-    for other in extra:
-        for handle, text in zip(*other.get_legend_handles_labels(), strict=True):
+def legend(
+    figure, ax, others: Sequence = (), *, place: str = "outside right upper"
+) -> None:
+    """Add a legend beside the axes, each label once."""
+    chosen: dict[str, object] = {}
+    for each in (ax, *others):
+        for handle, text in zip(*each.get_legend_handles_labels(), strict=True):
             chosen.setdefault(text, handle)
-    figure.legend(chosen.values(), chosen, loc="outside right upper", handlelength=3.2)
+    figure.legend(chosen.values(), chosen, loc=place, handlelength=3.2)
 
 
 def accuracy(group: Group, id: str) -> Figure:
@@ -60,12 +62,10 @@ def accuracy(group: Group, id: str) -> Figure:
 
     def paint(figure) -> None:
         axes = figure.subplots(1, 2 if theirs else 1, sharey=True, squeeze=False)[0]
-        _accuracy_axis(axes[0], group.sparsities)
+        accuracy_axis(axes[0], group.sparsities)
         for method in group.methods:
             points = {s: c for (m, s), c in group.cells.items() if m == method}
-            means = [points[s].mean("best") for s in sorted(points)]
-            stds = [points[s].std("best") for s in sorted(points)]
-            _accuracy_line(axes[0], method, sorted(points), means, stds)
+            accuracy_line(axes[0], look(method), name(method), points, group.sparsities)
         if group.dense:
             _dense_line(axes[0], group.dense)
         axes[0].set_ylabel("test accuracy, %")
@@ -73,21 +73,29 @@ def accuracy(group: Group, id: str) -> Figure:
             axes[0].set_title("these runs")
             axes[1].set_title("published")
             _published(axes[1], theirs)
-        _legend(figure, axes[0], axes[1:])
+        legend(figure, axes[0], axes[1:])
 
     alt = _accuracy_words(group)
     return Figure(id, title, caption, draw(id, title, alt, 4.8, paint))
 
 
-def _accuracy_axis(ax, sparsities: Sequence[float]) -> None:
+def accuracy_axis(ax, sparsities: Sequence[float]) -> None:
+    """Label the axis of ``positions`` with the sparsities."""
     places = positions(sparsities)
     ax.set_xticks(list(places.values()), [f"{s:g}" for s in places])
     ax.set_xlabel("sparsity")
 
 
-def _accuracy_line(ax, method: str, sparsities, means, stds) -> None:
-    style, places = look(method), positions(sparsities)
-    x = [places[s] for s in sparsities]
+def accuracy_line(ax, style: Look, label: str, points, sparsities) -> None:
+    """Draw cells by sparsity, on the axis of all the sparsities: means and bands."""
+    own = sorted(points)
+    means = [points[s].mean("best") for s in own]
+    stds = [points[s].std("best") or 0 for s in own]
+    places = positions(sparsities)
+    _line(ax, style, label, [places[s] for s in own], means, stds)
+
+
+def _line(ax, style: Look, label: str, x, means, stds) -> None:
     ax.plot(
         x,
         means,
@@ -97,10 +105,10 @@ def _accuracy_line(ax, method: str, sparsities, means, stds) -> None:
         markersize=style.size,
         markeredgecolor="white",
         markeredgewidth=0.5,
-        label=name(method),
+        label=label,
     )
-    low = [m - (s or 0) for m, s in zip(means, stds, strict=True)]
-    high = [m + (s or 0) for m, s in zip(means, stds, strict=True)]
+    low = [m - s for m, s in zip(means, stds, strict=True)]
+    high = [m + s for m, s in zip(means, stds, strict=True)]
     ax.fill_between(x, low, high, color=style.color, alpha=BAND, linewidth=0)
 
 
@@ -113,11 +121,12 @@ def _dense_line(ax, dense: Cell) -> None:
 
 def _published(ax, theirs) -> None:
     sparsities = sorted({s for _, s in theirs.cells})
-    _accuracy_axis(ax, sparsities)
+    accuracy_axis(ax, sparsities)
     for method in dict.fromkeys(m for m, _ in theirs.cells):
         pairs = [theirs.cells[method, s] for s in sparsities]
         means, stds = zip(*pairs, strict=True)
-        _accuracy_line(ax, method, sparsities, means, stds)
+        x = positions(sparsities).values()
+        _line(ax, look(method), name(method), list(x), means, stds)
 
 
 def _accuracy_words(group: Group) -> str:
@@ -163,7 +172,7 @@ def curves(group: Group, id: str) -> Figure:
         grid[0][1].set_yscale("log")
         for ax in grid[-1]:
             ax.set_xlabel("epoch")
-        _legend(figure, grid[0][0], [ax for row in grid for ax in row])
+        legend(figure, grid[0][0], [ax for row in grid for ax in row])
 
     alt = f"Curves of {', '.join(map(name, group.all_methods))}."
     height = 0.5 + 2.1 * len(rows)

@@ -15,12 +15,17 @@ from fisherprune.report.words import Report
 CSS = Path(__file__).with_name("page.css")
 
 
-def page(report: Report, figures: Sequence[Sequence[Figure]]) -> str:
+def page(
+    report: Report,
+    figures: Sequence[Sequence[Figure]],
+    compared: Sequence[Figure] = (),
+) -> str:
     """Return the page.
 
     Args:
         report: what to show.
         figures: those of each group, in the order of ``report.groups``.
+        compared: those of several groups.
     """
     sections = [
         _alert(report),
@@ -31,6 +36,7 @@ def page(report: Report, figures: Sequence[Sequence[Figure]]) -> str:
                 zip(report.groups, figures, strict=True), 1
             )
         ),
+        _compared(compared),
         _remarks(report),
         _words(report),
     ]
@@ -41,14 +47,14 @@ def page(report: Report, figures: Sequence[Sequence[Figure]]) -> str:
         "<title>fisherprune report</title>\n"
         '<link rel="icon" href="data:,">\n'
         f"<style>\n{CSS.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-        f'{_header(report)}\n<main class="wrap">\n{body}\n</main>\n'
+        f'{_header(report, compared)}\n<main class="wrap">\n{body}\n</main>\n'
         '<footer class="wrap">Written by <code>python -m fisherprune.report</code>; '
         "the same numbers are in report.csv (runs) and summary.csv (cells)."
         "</footer>\n</body>\n</html>\n"
     )
 
 
-def _header(report: Report) -> str:
+def _header(report: Report, compared: Sequence[Figure]) -> str:
     facts = words.facts(report)
     tally = facts.pop("runs")
     items = [
@@ -56,6 +62,8 @@ def _header(report: Report) -> str:
         f'<a href="#figures-{number}">figures</a></li>'
         for number, each in enumerate(report.groups, 1)
     ]
+    if compared:
+        items.append('<li><a href="#compared">Settings compared</a></li>')
     if words.remarks(report.study):
         items.append('<li><a href="#remarks">Not in the tables</a></li>')
     items.append('<li><a href="#words">Words</a></li>')
@@ -195,8 +203,17 @@ def _figures(number: int, each: Group, figures: Sequence[Figure]) -> str:
     )
 
 
-def _figure(figure: Figure) -> str:
-    title = escape(figure.title.partition(":")[0])
+def _compared(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return ""
+    inside = "\n".join(_figure(figure, whole=True) for figure in figures)
+    return f'<section id="compared">\n<h2>Settings compared</h2>\n{inside}\n</section>'
+
+
+def _figure(figure: Figure, *, whole: bool = False) -> str:
+    """Return a figure; its title names the group where no heading above does."""
+    kind, _, group = figure.title.partition(": ")
+    title = escape(group if whole else kind)
     alone = "" if figure.svg else ' class="alone"'
     return (
         f'<figure id="{figure.id}">\n<h3>{title}</h3>\n{figure.svg or ""}\n'

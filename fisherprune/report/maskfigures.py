@@ -35,6 +35,8 @@ def density(group: Group, id: str) -> Figure:
         )
     )
 
+    height = 1.5 + len(group.sparsities) * (0.38 + 0.19 * len(group.methods))
+
     def paint(figure) -> None:
         rows = len(group.sparsities)
         axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
@@ -45,11 +47,12 @@ def density(group: Group, id: str) -> Figure:
         ticks = [layer.removesuffix(".weight") for layer in names]
         size = 7.5 if len(names) <= 60 else 4.5
         axes[-1].set_xticks(range(len(names)), ticks, rotation=90, fontsize=size)
-        bar = figure.colorbar(mesh, ax=list(axes), label="density", aspect=30, pad=0.01)
+        bar = figure.colorbar(
+            mesh, ax=list(axes), label="density", aspect=height / 0.13, pad=0.01
+        )
         bar.outline.set_visible(False)
         bar.ax.yaxis.set_major_formatter("{x:g}")
 
-    height = 1.5 + len(group.sparsities) * (0.38 + 0.19 * len(group.methods))
     alt = _density_words(group)
     return Figure(id, title, caption, draw(id, title, alt, height, paint))
 
@@ -146,12 +149,13 @@ def jaccard(group: Group, found: Sequence[Overlap], missing: int, id: str) -> Fi
     )
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    square = (WIDTH - 1.2) / 3
+    square = min((WIDTH - 1.6) / 3, 0.4 * len(group.methods))
 
     def paint(figure) -> None:
         from matplotlib.colors import Normalize
 
-        grid = figure.subplots(rows, 3, squeeze=False)
+        figure.set_layout_engine("compressed", wspace=0.05)  # the one for squares
+        grid = figure.subplots(rows, columns, squeeze=False)
         for number, ax in enumerate(grid.flat):
             if number >= len(found):
                 ax.set_visible(False)
@@ -164,7 +168,7 @@ def jaccard(group: Group, found: Sequence[Overlap], missing: int, id: str) -> Fi
         + ", ".join(f"{a} and {b} {v:.2f}" for (a, b), v in o.mean.items() if a < b)
         for o in found
     )
-    height = rows * (square + 0.75)
+    height = rows * (square + 1.2)
     return Figure(id, title, caption, draw(id, title, alt, height, paint))
 
 
@@ -183,7 +187,7 @@ def _jaccard_panel(ax, methods, overlap: Overlap, norm, labelled: bool) -> None:
         for a in methods
     ]
     _mesh(ax, values, JACCARDS, norm)
-    size = max(4.5, min(8.5, 62 / len(methods)))
+    size = max(4.5, min(8, 66 / len(methods)))
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             if x != y and not math.isnan(value):
