@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from fisherprune.report.figures import accuracy_axis, accuracy_line, counts, legend
@@ -16,12 +17,17 @@ COLUMNS = 3
 
 
 def comparable(groups: Sequence[Group]) -> list[list[Group]]:
-    """Return the groups of each dataset and model that has at least two with masks."""
+    """Return the groups of each dataset and model that share a method with another."""
     found: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
-        if group.cells:
-            found.setdefault((group.dataset, group.model), []).append(group)
-    return [several for several in found.values() if len(several) > 1]
+        found.setdefault((group.dataset, group.model), []).append(group)
+    return [several for several in found.values() if common_methods(several)]
+
+
+def common_methods(groups: Sequence[Group]) -> list[str]:
+    """Return the methods with runs in at least two groups."""
+    counts = Counter(method for group in groups for method in group.methods)
+    return [method for method, count in counts.items() if count > 1]
 
 
 def compare(groups: Sequence[Group], id: str) -> Figure:
@@ -32,19 +38,20 @@ def compare(groups: Sequence[Group], id: str) -> Figure:
         id: of the figure in the page.
     """
     title = f"Settings compared: {groups[0].dataset}, {groups[0].model}"
-    methods = list(dict.fromkeys(m for group in groups for m in group.methods))
-    sparsities = sorted({s for group in groups for s in group.sparsities})
-    cells = [cell for group in groups for cell in group.cells.values()]
+    methods = common_methods(groups)
+    shown = [x for group in groups for x in group.cells.items() if x[0][0] in methods]
+    sparsities = sorted({sparsity for (_, sparsity), _ in shown})
     caption = (
         "Test accuracy of the best validation weights over sparsity, a panel for each "
-        "method, a line for each setting. Points are means "
-        f"({counts(cells)}), bands one sample standard deviation to either side."
+        "method that ran in several settings, a line for each setting. Points are "
+        f"means ({counts(cell for _, cell in shown)}), bands one sample standard "
+        "deviation to either side."
     )
     rows = -(-len(methods) // COLUMNS)
 
     def paint(figure) -> None:
         grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
-        for ax in grid.flat[len(methods) :]:
+        for ax in list(grid.flat)[len(methods) :]:
             ax.set_visible(False)
         for ax, method in zip(grid.flat, methods, strict=False):
             for number, group in enumerate(groups):
@@ -54,7 +61,7 @@ def compare(groups: Sequence[Group], id: str) -> Figure:
             ax.set_title(method)
         for row in grid:
             row[0].set_ylabel("test accuracy, %")
-        legend(figure, grid.flat[0], grid.flat[1:], place="outside lower left")
+        legend(figure, grid.flat[0], list(grid.flat)[1:], place="outside lower left")
 
     alt = f"Methods: {', '.join(methods)}. Settings: {_names(groups)}."
     height = 0.5 + 2.3 * rows + 0.2 * len(groups)

@@ -170,6 +170,9 @@ def curves(group: Group, id: str) -> Figure:
             left.set_ylabel("validation accuracy, %")
             right.set_ylabel("training loss")
         grid[0][1].set_yscale("log")
+        for ax in grid[:, 1]:
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(lambda x, _: _two_or_five(x))
         for ax in grid[-1]:
             ax.set_xlabel("epoch")
         legend(figure, grid[0][0], [ax for row in grid for ax in row])
@@ -177,6 +180,12 @@ def curves(group: Group, id: str) -> Figure:
     alt = f"Curves of {', '.join(map(name, group.all_methods))}."
     height = 0.5 + 2.1 * len(rows)
     return Figure(id, title, caption, draw(id, title, alt, height, paint))
+
+
+def _two_or_five(value: float) -> str:
+    """Label 2 and 5 between the powers of ten."""
+    text = f"{value:g}"
+    return text if text.strip("0.") in ("2", "5") else ""
 
 
 def _all_cells(group: Group) -> list[Cell]:
