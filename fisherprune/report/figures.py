@@ -174,6 +174,7 @@ def curves(group: Group, id: str) -> Figure:
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(lambda x, _: _two_or_five(x))
         for ax in grid[-1]:
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_xlabel("epoch")
         legend(figure, grid[0][0], [ax for row in grid for ax in row])
 
@@ -278,10 +279,12 @@ def _bars(ax, group: Group, methods, device: str, phase: str) -> None:
         faces = ["white" if cached else color for cached in hollow]
         ax.scatter(times, [y] * len(runs), s=11, c=faces, edgecolors=color, lw=0.8)
         place = (max(0, *times, mean), y)
-        ax.annotate(
-            duration(mean), place, (6, 0), textcoords="offset points", va="center"
-        )
+        ax.annotate(_span(mean), place, (6, 0), textcoords="offset points", va="center")
     ax.set_xlim(left=0)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 1 else duration(seconds)
 
 
 def _seconds(run: Run, phase: str) -> float:
