@@ -353,10 +353,14 @@ def test_cached_statistics_count_what_they_cost(tmp_path):
     trees.write(folder / "results.json", content)
     (run,) = load.load([tmp_path]).runs
     assert (run.reused, run.mask_seconds) == (40.0, 42.5)
-    content["scoring"]["cached"] = False
-    trees.write(folder / "results.json", content)
-    (run,) = load.load([tmp_path]).runs
-    assert (run.reused, run.mask_seconds) == (None, 2.5)
+    for scoring in (
+        {"seconds": 40.0, "samples": 10, "cached": False},
+        {"seconds": 0.0, "samples": 0, "cached": True},  # needs no statistics
+        None,  # a dense run
+    ):
+        trees.write(folder / "results.json", content | {"scoring": scoring})
+        (run,) = load.load([tmp_path]).runs
+        assert (run.reused, run.mask_seconds) == (None, 2.5)
 
 
 def test_failed_and_unfinished_runs_are_listed(study, capsys):

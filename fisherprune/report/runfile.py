@@ -239,13 +239,16 @@ def _notes(content: Fields, layers: Fields) -> tuple[str, ...]:
 
 
 def _reused(content: Fields) -> float | None:
-    """Return what cached statistics cost when they were computed; older files: None."""
-    if "scoring" not in content.content:
+    """Return what cached statistics cost when they were computed.
+
+    None where none came from the cache.
+    """
+    if content.content.get("scoring") is None:
         return None
     scoring = content.take_fields("scoring")
     if not scoring.take("cached", lambda v: _is(bool, v), "true or false"):
         return None
-    return scoring.take_seconds("seconds")
+    return scoring.take_seconds("seconds") or None  # no statistics: no seconds
 
 
 def _metrics(content: Fields) -> dict[str, float]:
