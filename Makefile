@@ -8,13 +8,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SOURCES := setup.py pyproject.toml $(shell find csrc fisherprune -type f \
-	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py')
+	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css')
 
 .PHONY: help demo test lint format sanitize bench clean
 
 help:
 	@echo "make demo      score, prune and train a small network on real digits"
-	@echo "make test      linters and the whole test suite"
+	@echo "make test      linters and the whole test suite (one test wants Chromium)"
 	@echo "make lint      linters alone"
 	@echo "make format    let the formatters write"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
@@ -30,7 +30,7 @@ $(VENV)/packages: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed: $(VENV)/packages $(SOURCES)
-	$(INSTALL) --no-build-isolation ".[test,plot]"
+	$(INSTALL) --no-build-isolation ".[test]"
 	@touch $@
 
 demo: $(VENV)/installed

@@ -1,0 +1,83 @@
+"""``python -m fisherprune.report RESULTS... [--output DIR] [--quiet]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from fisherprune.errors import FisherpruneError
+from fisherprune.report import plain, write_report
+
+DESCRIPTION = """\
+Tables and figures of the runs in and below results folders.
+
+Writes report.html (one page that needs nothing else), report.md, report.csv (a row for
+each run) and summary.csv (a row for each cell), and prints the tables. Exit code: 0, or
+1 where files were broken (the rest is reported), or 2 where there is no report.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise FisherpruneError(message)
+
+
+def make_parser() -> Parser:
+    """Return the command line."""
+    parser = Parser(
+        "python -m fisherprune.report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "results",
+        nargs="+",
+        metavar="RESULTS",
+        help="results folder, folder with runs anywhere below it, or a run's folder",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write to (default: RESULTS/report)"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress, only the tables"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    try:
+        options = make_parser().parse_args(argv)
+        say = _silent if options.quiet else _progress
+        report, folder = write_report(options.results, options.output, say=say)
+    except KeyboardInterrupt:
+        print("fisherprune.report: interrupted", file=sys.stderr)
+        return 130
+    except (FisherpruneError, OSError) as error:
+        reason = " ".join(str(error).split())
+        print(f"fisherprune.report: error: {reason}", file=sys.stderr)
+        return 2
+    print(plain.terminal(report))
+    print(f"written to {folder}")
+    for problem in report.study.problems:
+        line = " ".join(f"{problem.name}: {problem.text}".split())
+        print(f"fisherprune.report: broken: {line}", file=sys.stderr)
+    return 1 if report.study.problems else 0
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

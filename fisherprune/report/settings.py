@@ -1,0 +1,89 @@
+"""Settings: all that runs have in common besides method, sparsity and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fisherprune.config import BATCH_SIZES, TrainConfig
+from fisherprune.data import IMAGE_SIZES
+from fisherprune.identity import distinct
+
+APART = ("method", "sparsity", "seed", "dataset", "model")
+"""Fields with a place of their own in the report."""
+MASK_ONLY = (
+    "scope",
+    "densities",
+    "skip",
+    "invert_scores",
+    "shuffle_masks",
+    "reinitialize",
+    "group_size",
+    "bn_warmup",
+    "score_samples",
+    "score_batch_size",
+)
+"""Fields without a meaning for a run that prunes nothing."""
+
+Setting = Mapping[str, object]
+
+
+def setting(config: TrainConfig) -> Setting:
+    """Return the fields that set a run apart from the default, but for APART."""
+    usual = {
+        "batch_size": BATCH_SIZES[config.dataset],
+        "image_size": IMAGE_SIZES[config.dataset],
+    }
+    return {
+        name: value
+        for name, value in distinct(config).items()
+        if name not in APART and usual.get(name) != value
+    }
+
+
+def training(fields: Setting) -> Setting:
+    """Return the part of a setting that a dense run shares."""
+    return {k: v for k, v in fields.items() if k not in MASK_ONLY}
+
+
+def key(fields: Setting) -> str:
+    """Return text that is equal for equal settings, and sorts the simple ones first."""
+    text = json.dumps(fields, sort_keys=True)
+    return f"{len(fields):03} {text}"
+
+
+def common(settings: Sequence[Setting]) -> Setting:
+    """Return the fields that all the settings share, at values besides the default."""
+    first, *others = settings
+    return {
+        name: value
+        for name, value in first.items()
+        if all(name in other and other[name] == value for other in others)
+    }
+
+
+def label(fields: Setting, *, empty: str = "") -> str:
+    """Return a setting in words: ``warmup_epochs=1, shuffle_masks``."""
+    return ", ".join(_word(name, value) for name, value in fields.items()) or empty
+
+
+def _word(name: str, value: object) -> str:
+    if value is True:
+        return name
+    if isinstance(value, Mapping):
+        text = json.dumps(value, sort_keys=True)
+        return f"{name}={hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    if isinstance(value, list | tuple):
+        return f"{name}={'+'.join(map(str, value)) or 'none'}"
+    if isinstance(value, float):
+        return f"{name}={value:g}"
+    return f"{name}={value}"
+
+
+def dataset_name(config: TrainConfig) -> str:
+    """Return the dataset, with the folder's name for images from a folder."""
+    if config.dataset != "folder":
+        return config.dataset
+    return f"folder {Path(config.data_dir).name}"

@@ -1,0 +1,188 @@
+"""Tables: runs grouped by dataset, model and setting; a cell holds a few seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fisherprune.criteria import criteria
+from fisherprune.report import settings
+from fisherprune.report.published import Published, published_for
+from fisherprune.report.runfile import Run
+from fisherprune.report.settings import Setting
+
+DENSE = "none"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in nothing but the seed, at least one, by seed."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return len(self.runs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Their seeds."""
+        return tuple(run.config.seed for run in self.runs)
+
+    def mean(self, weights: str) -> float:
+        """Return the mean test accuracy in percent."""
+        return statistics.fmean(run.accuracy(weights) for run in self.runs)
+
+    def std(self, weights: str) -> float | None:
+        """Return the sample standard deviation (n - 1), None for a single run."""
+        if self.n < 2:
+            return None
+        return statistics.stdev(run.accuracy(weights) for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All runs of one dataset, model and setting."""
+
+    dataset: str
+    model: str
+    label: str
+    """What sets it apart from other groups of this dataset and model."""
+    shared: str
+    """What all groups of this dataset and model have besides the defaults."""
+    cells: dict[tuple[str, float], Cell]
+    """By method and sparsity, without the dense runs."""
+    dense: Cell | None
+    """Runs of method none with the same training."""
+
+    @property
+    def title(self) -> str:
+        """Dataset, model and setting."""
+        return ", ".join(x for x in (self.dataset, self.model, self.label) if x)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods with at least one run, in the order of ``criteria()``."""
+        present = {method for method, _ in self.cells}
+        return tuple(method for method in criteria() if method in present)
+
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods, the dense baseline before them."""
+        return ((DENSE,) if self.dense else ()) + self.methods
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """Sparsities with at least one run."""
+        return tuple(sorted({sparsity for _, sparsity in self.cells}))
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all cells and the dense ones."""
+        cells = [*self.cells.values(), *([self.dense] if self.dense else [])]
+        return [run for cell in cells for run in cell.runs]
+
+    @cached_property
+    def published(self) -> Published | None:
+        """Somebody else's numbers for this setting."""
+        return published_for(self.runs[0].config)
+
+    def method_runs(self, method: str) -> list[Run]:
+        """Return the runs of a method at all sparsities."""
+        if method == DENSE:
+            return list(self.dense.runs) if self.dense else []
+        chosen = (cell.runs for (m, _), cell in self.cells.items() if m == method)
+        return [run for runs in chosen for run in runs]
+
+    def highest(self, sparsity: float, weights: str) -> set[str]:
+        """Return the methods of the highest mean as it is shown, if some are lower."""
+        means = {
+            method: round(self.cells[method, sparsity].mean(weights), 2)
+            for method in self.methods
+            if (method, sparsity) in self.cells
+        }
+        if len(set(means.values())) < 2:
+            return set()
+        return {method for method in means if means[method] == max(means.values())}
+
+    def difference(self, method: str, sparsity: float, weights: str) -> float | None:
+        """Return our mean minus the published one, where there are both."""
+        theirs = self.published.cells.get((method, sparsity)) if self.published else 0
+        ours = self.cells.get((method, sparsity))
+        return ours.mean(weights) - theirs[0] if ours and theirs else None
+
+
+def group(runs: Iterable[Run]) -> list[Group]:
+    """Return the groups of all runs, by dataset, model and setting."""
+    by_network: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        name = settings.dataset_name(run.config), run.config.model
+        by_network.setdefault(name, []).append(run)
+    return [
+        each
+        for (dataset, model), chosen in sorted(by_network.items())
+        for each in _groups(dataset, model, chosen)
+    ]
+
+
+def _groups(dataset: str, model: str, runs: Sequence[Run]) -> list[Group]:
+    pruned, dense = _by_setting(runs)
+    known: dict[str, Setting] = {k: fields for k, (fields, _) in pruned.items()}
+    with_pruned = {settings.key(settings.training(x)) for x in known.values()}
+    for key, (fields, _) in dense.items():
+        if key not in with_pruned:
+            known[key] = fields
+    shared = settings.common(list(known.values()))
+    shown = {k: v for k, v in shared.items() if k != "data_dir"}
+    return [
+        Group(
+            dataset,
+            model,
+            _label(fields, shared, alone=len(known) == 1),
+            settings.label(shown),
+            _cells(pruned[key][1]) if key in pruned else {},
+            _dense_cell(dense, fields),
+        )
+        for key, fields in sorted(known.items())
+    ]
+
+
+def _label(fields: Setting, shared: Setting, *, alone: bool) -> str:
+    own = {name: value for name, value in fields.items() if name not in shared}
+    return settings.label(own, empty="" if alone else "default setting")
+
+
+def _by_setting(runs: Sequence[Run]):
+    """Return {key: (setting, runs)} of the pruned and of the dense runs."""
+    pruned: dict[str, tuple[Setting, list[Run]]] = {}
+    dense: dict[str, tuple[Setting, list[Run]]] = {}
+    for run in runs:
+        fields, where = settings.setting(run.config), pruned
+        if run.config.method == DENSE:
+            fields, where = settings.training(fields), dense
+        where.setdefault(settings.key(fields), (fields, []))[1].append(run)
+    return pruned, dense
+
+
+def _cells(runs: Sequence[Run]) -> dict[tuple[str, float], Cell]:
+    cells: dict[tuple[str, float], list[Run]] = {}
+    for run in runs:
+        where = run.config.method, float(run.config.sparsity)
+        cells.setdefault(where, []).append(run)
+    return {where: _cell(chosen) for where, chosen in sorted(cells.items())}
+
+
+def _dense_cell(dense, fields: Setting) -> Cell | None:
+    found = dense.get(settings.key(settings.training(fields)))
+    return _cell(found[1]) if found else None
+
+
+def _cell(runs: Sequence[Run]) -> Cell:
+    """Make a cell; of dense runs that differ in the mask's fields, one for a seed."""
+    by_seed: dict[int, Run] = {}
+    for run in runs:
+        by_seed.setdefault(run.config.seed, run)
+    return Cell(tuple(by_seed[seed] for seed in sorted(by_seed)))
