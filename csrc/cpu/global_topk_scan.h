@@ -119,17 +119,16 @@ split_avx512(const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
              uint64_t* inside) {
   const __m512i low = _mm512_set1_epi32(static_cast<int>(bracket.low));
   const __m512i high = _mm512_set1_epi32(static_cast<int>(bracket.high));
-  const __m512i width = _mm512_sub_epi32(high, low);
   int32_t above = 0, within = 0;
   int64_t j = 0;
   for (; j + 64 <= size; j += 64) {
-    uint64_t over = 0, in = 0;
+    uint64_t over = 0, in = 0;  // in: first those from low on
     for (int part = 0; part < 4; ++part) {
       const __m512i x = _mm512_loadu_si512(key + j + 16 * part);
       over |= uint64_t{_mm512_cmpgt_epu32_mask(x, high)} << (16 * part);
-      in |= uint64_t{_mm512_cmple_epu32_mask(_mm512_sub_epi32(x, low), width)}
-            << (16 * part);
+      in |= uint64_t{_mm512_cmpge_epu32_mask(x, low)} << (16 * part);
     }
+    in &= ~over;
     _mm512_storeu_si512(mask + j, _mm512_maskz_set1_epi8(over, 1));
     inside[j / 64] = in;
     above += __builtin_popcountll(over), within += __builtin_popcountll(in);
