@@ -82,6 +82,7 @@ inline int64_t collect_chunk(const Task& task, int64_t c, const Queries& queries
     }
   };
   const int64_t nonfinite = for_each_block(task, chunk, block);
+  block_loops().publish();
   for (size_t q = 0; q < queries.size(); ++q) {
     queries[q]->finds[c].candidates = candidates[q].all();
     collected[q] += queries[q]->finds[c].candidates.size();
@@ -223,8 +224,7 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
 }
 
 inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries) {
-  return select(task, queries,
-                draw_sample(task.scores, queries.size(), task.parallel));
+  return select(task, queries, draw_sample(task.scores, queries.size(), task.parallel));
 }
 
 }  // namespace topk

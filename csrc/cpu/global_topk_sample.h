@@ -33,8 +33,7 @@ void for_each_with(const Parallel& parallel, int64_t count, const Scratch& scrat
 
 template <class Work>
 void for_each(const Parallel& parallel, int64_t count, const Work& work) {
-  for_each_with(parallel, count, [] { return 0; },
-                [&](int64_t i, int) { work(i); });
+  for_each_with(parallel, count, [] { return 0; }, [&](int64_t i, int) { work(i); });
 }
 
 constexpr int64_t kSampleFrom = int64_t{1} << 16;  // fewer scores are all collected
@@ -111,9 +110,8 @@ inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
   if (sample.total <= kSampleFrom) return sample;
   const double total = static_cast<double>(sample.total);
   const double work = total * std::max<int64_t>(queries, 1);
-  const int64_t size =
-      std::min<int64_t>({static_cast<int64_t>(std::pow(work, 2. / 3)), kSampleMost,
-                         sample.total / 4});
+  const int64_t size = std::min<int64_t>(
+      {static_cast<int64_t>(std::pow(work, 2. / 3)), kSampleMost, sample.total / 4});
   const double stretch = total / size;
   sample.keys.resize(size);
   for_each(parallel, (size + kSamplePiece - 1) / kSamplePiece, [&](int64_t piece) {
