@@ -1,8 +1,8 @@
 """Fresh zeros for many tensors at once, in huge pages where the system has them.
 
-The first touch of fresh memory costs more than all arithmetic on it where the system
-hands it out by pages of 4 KB. Linux gives 2 MB pages to those who ask, which allocators
-do not. So all tensors of a call are cut from one slab of memory that asks.
+The first touch of fresh memory costs several times the arithmetic on it where the
+system hands it out by pages of 4 KB. Linux gives 2 MB pages to those who ask, which
+allocators do not. So all tensors of a call are cut from one slab of memory that asks.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def _slab(size: int) -> memoryview | None:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     except OSError:  # a kernel without huge pages, or no memory
         return None
-    address = torch.frombuffer(mapping, dtype=torch.uint8).data_ptr()
-    begin = -address % HUGE_PAGE
+    whole = torch.frombuffer(mapping, dtype=torch.uint8)
+    begin = -whole.data_ptr() % HUGE_PAGE
+    # It is zero already. But here each page is touched by one thread, where a kernel's
+    # threads would meet at the same page, and all but one of them wait.
+    whole[begin : begin + size].zero_()
     return memoryview(mapping)[begin : begin + size]

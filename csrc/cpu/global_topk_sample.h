@@ -101,7 +101,8 @@ inline int64_t scattered(uint64_t i, uint32_t width) {
 }
 
 // One score of each of about (total * queries)^(2/3) equal stretches: then reading the
-// sample and collecting the entries of each query's bracket grow alike.
+// sample and collecting the entries of each query's bracket grow alike. Nearly every
+// one lies in a page of its own: many are asked for before the first is used.
 inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
                           const Parallel& parallel) {
   Sample sample;
@@ -116,11 +117,19 @@ inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
   sample.keys.resize(size);
   for_each(parallel, (size + kSamplePiece - 1) / kSamplePiece, [&](int64_t piece) {
     const int64_t last = std::min(size, (piece + 1) * kSamplePiece);
+    constexpr int64_t kAhead = 64;
+    const float* places[kAhead];
     size_t t = 0;
-    for (int64_t i = piece * kSamplePiece; i < last; ++i) {
-      const int64_t at = static_cast<int64_t>(i * stretch) + scattered(i, stretch);
-      while (at >= ends[t]) ++t;
-      sample.keys[i] = key_of(scores[t].data[at - ends[t] + scores[t].size]);
+    for (int64_t i = piece * kSamplePiece; i < last; i += kAhead) {
+      const int64_t count = std::min(kAhead, last - i);
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t at =
+            static_cast<int64_t>((i + j) * stretch) + scattered(i + j, stretch);
+        while (at >= ends[t]) ++t;
+        places[j] = scores[t].data + (at - ends[t] + scores[t].size);
+        __builtin_prefetch(places[j]);
+      }
+      for (int64_t j = 0; j < count; ++j) sample.keys[i + j] = key_of(*places[j]);
     }
     radix_sort(sample.keys.data() + piece * kSamplePiece, last - piece * kSamplePiece);
   });
