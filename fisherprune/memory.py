@@ -8,7 +8,7 @@ allocators do not. So all tensors of a call are cut from one slab of memory that
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
