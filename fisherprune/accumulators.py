@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisherprune.contributions import Contribution
 
@@ -56,9 +56,8 @@ class Groups:
 class Moments:
     """Accumulators of one parameter, and the sum over a group that is still open."""
 
-    def __init__(self, parameter: nn.Parameter):
-        self.sum = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        self.sum_sq = torch.zeros_like(self.sum)
+    def __init__(self, sum: Tensor, sum_sq: Tensor):
+        self.sum, self.sum_sq = sum, sum_sq
         self.open: Tensor | None = None
 
     def add(self, contribution: Contribution, parts: Parts) -> None:

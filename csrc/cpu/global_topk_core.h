@@ -17,37 +17,56 @@
 namespace fisherprune {
 namespace topk {
 
-// Appends the entries whose bit in `inside` is set. Few are: the words that hold any
-// are listed first, without a branch to mispredict.
-inline void append(std::vector<Candidate>& candidates, const uint32_t* key,
-                   const uint64_t* inside, int64_t size, int64_t at) {
-  int32_t words[kBlock / 64];
-  Candidate found[kBlock];
-  int64_t word_count = 0, count = 0;
-  for (int32_t w = 0; w < (size + 63) / 64; ++w) {
-    words[word_count] = w;
-    word_count += inside[w] != 0;
+// A thread's candidates of one chunk and query, with room for a whole block.
+class Collected {
+ public:
+  void clear() { count_ = 0; }
+
+  // Appends the entries whose bit in `inside` is set. Few are: the words that hold any
+  // are listed first, and of each four are taken whether or not there are as many, so
+  // that hardly a branch is mispredicted.
+  void append(const uint32_t* key, const uint64_t* inside, int64_t size, int64_t at) {
+    if (static_cast<int64_t>(found_.size()) < count_ + kBlock + kAtOnce)
+      found_.resize(2 * found_.size() + 2 * kBlock);
+    int32_t words[kBlock / 64];
+    int64_t word_count = 0;
+    for (int32_t w = 0; w < (size + 63) / 64; ++w) {
+      words[word_count] = w;
+      word_count += inside[w] != 0;
+    }
+    for (int64_t i = 0; i < word_count; ++i) {
+      const int64_t first = 64 * words[i];
+      uint64_t word = inside[words[i]];
+      do {
+        for (int j = 0; j < kAtOnce; ++j, word &= word - 1) {
+          const int64_t place = first + (word ? __builtin_ctzll(word) : 0);
+          found_[count_] = {key[place], static_cast<int32_t>(at + place)};
+          count_ += word != 0;
+        }
+      } while (word);
+    }
   }
-  for (int64_t i = 0; i < word_count; ++i) {
-    uint64_t word = inside[words[i]];
-    do {
-      const int64_t j = 64 * words[i] + __builtin_ctzll(word);
-      found[count++] = {key[j], static_cast<int32_t>(at + j)};
-      word &= word - 1;
-    } while (word);
+
+  std::vector<Candidate> all() const {
+    return {found_.begin(), found_.begin() + count_};
   }
-  candidates.insert(candidates.end(), found, found + count);
-}
+
+ private:
+  static constexpr int kAtOnce = 4;
+  std::vector<Candidate> found_;
+  int64_t count_ = 0;
+};
 
 // Writes the masks of all above the brackets, collects what is inside, while there is
 // room; returns the chunk's nonfinite entries.
 inline int64_t collect_chunk(const Task& task, int64_t c, const Queries& queries,
-                             std::atomic<int64_t>* collected) {
+                             std::atomic<int64_t>* collected,
+                             std::vector<Collected>& candidates) {
   const Chunk& chunk = task.chunks[c];
   std::vector<bool> collects(queries.size());
   for (size_t q = 0; q < queries.size(); ++q) {
     queries[q]->finds[c] = Find();
-    queries[q]->finds[c].candidates.reserve(chunk.size / 64);
+    candidates[q].clear();
     collects[q] = !queries[q]->next.bracket.single() &&
                   collected[q].load() <= task.most_candidates();
   }
@@ -59,12 +78,15 @@ inline int64_t collect_chunk(const Task& task, int64_t c, const Queries& queries
       const BlockCounts counts =
           block_loops().split(key, size, queries[q]->next.bracket, mask, inside);
       find.counts.above += counts.above, find.counts.inside += counts.inside;
-      if (collects[q] && counts.inside) append(find.candidates, key, inside, size, at);
+      if (collects[q] && counts.inside) candidates[q].append(key, inside, size, at);
     }
   };
   const int64_t nonfinite = for_each_block(task, chunk, block);
-  for (size_t q = 0; q < queries.size(); ++q)
+  block_loops().publish();
+  for (size_t q = 0; q < queries.size(); ++q) {
+    queries[q]->finds[c].candidates = candidates[q].all();
     collected[q] += queries[q]->finds[c].candidates.size();
+  }
   return nonfinite;
 }
 
@@ -74,9 +96,12 @@ inline std::vector<int64_t> collect_pass(const Task& task, const Queries& querie
   std::vector<std::atomic<int64_t>> collected(queries.size());
   for (auto& c : collected) c = 0;
   for (Query* q : queries) q->finds.resize(task.chunks.size());
-  for_each(task.parallel, task.chunks.size(), [&](int64_t c) {
-    nonfinite[c] = collect_chunk(task, c, queries, collected.data());
-  });
+  for_each_with(
+      task.parallel, task.chunks.size(),
+      [&] { return std::vector<Collected>(queries.size()); },
+      [&](int64_t c, std::vector<Collected>& candidates) {
+        nonfinite[c] = collect_chunk(task, c, queries, collected.data(), candidates);
+      });
   for (size_t i = 0; i < queries.size(); ++i) {
     Query& q = *queries[i];
     Counts counts;
@@ -89,36 +114,40 @@ inline std::vector<int64_t> collect_pass(const Task& task, const Queries& querie
   return nonfinite;
 }
 
-// Narrows what is known by a histogram of the candidates; returns the keys that remain.
-inline std::vector<uint32_t> narrow(Query& q) {
-  std::vector<uint32_t> keys;
-  keys.reserve(q.known.inside);
-  for (const Find& f : q.finds)
-    for (const Candidate& c : f.candidates) keys.push_back(c.key);
+// The candidates in what is known after a histogram of them all, and their chunks.
+struct Finalist {
+  uint32_t key;
+  size_t chunk;
+};
+
+inline std::vector<Finalist> narrow(Query& q) {
   Histogram histogram = narrowing(q.known.bracket);
   histogram.above = q.known.above;
-  histogram.add(keys.data(), keys.size());
+  for (const Find& f : q.finds)
+    for (const Candidate& x : f.candidates) histogram.add(x.key);
   learn(q, histogram);
   const Bracket b = q.known.bracket;
-  const auto outside = [b](uint32_t key) { return key < b.low || key > b.high; };
-  keys.erase(std::remove_if(keys.begin(), keys.end(), outside), keys.end());
-  return keys;
+  std::vector<Finalist> finalists;
+  for (size_t c = 0; c < q.finds.size(); ++c)
+    for (const Candidate& x : q.finds[c].candidates)
+      if (x.key - b.low <= b.high - b.low) finalists.push_back({x.key, c});
+  return finalists;
 }
 
 // The threshold of a done query, and how many ties each chunk has.
 inline void find_threshold(Query& q) {
   q.threshold = q.next.bracket.low;
-  for (Find& f : q.finds) f.ties = f.counts.inside;
+  for (Find& f : q.finds) f.ties = q.next.bracket.single() ? f.counts.inside : 0;
   if (q.next.bracket.single()) return;
-  std::vector<uint32_t> keys = narrow(q);
-  const auto kth = keys.begin() + (q.keep - q.known.above - 1);
-  std::nth_element(keys.begin(), kth, keys.end(), std::greater<uint32_t>());
-  q.threshold = *kth;
-  q.known.above +=
-      std::count_if(keys.begin(), kth, [&](uint32_t key) { return key > q.threshold; });
-  for (Find& f : q.finds)
-    f.ties = std::count_if(f.candidates.begin(), f.candidates.end(),
-                           [&](Candidate c) { return c.key == q.threshold; });
+  std::vector<Finalist> finalists = narrow(q);
+  const auto larger = [](Finalist a, Finalist b) { return a.key > b.key; };
+  const auto kth = finalists.begin() + (q.keep - q.known.above - 1);
+  std::nth_element(finalists.begin(), kth, finalists.end(), larger);
+  q.threshold = kth->key;
+  for (const Finalist& x : finalists) {
+    q.known.above += x.key > q.threshold;
+    q.finds[x.chunk].ties += x.key == q.threshold;
+  }
 }
 
 // Leaves each chunk, in order, as many of its ties as are to be kept. `left` holds how
@@ -195,7 +224,7 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
 }
 
 inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries) {
-  return select(task, queries, draw_sample(task.scores, task.parallel));
+  return select(task, queries, draw_sample(task.scores, queries.size(), task.parallel));
 }
 
 }  // namespace topk

@@ -33,6 +33,8 @@ struct Histogram {
     }
   }
 
+  void add(uint32_t key) { ++count[(key - bracket.low) >> shift]; }  // in the bracket
+
   void add(const Histogram& other) {
     above += other.above;
     for (size_t i = 0; i < count.size(); ++i) count[i] += other.count[i];

@@ -18,31 +18,56 @@ namespace topk {
 using Body = std::function<void(int64_t first, int64_t last)>;
 using Parallel = std::function<void(int64_t count, const Body& body)>;
 
-// Work items are taken one by one, so that a slow core gets fewer of them.
-template <class Work>
-void for_each(const Parallel& parallel, int64_t count, const Work& work) {
+// Work items are taken one by one, so that a slow core gets fewer of them. Each thread
+// makes itself a scratch and hands it to all of its work.
+template <class Scratch, class Work>
+void for_each_with(const Parallel& parallel, int64_t count, const Scratch& scratch,
+                   const Work& work) {
   std::atomic<int64_t> next{0};
   parallel(count, [&](int64_t, int64_t) {
+    auto own = scratch();
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
-      work(i);
+      work(i, own);
   });
+}
+
+template <class Work>
+void for_each(const Parallel& parallel, int64_t count, const Work& work) {
+  for_each_with(parallel, count, [] { return 0; }, [&](int64_t i, int) { work(i); });
 }
 
 constexpr int64_t kSampleFrom = int64_t{1} << 16;  // fewer scores are all collected
 constexpr int64_t kSampleMost = int64_t{1} << 19;
-constexpr int64_t kSamplePiece = 1 << 12;
+constexpr int64_t kSamplePiece = 1 << 13;  // sorted at a time, in the L1 cache
 
 struct Sample {
-  std::vector<uint32_t> keys;  // ascending
+  std::vector<uint32_t> keys;  // each piece of kSamplePiece ascending
   int64_t total = 0;           // scores it was drawn from
 
   int64_t size() const { return static_cast<int64_t>(keys.size()); }
 
-  // First and one past the last of the keys in the bracket.
+  // How many of the keys are below this one.
+  int64_t below(uint64_t key) const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < size(); i += kSamplePiece) {
+      const auto first = keys.begin() + i;
+      const auto last = keys.begin() + std::min(size(), i + kSamplePiece);
+      count += std::lower_bound(first, last, key) - first;
+    }
+    return count;
+  }
+
+  // The key that has `rank` others below it, or equal and before it.
+  uint32_t at(int64_t rank) const {
+    uint32_t key = 0;
+    for (uint32_t bit = 1u << 31; bit; bit >>= 1)
+      if (below(key | bit) <= rank) key |= bit;
+    return key;
+  }
+
+  // Ranks of the first and of one past the last of the keys in the bracket.
   std::array<int64_t, 2> range(Bracket b) const {
-    const auto first = std::lower_bound(keys.begin(), keys.end(), b.low);
-    const auto last = std::upper_bound(first, keys.end(), b.high);
-    return {first - keys.begin(), last - keys.begin()};
+    return {below(b.low), below(uint64_t{b.high} + 1)};
   }
 
   // How many of all scores lie in the bracket, by the sample.
@@ -52,18 +77,20 @@ struct Sample {
   }
 };
 
-// Ascending, by the digits from the least significant up.
-inline void radix_sort(std::vector<uint32_t>& keys) {
-  constexpr int kBits = 11;
-  std::vector<uint32_t> other(keys.size());
-  for (int shift = 0; shift < 32; shift += kBits) {
+// Sorts a piece ascending, by the digits from the least significant up.
+inline void radix_sort(uint32_t* keys, int64_t size) {
+  constexpr int kBits = 11, kRounds = 3;
+  std::vector<uint32_t> other(keys, keys + size);
+  uint32_t *from = keys, *to = other.data();
+  for (int shift = 0; shift < kRounds * kBits; shift += kBits) {
     std::array<uint32_t, (1 << kBits) + 1> place{};
     const auto digit = [&](uint32_t key) { return key >> shift & ((1 << kBits) - 1); };
-    for (const uint32_t key : keys) ++place[digit(key) + 1];
+    for (int64_t i = 0; i < size; ++i) ++place[digit(from[i]) + 1];
     for (int i = 0; i < 1 << kBits; ++i) place[i + 1] += place[i];
-    for (const uint32_t key : keys) other[place[digit(key)]++] = key;
-    keys.swap(other);
+    for (int64_t i = 0; i < size; ++i) to[place[digit(from[i])]++] = from[i];
+    std::swap(from, to);
   }
+  std::copy_n(from, size, keys);
 }
 
 // A place in [0, width) that follows no pattern, so that none in the scores misleads.
@@ -73,27 +100,39 @@ inline int64_t scattered(uint64_t i, uint32_t width) {
   return static_cast<int64_t>((i >> 32) * width >> 32);
 }
 
-// One score of each of about total^(2/3) equal stretches: then reading the sample and
-// collecting the entries of a bracket grow alike.
-inline Sample draw_sample(const std::vector<Scores>& scores, const Parallel& parallel) {
+// One score of each of about (total * queries)^(2/3) equal stretches: then reading the
+// sample and collecting the entries of each query's bracket grow alike. Nearly every
+// one lies in a page of its own: many are asked for before the first is used.
+inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
+                          const Parallel& parallel) {
   Sample sample;
   std::vector<int64_t> ends;
   for (const Scores& s : scores) ends.push_back(sample.total += s.size);
   if (sample.total <= kSampleFrom) return sample;
   const double total = static_cast<double>(sample.total);
-  const int64_t size = std::min<int64_t>(std::pow(total, 2. / 3), kSampleMost);
+  const double work = total * std::max<int64_t>(queries, 1);
+  const int64_t size = std::min<int64_t>(
+      {static_cast<int64_t>(std::pow(work, 2. / 3)), kSampleMost, sample.total / 4});
   const double stretch = total / size;
   sample.keys.resize(size);
   for_each(parallel, (size + kSamplePiece - 1) / kSamplePiece, [&](int64_t piece) {
     const int64_t last = std::min(size, (piece + 1) * kSamplePiece);
+    constexpr int64_t kAhead = 64;
+    const float* places[kAhead];
     size_t t = 0;
-    for (int64_t i = piece * kSamplePiece; i < last; ++i) {
-      const int64_t at = static_cast<int64_t>(i * stretch) + scattered(i, stretch);
-      while (at >= ends[t]) ++t;
-      sample.keys[i] = key_of(scores[t].data[at - ends[t] + scores[t].size]);
+    for (int64_t i = piece * kSamplePiece; i < last; i += kAhead) {
+      const int64_t count = std::min(kAhead, last - i);
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t at =
+            static_cast<int64_t>((i + j) * stretch) + scattered(i + j, stretch);
+        while (at >= ends[t]) ++t;
+        places[j] = scores[t].data + (at - ends[t] + scores[t].size);
+        __builtin_prefetch(places[j]);
+      }
+      for (int64_t j = 0; j < count; ++j) sample.keys[i + j] = key_of(*places[j]);
     }
+    radix_sort(sample.keys.data() + piece * kSamplePiece, last - piece * kSamplePiece);
   });
-  radix_sort(sample.keys);
   return sample;
 }
 
@@ -128,7 +167,7 @@ inline Proposal propose(const Sample& sample, const Known& known, int64_t keep,
   const double spread = (3 * std::sqrt(size * kept * (1 - kept)) + 16) *
                         std::pow(4., std::min(known.misses, 20));
   const auto at = [&, first = first, last = last](double r) {
-    return sample.keys[static_cast<int64_t>(std::clamp<double>(r, first, last - 1))];
+    return sample.at(static_cast<int64_t>(std::clamp<double>(r, first, last - 1)));
   };
   Bracket b{at(rank - spread), at(rank + spread)};
   if (rank - spread < first) b.low = known.bracket.low;

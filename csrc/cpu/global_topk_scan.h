@@ -39,6 +39,8 @@ struct BlockLoops {
   // which whole words are written.
   BlockCounts (*split)(const uint32_t* key, int64_t size, Bracket bracket,
                        uint8_t* mask, uint64_t* inside);
+  // Waits until the masks that split() wrote past the caches are there for all threads.
+  void (*publish)();
   // mask = at least `least`.
   void (*at_least)(const uint32_t* key, int64_t size, uint32_t least, uint8_t* mask);
 };
@@ -90,6 +92,8 @@ FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_
   for (int64_t j = 0; j < size; ++j) mask[j] = key[j] >= least;
 }
 
+inline void publish_nothing() {}
+
 // The loops inlined into functions of their own, compiled for the TARGET.
 #define FISHERPRUNE_BLOCK_LOOPS(NAME, TARGET)                                          \
   TARGET inline int64_t keys_##NAME(const float* scores, int64_t size,                 \
@@ -104,13 +108,26 @@ FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_
                                      uint32_t least, uint8_t* mask) {                  \
     at_least_loop(key, size, least, mask);                                             \
   }                                                                                    \
-  inline constexpr BlockLoops loops_##NAME{keys_##NAME, split_##NAME, at_least_##NAME};
+  inline constexpr BlockLoops loops_##NAME{keys_##NAME, split_##NAME, publish_nothing, \
+                                           at_least_##NAME};
 
 FISHERPRUNE_BLOCK_LOOPS(portable, )
 #if defined(__x86_64__)
 FISHERPRUNE_BLOCK_LOOPS(avx2, __attribute__((target("avx2"))))
 FISHERPRUNE_BLOCK_LOOPS(avx512_plain,
                         __attribute__((target("avx512f,avx512bw,avx512vl"))))
+
+// A whole line of a mask. Written past the caches, where it may be: nothing reads it
+// soon, and to fetch the line first would double the traffic.
+__attribute__((target("avx512f,avx512bw"))) inline void write_line(uint8_t* mask,
+                                                                   __m512i bytes) {
+  if (reinterpret_cast<uintptr_t>(mask) % 64 == 0)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(mask), bytes);
+  else
+    _mm512_storeu_si512(mask, bytes);
+}
+
+inline void publish_stream() { _mm_sfence(); }
 
 // 64 keys at a time, whose comparisons are the bits of one word; by hand, because
 // compilers narrow the comparisons to bytes in many steps.
@@ -119,18 +136,17 @@ split_avx512(const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
              uint64_t* inside) {
   const __m512i low = _mm512_set1_epi32(static_cast<int>(bracket.low));
   const __m512i high = _mm512_set1_epi32(static_cast<int>(bracket.high));
-  const __m512i width = _mm512_sub_epi32(high, low);
   int32_t above = 0, within = 0;
   int64_t j = 0;
   for (; j + 64 <= size; j += 64) {
-    uint64_t over = 0, in = 0;
+    uint64_t over = 0, in = 0;  // in: first those from low on
     for (int part = 0; part < 4; ++part) {
       const __m512i x = _mm512_loadu_si512(key + j + 16 * part);
       over |= uint64_t{_mm512_cmpgt_epu32_mask(x, high)} << (16 * part);
-      in |= uint64_t{_mm512_cmple_epu32_mask(_mm512_sub_epi32(x, low), width)}
-            << (16 * part);
+      in |= uint64_t{_mm512_cmpge_epu32_mask(x, low)} << (16 * part);
     }
-    _mm512_storeu_si512(mask + j, _mm512_maskz_set1_epi8(over, 1));
+    in &= ~over;
+    write_line(mask + j, _mm512_maskz_set1_epi8(over, 1));
     inside[j / 64] = in;
     above += __builtin_popcountll(over), within += __builtin_popcountll(in);
   }
@@ -141,7 +157,7 @@ split_avx512(const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
 }
 
 inline constexpr BlockLoops loops_avx512{keys_avx512_plain, split_avx512,
-                                         at_least_avx512_plain};
+                                         publish_stream, at_least_avx512_plain};
 #endif
 #undef FISHERPRUNE_BLOCK_LOOPS
 #undef FISHERPRUNE_INLINE

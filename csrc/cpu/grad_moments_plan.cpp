@@ -30,7 +30,8 @@ void add_column(Plan& plan, ColumnOfTiles column, int64_t lanes) {
 
 void columns_over_outputs(Plan& plan, const Microkernels& kernels) {
   const ConvShape& s = plan.shape;
-  const int64_t width = kernels.lanes * kernels.max_vectors;
+  const int64_t width =
+      kernels.lanes * (plan.short_runs ? kernels.short_vectors : kernels.max_vectors);
   plan.input_lanes = 1;
   plan.input_rows = s.channels;
   for (int64_t g = 0; g < s.groups; ++g)
@@ -182,6 +183,10 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
   plan.shape = shape;
   plan.operand = choose_operand(shape, kernels.lanes);
   plan.products = shape.positions() == 1 && shape.group_size == 1;
+  plan.short_runs = kernels.short_vectors > 0 && !plan.products &&
+                    plan.operand == Operand::broadcast &&
+                    shape.positions() * std::min(shape.group_size, shape.samples) <=
+                        tuning::kShortRunPositions;
   if (plan.operand == Operand::broadcast)
     columns_over_outputs(plan, kernels);
   else
@@ -194,6 +199,7 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
   for (int64_t u = 0; u < plan.units; u += plan.block_units)
     for (const Run& run : plan.runs_of(plan.block_at(u)))
       plan.carries |= run.continues || !run.finishes;
+  plan.short_runs &= !plan.carries;
   return plan;
 }
 

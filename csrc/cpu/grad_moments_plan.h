@@ -42,6 +42,7 @@ struct Plan {
   // over the samples, of d and a, and of their squares (whose range float32 must hold).
   bool products;
   bool carries;  // some group does not end in the run in which it began
+  bool short_runs;  // groups of few positions: micro-tiles with their moments in registers
 
   int64_t unit_rows;         // output rows of a unit
   int64_t units_per_sample;  // 1 unless samples are cut

@@ -49,7 +49,7 @@ int64_t Tiles::width(const ColumnOfTiles& column) const {
 
 MicroTileOf Tiles::micro_tile(const ColumnOfTiles& column) const {
   if (plan_.operand == Operand::lanes) return kernels_.depthwise;
-  return kernels_.broadcast[column.vectors];
+  return (plan_.short_runs ? kernels_.short_runs : kernels_.broadcast)[column.vectors];
 }
 
 float* Tiles::carry_of(const Tile& tile) const {
@@ -74,11 +74,14 @@ void Tiles::run(const Pass& pass, int64_t task) const {
   if (pass.sum_sq) add(sum_sq, tile, pass.sum_sq);
 }
 
-// As many runs as have their packed gradient in the second-level cache, at least one:
+// As many runs as have their packed gradient in the second-level cache (the first-level
+// where little is done with each number of it), at least one:
 // every micro-tile of the task reads it again.
 Tiles::Runs Tiles::cached_runs(const Pass& pass, int64_t first,
                                const Tile& tile) const {
-  const int64_t most = tuning::kGradBytes / (width(tile.column) * 4);
+  const int64_t bytes =
+      plan_.short_runs ? tuning::kShortGradBytes : tuning::kGradBytes;
+  const int64_t most = bytes / (width(tile.column) * 4);
   const int64_t begin = pass.runs[first].begin;
   int64_t last = first + 1;
   const int64_t all = pass.runs.size();

@@ -47,6 +47,9 @@ struct Microkernels {
   int max_vectors;           // vectors of one micro-tile
   MicroTileOf broadcast[5];  // by the number of vectors, 1 to max_vectors
   MicroTileOf depthwise;     // one vector, Operand::lanes
+  // For runs that are whole groups of few positions, with squares: no carry.
+  int short_vectors;          // of one micro-tile; 0 where the registers are too few
+  MicroTileOf short_runs[3];  // by the number of vectors, 1 to short_vectors
   // to[c * to_stride + r] = from[r * from_stride + c]
   void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t cols,
                     float* to, int64_t to_stride);

@@ -95,6 +95,33 @@ FISHERPRUNE_TARGET void micro_tile(const Column& column, const int64_t* base,
   }
 }
 
+// The same for runs that are whole groups, and short: there the tile's moments, kept
+// in registers too, would be loaded and stored as often as multiplied. The additions
+// have the same order.
+template <int R, int V>
+FISHERPRUNE_TARGET void short_micro_tile(const Column& column, const int64_t* base,
+                                         float* sum, float* sum_sq, float*) {
+  const float* a[R];
+  for (int r = 0; r < R; ++r) a[r] = column.input + base[r];
+  Vec first[R * V], second[R * V];
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < R * V; ++i) first[i] = load(sum + i * kLanes);
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < R * V; ++i) second[i] = load(sum_sq + i * kLanes);
+  for (int64_t i = 0; i < column.run_count; ++i) {
+    const Run& run = column.runs[i];
+    Vec acc[R * V];
+    sum_run<R, V, false>(column, a, run, acc);
+    scale(run, acc, R * V);
+    FISHERPRUNE_UNROLL
+    for (int j = 0; j < R * V; ++j) first[j] += acc[j], second[j] += acc[j] * acc[j];
+  }
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < R * V; ++i) store(sum + i * kLanes, first[i]);
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < R * V; ++i) store(sum_sq + i * kLanes, second[i]);
+}
+
 // The first and the second half of a, b, a, b, ... taken in turns.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec zip_low(Vec a, Vec b) {
 #if FISHERPRUNE_LANES == 16
@@ -189,6 +216,13 @@ constexpr Microkernels kTable = {
     {{}, {12, micro_tile<12, 1, false>}, {6, micro_tile<6, 2, false>}, {}, {}},
 #endif
     {9, micro_tile<9, 1, true>},
+#if FISHERPRUNE_WIDE
+    2,
+    {{}, {8, short_micro_tile<8, 1>}, {4, short_micro_tile<4, 2>}},
+#else
+    0,
+    {},
+#endif
     transpose_any<false>,
     transpose_any<true>,
 };

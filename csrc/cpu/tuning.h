@@ -16,6 +16,12 @@ constexpr int64_t kTileLanes = 64;
 // the patch: it must stay in the second-level cache.
 constexpr int64_t kGradBytes = 1 << 20;
 
+// Positions of a group up to which its micro-tiles are the smaller ones that keep their
+// moments in registers; and the packed gradient that must then stay in the first-level
+// cache.
+constexpr int64_t kShortRunPositions = 32;
+constexpr int64_t kShortGradBytes = 16 << 10;
+
 // A block is what is packed at a time. Small ones stay near the processor, the more so
 // where a patch of one tile reads them only once; but the accumulators are read and
 // written once for each block, which so many positions of multiplications outweigh. The

@@ -209,7 +209,7 @@ int main() {
       const Case c(family, n);
       for (const int threads : {1, 3}) {
         const topk::Task task = task_of(c, threads);
-        test_select(c, threads, topk::draw_sample(task.scores, task.parallel));
+        test_select(c, threads, topk::draw_sample(task.scores, 1, task.parallel));
         test_mask_at(c, threads);
       }
       if (n > topk::kSampleFrom)
