@@ -95,30 +95,48 @@ __device__ inline int grad_place(int row, int quad) {
   return row * WINDOW + ((quad ^ row) & 7) * 4;
 }
 
-// Each thread copies one quad of positions of some rows.
+// A thread's share of the output gradient: one quad of positions of some rows.
 template <class Tile>
-__device__ inline void load_grad(const WindowTask& task, const TilePlace& tile,
-                                 float* grad, const Cursor& cursor, int end) {
-  constexpr int quads = WINDOW / 4, step = Tile::threads / quads;
+struct GradCopies {
+  static constexpr int quads = WINDOW / 4, step = Tile::threads / quads;
   static_assert(step % 8 == 0 && Tile::rows % step == 0);
-  const GradMomentsTask& m = task.moments;
-  const int quad = threadIdx.x % quads, first = threadIdx.x / quads;
-  const int sample = cursor.sample + quad * 4 / task.window.unit;
-  const int at = cursor.at + quad * 4 % task.window.unit;
-  const int left = m.positions - at;
-  const int bytes = sample >= end || left <= 0 ? 0 : left < 4 ? left * 4 : 16;
-  const int64_t row = static_cast<int64_t>(tile.conv_group) * m.rows + tile.row + first;
-  const char* from = m.grad.data + sample * m.grad.sample_stride +
-                     row * m.grad_channel + at * static_cast<int64_t>(sizeof(float));
-  float* to = grad + grad_place(first, quad);
-#pragma unroll
-  for (int i = 0; i < Tile::rows; i += step) {
-    // Without a byte to read the address need not exist.
-    copy16_async(to + i * WINDOW, reinterpret_cast<const float*>(from),
-                 tile.row + first + i < m.rows ? bytes : 0);
-    from += step * m.grad_channel;
+  const char* from;  // the quad in the first row, where sample and position are 0
+  int rows;          // that exist, from the first on
+
+  __device__ GradCopies(const WindowTask& task, const TilePlace& tile) {
+    const GradMomentsTask& m = task.moments;
+    const int first = tile.row + static_cast<int>(threadIdx.x) / quads;
+    const int64_t row = static_cast<int64_t>(tile.conv_group) * m.rows + first;
+    from = m.grad.data + row * m.grad_channel + sample(task) * m.grad.sample_stride +
+           at(task) * sizeof(float);
+    rows = m.rows - first;
   }
-}
+
+  // Where the quad lies behind the start of the stage.
+  __device__ static int sample(const WindowTask& task) {
+    return static_cast<int>(threadIdx.x) % quads * 4 >= task.window.unit;
+  }
+  __device__ static int at(const WindowTask& task) {
+    return static_cast<int>(threadIdx.x) % quads * 4 & (task.window.unit - 1);
+  }
+
+  __device__ void start(const WindowTask& task, float* grad, const Cursor& cursor,
+                        int end) const {
+    const GradMomentsTask& m = task.moments;
+    const bool exists = cursor.sample + sample(task) < end &&
+                        cursor.at + at(task) < m.positions;
+    const char* row = from + cursor.sample * m.grad.sample_stride +
+                      cursor.at * static_cast<int64_t>(sizeof(float));
+    float* to = grad + grad_place(threadIdx.x / quads, threadIdx.x % quads);
+#pragma unroll
+    for (int i = 0; i < Tile::rows; i += step) {
+      // Without a byte to read the address need not exist.
+      copy16_async(to + i * WINDOW, reinterpret_cast<const float*>(row),
+                   exists && i < rows ? 16 : 0);
+      row += step * m.grad_channel;
+    }
+  }
+};
 
 // A unit's first image row; above the image where it is negative.
 __device__ inline int top_row(const GradMomentsTask& task, int at) {
@@ -168,7 +186,7 @@ struct Lane {
                        tap / m.kernel_w * m.dilation_h * w.pitch +
                        tap % m.kernel_w * m.dilation_w + w.left - m.input.pad_w +
                        lane % 4 * m.input.step_w;
-      input[j] = word * static_cast<int>(sizeof(float));
+      input[j] = opaque(word * static_cast<int>(sizeof(float)));
     }
   }
 
@@ -234,6 +252,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   const WindowMemory<Tile> memory(w, pieces);
   const TilePlace tile = tile_place(m, Tile::rows, Tile::columns);
   prepare_windows<Tile>(task, memory, pieces, tile);
+  const GradCopies<Tile> grad_copies(task, tile);
   const Lane<Tile> lane(task, tile);
   __syncthreads();
 
@@ -246,8 +265,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       range, cursor,
       [&](int stage) {
         if (loaded.sample >= range.end) return;
-        load_grad<Tile>(task, tile_place(m, Tile::rows, Tile::columns),
-                        memory.grad + stage * Tile::rows * WINDOW, loaded, range.end);
+        grad_copies.start(task, memory.grad + stage * Tile::rows * WINDOW, loaded,
+                          range.end);
         float* window = memory.windows + stage * memory.stage_words;
 #pragma unroll 1
         for (int t = 0; t < WINDOW && loaded.sample < range.end; t += w.unit) {

@@ -11,6 +11,13 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The same number, of which the compiler forgets how it came about: it would otherwise
+// undo a multiplication to repeat it where the product is used.
+__device__ inline int opaque(int value) {
+  asm("" : "+r"(value));
+  return value;
+}
+
 // Starts a copy of 4 bytes to shared memory, or of zeros; its end is awaited below.
 __device__ inline void copy4_async(float* shared, const float* global, bool inside) {
   asm volatile(

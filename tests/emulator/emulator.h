@@ -128,6 +128,8 @@ inline unsigned char* dynamic_shared() { return emulator::block->shared.get(); }
 
 // ---- what ptx.cuh gives ----
 
+inline int opaque(int value) { return value; }
+
 inline void copy4_async(float* shared, const float* global, bool inside) {
   emulator::start_copy({shared, global, 4, inside ? 4 : 0});
 }
