@@ -66,15 +66,15 @@ def run_benchmark(name: str, seconds: float) -> Record:
     """Run one step of ``benchmarks.gpu_rows``.
 
     Raises:
-        Failed: where it ended without a result.
+        Failed: where it did not come to its end; with what it found before.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "result.json")
         command = [sys.executable, "-m", "benchmarks.gpu_rows", name]
         outcome = gpu_checks.run_limited([*command, "--output", str(path)], seconds)
+        found = json.loads(path.read_text()) if path.exists() else {}
         if outcome.status != 0:
-            raise Failed(outcome)
-        found = json.loads(path.read_text())
+            raise Failed(outcome, found)
     if "not_run" in found:
         raise NotHere(found["not_run"])
     return found

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import moment_cases  # noqa: E402
 import topk_cases  # noqa: E402
+import window_cases  # noqa: E402
 
 MOMENTS = (
     "plain_3x3",
@@ -37,6 +38,14 @@ MOMENTS = (
     "linear_wide",
     "linear_positions_2d",
 )
+WINDOWS = (
+    "4_wide",
+    "8_wide",
+    "64_wide",
+    "stride_2_in_window",
+    "grouped_in_window",
+    "many_samples_in_window",
+)
 TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
 COUNTS = (37, 20_000)  # scores
 PRECISIONS = {"ieee": 1e-5, "tf32": TF32_KERNEL}
@@ -48,7 +57,8 @@ def check_moments(name: str, setting: str, device: str) -> None:
     Raises:
         WrongResult: where it differs from the float64 reference.
     """
-    input, grad, weight, options = moment_cases.make(**moment_cases.CASES[name])
+    shape = {**moment_cases.CASES, **window_cases.CASES}[name]
+    input, grad, weight, options = moment_cases.make(**shape)
     start = moment_cases.accumulators(weight)
     found = [a.to(device) for a in start]
     truth = [a.double() for a in start]
@@ -86,13 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args(argv).device
-    for name in MOMENTS:
+    for name in (*MOMENTS, *WINDOWS):
         for setting in PRECISIONS:
             check_moments(name, setting, device)
     for name in TOPK:
         for count in COUNTS:
             check_topk(name, count, device)
-    print(f"{len(MOMENTS)} cases of grad_moments, {len(TOPK)} of global_topk: right")
+    moments = len(MOMENTS) + len(WINDOWS)
+    print(f"{moments} cases of grad_moments, {len(TOPK)} of global_topk: right")
 
 
 if __name__ == "__main__":

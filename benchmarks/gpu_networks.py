@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+from collections.abc import Iterator
 from functools import partial
 
 from torch import Tensor
@@ -55,7 +56,7 @@ def scoring(
     batch: int = 512,
     looped: int = 500,
     rounds: int = 5,
-) -> Rows:
+) -> Iterator[dict]:
     """Time exact fts scores of the published setting, and the one-image loop."""
     model, (x, y) = (
         end_to_end.network(name, device),
@@ -73,24 +74,18 @@ def scoring(
     with precision("tf32"):
         error = relative_error(score(), exact)
         ours = race({"score": score}, check, device=device, rounds=rounds)["score"]
-        call = partial(peers.one_image_loop, model, x[:looped], y[:looped])
+    seconds = [ms / 1e3 for ms in ours.samples]
+    what, middle = f"{name}, {count:,} images", statistics.median(seconds)
+    scores, goal = f"{what}: exact fts scores, TF32, batch {batch}", Goal(2, aim=0.8)
+    yield row(scores, "s", seconds, goal, error=error)
+    call = partial(peers.one_image_loop, model, x[:looped], y[:looped])
+    with precision("tf32"):
         loop = race({"loop": call}, lambda *_: None, device=device, rounds=3)["loop"]
     model.zero_grad(set_to_none=True)
-    seconds = [ms / 1e3 for ms in ours.samples]
     scaled = [ms / 1e3 * count / looped for ms in loop.samples]
-    what, middle = f"{name}, {count:,} images", statistics.median(seconds)
-    times = [s / middle for s in scaled]
-    return [
-        row(
-            f"{what}: exact fts scores, TF32, batch {batch}",
-            "s",
-            seconds,
-            Goal(2, aim=0.8),
-            error=error,
-        ),
-        row(f"{what}: one-image loop, TF32, scaled from {looped}", "s", scaled),
-        row(f"{what}: one-image loop over ours", "x", times, Goal(100, at_most=False)),
-    ]
+    yield row(f"{what}: one-image loop, TF32, scaled from {looped}", "s", scaled)
+    times, goal = [s / middle for s in scaled], Goal(100, at_most=False)
+    yield row(f"{what}: one-image loop over ours", "x", times, goal)
 
 
 def passes(device: str, name: str, batch: int = 512, rounds: int = 9) -> Rows:
@@ -122,7 +117,7 @@ def passes(device: str, name: str, batch: int = 512, rounds: int = 9) -> Rows:
             f"{place}: gradient_moments over forward + backward",
             "x",
             paired(times["ours"], times["plain"]),
-            Goal(1.3),
+            Goal(1.3, aim=1.05),
             error=error,
         ),
         row(f"{place}: gradient_moments", "images/s", rates["ours"]),

@@ -1,7 +1,8 @@
 """The numbers a GPU must reach, a step at a time: verified first, then timed.
 
 ``python -m benchmarks.gpu`` runs each step in a process of its own, so that one that
-fails or hangs takes no other with it::
+fails or hangs takes no other with it. The file is written after every number, so that
+those found before a failure remain::
 
     python -m benchmarks.gpu_rows STEP --output FILE [--device cuda]
 """
@@ -9,16 +10,16 @@ fails or hangs takes no other with it::
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_kernels, gpu_networks
-from benchmarks.gpu_measure import NotHere, Rows, limits
+from benchmarks.gpu_measure import NotHere, limits
 from benchmarks.record import write_json
 
-STEPS: dict[str, Callable[[str], Rows]] = {
+STEPS: dict[str, Callable[[str], Iterable[dict]]] = {
     "scoring": gpu_networks.scoring,
     "pass-resnet18": partial(gpu_networks.passes, name="resnet18"),
     "pass-vgg19": partial(gpu_networks.passes, name="vgg19"),
@@ -29,14 +30,21 @@ STEPS: dict[str, Callable[[str], Rows]] = {
 }
 
 
-def result_of(step: str, device: str) -> dict[str, Any]:
-    """Run one step; say why where the machine lacks what it needs."""
+def results_of(step: str, device: str) -> Iterator[dict[str, Any]]:
+    """Run one step; yield all that is found so far whenever that is more.
+
+    Where the machine lacks what it needs, that is why nothing is.
+    """
+    rows = []
     try:
         if step == "ceilings":
-            return {"ceilings": limits(device)}
-        return {"rows": STEPS[step](device)}
+            yield {"ceilings": limits(device)}
+            return
+        for row in STEPS[step](device):
+            rows.append(row)
+            yield {"rows": rows}
     except NotHere as reason:
-        return {"not_run": str(reason)}
+        yield {"not_run": str(reason)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(argv)
-    write_json(options.output, result_of(options.step, options.device))
+    for found in results_of(options.step, options.device):
+        write_json(options.output, found)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ class Unusable(Exception):
 
 
 class Failed(Exception):
-    """A step's command failed."""
+    """A step's command failed, after it had ``found`` something or not."""
 
-    def __init__(self, outcome: Outcome):
+    def __init__(self, outcome: Outcome, found: Record | None = None):
         super().__init__(outcome.ending)
         self.tail = outcome.tail
+        self.found = found or {}
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,11 @@ def run_step(step: Step, seconds: float, record: Record) -> None:
         raise
     except NotHere as reason:
         record["not_run"][step.name] = str(reason)
+    except Failed as error:
+        add(record, error.found)
+        record["failed"][step.name] = {"why": str(error), "tail": error.tail}
     except Exception as error:
-        why = str(error) if isinstance(error, Failed) else repr(error)
-        record["failed"][step.name] = {"why": why, "tail": getattr(error, "tail", [])}
+        record["failed"][step.name] = {"why": repr(error), "tail": []}
     record["seconds"][step.name] = round(time.monotonic() - start, 1)
 
 

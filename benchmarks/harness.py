@@ -216,7 +216,8 @@ def ceilings(
 
     def check(name: str, result: Tensor) -> None:
         if name == "read":
-            verify(name, result, torch.tensor(float(x.numel())))
+            # A tree of more than 2^24 ones may round.
+            verify(name, result, torch.tensor(float(x.numel())), tolerance=1e-5)
         elif name == "copy":
             verify(name, result, x)
         else:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from moment_cases import CASES, accumulators, make
 from topk_cases import VALUES, case
+from window_cases import CASES as WINDOW_CASES
 
 from fisherprune import ops, reference
+from fisherprune.errors import FisherpruneError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -39,14 +41,21 @@ def test_tf32_follows_torch(tf32):
 # ---- grad_moments ----
 
 
+ALL_CASES = {**CASES, **WINDOW_CASES}
+
+
 def on_gpu(input, grad, weight, options):
-    """Return sum and sum_sq of the op on the GPU, and the float64 truth."""
-    start = accumulators(weight)
-    got = [a.cuda() for a in start]
+    """Return sum and sum_sq of the op on the GPU."""
+    got = [a.cuda() for a in accumulators(weight)]
     ops.grad_moments(input.cuda(), grad.cuda(), *got, **options)
-    truth = [a.double() for a in start]
-    reference.grad_moments(input, grad, *truth, **options)
-    return [g.cpu() for g in got], truth
+    return [g.cpu() for g in got]
+
+
+def truth_of(input, grad, weight, options, device="cpu"):
+    """Return the same in float64, by plain PyTorch."""
+    truth = [a.double().to(device) for a in accumulators(weight)]
+    reference.grad_moments(input.to(device), grad.to(device), *truth, **options)
+    return [t.cpu() for t in truth]
 
 
 def errors(results, truths):
@@ -58,10 +67,11 @@ def errors(results, truths):
 
 @needs_gpu
 @pytest.mark.parametrize(("precision", "bound"), [("ieee", 1e-5), ("tf32", 2e-3)])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL_CASES)
 def test_moments(name, precision, bound, tf32):
     tf32(precision)
-    assert max(errors(*on_gpu(*make(**CASES[name])))) <= bound
+    case = make(**ALL_CASES[name])
+    assert max(errors(on_gpu(*case), truth_of(*case))) <= bound
 
 
 @needs_gpu
@@ -70,29 +80,34 @@ def test_moments(name, precision, bound, tf32):
 def test_moments_of_half_precision(dtype, layout, tf32):
     tf32("ieee")
     input, grad, *rest = make(**CASES["stride_2"], dtype=dtype)
-    input, grad = (x.contiguous(memory_format=layout) for x in (input, grad))
-    assert max(errors(*on_gpu(input, grad, *rest))) <= 1e-5
+    case = [x.contiguous(memory_format=layout) for x in (input, grad)] + rest
+    assert max(errors(on_gpu(*case), truth_of(*case))) <= 1e-5
 
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize(
-    ("n", "c", "o", "size"), [(200, 64, 64, 32), (200, 256, 256, 4), (64, 512, 512, 4)]
+    ("n", "c", "o", "size"),
+    [
+        *((200, 64, 64, 32), (100, 128, 128, 16), (200, 256, 256, 8)),
+        *((300, 256, 256, 4), (64, 512, 512, 4), (64, 512, 512, 2)),
+    ],
 )
 def test_moments_of_network_layers(n, c, o, size, precision, tf32):
     """Full tiles and splits; twice, for equal bits."""
     tf32(precision)
     case = make(n=n, c=c, o=o, size=(size, size), kernel=(3, 3), padding=(1, 1))
-    got, truth = on_gpu(*case)
+    got, truth = on_gpu(*case), truth_of(*case, device="cuda")
     assert max(errors(got, truth)) <= (1e-5 if precision == "ieee" else 2e-3)
-    again, _ = on_gpu(*case)
-    assert all(map(torch.equal, got, again))
+    assert all(map(torch.equal, got, on_gpu(*case)))
 
 
 @needs_gpu
-def test_offsets_beyond_32_bits():
+@pytest.mark.parametrize("name", ["plain_3x3", "8_wide"])
+def test_offsets_beyond_32_bits(name, tf32):
     """Samples that lie four gigabytes apart."""
-    input, grad, weight, options = make(**CASES["plain_3x3"])
+    tf32("tf32")
+    input, grad, weight, options = make(**ALL_CASES[name])
     far = torch.empty(3, 2**30 + 64, device="cuda")
     spread = far[:, : input[0].numel()].view(input.shape)
     spread.copy_(input)
@@ -144,7 +159,7 @@ def test_topk_of_many_tensors_and_selections():
 def test_nonfinite_scores_are_refused():
     scores = [torch.zeros(9, device="cuda"), torch.zeros(20_000, device="cuda")]
     scores[1][[3, 19_999]] = torch.tensor([float("nan"), float("inf")], device="cuda")
-    with pytest.raises(RuntimeError, match=r"scores\[1\] must be finite, 2 of 20000"):
+    with pytest.raises(FisherpruneError, match=r"scores\[1\] must be finite, 2 of"):
         ops.global_topk(scores, [5])
 
 

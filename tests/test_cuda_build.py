@@ -128,8 +128,8 @@ def test_topk_reads_four_scores_at_a_time(arch, kernel, built):
 @each_arch
 def test_topk_adds_in_shared_memory(arch, built):
     [counts] = kernels_named(built[arch], "topk_histogram_kernel").values()
-    assert number_of(counts, r"ATOMS\..*") >= 1
-    assert number_of(counts, r"MATCH\..*") >= 1
+    # The hardware's own count of lanes with equal bins.
+    assert number_of(counts, r"ATOMS\.POPC\.INC.*") >= 1
 
 
 @each_arch

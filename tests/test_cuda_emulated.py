@@ -5,6 +5,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+import window_cases
 from emulator import drive
 from moment_cases import CASES, accumulators, make
 from topk_cases import VALUES, case
@@ -132,7 +133,17 @@ def test_tf32_rounds_operands(tmp_path):
     assert 1e-5 < distances(*exact)[0] < 1e-3
 
 
-@pytest.mark.parametrize("tile", drive.TILES)
+@pytest.mark.parametrize("tile", ["window", "slim_window"])
+def test_images_in_shared_memory(tile, tmp_path):
+    named = []
+    for name, shape in window_cases.CASES.items():
+        input, grad, weight, arguments = make(**shape)
+        arguments |= {"tile": tile, "allow_tf32": True}
+        named.append((name, (as_tf32(input), as_tf32(grad), weight, arguments)))
+    check_all(named, tmp_path)
+
+
+@pytest.mark.parametrize("tile", ["small", "square", "tall"])
 def test_every_tile_fits_every_case(tile, tmp_path):
     names = ["everything_uneven", "pointwise", "grouped_wide", "few_positions"]
     named = []

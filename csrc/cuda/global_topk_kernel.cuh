@@ -26,16 +26,21 @@ struct Digit {
   int prefix_bits, bits;
 };
 
-// Adds the warp's active lanes to their bins, each bin once, so that equal scores cost
-// no more than different ones.
-template <class Count>
-__device__ inline void count_in_warp(bool active, uint32_t bin, Count* counts) {
+// Adds one in shared memory, where the hardware itself joins lanes with equal bins.
+__device__ inline void count_one(bool active, uint32_t bin, uint32_t* counts) {
+  if (active) atomicAdd(&counts[bin], 1u);
+}
+
+// Adds the warp's active lanes in global memory, each bin once, so that equal scores
+// cost no more than different ones.
+__device__ inline void count_one(bool active, uint32_t bin,
+                                 unsigned long long* counts) {
   constexpr unsigned all = 0xffffffffu;
   if (__ballot_sync(all, active) == 0) return;
   const unsigned same = __match_any_sync(all, active ? bin : ~0u);
   const int lane = threadIdx.x % 32;
   if (active && lane == __ffs(same) - 1)
-    atomicAdd(&counts[bin], static_cast<Count>(__popc(same)));
+    atomicAdd(&counts[bin], static_cast<unsigned long long>(__popc(same)));
 }
 
 __device__ inline bool is_nonfinite(float value) {
@@ -51,8 +56,8 @@ __device__ inline void count_nonfinite(const Chunk& chunk, unsigned long long* c
   if (bad) atomicAdd(&counts[chunk.tensor], static_cast<unsigned long long>(bad));
 }
 
-// The digit's histogram for each of n prefixes, in shared memory: `totals` holds them
-// one after the other. A block's share of the scores is far below 2^32.
+// The digit's histogram for each of n prefixes, one after the other. A block's share of
+// the scores is far below 2^32.
 template <class Count>
 __device__ inline void count_digits(const Chunk& chunk, const Selection* selections,
                                     int n, Digit digit, Count* counts) {
@@ -65,7 +70,7 @@ __device__ inline void count_digits(const Chunk& chunk, const Selection* selecti
       for (int i = 0; i < 4; ++i) {
         const uint64_t key = key_of(quad.value[i]);
         const uint32_t bin = static_cast<uint32_t>(key >> (after_prefix - digit.bits));
-        count_in_warp(i < quad.count && key >> after_prefix == prefix, bin & mask,
+        count_one(i < quad.count && key >> after_prefix == prefix, bin & mask,
                       counts + (int64_t{k} << digit.bits));
       }
     }

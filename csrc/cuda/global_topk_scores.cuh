@@ -51,32 +51,42 @@ __device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
 
 // The loads say that they are of global memory: the compiler can't know it of a pointer
 // that comes out of a table.
+__device__ inline Quad load_whole_quad(const float* from) {
+  const float4 all = __ldg(reinterpret_cast<const float4*>(from));
+  return {{all.x, all.y, all.z, all.w}, 4};
+}
+
 __device__ inline Quad load_quad(const Chunk& chunk, int at) {
   const int left = chunk.size - at;
   Quad quad{{0.f, 0.f, 0.f, 0.f}, left < 0 ? 0 : left < 4 ? left : 4};
-  const bool aligned = reinterpret_cast<uintptr_t>(chunk.data) % 16 == 0;
-  if (quad.count == 4 && aligned) {
-    const float4 all = __ldg(reinterpret_cast<const float4*>(chunk.data + at));
-    quad.value[0] = all.x;
-    quad.value[1] = all.y;
-    quad.value[2] = all.z;
-    quad.value[3] = all.w;
-  } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < quad.count) quad.value[i] = __ldg(chunk.data + at + i);
-  }
+  for (int i = 0; i < 4; ++i)
+    if (i < quad.count) quad.value[i] = __ldg(chunk.data + at + i);
   return quad;
 }
 
-// Calls action(quad, its place in the chunk) with all threads of a warp together.
+// Calls action(quad, its place in the chunk) with all threads of a warp together, in
+// the order of the places. Of whole chunks some quads are under way at a time.
 template <class Action>
 __device__ inline void for_each_quad(const Chunk& chunk, Action action) {
-#pragma unroll 2
-  for (int first = 0; first < chunk.size; first += 4 * TOPK_THREADS) {
-    const int at = first + 4 * static_cast<int>(threadIdx.x);
-    action(load_quad(chunk, at), at);
+  constexpr int together = 4, step = 4 * TOPK_THREADS;
+  static_assert(TOPK_CHUNK % (together * step) == 0);
+  const int mine = 4 * static_cast<int>(threadIdx.x);
+  if (chunk.size == TOPK_CHUNK && reinterpret_cast<uintptr_t>(chunk.data) % 16 == 0) {
+#pragma unroll 1
+    for (int at = mine; at < TOPK_CHUNK; at += together * step) {
+      Quad quads[together];
+#pragma unroll
+      for (int i = 0; i < together; ++i)
+        quads[i] = load_whole_quad(chunk.data + at + i * step);
+#pragma unroll
+      for (int i = 0; i < together; ++i) action(quads[i], at + i * step);
+    }
+    return;
   }
+#pragma unroll 1
+  for (int first = 0; first < chunk.size; first += step)
+    action(load_quad(chunk, first + mine), first + mine);
 }
 
 // Host words into device memory by way of the launch's parameters: safe under stream

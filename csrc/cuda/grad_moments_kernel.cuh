@@ -147,7 +147,6 @@ __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& sha
         task.width_divider, task.out_width, task.positions);
     cursor.advance(task.positions);
   }
-  commit_copies();
 }
 
 // Samples of the open group and groups since the last flush.
@@ -161,13 +160,34 @@ template <class Tile>
 __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTask& task,
                                     GroupCount& count, bool last) {
   if (++count.samples < task.group_size && !last) return;
-  close_group<Tile>(
-      moments, static_cast<float>(task.group_size) / static_cast<float>(count.samples));
+  close_group<Tile>(moments, count.samples, task.group_size);
   count.samples = 0;
   if (++count.groups < FLUSH_GROUPS && !last) return;
   flush<Tile>(moments, task, count.fresh);
   count.groups = 0;
   count.fresh = false;
+}
+
+// The pipeline of all kernels: load(stage) starts the copies of what comes next,
+// multiply(stage) works on what has landed, until `cursor` has passed the range.
+template <int stages, class Load, class Multiply>
+__device__ inline void run_pipeline(const SampleRange& range, const Cursor& cursor,
+                                    Load load, Multiply multiply) {
+  int fill = 1 - stages;  // below 0 while the pipeline is filled
+  for (int stage = 0, next = 0; cursor.sample < range.end;) {
+    if (fill >= 0) {
+      await_copies<stages - 2>();
+      // Everybody's copies have landed, and nobody reads the stage that is next.
+      __syncthreads();
+    }
+    load(next);
+    commit_copies();
+    next = next + 1 < stages ? next + 1 : 0;
+    if (fill++ < 0) continue;
+    fill = 0;
+    multiply(stage);
+    stage = stage + 1 < stages ? stage + 1 : 0;
+  }
 }
 
 template <class Tile, bool exact, bool async>
@@ -182,27 +202,22 @@ __global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = task.fresh;
-  int fill = 1 - Tile::stages;  // below 0 while the pipeline is filled
-  for (int stage = 0, next = 0; cursor.sample < range.end;) {
-    if (fill >= 0) {
-      await_copies<Tile::stages - 2>();
-      // Everybody's copies have landed, and nobody reads the stage that is next.
-      __syncthreads();
-    }
-    load_stage<Tile, async>(task, shared, next, loaded, range.end);
-    next = next + 1 < Tile::stages ? next + 1 : 0;
-    if (fill++ < 0) continue;
-    fill = 0;
+  run_pipeline<Tile::stages>(
+      range, cursor,
+      [&](int stage) {
+        load_stage<Tile, async>(task, shared, stage, loaded, range.end);
+      },
+      [&](int stage) {
 #pragma unroll 1
-    for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
-      multiply_slab<Tile, exact>(moments, shared.slab[stage][s], task.positions);
-      const int sample = cursor.sample;
-      cursor.advance(task.positions);
-      if (cursor.sample != sample)
-        close_sample<Tile>(moments, task, count, cursor.sample == range.end);
-    }
-    stage = stage + 1 < Tile::stages ? stage + 1 : 0;
-  }
+        for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
+          multiply_slab<Tile, exact>(moments, shared.slab[stage][s], task.positions,
+                                     count.samples == 0 && cursor.at == 0);
+          const int sample = cursor.sample;
+          cursor.advance(task.positions);
+          if (cursor.sample != sample)
+            close_sample<Tile>(moments, task, count, cursor.sample == range.end);
+        }
+      });
 }
 
 // Adds the splits' sums in their order: a thread an output.

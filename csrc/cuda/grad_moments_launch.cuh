@@ -1,119 +1,10 @@
-// grad_moments from its contract to launches: which tile, how many splits, which order
-// of loads. Free of torch, so that tests run it as it is.
+// grad_moments from its contract and plan to launches: the kernels' arguments, which
+// order of loads. Free of torch, so that tests run it as it is.
 #pragma once
 
-#include <algorithm>
-
-#include "../check.h"
-#include "grad_moments_kernel.cuh"
+#include "grad_moments_plan.cuh"
 
 namespace fisherprune {
-
-enum class TileKind { small, square, tall };
-
-struct GradMomentsPlan {
-  TileKind tile;
-  int splits;         // of the samples
-  int64_t workspace;  // floats
-};
-
-inline int64_t tiles_across(int64_t size, int64_t tile) {
-  return (size + tile - 1) / tile;
-}
-
-template <class Tile>
-int64_t tiles_of(const ConvShape& s) {
-  return s.groups * tiles_across(s.group_outputs(), Tile::rows) *
-         tiles_across(s.patch(), Tile::columns);
-}
-
-template <class Tile>
-double padded_cost(const ConvShape& s, double cost) {
-  return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
-}
-
-// To float32 precision a product needs so many registers that the tall tile is out.
-inline TileKind choose_tile(const ConvShape& s, bool exact) {
-  const double small = padded_cost<SmallTile>(s, SMALL_COST);
-  const double square = padded_cost<SquareTile>(s, SQUARE_COST);
-  const double tall = padded_cost<TallTile>(s, TALL_COST);
-  if (small < square && (exact || small < tall)) return TileKind::small;
-  return exact || square < tall ? TileKind::square : TileKind::tall;
-}
-
-// The fewest splits that leave hardly any of the `slots` for blocks idle in the last
-// wave.
-template <class Tile>
-int choose_splits(const ConvShape& s, int64_t slots) {
-  const int64_t tiles = tiles_of<Tile>(s);
-  const int64_t slabs = s.samples * tiles_across(s.positions(), SLAB);
-  const int64_t most = std::min({tiles_across(s.samples, s.group_size),
-                                 MOST_WAVES * slots / tiles, slabs / LEAST_SLABS});
-  int best = 1;
-  double fullest = 0;
-  for (int splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
-    const int64_t blocks = tiles * splits;
-    const double full =
-        static_cast<double>(blocks) / (tiles_across(blocks, slots) * slots);
-    if (full > fullest) {
-      fullest = full;
-      best = splits;
-    }
-    if (full >= FULL_ENOUGH) break;
-  }
-  return best;
-}
-
-template <bool exact, class Action>
-auto with_tile(TileKind kind, Action action) {
-  if (kind == TileKind::small) return action(SmallTile{});
-  if constexpr (!exact)
-    if (kind == TileKind::tall) return action(TallTile{});
-  return action(SquareTile{});
-}
-
-template <bool exact>
-GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiprocessors) {
-  const int splits = with_tile<exact>(kind, [&](auto tile) {
-    using Tile = decltype(tile);
-    return choose_splits<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
-  });
-  return {kind, splits, splits > 1 ? 2 * splits * s.outputs * s.patch() : 0};
-}
-
-inline GradMomentsPlan plan_grad_moments(const ConvShape& s, bool allow_tf32,
-                                         int multiprocessors) {
-  const TileKind kind = choose_tile(s, !allow_tf32);
-  return allow_tf32 ? plan_with_tile<false>(s, kind, multiprocessors)
-                    : plan_with_tile<true>(s, kind, multiprocessors);
-}
-
-// The kernels count samples, and what lies within one, in 32 bits.
-inline void check_extents(const ConvShape& s) {
-  const auto below_limit = [](int64_t extent, const char* what) {
-    const int64_t limit = int64_t{1} << 30;
-    check(extent < limit, "grad_moments: on CUDA the ", what, " must be fewer than ",
-          limit, ", got ", extent);
-  };
-  below_limit(s.samples, "samples");
-  below_limit(s.height + 2 * s.pad_h, "rows of the padded image");
-  below_limit(s.width + 2 * s.pad_w, "columns of the padded image");
-  below_limit(s.positions(), "positions");
-  below_limit(s.group_outputs(), "outputs of a convolution group");
-  below_limit(s.patch(), "weights of an output");
-  below_limit(tiles_of<SmallTile>(s), "tiles of the weight gradient");
-}
-
-// Positions of a row one after the other, each row at a multiple of 16 bytes.
-inline bool rows_are_vectors(const View4& v, int64_t height, int64_t width) {
-  return (width == 1 || v.stride[3] == 1) && (height == 1 || v.stride[2] == width) &&
-         v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 &&
-         reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
-}
-
-inline bool both_float32(const GradMoments& m) {
-  return m.input.dtype == Dtype::float32 && m.grad.dtype == Dtype::float32;
-}
 
 inline Order choose_order(const GradMoments& m, const View4& v, bool plain,
                           int64_t step) {
@@ -198,11 +89,25 @@ void launch_tile(const GradMoments& m, int splits, float* workspace, Stream stre
          task_of<Tile>(m, splits, workspace));
 }
 
+template <class Tile>
+void launch_window(const GradMoments& m, int splits, float* workspace, Stream stream) {
+  const Window window = find_window<Tile>(m).value();
+  WindowTask task{task_of<Tile>(m, splits, workspace), window};
+  task.moments.input.order = Order::positions;  // which is that of the weights, too
+  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), splits);
+  launch(grad_moments_window_kernel<Tile>, grid, Tile::threads,
+         window_memory_bytes<Tile>(window, task.moments.input.width), stream, task);
+}
+
 template <bool exact>
 void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* workspace,
                     Stream stream) {
   with_tile<exact>(plan.tile, [&](auto tile) {
-    launch_tile<decltype(tile), exact>(m, plan.splits, workspace, stream);
+    using Tile = decltype(tile);
+    if constexpr (Tile::window)
+      launch_window<Tile>(m, plan.splits, workspace, stream);
+    else
+      launch_tile<Tile, exact>(m, plan.splits, workspace, stream);
   });
 }
 

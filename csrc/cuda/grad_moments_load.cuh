@@ -59,12 +59,12 @@ struct Corner {
   int64_t offset;  // in bytes
 };
 
-// The next slab of a sample, or of the next sample.
+// The next slab (or so) of a sample, or of the next sample.
 struct Cursor {
   int sample, at;
 
-  __device__ void advance(int positions) {
-    at += SLAB;
+  __device__ void advance(int positions, int step = SLAB) {
+    at += step;
     if (at < positions) return;
     at = 0;
     ++sample;

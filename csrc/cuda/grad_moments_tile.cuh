@@ -62,8 +62,16 @@ struct Split {
   }
 };
 
+// A group's gradient begins with its first product: nothing is cleared before.
+template <bool first>
+__device__ inline void multiply_into(float (&group)[4], const uint32_t (&a)[4],
+                                     const uint32_t (&b)[2]) {
+  if constexpr (first) group[0] = group[1] = group[2] = group[3] = 0.f;
+  multiply_tf32(group, a, b);
+}
+
 // One product of 8 positions, which of a quad's: the first two or the last two.
-template <class Tile>
+template <class Tile, bool first>
 __device__ inline void multiply(Moments<Tile>& moments, const Fragments<Tile>& read,
                                 bool last) {
   uint32_t a[Tile::products_m][4];
@@ -82,14 +90,14 @@ __device__ inline void multiply(Moments<Tile>& moments, const Fragments<Tile>& r
                            to_tf32(last ? quad.w : quad.y)};
 #pragma unroll
     for (int i = 0; i < Tile::products_m; ++i)
-      multiply_tf32(moments.group[i][j], a[i], b);
+      multiply_into<first>(moments.group[i][j], a[i], b);
   }
 }
 
 // The same to float32 precision: high x high + high x low + low x high. The tensor
 // cores cut off what they add; so they add 8 positions only, and the rest is added
 // outside.
-template <class Tile>
+template <class Tile, bool first>
 __device__ inline void multiply_exactly(Moments<Tile>& moments,
                                         const Fragments<Tile>& read, bool last) {
   uint32_t high[Tile::products_m][4], low[Tile::products_m][4];
@@ -105,9 +113,9 @@ __device__ inline void multiply_exactly(Moments<Tile>& moments,
 #pragma unroll
   for (int j = 0; j < Tile::products_n; ++j) {
     const float4 quad = read.input[j];
-    const Split first(last ? quad.z : quad.x), second(last ? quad.w : quad.y);
-    const uint32_t b_high[2] = {first.high, second.high};
-    const uint32_t b_low[2] = {first.low, second.low};
+    const Split one(last ? quad.z : quad.x), other(last ? quad.w : quad.y);
+    const uint32_t b_high[2] = {one.high, other.high};
+    const uint32_t b_low[2] = {one.low, other.low};
 #pragma unroll
     for (int i = 0; i < Tile::products_m; ++i) {
       float c[4] = {0.f, 0.f, 0.f, 0.f};
@@ -115,38 +123,48 @@ __device__ inline void multiply_exactly(Moments<Tile>& moments,
       multiply_tf32(c, high[i], b_low);
       multiply_tf32(c, high[i], b_high);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) moments.group[i][j][e] += c[e];
+      for (int e = 0; e < 4; ++e)
+        moments.group[i][j][e] = first ? c[e] : moments.group[i][j][e] + c[e];
     }
   }
 }
 
-template <class Tile, bool exact>
-__device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
-                                     int positions) {
-  __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
-  const Fragments<Tile> read = read_fragments<Tile>(slab);
+template <class Tile, bool exact, bool first>
+__device__ inline void multiply_half(Moments<Tile>& moments,
+                                     const Fragments<Tile>& read, bool last) {
   if constexpr (exact)
-    multiply_exactly<Tile>(moments, read, false);
+    multiply_exactly<Tile, first>(moments, read, last);
   else
-    multiply<Tile>(moments, read, false);
-  if (positions <= SLAB / 2) return;
-  if constexpr (exact)
-    multiply_exactly<Tile>(moments, read, true);
-  else
-    multiply<Tile>(moments, read, true);
+    multiply<Tile, first>(moments, read, last);
 }
 
-// Adds the group's gradient and its square; `ratio` lifts a last, smaller group to the
-// scale of the others.
+// `first`: of the group.
+template <class Tile, bool exact>
+__device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
+                                     int positions, bool first) {
+  __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
+  const Fragments<Tile> read = read_fragments<Tile>(slab);
+  if (first)
+    multiply_half<Tile, exact, true>(moments, read, false);
+  else
+    multiply_half<Tile, exact, false>(moments, read, false);
+  if (positions <= SLAB / 2) return;
+  multiply_half<Tile, exact, false>(moments, read, true);
+}
+
+// Adds the group's gradient and its square. A last group of fewer samples is lifted to
+// the scale of the others.
 template <class Tile>
-__device__ inline void close_group(Moments<Tile>& moments, float ratio) {
-  if (ratio != 1.f)
+__device__ inline void close_group(Moments<Tile>& moments, int samples,
+                                   int group_size) {
+  if (samples != group_size) {
+    const float ratio = static_cast<float>(group_size) / static_cast<float>(samples);
     for_each_value<Tile>([&](int i, int j, int e) { moments.group[i][j][e] *= ratio; });
+  }
   for_each_value<Tile>([&](int i, int j, int e) {
     const float g = moments.group[i][j][e];
     moments.sum[i][j][e] += g;
     moments.sum_sq[i][j][e] = fmaf(g, g, moments.sum_sq[i][j][e]);
-    moments.group[i][j][e] = 0.f;
   });
 }
 

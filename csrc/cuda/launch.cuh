@@ -29,15 +29,25 @@ inline int multiprocessors() {
   return count;
 }
 
+// Shared memory that one block may have.
+inline size_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  check_cuda(
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+      "shared memory of a block");
+  return static_cast<size_t>(bytes);
+}
+
 // Safe under stream capture: nothing here waits, copies or allocates.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
             Stream stream, const Args&... args) {
   constexpr size_t always_granted = 48 << 10;
-  if (shared_bytes > always_granted)
+  if (shared_bytes > always_granted)  // always to the same limit: threads may race here
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
+                                    static_cast<int>(most_shared_bytes())),
                "shared memory of a kernel");
   cudaLaunchConfig_t config{};
   config.gridDim = grid;

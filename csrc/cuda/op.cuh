@@ -14,8 +14,9 @@ using torch::stable::accelerator::DeviceGuard;
 
 inline Stream current_stream(const torch::stable::Tensor& on) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  const AOTITorchError error =
+      aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream);
+  check(error == AOTI_TORCH_SUCCESS, "fisherprune: torch has no current stream");
   return static_cast<Stream>(stream);
 }
 

@@ -11,6 +11,13 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The same number, of which the compiler forgets how it came about: it would otherwise
+// undo a multiplication to repeat it where the product is used.
+__device__ inline int opaque(int value) {
+  asm("" : "+r"(value));
+  return value;
+}
+
 // Starts a copy of 4 bytes to shared memory, or of zeros; its end is awaited below.
 __device__ inline void copy4_async(float* shared, const float* global, bool inside) {
   asm volatile(
@@ -38,11 +45,26 @@ __device__ inline void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
 }
 
-// Nearest tf32, ties away from zero, in the first 19 bits; the others hold anything.
+// Nearest tf32 in the first 19 bits; the others hold anything. Ties go to even where
+// that is one instruction, away from zero where it would be three.
 __device__ inline uint32_t to_tf32(float value) {
   uint32_t bits;
+#if __CUDA_ARCH__ >= 900
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#else
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#endif
   return bits;
+}
+
+// Reads four 8 x 4 matrices of words: lanes 8 e to 8 e + 7 give the rows of matrix e,
+// each 16 bytes, of which lane l gets (l / 4, l % 4) as words[e].
+__device__ inline void read_matrices(uint32_t (&words)[4], const float* row) {
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+      : "r"(shared_address(row))
+      : "memory");
 }
 
 __device__ inline float half_to_float(uint16_t bits) {

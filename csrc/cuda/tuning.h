@@ -6,31 +6,52 @@
 namespace fisherprune {
 
 // A block's tile of the gradient: warps side by side, and 16 x 8 products of a warp.
-template <int warps_m_, int warps_n_, int products_m_, int products_n_, int slabs_,
-          int stages_, int blocks_, int exact_blocks_>
-struct Tile {
+template <int warps_m_, int warps_n_, int products_m_, int products_n_, int stages_,
+          int blocks_>
+struct TileShape {
   static constexpr int warps_m = warps_m_, warps_n = warps_n_;
   static constexpr int products_m = products_m_, products_n = products_n_;
   static constexpr int rows = warps_m * products_m * 16;    // output channels
   static constexpr int columns = warps_n * products_n * 8;  // of the patch
   static constexpr int threads = 32 * warps_m * warps_n;
-  static constexpr int slabs = slabs_;    // of 16 positions between two barriers
   static constexpr int stages = stages_;  // of the pipeline from global memory
   static constexpr int blocks = blocks_;  // resident on a multiprocessor
-  static constexpr int exact_blocks = exact_blocks_;  // the same to float32 precision
 };
 
-using SmallTile = Tile<2, 2, 1, 2, 2, 3, 4, 4>;   // 32 x 32: depthwise, first layers
-using SquareTile = Tile<2, 2, 2, 4, 2, 3, 3, 2>;  // 64 x 64
-using TallTile = Tile<4, 3, 2, 4, 1, 4, 1, 0>;    // 128 x 96: fewest gathers a product
+// Of patches that are gathered.
+template <class Shape, int slabs_, int exact_blocks_>
+struct Tile : Shape {
+  static constexpr bool window = false;
+  static constexpr int slabs = slabs_;  // of 16 positions between two barriers
+  static constexpr int exact_blocks = exact_blocks_;  // resident, to float32 precision
+};
+
+using SmallTile = Tile<TileShape<2, 2, 1, 2, 3, 4>, 2, 4>;  // 32 x 32: first layers
+using SquareTile = Tile<TileShape<2, 2, 2, 4, 3, 3>, 2, 2>;  // 64 x 64
+using TallTile = Tile<TileShape<4, 3, 2, 4, 4, 1>, 1, 0>;    // 128 x 96
+
+// Of convolutions whose images lie in shared memory. The 64 x 32 outputs of a warp fill
+// the registers, and take the fewest reads a product.
+template <class Shape>
+struct ImageTile : Shape {
+  static constexpr bool window = true;
+  static constexpr int exact_blocks = 0;
+};
+
+using WindowTile = ImageTile<TileShape<2, 4, 4, 4, 4, 1>>;      // 128 x 128
+using SlimWindowTile = ImageTile<TileShape<1, 4, 4, 4, 4, 2>>;  // 64 x 128
 
 template <class Tile, bool exact>
 constexpr int resident_blocks() {
   return exact ? Tile::exact_blocks : Tile::blocks;
 }
 
-// Cost of a padded output relative to the tall tile, for the choice among the three.
+// Cost of a padded output relative to the tall tile, for the choice among them.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
+constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5;
+
+// Of shared memory, that the device keeps of each block.
+constexpr int RESERVED_BYTES = 1 << 10;
 
 // Per-sample moments added in registers before they are added to memory: short enough
 // that the rounding errors of 40,000 samples stay near those of a few hundred.

@@ -70,9 +70,11 @@ ConvShape read_shape(Files& files) {
           v[9], v[10], v[11], v[12], v[13], v[14], v[15], v[16]};
 }
 
-GradMomentsPlan wished_plan(const ConvShape& s, bool allow_tf32, TileKind tile) {
-  return allow_tf32 ? plan_with_tile<false>(s, tile, multiprocessors())
-                    : plan_with_tile<true>(s, tile, multiprocessors());
+GradMomentsPlan wished_plan(const GradMoments& m, bool allow_tf32, TileKind tile) {
+  if (tile >= TileKind::window && !find_window<WindowTile>(m))
+    emulator::fail("the images do not suit a window");
+  return allow_tf32 ? plan_with_tile<false>(m.shape, tile, multiprocessors())
+                    : plan_with_tile<true>(m.shape, tile, multiprocessors());
 }
 
 void moments_case(Files& files) {
@@ -85,8 +87,8 @@ void moments_case(Files& files) {
   const GradMoments m{shape, a, d, sum.as<float>(), sum_sq.as<float>()};
   if (has_work(shape)) {
     check_extents(shape);
-    GradMomentsPlan plan = plan_grad_moments(shape, allow_tf32, multiprocessors());
-    if (wish >= 0) plan = wished_plan(shape, allow_tf32, static_cast<TileKind>(wish));
+    GradMomentsPlan plan = plan_grad_moments(m, allow_tf32, multiprocessors());
+    if (wish >= 0) plan = wished_plan(m, allow_tf32, static_cast<TileKind>(wish));
     Array workspace(plan.workspace * sizeof(float));
     run_grad_moments(m, plan, allow_tf32, workspace.as<float>(), nullptr);
   }

@@ -115,6 +115,8 @@ using Stream = void*;
 
 inline int multiprocessors() { return emulator::multiprocessor_count; }
 
+inline size_t most_shared_bytes() { return 227 << 10; }
+
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
             Stream, const Args&... args) {
@@ -125,6 +127,8 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
 inline unsigned char* dynamic_shared() { return emulator::block->shared.get(); }
 
 // ---- what ptx.cuh gives ----
+
+inline int opaque(int value) { return value; }
 
 inline void copy4_async(float* shared, const float* global, bool inside) {
   emulator::start_copy({shared, global, 4, inside ? 4 : 0});
@@ -161,6 +165,16 @@ inline float half_to_float(uint16_t bits) {
   if (exponent == 31) return fraction ? NAN : sign * INFINITY;
   return sign * (exponent ? std::ldexp(1024.f + fraction, exponent - 25)
                           : std::ldexp(static_cast<float>(fraction), -24));
+}
+
+inline void read_matrices(uint32_t (&words)[4], const float* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    emulator::fail("read_matrices: addresses must be multiples of 16");
+  emulator::show(7, row);
+  const unsigned lane = emulator::block->current % 32;
+  for (unsigned e = 0; e < 4; ++e)
+    words[e] =
+        __float_as_uint(emulator::shown<const float*>(8 * e + lane / 4)[lane % 4]);
 }
 
 // Toward zero, as tensor cores do where they add.

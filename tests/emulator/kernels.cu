@@ -5,8 +5,7 @@
 namespace fisherprune {
 
 void every_grad_moments(const GradMoments& m, bool allow_tf32, float* workspace) {
-  const GradMomentsPlan plan =
-      plan_grad_moments(m.shape, allow_tf32, multiprocessors());
+  const GradMomentsPlan plan = plan_grad_moments(m, allow_tf32, multiprocessors());
   run_grad_moments(m, plan, allow_tf32, workspace, nullptr);
 }
 

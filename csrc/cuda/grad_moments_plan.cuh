@@ -1,0 +1,181 @@
+// Plans of grad_moments: which kernel and tile, how many splits of the samples.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+
+#include "../check.h"
+#include "grad_moments_window.cuh"
+
+namespace fisherprune {
+
+enum class TileKind { small, square, tall, window, slim_window };
+
+struct GradMomentsPlan {
+  TileKind tile;
+  int splits;         // of the samples
+  int64_t workspace;  // floats
+};
+
+inline int64_t tiles_across(int64_t size, int64_t tile) {
+  return (size + tile - 1) / tile;
+}
+
+template <class Tile>
+int64_t tiles_of(const ConvShape& s) {
+  return s.groups * tiles_across(s.group_outputs(), Tile::rows) *
+         tiles_across(s.patch(), Tile::columns);
+}
+
+template <class Tile>
+double padded_cost(const ConvShape& s, double cost) {
+  return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
+}
+
+// Positions of a row one after the other, each row at a multiple of 16 bytes.
+inline bool rows_are_vectors(const View4& v, int64_t height, int64_t width) {
+  return (width == 1 || v.stride[3] == 1) && (height == 1 || v.stride[2] == width) &&
+         v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+}
+
+inline bool both_float32(const GradMoments& m) {
+  return m.input.dtype == Dtype::float32 && m.grad.dtype == Dtype::float32;
+}
+
+// Rows of an image, each at a multiple of 16 bytes.
+inline bool rows_are_aligned(const View4& v) {
+  return v.stride[3] == 1 && v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 &&
+         v.stride[2] % 4 == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+}
+
+inline bool window_suits(const GradMoments& m) {
+  const ConvShape& s = m.shape;
+  const int64_t across = s.out_width;
+  return both_float32(m) && s.kernel_h * s.kernel_w > 1 && s.width % 4 == 0 &&
+         (across == 4 || across == 8 || across == 16 || across % WINDOW == 0) &&
+         s.positions() > SLAB / 2 && rows_are_aligned(m.input) &&
+         rows_are_vectors(m.grad, s.out_height, s.out_width);
+}
+
+// The least number of at least `least` that leaves `rest` when divided by `modulus`.
+inline int64_t at_least(int64_t least, int64_t rest, int64_t modulus) {
+  return least + ((rest - least) % modulus + modulus) % modulus;
+}
+
+// How the tile's images lie in shared memory, where they can and fit.
+template <class Tile>
+std::optional<Window> find_window(const GradMoments& m) {
+  const ConvShape& s = m.shape;
+  if (!window_suits(m)) return std::nullopt;
+  Window w{};
+  w.unit = s.positions() <= SLAB ? SLAB : WINDOW;
+  const int64_t across = std::min<int64_t>(s.out_width, WINDOW);
+  while (1 << w.column_bits < across) ++w.column_bits;
+  const int64_t rows =
+      (w.unit / across - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h + 1;
+  const int64_t left = at_least(s.pad_w, 0, 4);
+  const int64_t pitch = at_least(left + s.width, 8, 16);
+  const int64_t channel = at_least(rows * pitch + left, 24, 32);
+  const size_t limit = most_shared_bytes() / Tile::blocks - RESERVED_BYTES;
+  if (channel * static_cast<int64_t>(sizeof(float)) > static_cast<int64_t>(limit))
+    return std::nullopt;
+  const int64_t taps = s.kernel_h * s.kernel_w;
+  w.rows = static_cast<int>(rows);
+  w.left = static_cast<int>(left);
+  w.pitch = static_cast<int>(pitch);
+  w.channel = static_cast<int>(channel);
+  w.channels = static_cast<int>(
+      std::min(s.group_channels(), (Tile::columns + taps - 2) / taps + 1));
+  if (window_memory_bytes<Tile>(w, static_cast<int>(s.width)) > limit)
+    return std::nullopt;
+  return w;
+}
+
+// To float32 precision a product needs so many registers that large tiles are out.
+inline TileKind choose_tile(const GradMoments& m, bool exact) {
+  const ConvShape& s = m.shape;
+  TileKind best = TileKind::small;
+  double least = padded_cost<SmallTile>(s, SMALL_COST);
+  const auto consider = [&](TileKind kind, double cost) {
+    if (cost > least) return;
+    best = kind;
+    least = cost;
+  };
+  consider(TileKind::square, padded_cost<SquareTile>(s, SQUARE_COST));
+  if (exact) return best;
+  consider(TileKind::tall, padded_cost<TallTile>(s, TALL_COST));
+  if (find_window<SlimWindowTile>(m))
+    consider(TileKind::slim_window, padded_cost<SlimWindowTile>(s, SLIM_WINDOW_COST));
+  if (find_window<WindowTile>(m))
+    consider(TileKind::window, padded_cost<WindowTile>(s, WINDOW_COST));
+  return best;
+}
+
+// The fewest splits that leave hardly any of the `slots` for blocks idle in the last
+// wave.
+template <class Tile>
+int choose_splits(const ConvShape& s, int64_t slots) {
+  const int64_t tiles = tiles_of<Tile>(s);
+  const int64_t slabs = s.samples * tiles_across(s.positions(), SLAB);
+  const int64_t most = std::min({tiles_across(s.samples, s.group_size),
+                                 MOST_WAVES * slots / tiles, slabs / LEAST_SLABS});
+  int best = 1;
+  double fullest = 0;
+  for (int splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
+    const int64_t blocks = tiles * splits;
+    const double full =
+        static_cast<double>(blocks) / (tiles_across(blocks, slots) * slots);
+    if (full > fullest) {
+      fullest = full;
+      best = splits;
+    }
+    if (full >= FULL_ENOUGH) break;
+  }
+  return best;
+}
+
+template <bool exact, class Action>
+auto with_tile(TileKind kind, Action action) {
+  if (kind == TileKind::small) return action(SmallTile{});
+  if constexpr (!exact) {
+    if (kind == TileKind::tall) return action(TallTile{});
+    if (kind == TileKind::window) return action(WindowTile{});
+    if (kind == TileKind::slim_window) return action(SlimWindowTile{});
+  }
+  return action(SquareTile{});
+}
+
+template <bool exact>
+GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiprocessors) {
+  const int splits = with_tile<exact>(kind, [&](auto tile) {
+    using Tile = decltype(tile);
+    return choose_splits<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
+  });
+  return {kind, splits, splits > 1 ? 2 * splits * s.outputs * s.patch() : 0};
+}
+
+inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
+                                         int multiprocessors) {
+  const TileKind kind = choose_tile(m, !allow_tf32);
+  return allow_tf32 ? plan_with_tile<false>(m.shape, kind, multiprocessors)
+                    : plan_with_tile<true>(m.shape, kind, multiprocessors);
+}
+
+// The kernels count samples, and what lies within one, in 32 bits.
+inline void check_extents(const ConvShape& s) {
+  const auto below_limit = [](int64_t extent, const char* what) {
+    const int64_t limit = int64_t{1} << 30;
+    check(extent < limit, "grad_moments: on CUDA the ", what, " must be fewer than ",
+          limit, ", got ", extent);
+  };
+  below_limit(s.samples, "samples");
+  below_limit(s.height + 2 * s.pad_h, "rows of the padded image");
+  below_limit(s.width + 2 * s.pad_w, "columns of the padded image");
+  below_limit(s.positions(), "positions");
+  below_limit(s.group_outputs(), "outputs of a convolution group");
+  below_limit(s.patch(), "weights of an output");
+  below_limit(tiles_of<SmallTile>(s), "tiles of the weight gradient");
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,122 @@
+"""The numbers a GPU must reach, measured on the CPU with tiny sizes."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import (
+    gpu_cases,
+    gpu_kernels,
+    gpu_measure,
+    gpu_networks,
+    harness,
+    moments,
+)
+from benchmarks.gpu_measure import Goal, row
+
+
+@pytest.mark.parametrize(
+    ("goal", "samples", "holds", "target"),
+    [
+        (Goal(2, aim=0.8), [1.0, 3.0, 2.0], True, "<= 2"),
+        (Goal(2), [1.0, 3.0, 2.1], False, "<= 2"),
+        (Goal(0.35, at_most=False), [0.34, 0.36, 0.35], True, ">= 0.35"),
+        (Goal(100, at_most=False), [99.0], False, ">= 100"),
+    ],
+)
+def test_rows_are_judged_by_their_median(goal, samples, holds, target):
+    found = row("a", "x", samples, goal, more=1)
+    assert (found["holds"], found["target"], found["n"]) == (
+        holds,
+        target,
+        len(samples),
+    )
+    assert found["q1"] <= found["value"] <= found["q3"]
+    assert found.get("aim") == goal.aim
+    assert found["more"] == 1
+    assert "target" not in row("a", "x", samples)
+
+
+def test_precision_is_put_back_after_an_error():
+    before = torch.backends.cudnn.conv.fp32_precision
+    with pytest.raises(KeyError), gpu_measure.precision("tf32"):
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        raise KeyError
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(harness, "LEAST_MS", 0.01)
+
+
+def names(rows):
+    assert all(r["n"] >= 1 and r["value"] == r["value"] for r in rows)
+    return [r["name"] for r in rows]
+
+
+def test_small_cases_hold_on_the_cpu(capsys):
+    gpu_cases.main(["--device", "cpu"])
+    assert "right" in capsys.readouterr().out
+
+
+def test_rates(short):
+    found = gpu_measure.limits("cpu", n=64, megabytes=1)
+    assert list(found) == [
+        *("fp32_matmul_tflops", "tf32_matmul_tflops", "bf16_matmul_tflops"),
+        *("copy_gbs", "read_gbs"),
+    ]
+    assert all(0 < value < 1e4 for value in found.values())
+
+
+@pytest.fixture
+def small_network(short, monkeypatch):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=5), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    ).eval()
+    monkeypatch.setattr(gpu_networks.end_to_end, "network", lambda *_: model)
+
+
+def test_networks(small_network):
+    found = list(gpu_networks.scoring("cpu", "net", 11, 4, looped=2, rounds=1))
+    assert names(found)[0].startswith("net, 11 images: exact fts scores")
+    assert found[0]["error"] < 1e-5
+    assert found[1]["value"] / found[0]["value"] == pytest.approx(found[2]["value"])
+    assert len(gpu_networks.passes("cpu", "net", 2, rounds=1)) == 3
+    assert len(gpu_networks.memory("cpu", "net", 2, rounds=1)) == 2
+
+
+def test_wrong_scores_are_not_timed(small_network, monkeypatch):
+    right = gpu_networks.fp.score
+    monkeypatch.setattr(
+        gpu_networks.fp,
+        "score",
+        lambda *a: {n: s * 1.1 for n, s in right(*a).items()},
+    )
+    with pytest.raises(harness.WrongResult, match="scores"):
+        next(gpu_networks.scoring("cpu", "net", 3, 2, looped=1, rounds=1))
+
+
+def test_kernels(short):
+    layers = gpu_kernels.largest_layers()
+    assert [str(la) for la in layers] == [
+        *("conv3x3 64-64 at 32", "conv3x3 128-128 at 16", "conv3x3 256-256 at 8"),
+        *("conv3x3 512-512 at 4", "conv3x3 512-512 at 2"),
+    ]
+    small = [moments.Layer(3, 5, 6)]
+    (found,) = gpu_kernels.kernel("cpu", 4, small, n=64, rounds=2)
+    assert found["n"] == 2
+    assert found["value"] * found["matmul_tflops"] == pytest.approx(found["tflops"])
+    assert len(list(gpu_kernels.selection("cpu", 20_000, rounds=2))) == 4
+    (found,) = gpu_kernels.large_selection("cpu", 1 << 16, megabytes=1, rounds=2)
+    assert found["value"] > 0
+
+
+def test_scattered_scores_have_every_rank_once():
+    scores = torch.cat(gpu_kernels.scattered_scores(1 << 16, "cpu"))
+    ranks = scores.view(torch.int32) - gpu_kernels.topk.LEAST_BITS
+    assert torch.equal(ranks.sort().values, torch.arange(1 << 16, dtype=torch.int32))
+    assert scores.isfinite().all()
+    parts = gpu_kernels.scattered_scores(1 << 16, "cpu")
+    assert all(part.storage_offset() % 4 == 0 for part in parts)
