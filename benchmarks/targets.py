@@ -173,12 +173,15 @@ TARGETS = [
 
 
 def main(device: str = "cpu") -> None:
-    """Print the table."""
-    records = {
-        name: json.loads((RESULTS / f"{name}-{device}.json").read_text())["rows"]
-        for name in {target.benchmark for target in TARGETS}
-    }
-    print(table([target.row(records[target.benchmark]) for target in TARGETS]))
+    """Print the table; benchmarks that have no result file yet are named."""
+    rows = []
+    for target in TARGETS:
+        path = RESULTS / f"{target.benchmark}-{device}.json"
+        if path.exists():
+            rows.append(target.row(json.loads(path.read_text())["rows"]))
+        else:
+            print(f"{target.what}: not measured, {path.name} is missing")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ VARIANTS = {
     "amp": {"amp": True},
     "contiguous": {"memory_format": "contiguous"},
     "bn_warmup": {"bn_warmup": True, "warmup_epochs": 0},
+    "reinitialize": {"reinitialize": True, "shuffle_masks": True},
     "dense": {"method": "none", "sparsity": 0.0},
     "validation": {"validation_every": 2, "validation_metric": "f1"},
 }
