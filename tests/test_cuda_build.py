@@ -119,6 +119,20 @@ def test_grad_moments_copies_past_the_registers(arch, built):
 
 
 @each_arch
+def test_images_in_shared_memory_are_read_in_few_instructions(arch, built):
+    """Matrices of the gradient at once, copies of 16 bytes alone, rounding by one."""
+    for kernel, counts in kernels_named(built[arch], "grad_moments_window").items():
+        products = number_of(counts, r"HMMA\.1688\.F32\.TF32")
+        assert products >= 48, kernel  # three times the products of 8 positions
+        assert number_of(counts, r"LDSM\.16\.M88\.4") * 4 == products, kernel
+        copies = number_of(counts, r"LDGSTS.*\.128.*")
+        assert number_of(counts, r"LDGSTS.*") == copies > 0, kernel
+        if arch == "90":
+            rounded = number_of(counts, r"F2FP\.TF32.*")
+            assert rounded * 2 == products * 3, kernel
+
+
+@each_arch
 @pytest.mark.parametrize("kernel", ["histogram", "count_ties", "mask"])
 def test_topk_reads_four_scores_at_a_time(arch, kernel, built):
     for name, counts in kernels_named(built[arch], f"topk_{kernel}_kernel").items():

@@ -143,6 +143,17 @@ def test_images_in_shared_memory(tile, tmp_path):
     check_all(named, tmp_path)
 
 
+def test_images_in_shared_memory_are_the_plan_of_a_network_layer(tmp_path):
+    """And no plan where float32 precision is asked for: the bits tell."""
+    case = make(n=2, c=16, o=128, size=(8, 8), kernel=(3, 3), padding=(1, 1))
+    tiles = [{}, {"tile": "window"}, {"tile": "tall"}]
+    cases = [(*case[:3], case[3] | tile | {"allow_tf32": True}) for tile in tiles]
+    planned, window, tall = (r for r, _ in moments(cases, tmp_path))
+    assert all(map(torch.equal, planned, window))
+    assert not all(map(torch.equal, planned, tall))
+    check_all([("ieee", case)], tmp_path)
+
+
 @pytest.mark.parametrize("tile", ["small", "square", "tall"])
 def test_every_tile_fits_every_case(tile, tmp_path):
     names = ["everything_uneven", "pointwise", "grouped_wide", "few_positions"]

@@ -71,7 +71,7 @@ __device__ inline void count_digits(const Chunk& chunk, const Selection* selecti
         const uint64_t key = key_of(quad.value[i]);
         const uint32_t bin = static_cast<uint32_t>(key >> (after_prefix - digit.bits));
         count_one(i < quad.count && key >> after_prefix == prefix, bin & mask,
-                      counts + (int64_t{k} << digit.bits));
+                  counts + (int64_t{k} << digit.bits));
       }
     }
   });

@@ -27,8 +27,7 @@ void grad_moments(const Tensor& input, const Tensor& grad, const Tensor& sum,
   if (!has_work(m.shape)) return;
   check_extents(m.shape);
   const DeviceGuard guard(input.get_device_index());
-  const GradMomentsPlan plan =
-      plan_grad_moments(m, allow_tf32, multiprocessors());
+  const GradMomentsPlan plan = plan_grad_moments(m, allow_tf32, multiprocessors());
   const Tensor workspace = torch::stable::new_empty(sum, {plan.workspace});
   run_grad_moments(m, plan, allow_tf32, static_cast<float*>(workspace.data_ptr()),
                    current_stream(input));

@@ -80,10 +80,10 @@ __device__ inline void prepare_windows(const WindowTask& task,
   for (int i = threadIdx.x; i < pieces; i += Tile::threads) {
     const int row = i / across % w.rows, channel = i / across / w.rows;
     const int64_t from = static_cast<int64_t>(tile.conv_group) * channels + first;
-    memory.pieces[i] = {(from + channel) * m.input_channel + row * m.input.stride_h +
-                            i % across * 16,
-                        first + channel < channels ? row : OUTSIDE,
-                        channel * w.channel + row * w.pitch + w.left + i % across * 4};
+    memory.pieces[i] = {
+        (from + channel) * m.input_channel + row * m.input.stride_h + i % across * 16,
+        first + channel < channels ? row : OUTSIDE,
+        channel * w.channel + row * w.pitch + w.left + i % across * 4};
   }
   for (int i = threadIdx.x; i < Tile::stages * memory.stage_words; i += Tile::threads)
     memory.windows[i] = 0.f;
@@ -123,8 +123,8 @@ struct GradCopies {
   __device__ void start(const WindowTask& task, float* grad, const Cursor& cursor,
                         int end) const {
     const GradMomentsTask& m = task.moments;
-    const bool exists = cursor.sample + sample(task) < end &&
-                        cursor.at + at(task) < m.positions;
+    const bool exists =
+        cursor.sample + sample(task) < end && cursor.at + at(task) < m.positions;
     const char* row = from + cursor.sample * m.grad.sample_stride +
                       cursor.at * static_cast<int64_t>(sizeof(float));
     float* to = grad + grad_place(threadIdx.x / quads, threadIdx.x % quads);
@@ -162,7 +162,8 @@ __device__ inline void load_window(const WindowTask& task, const Piece* pieces,
 }
 
 // What a lane reads of a stage: its row of the gradient's matrices, and for each of its
-// products' columns the place, in bytes, of a weight's image value at position lane % 4.
+// products' columns the place, in bytes, of a weight's image value at position lane
+// % 4.
 template <class Tile>
 struct Lane {
   int row, half;  // of the matrices: quads of even or odd number
@@ -280,8 +281,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
         const float* window = memory.windows + stage * memory.stage_words;
 #pragma unroll 1
         for (int t = 0; t < WINDOW && cursor.sample < range.end; t += w.unit) {
-          const int column =
-              cursor.at - m.width_divider(cursor.at) * m.out_width;
+          const int column = cursor.at - m.width_divider(cursor.at) * m.out_width;
           multiply_unit<Tile>(moments, task, lane, grad, t / 4, window, column,
                               count.samples == 0 && cursor.at == 0);
           window += memory.window_words;

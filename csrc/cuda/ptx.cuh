@@ -60,11 +60,10 @@ __device__ inline uint32_t to_tf32(float value) {
 // Reads four 8 x 4 matrices of words: lanes 8 e to 8 e + 7 give the rows of matrix e,
 // each 16 bytes, of which lane l gets (l / 4, l % 4) as words[e].
 __device__ inline void read_matrices(uint32_t (&words)[4], const float* row) {
-  asm volatile(
-      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-      : "r"(shared_address(row))
-      : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
 __device__ inline float half_to_float(uint16_t bits) {

@@ -26,7 +26,7 @@ struct Tile : Shape {
   static constexpr int exact_blocks = exact_blocks_;  // resident, to float32 precision
 };
 
-using SmallTile = Tile<TileShape<2, 2, 1, 2, 3, 4>, 2, 4>;  // 32 x 32: first layers
+using SmallTile = Tile<TileShape<2, 2, 1, 2, 3, 4>, 2, 4>;   // 32 x 32: first layers
 using SquareTile = Tile<TileShape<2, 2, 2, 4, 3, 3>, 2, 2>;  // 64 x 64
 using TallTile = Tile<TileShape<4, 3, 2, 4, 4, 1>, 1, 0>;    // 128 x 96
 
