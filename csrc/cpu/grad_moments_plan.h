@@ -41,8 +41,9 @@ struct Plan {
   // One position a sample and groups of one: G = d a, so that the moments are products
   // over the samples, of d and a, and of their squares (whose range float32 must hold).
   bool products;
-  bool carries;  // some group does not end in the run in which it began
-  bool short_runs;  // groups of few positions: micro-tiles with their moments in registers
+  bool carries;     // some group does not end in the run in which it began
+  bool short_runs;  // groups of few positions: micro-tiles with their moments in
+                    // registers
 
   int64_t unit_rows;         // output rows of a unit
   int64_t units_per_sample;  // 1 unless samples are cut

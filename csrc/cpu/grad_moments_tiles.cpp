@@ -79,8 +79,7 @@ void Tiles::run(const Pass& pass, int64_t task) const {
 // every micro-tile of the task reads it again.
 Tiles::Runs Tiles::cached_runs(const Pass& pass, int64_t first,
                                const Tile& tile) const {
-  const int64_t bytes =
-      plan_.short_runs ? tuning::kShortGradBytes : tuning::kGradBytes;
+  const int64_t bytes = plan_.short_runs ? tuning::kShortGradBytes : tuning::kGradBytes;
   const int64_t most = bytes / (width(tile.column) * 4);
   const int64_t begin = pass.runs[first].begin;
   int64_t last = first + 1;

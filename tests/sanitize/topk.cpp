@@ -169,7 +169,7 @@ std::vector<topk::Sample> lies(int64_t total) {
     }
     for (topk::Sample* s : {&low, &high, &any, &few}) {
       s->total = total;
-      topk::radix_sort(s->keys);
+      topk::radix_sort(s->keys.data(), s->keys.size());
       if (!std::is_sorted(s->keys.begin(), s->keys.end())) std::abort();
       samples.push_back(*s);
     }
