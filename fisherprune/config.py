@@ -14,13 +14,20 @@ from fisherprune.data import IMAGE_SIZES
 from fisherprune.densities import checked_densities
 from fisherprune.errors import FisherpruneError
 from fisherprune.models import MODELS
-from fisherprune.threshold import SCOPES, checked_sparsity
+from fisherprune.threshold import SCOPES, checked_scope, checked_sparsity
 
 BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
 """Images per step where none is asked for."""
 MIRRORED = ("cifar10", "cifar100")
 MIN_IMAGE_SIZE = 8
 VALIDATION_METRICS = ("accuracy", "f1")
+NOTHING_PRUNED = {
+    "scope": "global",
+    "invert_scores": False,
+    "shuffle_masks": False,
+    "reinitialize": False,
+}
+"""Values of the fields that say how masks are made, where none are made."""
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 
 
@@ -173,11 +180,11 @@ class TrainConfig:
                 f"sparsity must be 0 for method none, which prunes nothing, "
                 f"got {self.sparsity}"
             )
-        if (self.scope == "densities") != (self.densities is not None):
-            raise FisherpruneError(
-                "densities must be given for scope densities, and for no other; "
-                f"scope is {self.scope}"
-            )
+        if self.method == "none":
+            for name, idle in NOTHING_PRUNED.items():
+                value = getattr(self, name)
+                _require(value == idle, name, f"{idle} for method none", value)
+        checked_scope(self.scope, self.densities)
         if self.data_mirror is not None:
             _require(
                 self.dataset in MIRRORED,

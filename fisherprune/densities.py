@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
@@ -41,7 +43,7 @@ def checked_densities(content: object, name: str = "densities") -> dict[str, flo
     Raises:
         FisherpruneError: where it does not; the message begins with ``name``.
     """
-    if not isinstance(content, dict) or not content:
+    if not isinstance(content, Mapping) or not content:
         raise FisherpruneError(f"{name} must map parameter names to numbers")
     for key, value in content.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -51,3 +53,82 @@ def checked_densities(content: object, name: str = "densities") -> dict[str, flo
                 f"{key!r}"
             )
     return {str(key): float(value) for key, value in content.items()}
+
+
+def erk_densities(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return relative Erdos-Renyi-kernel densities: sum of dimensions / their product.
+
+    For a Conv2d weight (out + in + height + width) / (out in height width), for a
+    Linear one (out + in) / (out in): narrow layers stay denser, and a vector is as
+    dense as can be. Mocanu et al. 2018; with the kernel, Evci et al. 2020, RigL,
+    arXiv 1911.11134.
+
+    Args:
+        shapes: of the parameters, by name; an empty one has density 0.
+    """
+    densities = {}
+    for name, shape in shapes.items():
+        dims = tuple(shape) or (1,)
+        size = math.prod(dims)
+        densities[name] = sum(dims) / size if size else 0.0
+    return densities
+
+
+def keep_counts(
+    densities: Mapping[str, float], sizes: Mapping[str, int], keep: int
+) -> dict[str, int]:
+    """Return how many weights each layer keeps, ``keep`` in all, by relative densities.
+
+    Densities are scaled by one common factor; where that makes a layer more than dense,
+    it is dense and the others are scaled further. The counts are rounded by largest
+    remainder, ties by order, so that they sum to ``keep`` exactly. Exact arithmetic.
+
+    Args:
+        densities: numbers of at least 0, by parameter name; 0 keeps none.
+        sizes: number of weights of each layer, by parameter name.
+        keep: weights kept in all.
+
+    Raises:
+        FisherpruneError: where densities and sizes name other parameters, or the layers
+            whose density is not 0 have less than ``keep`` weights.
+    """
+    _check_names(densities, sizes)
+    open_ = {n: Fraction(d) for n, d in densities.items() if d > 0 and sizes[n]}
+    most = sum(sizes[n] for n in open_)
+    if keep > most:
+        raise FisherpruneError(
+            f"densities: at most {most} weights can be kept, the density of the others "
+            f"is 0, but the sparsity asks for {keep}"
+        )
+    counts = dict.fromkeys(sizes, 0)
+    left, dense = keep, True
+    while open_ and dense:
+        factor = left / sum(density * sizes[n] for n, density in open_.items())
+        dense = [n for n, density in open_.items() if density * factor >= 1]
+        for name in dense:
+            counts[name] = sizes[name]
+            left -= sizes[name]
+            del open_[name]
+    shares = {n: open_[n] * factor * sizes[n] for n in sizes if n in open_}
+    return counts | _rounded(shares, left)
+
+
+def _check_names(densities: Mapping[str, float], sizes: Mapping[str, int]) -> None:
+    missing = [name for name in sizes if name not in densities]
+    unknown = [name for name in densities if name not in sizes]
+    for what, names in (("lack", missing), ("name unknown", unknown)):
+        if names:
+            raise FisherpruneError(
+                "densities must be of the pruned parameters, they "
+                f"{what} {', '.join(map(repr, names))}"
+            )
+
+
+def _rounded(shares: Mapping[str, Fraction], total: int) -> dict[str, int]:
+    """Round numbers to integers that sum to ``total``, by largest remainder."""
+    counts = {name: math.floor(share) for name, share in shares.items()}
+    missing = total - sum(counts.values())
+    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
+    for name in by_remainder[:missing]:  # a stable sort: ties by order
+        counts[name] += 1
+    return counts

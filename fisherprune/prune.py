@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,8 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.guards import Batches, Parameters, check_finite, checked_parameters
 from fisherprune.losses import LossFn
 from fisherprune.masks import Masks
-from fisherprune.stats import (
-    GradientMoments,
-    gradient_moments,
-    hessian_gradient_product,
-)
-from fisherprune.threshold import SCOPES, checked_sparsity, select_masks
+from fisherprune.passes import ModelStatistics, statistics_of
+from fisherprune.threshold import checked_scope, checked_sparsity, select_masks
 
 
 def score(
@@ -75,24 +71,58 @@ def score_all(
     Returns:
         Scores by parameter name, by criterion.
     """
-    chosen = [_scoring_criterion(code) for code in criteria]
+    codes = list(criteria)
     parameters = checked_parameters(model, parameters)
-    needs = frozenset().union(*(criterion.needs for criterion in chosen))
-    if "hessian" in needs and isinstance(batches, Iterator):
-        batches = list(batches)
-    moments = products = None
-    if "moments" in needs:
-        moments = gradient_moments(
-            model, batches, loss_fn, group_size=group_size, parameters=parameters
-        )
-    if "hessian" in needs:
-        products = hessian_gradient_product(
-            model, batches, moments, loss_fn, parameters=parameters
-        )
-    return {
-        criterion.code: _scores(criterion, parameters, moments, products, seed)
-        for criterion in chosen
-    }
+    statistics = statistics_of(
+        model,
+        batches,
+        needs_of(codes),
+        loss_fn=loss_fn,
+        group_size=group_size,
+        parameters=parameters,
+    )
+    return score_from(parameters, statistics, codes, seed=seed)
+
+
+def needs_of(criteria: Iterable[str]) -> frozenset[str]:
+    """Return the passes that criteria need together.
+
+    Raises:
+        FisherpruneError: where a criterion is unknown or scores nothing.
+    """
+    return frozenset().union(*(_scoring_criterion(code).needs for code in criteria))
+
+
+def score_from(
+    parameters: Parameters,
+    statistics: ModelStatistics,
+    criteria: Iterable[str],
+    *,
+    seed: int = 0,
+) -> dict[str, dict[str, Tensor]]:
+    """Apply the formulas of criteria to weights and statistics; no data is read.
+
+    Args:
+        parameters: the weights by name, as they were in ``statistics_of``.
+        statistics: what ``statistics_of`` returned for ``needs_of(criteria)``.
+        criteria: of ``fisherprune.criteria()``.
+        seed: of the random criterion.
+
+    Returns:
+        Scores by parameter name, by criterion.
+
+    Raises:
+        FisherpruneError: where a criterion is unknown or its statistics are missing, or
+            a score is NaN or infinite.
+    """
+    chosen = [_scoring_criterion(code) for code in criteria]
+    for criterion in chosen:
+        if missing := criterion.needs - statistics.kinds:
+            raise FisherpruneError(
+                f"score_from: statistics for {criterion.code} must hold "
+                f"{', '.join(sorted(missing))}, got {sorted(statistics.kinds)}"
+            )
+    return {c.code: _scores(c, parameters, statistics, seed) for c in chosen}
 
 
 def _scoring_criterion(code: str) -> Criterion:
@@ -109,14 +139,14 @@ def _scoring_criterion(code: str) -> Criterion:
 def _scores(
     criterion: Criterion,
     parameters: Parameters,
-    moments: GradientMoments | None,
-    products: dict[str, Tensor] | None,
+    statistics: ModelStatistics,
     seed: int,
 ) -> dict[str, Tensor]:
+    moments, products = statistics.moments, statistics.products
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for name, parameter in parameters.items():
-        statistics = Statistics(
+        known = Statistics(
             w=parameter.detach(),
             m=moments and moments.mean[name],
             F=moments and moments.fisher[name],
@@ -124,7 +154,7 @@ def _scores(
             g=moments.group_size if moments else 1,
             generator=generator,
         )
-        scores[name] = criterion.score(statistics)
+        scores[name] = criterion.score(known)
     check_finite(scores, f"the {criterion.code} score")
     return scores
 
@@ -136,6 +166,7 @@ def prune(
     sparsity: float = 0.9,
     scope: str = "global",
     *,
+    densities: Mapping[str, float] | None = None,
     loss_fn: LossFn | None = None,
     group_size: int = 1,
     parameters: Parameters | None = None,
@@ -151,8 +182,7 @@ def prune(
             then left as it was.
     """
     checked_sparsity(sparsity)
-    if scope not in SCOPES:
-        raise FisherpruneError(f"scope must be one of {SCOPES}, got {scope!r}")
+    checked_scope(scope, densities)
     scores = score(
         model,
         batches,
@@ -162,6 +192,6 @@ def prune(
         parameters=parameters,
         seed=seed,
     )
-    masks = select_masks(scores, sparsity, scope)
+    masks = select_masks(scores, sparsity, scope, densities=densities)
     masks.apply_(model)
     return masks

@@ -9,12 +9,16 @@ import torch
 from torch import nn
 
 from fisherprune.augment import TrainingBatches
+from fisherprune.baselines import invert_scores, shuffle_masks
 from fisherprune.config import TrainConfig
 from fisherprune.data import Augmentation, Dataset
+from fisherprune.layers import prunable_parameters
 from fisherprune.masks import Masks
 from fisherprune.parts import Parts
+from fisherprune.passes import statistics_of
 from fisherprune.progress import Shown
-from fisherprune.prune import score
+from fisherprune.prune import needs_of, score_from
+from fisherprune.statistics_cache import StatisticsCache
 from fisherprune.streams import stream, stream_seed
 from fisherprune.threshold import select_masks
 
@@ -23,20 +27,47 @@ def make_masks(
     config: TrainConfig,
     model: nn.Module,
     parts: Parts,
-    statistics: Path | None,
-    quiet: bool,
-) -> Masks:
-    """Score the weights as the model is now and keep the largest scores."""
+    statistics: Path | StatisticsCache | None = None,
+    quiet: bool = False,
+) -> tuple[Masks, dict[str, object]]:
+    """Score the weights as the model is now and keep the largest scores.
+
+    Args:
+        config: what to do.
+        model: the network, after its warm-up epochs.
+        parts: the images.
+        statistics: folder or cache of statistics that runs share; None: none.
+        quiet: show no progress.
+
+    Returns:
+        The masks, and what the scores cost: ``seconds`` of the passes over the data
+        when they were run, ``samples`` in one pass, and whether all came from the
+        cache (``cached``).
+    """
     if config.bn_warmup:
         measure_batchnorm(config, model, parts.train, quiet)
-    scores = score(
+    if statistics is not None and not isinstance(statistics, StatisticsCache):
+        statistics = StatisticsCache(statistics)
+    parameters = prunable_parameters(model, config.skip)
+    found = statistics_of(
         model,
         Shown(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
-        config.method,
+        needs_of([config.method]),
         group_size=config.group_size,
-        seed=stream_seed(config.seed, "random scores"),
+        parameters=parameters,
+        cache=statistics,
     )
-    return select_masks(scores, config.sparsity, config.scope)
+    seed = stream_seed(config.seed, "random scores")
+    scores = score_from(parameters, found, [config.method], seed=seed)[config.method]
+    if config.invert_scores:
+        scores = invert_scores(scores)
+    masks = select_masks(
+        scores, config.sparsity, config.scope, densities=config.densities
+    )
+    if config.shuffle_masks:
+        masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
+    cost = {"seconds": found.seconds, "samples": found.samples, "cached": found.cached}
+    return masks, cost
 
 
 @torch.no_grad()

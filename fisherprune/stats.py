@@ -88,7 +88,7 @@ def gradient_moments(
     """
     parameters = checked_parameters(model, parameters)
     model = eager(model)
-    groups = Groups(_checked_group_size(group_size))
+    groups = Groups(checked_group_size(group_size))
     moments = {name: Moments(p) for name, p in parameters.items()}
     with evaluating(model):
         for inputs, labels in checked_batches(batches, device_of(parameters)):
@@ -115,7 +115,12 @@ def _add(moments, parts, name, contribution):
     moments[name].add(contribution, parts)
 
 
-def _checked_group_size(group_size: int) -> int:
+def checked_group_size(group_size: int) -> int:
+    """Return ``group_size`` if it is an integer of at least 1.
+
+    Raises:
+        FisherpruneError: where it is not.
+    """
     if (
         not isinstance(group_size, int)
         or isinstance(group_size, bool)

@@ -24,7 +24,7 @@ class LayerCount:
     outputs: int
     """Length of its first dimension: output channels or features."""
     kept: int
-    """Weights that are not zero."""
+    """Weights the mask keeps; without a mask those that are not zero."""
     total: int
     """All weights."""
 
@@ -61,7 +61,9 @@ class RunResult:
     best_epoch: int
     """First epoch of the best validation, from 1; 0 where none was trained."""
     layers: tuple[LayerCount, ...]
-    """Counted from the last weights."""
+    """Of the prunable parameters."""
+    scoring: dict[str, object] | None
+    """What the scores cost, as ``scoring.make_masks`` says; None without a mask."""
     seconds: dict[str, float]
     """Wall time by phase: data, warmup, scoring, training, testing."""
     environment: dict[str, object]
@@ -71,7 +73,7 @@ class RunResult:
 
     @property
     def kept(self) -> int:
-        """Prunable weights that are not zero."""
+        """Prunable weights that are kept."""
         return sum(layer.kept for layer in self.layers)
 
     @property
@@ -81,7 +83,7 @@ class RunResult:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the prunable weights that are zero."""
+        """Fraction of the prunable weights that are removed."""
         return (self.total - self.kept) / self.total
 
     @property
@@ -106,16 +108,24 @@ class RunResult:
                 for layer in self.layers
             },
             "warnings": list(self.warnings),
+            "scoring": self.scoring,
             "seconds": self.seconds,
             "environment": self.environment,
         }
 
 
 @torch.no_grad()
-def count_layers(parameters: dict[str, nn.Parameter]) -> tuple[LayerCount, ...]:
-    """Count the weights of each parameter that are not zero."""
+def count_layers(
+    parameters: dict[str, nn.Parameter], masks: Masks | None = None
+) -> tuple[LayerCount, ...]:
+    """Count the weights of each parameter that are kept.
+
+    Those under the masks: a kept weight may well be zero, as biases are at first.
+    Without masks those that are not zero.
+    """
+    kept = parameters if masks is None else masks
     return tuple(
-        LayerCount(name, len(p), int(torch.count_nonzero(p)), p.numel())
+        LayerCount(name, len(p), int(torch.count_nonzero(kept[name])), p.numel())
         for name, p in parameters.items()
     )
 
@@ -145,7 +155,7 @@ def table(result: RunResult) -> str:
         f"{duration(result.seconds['scoring'])}, training "
         f"{duration(result.seconds['training'])} on {result.environment['device']}",
         f"sparsity of the trained weights {result.sparsity:.6f}: {result.kept:,} of "
-        f"{result.total:,} prunable weights are not zero "
+        f"{result.total:,} prunable weights are kept "
         f"({result.parameters:,} parameters in all)",
         *(f"warning: {warning}" for warning in result.warnings),
         "",

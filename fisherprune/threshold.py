@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from fisherprune import ops
+from fisherprune.densities import checked_densities, erk_densities, keep_counts
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks import Masks
 
-SCOPES = ("global", "layer")
+SCOPES = ("global", "layer", "erk", "densities")
+"""Where scores compete: over all, or in each layer at densities of three kinds."""
 
 
 def checked_sparsity(sparsity: float) -> float:
@@ -43,6 +45,8 @@ def select_masks(
     scores: dict[str, Tensor],
     sparsity: float | Sequence[float],
     scope: str = "global",
+    *,
+    densities: Mapping[str, float] | None = None,
 ) -> Masks | list[Masks]:
     """Keep the largest scores: exactly ``keep_count`` entries, ties by position.
 
@@ -51,7 +55,11 @@ def select_masks(
             one or several devices.
         sparsity: fraction removed, in [0, 1]; for a list of them all masks come from
             one selection.
-        scope: "global", one threshold over all tensors, or "layer", one for each.
+        scope: "global", one threshold over all tensors, or one for each tensor: at the
+            same sparsity ("layer"), or at relative densities that are scaled to the
+            sparsity of the whole: Erdos-Renyi-kernel ("erk", ``erk_densities``) or
+            given ones ("densities"); see ``keep_counts``.
+        densities: by parameter name, for scope "densities" alone.
 
     Returns:
         Masks, or a list of Masks for a list of sparsities. Of equal scores those first
@@ -59,18 +67,38 @@ def select_masks(
 
     Raises:
         FisherpruneError: where the sparsity, the scope or the scores' dtype is wrong,
-            there are no scores, or a score is NaN or infinite (names the parameter).
+            densities do not fit the scores or the sparsity, there are no scores, or a
+            score is NaN or infinite (names the parameter).
     """
     several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
     sparsities = [checked_sparsity(s) for s in (sparsity if several else [sparsity])]
-    if scope not in SCOPES:
-        raise FisherpruneError(f"scope must be one of {SCOPES}, got {scope!r}")
+    checked_scope(scope, densities)
     tensors = {name: _checked_scores(name, s) for name, s in scores.items()}
     if not sum(t.numel() for t in tensors.values()):
         raise FisherpruneError("select_masks: scores must hold at least one entry")
-    select = _select_global if scope == "global" else _select_by_layer
-    masks = [Masks(m) for m in select(tensors, sparsities)]
+    if scope == "global":
+        selected = _select_global(tensors, sparsities)
+    else:
+        counts = [_counts_by_layer(tensors, s, scope, densities) for s in sparsities]
+        selected = _select_by_layer(tensors, counts)
+    masks = [Masks(m) for m in selected]
     return masks if several else masks[0]
+
+
+def checked_scope(scope: str, densities: Mapping[str, float] | None = None) -> str:
+    """Return ``scope`` if it is one of ``SCOPES``, with densities where it needs them.
+
+    Raises:
+        FisherpruneError: where it is not.
+    """
+    if scope not in SCOPES:
+        raise FisherpruneError(f"scope must be one of {SCOPES}, got {scope!r}")
+    if (scope == "densities") != (densities is not None):
+        raise FisherpruneError(
+            "densities must be given for scope densities, and for no other; scope is "
+            f"{scope}"
+        )
+    return scope
 
 
 def _checked_scores(name: str, scores: Tensor) -> Tensor:
@@ -92,11 +120,20 @@ def _select_global(tensors, sparsities):
     return [dict(zip(tensors, m, strict=True)) for m in masks]
 
 
-def _select_by_layer(tensors, sparsities):
-    selected = [{} for _ in sparsities]
+def _counts_by_layer(tensors, sparsity, scope, densities) -> dict[str, int]:
+    sizes = {name: t.numel() for name, t in tensors.items()}
+    if scope == "layer":
+        return {name: keep_count(size, sparsity) for name, size in sizes.items()}
+    if scope == "erk":
+        densities = erk_densities({name: t.shape for name, t in tensors.items()})
+    keep = keep_count(sum(sizes.values()), sparsity)
+    return keep_counts(checked_densities(densities), sizes, keep)
+
+
+def _select_by_layer(tensors, counts):
+    selected = [{} for _ in counts]
     for name, scores in tensors.items():
-        keep = [keep_count(scores.numel(), s) for s in sparsities]
-        masks, _ = ops.global_topk([scores], keep, names=[name])
+        masks, _ = ops.global_topk([scores], [c[name] for c in counts], names=[name])
         for chosen, (mask,) in zip(selected, masks, strict=True):
             chosen[name] = mask
     return selected

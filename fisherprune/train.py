@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from fisherprune import cli, models
+from fisherprune.baselines import reinitialize_
 from fisherprune.checkpoint import Checkpoint
 from fisherprune.config import TrainConfig, resolve_device
 from fisherprune.errors import FisherpruneError
@@ -31,6 +32,7 @@ from fisherprune.runs import (
     environment,
 )
 from fisherprune.scoring import make_masks
+from fisherprune.statistics_cache import StatisticsCache
 from fisherprune.streams import stream_seed
 from fisherprune.summary import (
     RunResult,
@@ -54,7 +56,7 @@ def run(
     config: TrainConfig,
     *,
     folder: Path | None = None,
-    statistics: Path | None = None,
+    statistics: Path | StatisticsCache | None = None,
     quiet: bool = False,
     checkpointed: Callable[[], None] | None = None,
 ) -> RunResult:
@@ -73,7 +75,7 @@ def run(
         folder: of the run; None makes a new one in the config's ``output_dir``. Where
             it holds an unfinished run of the same identity, that run is resumed.
         statistics: folder where the statistics that scores are made of are kept for
-            other runs; None keeps none.
+            other runs, or the cache itself, which can have a lock; None keeps none.
         quiet: show no progress.
         checkpointed: called after each checkpoint was written; may raise, to stop.
 
@@ -127,6 +129,7 @@ class Run:
         self.checkpoint, self.clock, self.quiet = checkpoint, clock, quiet
         self.device = parts.train.images.device
         self.devices = [device_name(self.device)]
+        self.scoring: dict[str, object] | None = None
         self.model = models.create(
             config.model,
             len(parts.train.classes),
@@ -137,7 +140,7 @@ class Run:
         self.restore()
         self.clock.lap("data")
 
-    def go(self, statistics: Path | None) -> RunResult:
+    def go(self, statistics: Path | StatisticsCache | None) -> RunResult:
         """Warm up, make the mask, train, test."""
         self.trainer.warm_up(lambda: self.save("warmup"))
         self.prune(statistics)
@@ -152,15 +155,18 @@ class Run:
         self.checkpoint.remove()
         return result
 
-    def prune(self, statistics: Path | None) -> None:
+    def prune(self, statistics: Path | StatisticsCache | None) -> None:
         """Make the mask and hold it from here on."""
         config, trainer = self.config, self.trainer
         if config.method == "none" or trainer.masks is not None:
             return
         self.model.to(memory_format=torch.contiguous_format)  # no score depends on it
-        masks = make_masks(config, self.model, self.parts, statistics, self.quiet)
+        masks, self.scoring = make_masks(
+            config, self.model, self.parts, statistics, self.quiet
+        )
         if config.reinitialize:
-            trainer.optimizer.state.clear()  # it belongs to the weights before
+            seed = stream_seed(config.seed, "reinitialization")
+            reinitialize_(self.model, trainer.optimizer, seed=seed)
         trainer.prune(masks)
         self.folder.save_masks(masks)
         self.save("scoring")
@@ -171,7 +177,7 @@ class Run:
         model.to(memory_format=torch.contiguous_format)  # as whoever loads the weights
         if trainer.masks is not None:
             check_pruned_are_zero(model, trainer.masks)
-        layers = count_layers(prunable_parameters(model))
+        layers = count_layers(prunable_parameters(model, config.skip), trainer.masks)
         last = best = evaluate(model, self.parts.test, "test, last", self.quiet)
         if trainer.best_epoch != config.epochs:
             model.load_state_dict(self.folder.load_weights("best"))
@@ -185,6 +191,7 @@ class Run:
             best=best,
             best_epoch=trainer.best_epoch,
             layers=layers,
+            scoring=self.scoring,
             seconds=self.clock.laps,
             environment=environment(self.device),
             notes=self.notes(),
@@ -201,6 +208,7 @@ class Run:
         self.clock.lap(phase)
         state = self.trainer.state()
         state |= {"laps": self.clock.laps, "devices": self.devices}
+        state["scoring"] = self.scoring
         self.checkpoint.save(state, self._save_best if self.trainer.is_best else None)
 
     def restore(self) -> None:
@@ -209,7 +217,7 @@ class Run:
         if state is None:
             return
         self.trainer.restore(state)
-        self.clock.laps = state["laps"]
+        self.clock.laps, self.scoring = state["laps"], state["scoring"]
         if state["devices"][-1] != self.devices[0]:
             self.devices = [*state["devices"], *self.devices]
         else:

@@ -17,7 +17,7 @@ NAN, INF = float("nan"), float("inf")
         ({"method": "obd"}, "method must be one of none, .*fbss; got 'obd'"),
         ({"model": "alexnet"}, "model must be one of resnet18, .*; got 'alexnet'"),
         ({"dataset": "mnist"}, "dataset must be one of cifar10, .*; got 'mnist'"),
-        ({"scope": "block"}, "scope must be one of global, layer; got 'block'"),
+        ({"scope": "block"}, "scope must be one of global, layer, .*; got 'block'"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:INDEX, got gpu"),
         ({"device": "cuda:"}, "device must be auto"),
         ({"sparsity": 1.5}, r"sparsity must be .* in \[0, 1\], got 1.5"),
@@ -41,6 +41,20 @@ NAN, INF = float("nan"), float("inf")
         ({"lr_drops": (60, 60)}, "lr_drops must be growing .* got 60 60"),
         ({"lr_drops": (0,)}, "lr_drops must be growing .* from 1 on, got 0"),
         ({"method": "none"}, "sparsity must be 0 for method none, .* got 0.9"),
+        *(
+            (
+                {"method": "none", "sparsity": 0, name: value},
+                f"{name} must be {idle} for method none, got {value}",
+            )
+            for name, value, idle in [
+                ("scope", "erk", "global"),
+                ("invert_scores", True, False),
+                ("shuffle_masks", True, False),
+                ("reinitialize", True, False),
+            ]
+        ),
+        ({"scope": "densities"}, "densities must be given for scope densities"),
+        ({"densities": {"a": 1}}, "and for no other; scope is global"),
         (
             {"data_mirror": "http://x/", "dataset": "digits"},
             "data_mirror must be left out for dataset digits",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fisherprune as fp
 from fisherprune import threshold
+from fisherprune.densities import erk_densities, keep_counts
 from fisherprune.threshold import keep_count
 
 
@@ -63,12 +64,60 @@ def test_layer_scope_keeps_the_largest_of_each():
         assert torch.equal(masks[name], truth.keep_largest({name: s}, k)[name])
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("scope", ["erk", "densities"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9, 0.99, 1.0])
+def test_densities_say_how_many_and_scores_which(scope, sparsity):
+    scores = scores_of((20, 3, 3, 3), (7,), (0,), (30, 11))
+    given = {name: 0.1 + i for i, name in enumerate(scores)}
+    masks = fp.select_masks(
+        scores, sparsity, scope, densities=given if scope == "densities" else None
+    )
+    if scope == "erk":
+        given = erk_densities({name: s.shape for name, s in scores.items()})
+    keep = keep_count(877, sparsity)
+    counts = keep_counts(given, {n: s.numel() for n, s in scores.items()}, keep)
+    assert masks.kept() == keep
+    for name, s in scores.items():
+        wanted = truth.keep_largest({name: s}, counts[name])[name]
+        assert torch.equal(masks[name], wanted)
+
+
+def test_the_densities_of_masks_give_their_counts_back():
+    scores = {n: s.abs() ** 3 for n, s in scores_of((30, 7), (5, 40), (90,)).items()}
+    scores["layer2"] *= 1e-9  # collapses
+    for sparsity in (0.13, 0.5, 0.9):
+        masks = fp.select_masks(scores, sparsity)
+        random = scores_of((30, 7), (5, 40), (90,))
+        density = masks.density()
+        other = fp.select_masks(random, sparsity, "densities", densities=density)
+        assert {n: int(m.sum()) for n, m in other.items()} == {
+            n: int(m.sum()) for n, m in masks.items()
+        }
+
+
+def test_densities_that_do_not_fit():
+    scores = scores_of((4,), (6,))
+    for densities, scope, match in [
+        (None, "densities", "densities must be given for scope densities"),
+        ({"layer0": 1, "layer1": 1}, "erk", "and for no other; scope is erk"),
+        ({"layer0": 1}, "densities", "they lack 'layer1'"),
+        ({"layer0": 1, "layer1": 1, "x": 1}, "densities", "they name unknown 'x'"),
+        ({"layer0": 1, "layer1": -1}, "densities", "at least 0, got -1 for 'layer1'"),
+        ({"layer0": 1, "layer1": 0}, "densities", "at most 4 weights can be kept.* 5"),
+    ]:
+        with pytest.raises(fp.FisherpruneError, match=match):
+            fp.select_masks(scores, 0.5, scope, densities=densities)
+
+
+@pytest.mark.parametrize("scope", threshold.SCOPES)
 def test_a_list_of_sparsities_gives_a_list_of_the_same_masks(scope):
     scores, sparsities = scores_of((50, 4), (9, 9)), [0.1, 0.5, 0.5, 0.99]
-    together = fp.select_masks(scores, sparsities, scope)
+    options = {"scope": scope}
+    if scope == "densities":
+        options["densities"] = {"layer0": 2, "layer1": 0.5}
+    together = fp.select_masks(scores, sparsities, **options)
     for sparsity, masks in zip(sparsities, together, strict=True):
-        alone = fp.select_masks(scores, sparsity, scope)
+        alone = fp.select_masks(scores, sparsity, **options)
         assert all(torch.equal(alone[name], masks[name]) for name in scores)
 
 
@@ -128,8 +177,9 @@ def test_scores_that_are_not_finite_name_the_parameter(bad):
     scores["layer1"][1, 2] = bad
     match = "'layer1'.* must be finite, 1 of 9 entries are NaN or infinite"
     for scope in threshold.SCOPES:
+        given = dict.fromkeys(scores, 1) if scope == "densities" else None
         with pytest.raises(fp.FisherpruneError, match=match):
-            fp.select_masks(scores, 0.5, scope)
+            fp.select_masks(scores, 0.5, scope, densities=given)
     with pytest.raises(fp.FisherpruneError, match=match):
         threshold._select_over_devices(scores, 3)
 

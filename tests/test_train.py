@@ -17,6 +17,7 @@ from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 from fisherprune.metrics import Metrics
 from fisherprune.parts import load_parts
+from fisherprune.passes import statistics_of
 from fisherprune.streams import stream, stream_seed
 from fisherprune.summary import LayerCount, count_layers, table
 
@@ -175,11 +176,11 @@ def test_scoring_data_do_not_move_the_training(small):
 def test_scoring_sees_plain_training_images_in_eval_mode(small, monkeypatch):
     seen = {}
 
-    def spy(model, batches, criterion, **options):
+    def spy(model, batches, needs, **options):
         seen.update(options, x=torch.cat([x for x, _ in batches]))
-        return fp.score(model, batches, criterion, **options)
+        return statistics_of(model, batches, needs, **options)
 
-    monkeypatch.setattr(scoring, "score", spy)
+    monkeypatch.setattr(scoring, "statistics_of", spy)
     train.run(replace(small, epochs=0, group_size=3), quiet=True)
     parts = load_parts(small, CPU, True)
     assert torch.equal(seen["x"], parts.scoring.normalize(parts.scoring.images))

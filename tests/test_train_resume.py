@@ -1,6 +1,8 @@
 """A run that was ended, whenever, goes on and ends in the same bits."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fisherprune import checkpoint, runs, train
-from fisherprune.checkpoint import MAGIC, Checkpoint
+from fisherprune import runs, train
+from fisherprune.checkpoint import Checkpoint
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 
@@ -56,9 +58,11 @@ def contents(folder):
     lines = (folder / "metrics.csv").read_text().splitlines()
     assert lines[0].endswith(",seconds")
     found["metrics.csv"] = [line.rpartition(",")[0] for line in lines]
-    found["config.json"] = (folder / "config.json").read_text()
     result = json.loads((folder / "results.json").read_text())
     assert set(result.pop("seconds")) == set(train.Clock().laps)
+    if result["scoring"]:
+        assert result["scoring"].pop("seconds") >= 0
+    del result["config"]["output_dir"]
     return found | {"results.json": result}
 
 
@@ -91,7 +95,7 @@ STOPS = {
     "between the checkpoint and the best weights": (train.Run, "_save_best", 1),
     "after the best weights": (train.Run, "_save_best", 1, True),
     "after all epochs": (Checkpoint, "_write", 5, True),
-    "after the last weights": (runs.RunFolder, "save_weights", -1, True),
+    "after the last weights": (train.Run, "test", 1),
     "in the test": (train, "evaluate", 1, True),
     "before the result": (runs.RunFolder, "write_json", 2),
 }
@@ -103,7 +107,7 @@ def truth(tmp_path_factory):
     known = {}
 
     def of(config):
-        key = json.dumps(asdict(config), sort_keys=True)
+        key = json.dumps(asdict(replace(config, output_dir="")))
         if key not in known:
             folder = tmp_path_factory.mktemp("truth") / "run"
             train.run(config, folder=folder, quiet=True)
@@ -111,3 +115,225 @@ def truth(tmp_path_factory):
         return known[key]
 
     return of
+
+
+def stopped_and_resumed(config, folder, monkeypatch, owner, name, call, *after):
+    with monkeypatch.context() as patch:
+        stop_at(patch, owner, name, call, *after)
+        with pytest.raises(Stop):
+            train.run(config, folder=folder, quiet=True)
+    train.run(config, folder=folder, quiet=True)
+    assert not (folder / "checkpoint.pt").exists()
+    return contents(folder)
+
+
+@pytest.mark.parametrize("moment", STOPS)
+def test_a_run_ends_the_same_wherever_it_was_stopped(
+    small, moment, monkeypatch, tmp_path, truth
+):
+    found = stopped_and_resumed(small, tmp_path / "run", monkeypatch, *STOPS[moment])
+    assert found == truth(small)
+
+
+VARIANTS = {
+    "amp": {"amp": True},
+    "contiguous": {"memory_format": "contiguous"},
+    "bn_warmup": {"bn_warmup": True, "warmup_epochs": 0},
+    "dense": {"method": "none", "sparsity": 0.0},
+    "validation": {"validation_every": 2, "validation_metric": "f1"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_at_every_checkpoint_ends_the_same(
+    small, variant, tmp_path, truth
+):
+    config = replace(small, **VARIANTS[variant])
+
+    def stop():
+        raise Stop
+
+    stops = 0
+    while True:
+        try:
+            train.run(config, folder=tmp_path, quiet=True, checkpointed=stop)
+            break
+        except Stop:
+            stops += 1
+    masks = config.method != "none"
+    assert stops == config.warmup_epochs + masks + config.epochs
+    assert contents(tmp_path) == truth(config)
+
+
+def test_the_background_writer_keeps_the_order(small, tmp_path, monkeypatch, truth):
+    """On a GPU checkpoints are written while the next epoch trains."""
+
+    class Background(Checkpoint):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options | {"background": True})
+
+    monkeypatch.setattr(train, "Checkpoint", Background)
+    folder = tmp_path / "run"
+    found = stopped_and_resumed(
+        small, folder, monkeypatch, train.Trainer, "_validate", 3
+    )
+    assert found == truth(small)
+
+
+COMMAND = """
+import torch; torch.set_num_threads(1)
+from fisherprune import train
+from fisherprune.runs import read_config
+from pathlib import Path
+import sys
+folder = Path(sys.argv[1])
+train.run(read_config(folder), folder=folder, quiet=True)
+"""
+
+
+def test_kill_at_any_time(small, tmp_path, truth):
+    config = replace(small, epochs=8, train_samples=150)
+    folder = tmp_path / "run"
+    runs.RunFolder(config, folder)
+    checkpoint, kills = folder / "checkpoint.pt", 0
+    while kills < 3:
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = subprocess.Popen([sys.executable, "-c", COMMAND, folder], cwd=SOURCE)
+        while process.poll() is None:
+            now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+            if now != before:
+                break
+            time.sleep(0.01)
+        time.sleep(0.2 * torch.rand(()).item())
+        process.kill()
+        kills += process.wait() != 0
+        assert not (folder / "results.json").exists(), "it must last longer"
+    (folder / ".checkpoint.pt.tail").write_bytes(b"of one killed while it wrote")
+    train.run(config, folder=folder, quiet=True)
+    assert contents(folder) == truth(config)
+    assert not list(folder.glob(".*"))
+
+
+def test_ctrl_c_says_how_to_go_on(small, tmp_path, truth):
+    config = replace(small, epochs=12)
+    runs.RunFolder(config, tmp_path)
+    command = [sys.executable, "-m", "fisherprune.train", "--resume", tmp_path]
+    process = subprocess.Popen(
+        command, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()  # the first epoch
+    process.send_signal(signal.SIGINT)
+    err = process.communicate()[1]
+    again = f"python -m fisherprune.train --resume {tmp_path}"
+    assert process.returncode == 130
+    assert err == f"fisherprune.train: interrupted; {again} goes on\n"
+    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 0
+    assert contents(tmp_path)["metrics.csv"] == truth(config)["metrics.csv"]
+
+
+def test_ctrl_c_at_the_start_shows_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fisherprune.train"], cwd=SOURCE, stderr=subprocess.PIPE
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text():  # so torch is being imported
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == b""
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_full_disk_says_so_and_the_run_goes_on_later(
+    small, tmp_path, monkeypatch, capsys, truth
+):
+    runs.RunFolder(small, tmp_path)
+    calls, fsync = [], os.fsync
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert train.main(["--resume", str(tmp_path), "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"No space left on device: '{tmp_path}/" in err and "make room" in err
+    assert len(calls) == 13 and Checkpoint(tmp_path / "checkpoint.pt", "").path.exists()
+    train.run(small, folder=tmp_path, quiet=True)
+    assert contents(tmp_path) == truth(small)
+
+
+def test_a_damaged_checkpoint_names_itself(small, tmp_path, capsys, truth):
+    def stop():
+        raise Stop
+
+    with pytest.raises(Stop):
+        train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert f"checkpoint {checkpoint} is damaged; delete it to begin the run" in err
+    checkpoint.unlink()
+    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 0
+    assert contents(tmp_path) == truth(small)
+
+
+def test_another_device_is_noted(small, tmp_path, monkeypatch):
+    def stop():
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train, "device_name", lambda device: "fast GPU")
+        train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
+    result = train.run(small, folder=tmp_path, quiet=True)
+    here = runs.device_name(torch.device("cpu"))
+    assert result.notes == (f"trained on fast GPU, then {here}: no device repeats it",)
+    assert result.notes[0] in result.as_json()["warnings"]
+
+
+def test_a_finished_run_is_not_done_again(small, tmp_path, capsys):
+    folder = tmp_path / "run"
+    train.run(replace(small, epochs=0), folder=folder, quiet=True)
+    (folder / "checkpoint.pt").write_bytes(b"of one killed before it was deleted")
+    with pytest.raises(FisherpruneError, match="unfinished run.* holds results.json"):
+        train.run(replace(small, epochs=0), folder=folder)
+    assert not (folder / "checkpoint.pt").exists()
+    assert train.main(["--resume", str(folder)]) == 2
+    assert "must be of an unfinished run" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_refused(small, tmp_path):
+    runs.RunFolder(small, tmp_path)
+    with pytest.raises(FisherpruneError, match="whose run differs in lr, seed"):
+        train.run(replace(small, lr=0.1, seed=3), folder=tmp_path)
+    runs.RunFolder(replace(small, output_dir="elsewhere"), tmp_path)
+
+
+def test_folders_that_hold_no_run(small, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(FisherpruneError, match="holds results.json but no config"):
+        train.run(small, folder=tmp_path)
+    for content, reason in {
+        "[1]": "is no configuration of a run",
+        '{"epochs"': "is no configuration of a run",
+        '{"epoch": 3}': "unexpected keyword argument 'epoch'",
+        '{"epochs": "3"}': "is no configuration of a run",
+        '{"epochs": -3}': "epochs must be at least 0, got -3",
+    }.items():
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(FisherpruneError, match=f"config.json .*{reason}"):
+            runs.read_config(tmp_path)
+    with pytest.raises(FisherpruneError, match="folder must be a folder that can be"):
+        train.run(small, folder=tmp_path / "results.json")
+    assert train.main(["--resume", str(tmp_path / "absent")]) == 2
+    err = capsys.readouterr().err
+    assert "a run's folder must hold config.json, but" in err and "absent" in err
+
+
+def test_resume_takes_no_other_settings(capsys):
+    assert train.main("--resume runs/a --epochs 160 --bn-warmup".split()) == 2
+    assert "got --epochs, --bn-warmup too" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""Sanity baselines: what an accuracy owes to the criterion, and what it does not.
+
+Each destroys one piece of information and keeps the rest; they combine with any
+criterion, sparsity and scope. Frankle et al. 2021, "Pruning Neural Networks at
+Initialization: Why Are We Missing the Mark?", arXiv 2009.08576; Su et al. 2020,
+"Sanity-Checking Pruning Methods", arXiv 2009.11094. The fourth of them, random masks
+at given densities, is the criterion ``random`` with scope "erk" or "densities".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fisherprune.errors import FisherpruneError
+from fisherprune.guards import eager
+from fisherprune.masks import Masks
+from fisherprune.streams import stream
+
+
+def invert_scores(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the scores negated: the weights scored lowest are kept.
+
+    Of equal scores the first in order are still kept first.
+    """
+    return {name: -s for name, s in scores.items()}
+
+
+def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
+    """Return each mask permuted at random: each layer keeps as many weights, others.
+
+    Args:
+        masks: bool masks by parameter name.
+        seed: a layer's permutation depends on it, the layer's name and its shape.
+    """
+    shuffled = {}
+    for name, mask in masks.items():
+        order = torch.randperm(mask.numel(), generator=stream(seed, name))
+        order = order.to(mask.device)
+        shuffled[name] = mask.flatten()[order].view(mask.shape)
+    return Masks(shuffled)
+
+
+@torch.no_grad()
+def reinitialize_(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, seed: int = 0
+) -> None:
+    """Draw a new initialization of the whole model: nothing it learned is left.
+
+    Every module draws its parameters anew by its own ``reset_parameters``, the
+    classifier's too; for BatchNorm that includes the running statistics, which were
+    those of other weights. With ``optimizer`` its state (momentum) is dropped as well.
+
+    Args:
+        model: any network of modules that have ``reset_parameters``, as torch's have.
+        optimizer: what trains it; learning rates and other options stay.
+        seed: the weights depend on it alone, not on the device; the global random
+            state is left as it was.
+
+    Raises:
+        FisherpruneError: where a module has parameters of its own and can't reset them;
+            the model is then left as it was.
+    """
+    fresh = copy.deepcopy(eager(model)).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        for name, module in fresh.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            elif next(module.parameters(recurse=False), None) is not None:
+                raise FisherpruneError(
+                    f"reinitialize_: {name or 'the model'} ({type(module).__name__}) "
+                    "has parameters and must have reset_parameters() to draw new ones"
+                )
+    for own, drawn in (
+        *zip(model.parameters(), fresh.parameters(), strict=True),
+        *zip(model.buffers(), fresh.buffers(), strict=True),
+    ):
+        own.copy_(drawn)
+    if optimizer is not None:
+        optimizer.state.clear()

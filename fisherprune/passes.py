@@ -1,0 +1,169 @@
+"""The passes that criteria need: each is run once, or read from where it was kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fisherprune.errors import FisherpruneError
+from fisherprune.fingerprint import fingerprint
+from fisherprune.guards import Batches, Parameters, checked_parameters, device_of
+from fisherprune.losses import LossFn
+from fisherprune.statistics_cache import FORMAT, Entry, StatisticsCache
+from fisherprune.stats import (
+    GradientMoments,
+    checked_group_size,
+    gradient_moments,
+    hessian_gradient_product,
+)
+
+PARTS = {"moments": ("mean", "fisher"), "hessian": ("product",)}
+"""What each kind of pass yields for every parameter."""
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """What the passes over the data found out: all that criteria read but weights."""
+
+    moments: GradientMoments | None = None
+    """Mean gradient and Fisher diagonal."""
+    products: dict[str, Tensor] | None = None
+    """Hessian-gradient products by parameter name."""
+    seconds: float = 0.0
+    """Wall time of the passes, when they were run."""
+    cached: bool = False
+    """Whether all of them were read from a cache."""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Return the kinds of statistics that are known."""
+        known = {"moments": self.moments, "hessian": self.products}
+        return frozenset(kind for kind, found in known.items() if found is not None)
+
+    @property
+    def samples(self) -> int:
+        """Samples that a pass saw; 0 without a pass."""
+        return self.moments.samples if self.moments else 0
+
+
+def statistics_of(
+    model: nn.Module,
+    batches: Batches,
+    needs: Iterable[str],
+    *,
+    loss_fn: LossFn | None = None,
+    group_size: int = 1,
+    parameters: Parameters | None = None,
+    cache: StatisticsCache | None = None,
+) -> ModelStatistics:
+    """Run the passes over the data that criteria need.
+
+    Args:
+        model: as in ``gradient_moments``, like ``batches``, ``group_size``, ``loss_fn``
+            and ``parameters``.
+        batches: not read where nothing is needed; read once for each pass and, with a
+            cache, once for the key (an iterator that can be read only once is held in
+            memory).
+        needs: of "moments" and "hessian", which includes the former.
+        loss_fn: left out with a cache, which can't tell one loss from another.
+        group_size: samples whose mean gradient is squared as one.
+        parameters: by name.
+        cache: where passes are looked for, and kept.
+
+    Raises:
+        FisherpruneError: for any reason of ``gradient_moments``.
+    """
+    parameters = checked_parameters(model, parameters)
+    needs = _checked_needs(needs)
+    if not needs:
+        return ModelStatistics()
+    if isinstance(batches, Iterator) and (cache is not None or "hessian" in needs):
+        batches = list(batches)
+    key = None
+    if cache is not None:
+        key = _key(model, batches, parameters, loss_fn, checked_group_size(group_size))
+    device = device_of(parameters)
+
+    def obtain(kind: str, run: Callable[[], Entry]) -> Entry:
+        if cache is None:
+            return _timed(run, device)
+        shapes = {
+            f"{part}/{name}": tuple(p.shape)
+            for part in PARTS[kind]
+            for name, p in parameters.items()
+        }
+        return cache.get(f"{key}-{kind}", shapes, lambda: _timed(run, device))
+
+    def run_moments() -> Entry:
+        m = gradient_moments(
+            model, batches, loss_fn, group_size=group_size, parameters=parameters
+        )
+        return Entry(_joined(mean=m.mean, fisher=m.fisher), m.samples, m.groups)
+
+    def run_hessian() -> Entry:
+        product = hessian_gradient_product(
+            model, batches, moments, loss_fn, parameters=parameters
+        )
+        return Entry(_joined(product=product), moments.samples, moments.groups)
+
+    entries = [obtain("moments", run_moments)]
+    mean, fisher = (_part(entries[0], part, parameters) for part in PARTS["moments"])
+    moments = GradientMoments(
+        mean, fisher, entries[0].samples, entries[0].groups, group_size
+    )
+    products = None
+    if "hessian" in needs:
+        entries.append(obtain("hessian", run_hessian))
+        products = _part(entries[1], "product", parameters)
+    return ModelStatistics(
+        moments,
+        products,
+        seconds=sum(entry.seconds for entry in entries),
+        cached=all(entry.cached for entry in entries),
+    )
+
+
+def _checked_needs(needs: Iterable[str]) -> frozenset[str]:
+    needs = frozenset(needs)
+    if unknown := needs - PARTS.keys():
+        raise FisherpruneError(
+            f"needs must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}"
+        )
+    return needs | {"moments"} if needs else needs
+
+
+def _key(
+    model: nn.Module,
+    batches: Batches,
+    parameters: Parameters,
+    loss_fn: LossFn | None,
+    group_size: int,
+) -> str:
+    if loss_fn is not None:
+        raise FisherpruneError(
+            "statistics_of: loss_fn must be left out where a cache is used, which "
+            "can't tell one function from another"
+        )
+    return fingerprint(
+        model, batches, parameters, group_size=group_size, version=FORMAT
+    )
+
+
+def _timed(run: Callable[[], Entry], device: torch.device) -> Entry:
+    start = time.perf_counter()
+    entry = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return replace(entry, seconds=time.perf_counter() - start)
+
+
+def _joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{p}/{name}": t for p, named in parts.items() for name, t in named.items()}
+
+
+def _part(entry: Entry, part: str, parameters: Parameters) -> dict[str, Tensor]:
+    return {n: entry.tensors[f"{part}/{n}"].to(p.device) for n, p in parameters.items()}

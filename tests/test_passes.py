@@ -1,0 +1,130 @@
+"""Statistics with and without a cache, and the formulas applied to them."""
+
+import pytest
+import torch
+from nets import batches, conv_net
+
+import fisherprune as fp
+from fisherprune import passes
+from fisherprune.passes import ModelStatistics, statistics_of
+from fisherprune.prune import needs_of, score_from
+from fisherprune.statistics_cache import StatisticsCache
+
+CODES = [code for code in fp.criteria() if code != "none"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny layers: threads only wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data():
+    return batches(torch.randn(13, 3, 9, 9), torch.randint(5, (13,)), 5)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Name the passes that are run, in order."""
+    names = []
+    for name in ("gradient_moments", "hessian_gradient_product"):
+        run = getattr(passes, name)
+        monkeypatch.setattr(
+            passes,
+            name,
+            lambda *a, _run=run, _name=name, **k: (names.append(_name), _run(*a, **k))[
+                1
+            ],
+        )
+    return names
+
+
+def test_cached_scores_are_the_same_bits(data, tmp_path, runs):
+    model = conv_net()
+    plain = fp.score_all(model, data, CODES, group_size=2, seed=3)
+    runs.clear()
+    for _ in range(2):
+        cache = StatisticsCache(tmp_path)
+        found = statistics_of(model, data, needs_of(CODES), group_size=2, cache=cache)
+        scores = score_from(fp.prunable_parameters(model), found, CODES, seed=3)
+        for code in CODES:
+            for name, s in plain[code].items():
+                assert torch.equal(scores[code][name], s), (code, name)
+    assert runs == ["gradient_moments", "hessian_gradient_product"]
+    assert found.cached and found.samples == 13 and found.moments.groups == 7
+
+
+def test_grasp_after_others_runs_one_pass_more(data, tmp_path, runs):
+    model, cache = conv_net(), StatisticsCache(tmp_path)
+    first = statistics_of(model, data, ["moments"], cache=cache)
+    more = statistics_of(model, data, needs_of(["grasp"]), cache=cache)
+    again = statistics_of(model, data, needs_of(["fts", "grasp"]), cache=cache)
+    assert runs == ["gradient_moments", "hessian_gradient_product"]
+    assert [f.cached for f in (first, more, again)] == [False, False, True]
+    assert more.seconds > first.seconds > 0 and again.seconds == more.seconds
+    assert sorted(again.kinds) == ["hessian", "moments"] and first.products is None
+
+
+def test_other_data_and_other_arguments_run_anew(data, tmp_path, runs):
+    model, cache = conv_net(), StatisticsCache(tmp_path)
+    for options in ({}, {"group_size": 2}, {"parameters": {"p": model[0].weight}}):
+        statistics_of(model, data, ["moments"], cache=cache, **options)
+    statistics_of(model, data[1:], ["moments"], cache=cache)
+    statistics_of(conv_net(), data, ["moments"], cache=cache)
+    assert len(runs) == len(list(tmp_path.iterdir())) == 5
+
+
+def test_weights_that_changed_run_anew(data, tmp_path):
+    model, cache = conv_net(), StatisticsCache(tmp_path)
+    statistics_of(model, data, ["moments"], cache=cache)
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] += 1
+    found = statistics_of(model, data, ["moments"], cache=cache).moments
+    wanted = fp.gradient_moments(model, data)
+    for name, fisher in wanted.fisher.items():
+        assert torch.equal(found.fisher[name], fisher)
+        assert torch.equal(found.mean[name], wanted.mean[name])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_data_that_can_be_read_only_once(data, tmp_path, cached):
+    model, cache = conv_net(), StatisticsCache(tmp_path) if cached else None
+    once = statistics_of(model, iter(data), ["hessian"], cache=cache)
+    again = statistics_of(model, data, ["hessian", "moments"])
+    for name, product in again.products.items():
+        assert torch.equal(once.products[name], product)
+
+
+def test_data_free_criteria_read_nothing(tmp_path):
+    def unread():
+        raise AssertionError("the data was read")
+        yield
+
+    model, cache = conv_net(), StatisticsCache(tmp_path)
+    needs = needs_of(["random", "magnitude"])
+    found = statistics_of(model, unread(), needs, cache=cache)
+    assert found == ModelStatistics() and (found.seconds, found.samples) == (0, 0)
+    assert not found.cached and list(tmp_path.iterdir()) == []
+
+
+def test_mistakes(data, tmp_path):
+    model, cache = conv_net(), StatisticsCache(tmp_path)
+    parameters = fp.prunable_parameters(model)
+    with pytest.raises(
+        fp.FisherpruneError, match="needs must be of moments, hessian, g"
+    ):
+        statistics_of(model, data, ["gradient"])
+    with pytest.raises(fp.FisherpruneError, match="loss_fn must be left out where a"):
+        statistics_of(model, data, ["moments"], loss_fn=torch.dot, cache=cache)
+    with pytest.raises(fp.FisherpruneError, match="group_size must be"):
+        statistics_of(model, data, ["moments"], group_size=0, cache=cache)
+    found = statistics_of(model, data, ["moments"])
+    with pytest.raises(
+        fp.FisherpruneError, match=r"for grasp must hold hessian, got \['moments'\]"
+    ):
+        score_from(parameters, found, ["fts", "grasp"])
+    with pytest.raises(fp.FisherpruneError, match="dense baseline"):
+        needs_of(["fts", "none"])

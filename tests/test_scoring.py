@@ -1,0 +1,190 @@
+"""From a configuration to masks: shared passes, scopes, sanity baselines, choices."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fisherprune as fp
+from fisherprune import models, passes, train
+from fisherprune.baselines import shuffle_masks
+from fisherprune.config import TrainConfig
+from fisherprune.parts import load_parts
+from fisherprune.scoring import make_masks
+from fisherprune.statistics_cache import StatisticsCache
+from fisherprune.streams import stream_seed
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny layers: threads only wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return TrainConfig(
+        model="resnet20",
+        dataset="digits",
+        train_samples=65,
+        score_samples=20,
+        epochs=0,
+        device="cpu",
+        output_dir=str(tmp_path / "runs"),
+    )
+
+
+def network(config):
+    seed = stream_seed(config.seed, "initialization")
+    return models.create(config.model, 10, 1, seed=seed)
+
+
+def masks_of(config, **options):
+    parts = load_parts(config, torch.device("cpu"), True)
+    return make_masks(config, network(config), parts, quiet=True, **options)
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkeypatch):
+    runs = []
+    run = passes.gradient_moments
+    monkeypatch.setattr(
+        passes, "gradient_moments", lambda *a, **k: (runs.append(1), run(*a, **k))[1]
+    )
+    folder, costs = tmp_path / "statistics", []
+    for method in ("snip", "fts", "magnitude", "fisher_diag"):
+        for sparsity in (0.5, 0.98):
+            config = replace(small, method=method, sparsity=sparsity)
+            shared, cost = masks_of(config, statistics=folder)
+            costs.append(cost)
+            alone, _ = masks_of(config)
+            assert equal(shared, alone)
+    assert len(runs) == 1 + 6  # and the six without a cache
+    assert [c["cached"] for c in costs] == [
+        False,
+        *[True] * 3,
+        *[False] * 2,
+        *[True] * 2,
+    ]
+    assert len({c["seconds"] for c in costs if c["samples"] == 20}) == 1
+    assert costs[4] == {"seconds": 0.0, "samples": 0, "cached": False}
+    for other in ({"seed": 1}, {"bn_warmup": True}, {"score_samples": 21}):
+        masks_of(replace(small, **other), statistics=StatisticsCache(folder))
+    assert len(runs) == 10 and len(list(folder.iterdir())) == 4
+
+
+def test_a_run_says_what_its_scores_cost(small, tmp_path):
+    folder = tmp_path / "statistics"
+    first, second = (train.run(small, statistics=folder, quiet=True) for _ in range(2))
+    assert first.scoring["samples"] == second.scoring["samples"] == 20
+    assert first.scoring["seconds"] == second.scoring["seconds"] > 0
+    assert not first.scoring["cached"] and second.scoring["cached"]
+    assert second.as_json()["scoring"] == second.scoring
+    dense = train.run(replace(small, method="none", sparsity=0.0), quiet=True)
+    assert dense.scoring is None
+
+
+def test_skip_chooses_what_is_pruned_and_counted(small):
+    skip = ("linear", "bn2")
+    result = train.run(replace(small, skip=skip), quiet=True)
+    wanted = fp.prunable_parameters(network(small), skip)
+    masks = fp.Masks.load(result.folder / "masks.safetensors")
+    assert [layer.name for layer in result.layers] == list(wanted)
+    assert set(masks) == set(wanted)
+    assert {"bn1.weight", "bn1.bias", "conv1.weight"} < set(masks)
+    total = sum(p.numel() for p in wanted.values())
+    assert result.total == total and result.kept == total // 10
+    # A bias of BatchNorm that is kept is still 0 here: kept by the mask, not by value.
+    assert {c.name: c.kept for c in result.layers} == {
+        n: int(m.sum()) for n, m in masks.items()
+    }
+
+
+def test_scopes_by_density(small):
+    erk, _ = masks_of(replace(small, scope="erk", sparsity=0.8))
+    snip, _ = masks_of(replace(small, method="snip", sparsity=0.8))
+    given = snip.density()
+    random, _ = masks_of(
+        replace(
+            small, method="random", sparsity=0.8, scope="densities", densities=given
+        )
+    )
+    assert erk.kept() == snip.kept() == random.kept()
+    assert random.density() == given != erk.density()
+    assert erk.density()["conv1.weight"] == 1
+    with pytest.raises(fp.FisherpruneError, match="they lack 'conv1.weight'"):
+        masks_of(replace(small, scope="densities", densities={"layer1": 1.0}))
+
+
+def test_another_runs_densities_on_the_command_line(small, capsys):
+    first = train.run(replace(small, method="snip"), quiet=True)
+    command = (
+        "--dataset digits --model resnet20 --train-samples 65 --score-samples 20"
+        " --quiet --epochs 0 --device cpu --method random --shuffle-masks"
+        " --scope densities"
+        f" --densities {first.folder}/masks.safetensors --output-dir {small.output_dir}"
+    )
+    assert train.main(command.split()) == 0
+    folder = capsys.readouterr().out.splitlines()[-1].removeprefix("written to ")
+    second, snip = (
+        fp.Masks.load(f"{run}/masks.safetensors") for run in (folder, first.folder)
+    )
+    assert second.density() == snip.density() and second.jaccard(snip) < 0.5
+
+
+def test_inverted_scores_keep_the_smallest(small):
+    config = replace(small, method="magnitude", sparsity=0.9)
+    worst, _ = masks_of(replace(config, invert_scores=True))
+    best, _ = masks_of(config)
+    assert worst.jaccard(best) == 0 and worst.kept() == best.kept()
+    weights = dict(network(small).named_parameters())
+    kept = torch.cat([weights[n][m].abs() for n, m in worst.items()])
+    pruned = torch.cat([weights[n][~m].abs() for n, m in worst.items()])
+    assert kept.max() <= pruned.min()
+
+
+def test_shuffled_masks_keep_the_densities(small):
+    plain, _ = masks_of(small)
+    shuffled, _ = masks_of(replace(small, shuffle_masks=True))
+    assert shuffled.density() == plain.density() and shuffled.jaccard(plain) < 0.5
+    assert equal(shuffled, shuffle_masks(plain, stream_seed(0, "mask shuffle")))
+
+
+def test_reinitialized_weights_under_the_same_mask(small):
+    plain, new = (
+        train.run(replace(small, reinitialize=flag), quiet=True)
+        for flag in (False, True)
+    )
+    masks = fp.Masks.load(plain.folder / "masks.safetensors")
+    assert equal(masks, fp.Masks.load(new.folder / "masks.safetensors"))
+    old, drawn = (load_file(r.folder / "last.safetensors") for r in (plain, new))
+    for name, mask in masks.items():
+        assert not drawn[name][~mask].any()
+        same = torch.isclose(drawn[name][mask], old[name][mask])
+        assert same.double().mean() < 0.1
+
+
+def test_nothing_of_a_warm_up_survives_reinitialization(small, monkeypatch):
+    seen = {}
+
+    def spy(model, optimizer, *, seed):
+        seen["momenta"] = len(optimizer.state)
+        reinitialize_(model, optimizer, seed=seed)
+        seen["left"] = len(optimizer.state)
+
+    reinitialize_ = train.reinitialize_
+    monkeypatch.setattr(train, "reinitialize_", spy)
+    warm = replace(small, reinitialize=True, warmup_epochs=1, bn_warmup=True)
+    result = train.run(warm, quiet=True)
+    assert seen["momenta"] > 0 and seen["left"] == 0
+    last = load_file(result.folder / "last.safetensors")
+    assert not last["bn1.running_mean"].any() and (last["bn1.running_var"] == 1).all()
+    cold = train.run(replace(small, reinitialize=True, method="random"), quiet=True)
+    same = load_file(cold.folder / "last.safetensors")
+    assert torch.equal(last["linear.weight"], same["linear.weight"])

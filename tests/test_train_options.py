@@ -1,0 +1,258 @@
+"""Validation, memory format, torch.compile and TensorBoard of a run."""
+
+import csv
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fisherprune import models, runs, train, trainer
+from fisherprune.config import TrainConfig
+from fisherprune.errors import FisherpruneError
+from fisherprune.masks import Masks
+from fisherprune.metrics import Metrics
+from fisherprune.parts import load_parts
+from fisherprune.trainer import Trainer, memory_format
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return TrainConfig(
+        model="resnet20",
+        dataset="digits",
+        train_samples=65,
+        score_samples=20,
+        epochs=1,
+        device="cpu",
+        output_dir=str(tmp_path / "runs"),
+    )
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def a_trainer(config, tmp_path):
+    parts = load_parts(config, torch.device(config.device), True)
+    model = models.create(config.model, 10, 1, seed=0).to(config.device)
+    folder = runs.RunFolder(config, tmp_path / "run")
+    return Trainer(config, model, parts, folder, quiet=True)
+
+
+def test_validation_every_some_epochs(small, capsys):
+    config = replace(small, epochs=5, warmup_epochs=2, validation_every=2)
+    result = train.run(config)
+    validated = [row["validation_accuracy"] != "" for row in rows(result.folder)]
+    assert validated == [True, False, True, False, True, False, True]
+    assert [row["validation_f1"] != "" for row in rows(result.folder)] == validated
+    assert capsys.readouterr().out.count("validation loss") == 4
+    assert result.best_epoch in (1, 3, 5)
+
+
+def test_the_metric_chooses_the_best(small, monkeypatch):
+    """Accuracy is best in the first epoch, macro F1 in the second."""
+    figures = [Metrics(1, 0.9, 0, 0, 0.1), Metrics(1, 0.5, 0, 0, 0.7)]
+    for metric, best in (("accuracy", 1), ("f1", 2)):
+        found = iter([*figures, *figures[:1] * 3])
+        monkeypatch.setattr(trainer, "evaluate", lambda *a, found=found: next(found))
+        config = replace(small, epochs=3, validation_metric=metric)
+        assert train.run(config, quiet=True).best_epoch == best
+
+
+@pytest.mark.parametrize(
+    "chosen, amp, model, device, expected",
+    [
+        ("auto", False, "resnet18", CPU, torch.channels_last),
+        ("auto", False, "vgg19", CPU, torch.contiguous_format),
+        ("auto", True, "vgg19", CPU, torch.channels_last),
+        ("auto", False, "resnet18", CUDA, torch.contiguous_format),
+        ("auto", True, "resnet18", CUDA, torch.channels_last),
+        ("channels_last", False, "vgg19", CUDA, torch.channels_last),
+        ("contiguous", True, "resnet18", CPU, torch.contiguous_format),
+    ],
+)
+def test_memory_formats(chosen, amp, model, device, expected):
+    config = TrainConfig(memory_format=chosen, amp=amp, model=model)
+    assert memory_format(config, device) == expected
+
+
+@pytest.mark.parametrize("chosen", ["contiguous", "channels_last"])
+def test_images_and_weights_have_the_format(small, chosen, tmp_path):
+    config = replace(small, memory_format=chosen)
+    a = a_trainer(config, tmp_path)
+    form = trainer.memory_format(config, CPU)
+    assert a.model.layer1[0].conv1.weight.is_contiguous(memory_format=form)
+    seen = []
+    a.model.layer1.register_forward_hook(lambda *x: seen.append(x[2]))
+    a.epoch("train")
+    assert all(x.is_contiguous(memory_format=form) for x in seen)
+    assert {x.requires_grad for x in seen} == {True, False}  # trained, validated
+
+
+def test_the_format_moves_no_mask_and_only_rounds(small):
+    results = [
+        train.run(
+            replace(small, memory_format=chosen, train_samples=20, lr=0.001), quiet=True
+        )
+        for chosen in ("contiguous", "channels_last")
+    ]
+    masks, weights = (
+        [load_file(r.folder / f"{name}.safetensors") for r in results]
+        for name in ("masks", "last")
+    )
+    for name, mask in masks[0].items():
+        assert torch.equal(mask, masks[1][name])
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], rtol=1e-3, atol=1e-4), name
+
+
+def test_masks_lie_in_memory_as_their_weights(small, tmp_path):
+    a = a_trainer(replace(small, memory_format="channels_last"), tmp_path)
+    masks = {n: p > 0 for n, p in a.model.named_parameters() if p.dim() == 4}
+    masks = {n: m.contiguous() for n, m in masks.items()}
+    pairs = Masks(masks)._pruned(a.model)
+    for weight, pruned in pairs:
+        assert weight.stride() == pruned.stride()
+
+
+class Tiny(nn.Module):
+    """A network that compiles in seconds."""
+
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def test_compiled_training_resumes_and_hides_the_wrapper(small, monkeypatch, tmp_path):
+    monkeypatch.setitem(models.MODELS, "resnet20", Tiny)
+    config = replace(small, epochs=2, compile=True, sparsity=0.5)
+    used = []
+    compiled = trainer.compiled
+    monkeypatch.setattr(trainer, "compiled", lambda m: used.append(m) or compiled(m))
+    whole = train.run(config, quiet=True)
+    assert len(used) == 1
+
+    class Stop(Exception):
+        pass
+
+    def stop():
+        stops.append(0)
+        if len(stops) == 2:
+            raise Stop
+
+    stops = []
+    with pytest.raises(Stop):
+        train.run(config, folder=tmp_path / "run", quiet=True, checkpointed=stop)
+    torch.compiler.reset()  # as a new process compiles anew
+    train.run(config, folder=tmp_path / "run", quiet=True)
+    for name in ("masks", "last", "best"):
+        a = (whole.folder / f"{name}.safetensors").read_bytes()
+        assert a == (tmp_path / "run" / f"{name}.safetensors").read_bytes()
+    plain = train.run(replace(config, compile=False), quiet=True)
+    states = [load_file(r.folder / "last.safetensors") for r in (whole, plain)]
+    assert states[0].keys() == states[1].keys() == Tiny(10, 1).state_dict().keys()
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], rtol=1e-3, atol=1e-5), name
+
+
+def points(folder):
+    """Return ``[(step, value), ...]`` by tag, of all event files."""
+    from tensorboard.backend.event_processing import event_accumulator
+
+    loaded = event_accumulator.EventAccumulator(
+        str(folder / "tensorboard"), purge_orphaned_data=False
+    )
+    loaded.Reload()
+    return {
+        tag: [(event.step, event.value) for event in loaded.Scalars(tag)]
+        for tag in loaded.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_each_epoch_once(small, tmp_path):
+    pytest.importorskip("tensorboard")
+    config = replace(
+        small, epochs=4, warmup_epochs=1, validation_every=2, tensorboard=True
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    for _ in range(3):
+        with pytest.raises(Stop):
+            train.run(config, folder=tmp_path, quiet=True, checkpointed=stop)
+    train.run(config, folder=tmp_path, quiet=True)
+    found, table = points(tmp_path), rows(tmp_path)
+    assert [row["phase"] for row in table] == ["warmup", *["train"] * 4]
+    for tag in ("loss/train", "f1/train", "accuracy/validation", "lr"):
+        metric, _, part = tag.partition("/")
+        column = f"{part}_{metric}" if part else metric
+        expected = [(i, row[column]) for i, row in enumerate(table, 1) if row[column]]
+        assert [step for step, _ in found[tag]] == [i for i, _ in expected]
+        values = [float(value) for _, value in expected]
+        assert [v for _, v in found[tag]] == pytest.approx(values, rel=1e-6)
+
+
+def test_tensorboard_that_is_not_there(small, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(FisherpruneError, match="pip install tensorboard, or leave the"):
+        train.run(replace(small, tensorboard=True), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_results_carry_their_format(small):
+    result = train.run(replace(small, epochs=0), quiet=True)
+    saved = json.loads((result.folder / "results.json").read_text())
+    assert saved["format"] == runs.FORMAT == 1
+
+
+def test_convolutions_are_deterministic_in_a_run_alone(small, monkeypatch):
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    before = cudnn.deterministic
+    train.run(
+        replace(small, epochs=0),
+        quiet=True,
+        checkpointed=lambda: seen.append((cudnn.deterministic, cudnn.benchmark)),
+    )
+    assert seen == [(True, False)]
+    assert (cudnn.deterministic, cudnn.benchmark) == (before, True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu(small, tmp_path, recwarn):
+    a = a_trainer(replace(small, device="cuda", amp=True, batch_size=8), tmp_path)
+    waits = []
+    for count in (2, 6):
+        batches = [batch for batch, _ in zip(a.batches, range(count), strict=False)]
+        recwarn.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            a.pass_over(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(len(recwarn))
+    assert waits[0] == waits[1]
