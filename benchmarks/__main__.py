@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import end_to_end, moments, targets, topk
+from benchmarks import end_to_end, moments, targets, topk, training
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw PNGs as well")
     options = parser.parse_args()
     arguments = ["--rounds", str(options.rounds)] + ["--plot"] * options.plot
-    for benchmark in (topk, moments, end_to_end):
+    for benchmark in (topk, moments, end_to_end, training):
         print(f"\n# {benchmark.__name__}\n")
         benchmark.main(arguments)
     print("\n# targets\n")

@@ -101,7 +101,12 @@ def five_over_one(rows: Rows) -> float:
     return one(rows, case="sparsities", what="global_topk, five")["ratio"]
 
 
-END, TOPK = "end_to_end", "topk"
+def epoch_over_bare(network: str) -> Callable[[Rows], float]:
+    """Return the time of an epoch over that of a bare loop, in float32."""
+    return lambda rows: one(rows, network=network, what="float32")["CPU over bare"]
+
+
+END, TOPK, TRAINING = "end_to_end", "topk", "training"
 TARGETS = [
     Target(
         "resnet18, batch 32: pass over plain",
@@ -150,6 +155,20 @@ TARGETS = [
         "x",
     ),
     Target("five sparsities over one", TOPK, five_over_one, 2, "x"),
+    Target(
+        "resnet18: epoch over bare loop",
+        TRAINING,
+        epoch_over_bare("resnet18"),
+        1.05,
+        "x",
+    ),
+    Target(
+        "resnet20: epoch over bare loop",
+        TRAINING,
+        epoch_over_bare("resnet20"),
+        1.05,
+        "x",
+    ),
 ]
 
 

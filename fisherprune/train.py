@@ -107,6 +107,8 @@ def run(
             return Run(config, parts, place, checkpoint, clock, quiet).go(statistics)
     except KeyboardInterrupt:
         raise Interrupted(place.path) from None
+    except RuntimeError as error:
+        raise explained(error) from error
     finally:
         checkpoint.close()
         place.close()
@@ -228,6 +230,17 @@ class Run:
     def _save_best(self, state: dict) -> None:
         """Write the best weights: after the checkpoint, so never ahead of it."""
         self.folder.save_weights("best", state["model"])
+
+
+def explained(error: RuntimeError) -> Exception:
+    """Return a shorter error where torch.compile can't work on this machine."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return error
+    reason = str(error).partition("\n")[0]
+    return FisherpruneError(
+        f"compile: torch.compile must work on this machine, but {reason}; leave the "
+        "option out"
+    )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import harness, record, topk
+from benchmarks import harness, record, topk, training
 from benchmarks.harness import Timing, WrongResult, race, verify
 from fisherprune import reference
 
@@ -143,3 +143,41 @@ def test_topk_writes_rows_and_plot(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     topk.plot(rows, path.with_suffix(".png"))
     assert path.with_suffix(".png").stat().st_size > 1000
+
+
+class Barely(torch.nn.Module):
+    """As small as a network with a mask can be."""
+
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, 2, 3)
+        self.linear = torch.nn.Linear(2, classes)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_training_writes_rows_and_plot(tmp_path, monkeypatch):
+    monkeypatch.setitem(training.models.MODELS, "resnet20", Barely)
+    path = tmp_path / "training.json"
+    command = "--rounds 2 --batch 4 --batches 2 --network resnet20 --what float32 amp"
+    training.main([*command.split(), "--output", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["what"] for row in rows] == ["float32", "amp"]
+    assert rows[0]["speedup"] == 1
+    assert all(row[k] > 0 for row in rows for k in ("over bare", "160 epochs, h"))
+    pytest.importorskip("matplotlib")
+    training.plot(rows, path.with_suffix(".png"))
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_training_times_nothing_that_trains_otherwise(monkeypatch):
+    monkeypatch.setitem(training.models.MODELS, "resnet20", Barely)
+    update = training.Trainer.prune
+
+    def half(trainer, masks):
+        update(trainer, type(masks)({k: m & False for k, m in masks.items()}))
+
+    monkeypatch.setattr(training.Trainer, "prune", half)
+    with pytest.raises(WrongResult, match="ours: relative error"):
+        training.compare(training.Case("resnet20", "float32", "cpu", 4, 2), 1)

@@ -135,6 +135,15 @@ def test_a_run_ends_the_same_wherever_it_was_stopped(
     assert found == truth(small)
 
 
+def test_the_best_weights_are_written_even_if_the_last_moment_was_missed(
+    small, tmp_path, monkeypatch, truth
+):
+    config = replace(small, epochs=1)  # so no later epoch writes them
+    place = STOPS["between the checkpoint and the best weights"]
+    found = stopped_and_resumed(config, tmp_path / "run", monkeypatch, *place)
+    assert found == truth(config)
+
+
 VARIANTS = {
     "amp": {"amp": True},
     "contiguous": {"memory_format": "contiguous"},

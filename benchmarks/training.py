@@ -1,0 +1,263 @@
+"""An epoch of the training script against the barest loop that trains the same.
+
+``python -m benchmarks.training`` races, in one process, the epoch of ``Trainer``
+(draws, crops, flips, normalization, masks, metrics) and a loop of forward, backward and
+step over normalized batches that lie in memory, with the same network, optimizer and
+format. Before anything is timed, both train on the same batches and must have equal
+losses. The masks keep all weights, so that they do, which costs what others cost.
+
+Columns: images per second of ours; ``over bare``, the median over the rounds of the
+ratio of both times, which the target wants at most 1.05; ``CPU over bare``, the same
+of the processor time, which other processes disturb less; ``speedup`` of ours over ours
+in float32 with contiguous tensors; ``160 epochs``, hours of ours on the 40,000 training
+images of CIFAR-10 with the validations on 10,000 and the checkpoints, extrapolated.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.harness import ceilings, race, synchronize, verify
+from benchmarks.record import arguments, finish
+from fisherprune import models
+from fisherprune.augment import TrainingBatches
+from fisherprune.checkpoint import Checkpoint
+from fisherprune.config import TrainConfig
+from fisherprune.data import Augmentation, Dataset
+from fisherprune.layers import prunable_parameters
+from fisherprune.masks import Masks
+from fisherprune.parts import Parts
+from fisherprune.runs import RunFolder
+from fisherprune.trainer import Trainer, compiled, evaluate, make_optimizer
+
+VARIANTS = {
+    "float32": {"memory_format": "contiguous"},
+    "channels_last": {"memory_format": "channels_last"},
+    "amp": {"memory_format": "contiguous", "amp": True},
+    "amp, channels_last": {"memory_format": "channels_last", "amp": True},
+    "compile": {"memory_format": "contiguous", "compile": True},
+    "amp, channels_last, compile": {
+        "memory_format": "channels_last",
+        "amp": True,
+        "compile": True,
+    },
+}
+TRAINED, VALIDATED, EPOCHS = 40_000, 10_000, 160
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and how much of it is an epoch here."""
+
+    network: str
+    variant: str
+    device: str
+    batch: int
+    batches: int
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's; its folder is made elsewhere."""
+        options = VARIANTS[self.variant]
+        return TrainConfig(
+            model=self.network, batch_size=self.batch, device=self.device, **options
+        )
+
+    def data(self) -> Dataset:
+        """Return random images and labels."""
+        count, generator = self.batch * self.batches, torch.Generator().manual_seed(0)
+        images = torch.randint(256, (count, 3, 32, 32), generator=generator)
+        labels = torch.randint(10, (count,), generator=generator)
+        data = Dataset(
+            images.to(torch.uint8),
+            labels,
+            tuple("0123456789"),
+            (0.5,) * 3,
+            (0.25,) * 3,
+            Augmentation(4, True),
+        )
+        return data.to(torch.device(self.device))
+
+    def model(self) -> nn.Module:
+        """Return the network, the same every time."""
+        return models.create(self.network, seed=0).to(self.device)
+
+
+def our_trainer(case: Case, data: Dataset, folder: Path) -> Trainer:
+    """Return the trainer of the script, under masks that keep all."""
+    model, parts = case.model(), Parts(data, data, data, data)
+    trainer = Trainer(case.config, model, parts, RunFolder(case.config, folder), True)
+    named = prunable_parameters(model).items()
+    trainer.prune(Masks({k: torch.ones_like(p, dtype=torch.bool) for k, p in named}))
+    return trainer
+
+
+def bare_loop(case: Case, trainer: Trainer) -> Callable[[], float]:
+    """Return a loop over what will be the trainer's first batches, without any more."""
+    ours = trainer.batches
+    streams = [s.clone_state() for s in (ours.order, ours.chance)]
+    form = trainer.memory_format
+    batches = list(TrainingBatches(ours.dataset, case.batch, *streams, form))
+    model = case.model().to(memory_format=form).train()
+    network = compiled(model) if case.config.compile else model
+    optimizer = make_optimizer(case.config, model)
+    device, amp = torch.device(case.device).type, case.config.amp
+
+    def loop() -> float:
+        losses = []
+        for images, labels in batches:
+            with torch.autocast(device, torch.bfloat16, amp):
+                loss = F.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses).double().mean().item()
+
+    return loop
+
+
+class Counted:
+    """A function that keeps the processor time of each call, all threads together."""
+
+    def __init__(self, call: Callable[[], float]) -> None:
+        """Wrap ``call``."""
+        self.call, self.seconds = call, []
+
+    def __call__(self) -> float:
+        """Call it."""
+        start = time.process_time()
+        result = self.call()
+        self.seconds.append(time.process_time() - start)
+        return result
+
+
+def ratios(ours: Sequence[float], bare: Sequence[float]) -> list[float]:
+    """Return ours to bare, round by round."""
+    return [a / b for a, b in zip(ours, bare, strict=True)]
+
+
+def compare(case: Case, rounds: int) -> dict:
+    """Race both, and return the row of ours."""
+    data = case.data()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = our_trainer(case, data, Path(folder))
+        bare = bare_loop(case, trainer)
+        truth = bare_loop(case, trainer)()
+        ours = Counted(lambda: trainer.pass_over(trainer.batches).loss)
+        bare = Counted(bare)
+        times = race(
+            {"ours": ours, "bare": bare},
+            lambda name, loss: verify(name, loss, truth, tolerance=1e-9),
+            device=case.device,
+            rounds=rounds,
+        )
+        beside = besides(case, trainer, Path(folder))
+    over = ratios(times["ours"].samples, times["bare"].samples)
+    images = case.batch * case.batches
+    return {
+        "network": case.network,
+        "batch": case.batch,
+        "what": case.variant,
+        "images/s": images / times["ours"].median * 1e3,
+        "over bare": statistics.median(over),
+        "least": min(over),
+        "most": max(over),
+        "CPU over bare": statistics.median(
+            ratios(ours.seconds[-rounds:], bare.seconds[-rounds:])
+        ),
+        "rounds": rounds,
+        **beside,
+    }
+
+
+def besides(case: Case, trainer: Trainer, folder: Path) -> dict[str, float]:
+    """Time once what an epoch of a run does beside its steps: validate, save."""
+    data, checkpoint = trainer.parts.validation, Checkpoint(folder / "checkpoint", "")
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        call()
+        synchronize(case.device)
+        start = time.perf_counter()
+        call()
+        synchronize(case.device)
+        return (time.perf_counter() - start) * 1e3
+
+    form = trainer.memory_format
+    valid = milliseconds(lambda: evaluate(trainer.model, data, "", True, form))
+    saved = milliseconds(lambda: checkpoint.save(trainer.state()))
+    return {"validation images/s": len(data) / valid * 1e3, "checkpoint ms": saved}
+
+
+def extrapolate(rows: list[dict]) -> None:
+    """Add the columns that compare and extend the rows of a network."""
+    for row in rows:
+        plain = next(
+            r for r in rows if r["what"] == "float32" and r["network"] == row["network"]
+        )
+        row["speedup"] = row["images/s"] / plain["images/s"]
+        epoch = TRAINED / row["images/s"] + VALIDATED / row["validation images/s"]
+        row["160 epochs, h"] = EPOCHS * (epoch + row["checkpoint ms"] / 1e3) / 3600
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw images per second by variant and network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    figure, axes = pyplot.subplots(
+        1, len(networks), figsize=(11, 3), layout="constrained", squeeze=False
+    )
+    for axis, network in zip(axes[0], networks, strict=True):
+        chosen = [row for row in rows if row["network"] == network]
+        speeds = [row["images/s"] for row in chosen]
+        bars = axis.barh([row["what"] for row in chosen], speeds)
+        axis.bar_label(bars, fmt=" %.0f")
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        title = f"{network}, batch {chosen[0]['batch']}"
+        axis.set(title=title, xlabel="images per second")
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all cases and write the result file."""
+    parser = arguments("training", __doc__)
+    cuda = parser.parse_known_args(argv)[0].device != "cpu"
+    parser.add_argument("--batch", type=int, default=512 if cuda else 128)
+    parser.add_argument("--batches", type=int, default=40 if cuda else 2)
+    parser.add_argument("--network", choices=models.MODELS, help="this one alone")
+    parser.add_argument("--what", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="1 on a busy CPU"
+    )
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    rows = []
+    for network in [options.network] if options.network else ["resnet18", "resnet20"]:
+        for what in options.what:
+            case = Case(network, what, options.device, options.batch, options.batches)
+            rows.append(compare(case, options.rounds))
+            torch.compiler.reset()
+    if "float32" in options.what:
+        extrapolate(rows)
+    limits = ceilings(options.device)
+    path = finish("training", rows, limits, options.device, options.output)
+    if options.plot:
+        plot(rows, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
