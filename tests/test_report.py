@@ -193,6 +193,16 @@ def test_dense_runs_stand_in_every_table_with_their_training(tmp_path):
     assert {x.label: bool(x.cells) for x in groups}["lr=0.5"] is False
 
 
+def test_dense_runs_alone_make_a_table(tmp_path, capsys):
+    trees.add_run(tmp_path, 0.75, method="none", sparsity=0.0)
+    assert main([str(tmp_path), "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "sparsity   accuracy\ndense     75.00 (1)\n" in out
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    assert "75.00" in page.texts
+    assert "| dense | 75.00 (1) |" in (tmp_path / "report" / "report.md").read_text()
+
+
 def test_seeds_count_once(tmp_path):
     folder = trees.add_run(tmp_path, 0.5, seed=1)
     trees.add_run(tmp_path, 0.6, seed=1, device="cpu")  # the same run elsewhere

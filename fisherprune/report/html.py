@@ -115,6 +115,7 @@ def _tables(number: int, each: Group) -> str:
 
 def _table(each: Group, weights: str) -> str:
     head = "".join(f'<th scope="col">{_method(m)}</th>' for m in each.methods)
+    head = head or '<th scope="col">accuracy</th>'
     bodies = [_sparsity(each, sparsity, weights) for sparsity in each.sparsities]
     if each.dense:
         text = _number(each.dense.mean(weights), each.dense.std(weights))
@@ -156,8 +157,10 @@ def _sparsity(each: Group, sparsity: float, weights: str) -> str:
 def _method(method: str) -> str:
     color = style.look(method).color
     swatch = f'<span class="swatch" style="background:{color}"></span>'
-    # A long name may break after its underscore.
-    return swatch + escape(style.name(method)).replace("_", "_<wbr>")
+    # A long name may break after an underscore, but not after the swatch.
+    first, *others = escape(style.name(method)).split("_")
+    rest = "".join(f"_<wbr>{part}" for part in others)
+    return f'<span class="whole">{swatch}{first}</span>{rest}'
 
 
 def _number(mean: float, std: float | None) -> str:

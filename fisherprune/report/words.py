@@ -73,7 +73,7 @@ def table_rows(each: Group, weights: str) -> list[list[str]]:
 
     Where there are published numbers, two more rows follow a sparsity.
     """
-    rows = [["sparsity", *each.methods]]
+    rows = [["sparsity", *(each.methods or ("accuracy",))]]
     for sparsity in each.sparsities:
         cells = [each.cells.get((method, sparsity)) for method in each.methods]
         rows.append([f"{sparsity:g}", *(cell_text(cell, weights) for cell in cells)])
@@ -98,7 +98,7 @@ def published_rows(each: Group, sparsity: float, weights: str) -> list[list[str]
 
 
 def _dense_row(each: Group, weights: str) -> list[str]:
-    blank = [""] * (len(each.methods) - 1)
+    blank = [""] * max(0, len(each.methods) - 1)
     return [cell_text(each.dense, weights), *blank]
 
 
