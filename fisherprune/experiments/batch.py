@@ -97,7 +97,7 @@ class Batch:
                 self.outcomes[run.key] = Outcome("skipped")
                 return None
             if store.failure(run) != self._failures[run.key]:  # by another process
-                error = store.read_json(run.folder / "error.json").get("error")
+                error = store.read_json(run.folder / store.ERROR).get("error")
                 raise FisherpruneError(f"{error} (in another process)")
             store.make_folder(run.results)
         except FisherpruneError as error:

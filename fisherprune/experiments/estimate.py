@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from fisherprune.config import TrainConfig, resolve_device
+from fisherprune.config import resolve_device
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.store import Run, read_json
+from fisherprune.runs import CHECKPOINT, METRICS, RESULTS, device_name
 
 ALIKE = ("model", "dataset", "image_size", "train_samples", "batch_size")
 """Fields in which runs must agree for their epochs to take the same time."""
@@ -37,9 +35,9 @@ def seconds_needed(run: Run) -> float | None:
 
 def _finished(run: Run) -> list[tuple[float, int]]:
     """Return seconds and epochs of the finished runs that are like this one."""
-    device = _device(run.config)
+    device = device_name(resolve_device(run.config.device))
     found = []
-    for path in (run.results / "runs").glob("*/results.json"):
+    for path in (run.results / "runs").glob(f"*/{RESULTS}"):
         try:
             content = read_json(path)
             config, there = content["config"], content["environment"]["device"]
@@ -55,18 +53,11 @@ def _epochs(config: dict) -> int:
     return config["warmup_epochs"] + config["epochs"]
 
 
-def _device(config: TrainConfig) -> str:
-    """Return what results call the device of a run on this machine."""
-    device = resolve_device(config.device)
-    cuda = device.type == "cuda"
-    return torch.cuda.get_device_name(device) if cuda else platform.machine()
-
-
 def _done(run: Run) -> int:
     """Return how many epochs an interrupted run has behind it."""
-    if not (run.folder / "checkpoint.pt").exists():
+    if not (run.folder / CHECKPOINT).exists():
         return 0
-    return len(_rows(run.folder / "metrics.csv"))
+    return len(_rows(run.folder / METRICS))
 
 
 def _rows(path: Path) -> list:

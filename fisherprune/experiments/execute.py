@@ -75,7 +75,6 @@ def _attempt_held(run: Run, lock: Lock, options: Options) -> Outcome:
             run.config,
             folder=run.folder,
             statistics=run.results / "statistics",
-            exclusive=lambda name: _exclusive(run.locks, name),
             checkpointed=lock.check,
             quiet=options.quiet,
         )

@@ -22,12 +22,14 @@ from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_text
 from fisherprune.identity import identity
+from fisherprune.runs import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
+from fisherprune.runs import FORMAT as RUN_FORMAT
 
 FORMAT = 1
 """Of a results folder."""
+ERROR = "error.json"
 MARK = "fisherprune-results.json"
 WEIGHTS = ("last.safetensors", "best.safetensors")
-METRICS = ("loss", "accuracy", "precision", "recall", "f1")
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,7 @@ class Run:
     @cached_property
     def name(self) -> str:
         """The name of its folder."""
-        c = self.config
-        return (
-            f"{c.dataset}-{c.model}-{c.method}-{c.sparsity}-seed{c.seed}"
-            f"-{self.identity}"
-        )
+        return f"{run_name(self.config)}-{self.identity}"
 
     @property
     def folder(self) -> Path:
@@ -130,15 +128,15 @@ def read_results(run: Run) -> dict | None:
     Raises:
         FisherpruneError: where the file is damaged, of another run or version.
     """
-    path = run.folder / "results.json"
+    path = run.folder / RESULTS
     if not path.exists():
         return None
     content = read_json(path)
     hint = "; move the run's folder away to do the run again"
     try:
-        if content.get("format") != FORMAT:
+        if content.get("format") != RUN_FORMAT:
             raise FisherpruneError(
-                f"{path}: format must be {FORMAT}, got {content.get('format')!r}"
+                f"{path}: format must be {RUN_FORMAT}, got {content.get('format')!r}"
             )
         _check_config(path, content.get("config"), run)
         _check_numbers(path, content)
@@ -168,7 +166,7 @@ def _check_numbers(path: Path, content: dict) -> None:
     for part in ("last", "best"):
         test = content.get("test")
         values = test.get(part) if isinstance(test, dict) else None
-        for name in METRICS:
+        for name in METRIC_NAMES:
             value = values.get(name) if isinstance(values, dict) else None
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise FisherpruneError(
@@ -191,18 +189,18 @@ def state(run: Run) -> str:
     """
     if read_results(run) is not None:
         return "finished"
-    config = run.folder / "config.json"
+    config = run.folder / CONFIG
     if config.exists():
         _check_config(config, read_json(config), run)
-    if (run.folder / "error.json").exists():
+    if (run.folder / ERROR).exists():
         return "failed"
-    return "resumable" if (run.folder / "checkpoint.pt").exists() else "new"
+    return "resumable" if (run.folder / CHECKPOINT).exists() else "new"
 
 
 def failure(run: Run) -> bytes | None:
     """Return what a failed run left behind, to compare with later."""
     try:
-        return (run.folder / "error.json").read_bytes()
+        return (run.folder / ERROR).read_bytes()
     except OSError:
         return None
 
@@ -219,7 +217,7 @@ def write_failure(run: Run, error: BaseException) -> str:
     }
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_text(run.folder / "error.json", json.dumps(content, indent=2) + "\n")
+        write_text(run.folder / ERROR, json.dumps(content, indent=2) + "\n")
     except OSError as full:
         line += f" (and error.json can't be written: {full.strerror})"
     return line
@@ -227,7 +225,7 @@ def write_failure(run: Run, error: BaseException) -> str:
 
 def tidy(run: Run, keep_weights: bool) -> None:
     """Remove what a finished run leaves behind, and what its killed attempts left."""
-    (run.folder / "error.json").unlink(missing_ok=True)
+    (run.folder / ERROR).unlink(missing_ok=True)
     for name in () if keep_weights else WEIGHTS:
         (run.folder / name).unlink(missing_ok=True)
     for path in run.folder.glob(".*.*"):  # temporary files, see files.py
