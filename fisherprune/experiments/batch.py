@@ -92,24 +92,34 @@ class Batch:
 
     def _startable(self, run: Run) -> int | None:
         """Return the generation of the lock to claim for a run that is to start now."""
+        watch = self._watches.setdefault(run.key, locks.Watch(run.locks, run.identity))
         try:
             if store.state(run) == "finished":
-                self.outcomes[run.key] = Outcome("skipped")
-                return None
-            if store.failure(run) != self._failures[run.key]:  # by another process
-                error = store.read_json(run.folder / store.ERROR).get("error")
-                raise FisherpruneError(f"{error} (in another process)")
+                return self._finished(run, watch)
+            self._check_failure(run)
             store.make_folder(run.results)
         except FisherpruneError as error:
             self._end(run, Outcome("failed", str(error)))
             return None
         if not self._fits(run):
             return None
-        watch = self._watches.setdefault(run.key, locks.Watch(run.locks, run.identity))
         generation = watch.next()
         if generation is None:
             self._wait_for(run, watch)
         return generation
+
+    def _finished(self, run: Run, watch: locks.Watch) -> int | None:
+        """Skip a run; where its process was killed before it tidied up, let it end."""
+        if watch.left():
+            return watch.next()
+        self.outcomes[run.key] = Outcome("skipped")
+        return None
+
+    def _check_failure(self, run: Run) -> None:
+        """Raise the error of a run that failed in another process since we began."""
+        if store.failure(run) not in (None, self._failures[run.key]):
+            error = store.read_json(run.folder / store.ERROR).get("error")
+            raise FisherpruneError(f"{error} (in another process)")
 
     def _fits(self, run: Run) -> bool:
         if self.limit == math.inf:

@@ -64,8 +64,9 @@ def attempt(run: Run, generation: int, options: Options) -> Outcome:
 
 
 def _attempt_held(run: Run, lock: Lock, options: Options) -> Outcome:
-    try:  # another process may have finished it since we looked
+    try:  # another process may have finished it since we looked, and been killed then
         if store.state(run) == "finished":
+            store.tidy(run, options.keep_weights)
             return Outcome("skipped")
     except FisherpruneError as error:
         return Outcome("failed", str(error))

@@ -103,6 +103,10 @@ class Watch:
         text = _text(self.folder / f"{self.name}.{highest}")
         return highest + 1 if self._free(highest, text) else None
 
+    def left(self) -> bool:
+        """Return whether there are files of a lock that nobody holds any more."""
+        return self.next() not in (None, 1)
+
     def holder(self) -> str:
         """Return who holds the lock, in words."""
         highest = max(generations(self.folder, self.name), default=0)

@@ -78,7 +78,8 @@ class Cluster:
         for node in self.ray.nodes():
             if node["Alive"]:
                 has = node["Resources"]
-                slots += _fitting(has.get("CPU", 0), has.get("GPU", 0), self)
+                have = has.get("CPU", 0), has.get("GPU", 0)
+                slots += fitting(*have, self.cpus, self.gpus)
         return slots
 
     def free(self) -> bool:
@@ -126,14 +127,13 @@ class Cluster:
             self.ray.shutdown()
 
 
-def _fitting(cpus: float, gpus: float, cluster: Cluster) -> int:
-    """Return how many runs fit on a machine; a run does not span two GPUs."""
-    by_cpu = int(cpus / cluster.cpus) if cluster.cpus else 2**20
-    if not cluster.gpus:
-        return by_cpu if cluster.cpus else 1
-    share = cluster.gpus
-    by_gpu = int(gpus) * int(1 / share) if share <= 1 else int(gpus / share)
-    return min(by_cpu, by_gpu)
+def fitting(cpus: float, gpus: float, each_cpus: float, each_gpus: float) -> int:
+    """Return how many runs fit on a machine; parts of GPUs do not add up to one."""
+    by_cpu = int(cpus / each_cpus)
+    if not each_gpus:
+        return by_cpu
+    parts = int(1 / each_gpus) if each_gpus <= 1 else 1 / each_gpus
+    return min(by_cpu, int(gpus * parts))
 
 
 def _on_worker(run: Run, generation: int, options: Options, folder: str) -> Outcome:

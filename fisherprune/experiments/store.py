@@ -131,9 +131,9 @@ def read_results(run: Run) -> dict | None:
     path = run.folder / RESULTS
     if not path.exists():
         return None
-    content = read_json(path)
     hint = "; move the run's folder away to do the run again"
     try:
+        content = read_json(path)
         if content.get("format") != RUN_FORMAT:
             raise FisherpruneError(
                 f"{path}: format must be {RUN_FORMAT}, got {content.get('format')!r}"
