@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -15,6 +13,7 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import locks, store
 from fisherprune.experiments.locks import Lock, LockLost
 from fisherprune.experiments.store import Run
+from fisherprune.statistics_cache import StatisticsCache
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _attempt_held(run: Run, lock: Lock, options: Options) -> Outcome:
         result = train.run(
             run.config,
             folder=run.folder,
-            statistics=run.results / "statistics",
+            statistics=_statistics(run),
             checkpointed=lock.check,
             quiet=options.quiet,
         )
@@ -90,9 +89,11 @@ def _attempt_held(run: Run, lock: Lock, options: Options) -> Outcome:
     return Outcome("finished", f"{accuracy}, {time.monotonic() - start:.1f} s")
 
 
-def _exclusive(folder: Path, name: str) -> AbstractContextManager:
-    """Return a lock for what only one process should compute."""
-    return locks.held(folder, name)
+def _statistics(run: Run) -> StatisticsCache:
+    """Return the cache of a results folder, where one process computes, others wait."""
+    return StatisticsCache(
+        run.results / "statistics", lambda key: locks.held(run.locks, key)
+    )
 
 
 def _free_memory() -> None:
