@@ -1,0 +1,8 @@
+"""Studies: many runs from files, none lost, none done twice.
+
+``python -m fisherprune.experiments --help`` on the command line. In the order of the
+flow: ``fields`` (values of a file, checked), ``published`` and ``study`` (the two
+formats, both end in a TrainConfig), ``plan`` (paths -> runs), ``store`` (a results
+folder), ``locks`` (who does which run), ``execute`` (one run), ``local`` and ``rays``
+(where runs are executed), ``estimate`` (how long they take), ``batch`` (all of them).
+"""

@@ -1,0 +1,26 @@
+"""The dense baseline: one run, however many masks a study varies."""
+
+from __future__ import annotations
+
+MASK_FIELDS = (
+    "sparsity",
+    "scope",
+    "densities",
+    "skip",
+    "invert_scores",
+    "shuffle_masks",
+    "reinitialize",
+    "group_size",
+    "bn_warmup",
+    "score_samples",
+    "score_batch_size",
+)
+"""Fields of TrainConfig that mean nothing where nothing is pruned."""
+
+
+def collapsed(values: dict[str, object]) -> dict[str, object]:
+    """Return the fields of a run; for method ``none`` without those of the mask."""
+    if values.get("method") != "none":
+        return values
+    kept = {k: v for k, v in values.items() if k not in MASK_FIELDS}
+    return kept | {"sparsity": 0.0}

@@ -1,0 +1,151 @@
+"""Runs as tasks of a Ray cluster: one GPU each, or a fraction of one, or none.
+
+Each worker claims the run's lock and writes into the same results folder, which all
+machines of the cluster must see under the same path.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from fisherprune.errors import FisherpruneError
+from fisherprune.experiments import store
+from fisherprune.experiments.execute import Options, Outcome, attempt
+from fisherprune.experiments.store import Run
+
+GRACE = 30.0
+"""Seconds that a cancelled run has to end by itself."""
+SLICE = 1.0
+"""Seconds after which a wait for the cluster returns, so that files are looked at."""
+
+
+def import_ray():
+    """Return the module ``ray``.
+
+    Raises:
+        FisherpruneError: where it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise FisherpruneError(
+            "--executor ray needs Ray, which is not installed: "
+            "pip install 'fisherprune[ray]'"
+        ) from None
+    return ray
+
+
+class Cluster:
+    """Executes runs on the Ray cluster of RAY_ADDRESS, or on one it starts here."""
+
+    def __init__(
+        self, options: Options, gpus: float | None = None, cpus: float = 1
+    ) -> None:
+        """Connect.
+
+        Args:
+            options: of all runs.
+            gpus: of each run; None is 1 where the cluster has any, else 0.
+            cpus: of each run.
+
+        Raises:
+            FisherpruneError: where Ray is missing, or no machine of the cluster has
+                what a run needs.
+        """
+        self.ray = import_ray()
+        self._owned = not self.ray.is_initialized()
+        if self._owned:
+            self.ray.init(include_dashboard=False, logging_level="error")
+        if gpus is None:
+            gpus = 1.0 if self.ray.cluster_resources().get("GPU") else 0.0
+        self.options, self.gpus, self.cpus = options, gpus, cpus
+        self._refs: dict = {}
+        if not self._slots():
+            self.close()
+            raise FisherpruneError(
+                f"--executor ray: a machine of the cluster must have the {cpus:g} CPUs "
+                f"and {gpus:g} GPUs of a run, none has"
+            )
+        task = self.ray.remote(_on_worker)
+        self._task = task.options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+
+    def _slots(self) -> int:
+        """Return how many runs fit on the cluster at a time."""
+        slots = 0
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                has = node["Resources"]
+                have = has.get("CPU", 0), has.get("GPU", 0)
+                slots += fitting(*have, self.cpus, self.gpus)
+        return slots
+
+    def free(self) -> bool:
+        """Return whether another run can be submitted."""
+        return len(self._refs) < self._slots()
+
+    def running(self) -> list[Run]:
+        """Return the runs that are submitted and have not ended."""
+        return list(self._refs.values())
+
+    def submit(self, run: Run, generation: int) -> None:
+        """Send a run to the cluster."""
+        task = self._task.remote(run, generation, self.options, os.getcwd())
+        self._refs[task] = run
+
+    def wait(self) -> list[tuple[Run, Outcome]]:
+        """Return what ended since the last call; waits a while where runs go on."""
+        if not self._refs:
+            return []
+        ended, _ = self.ray.wait(
+            list(self._refs), num_returns=len(self._refs), timeout=SLICE
+        )
+        return [(run, self._outcome(ref, run)) for ref, run in self._taken(ended)]
+
+    def _taken(self, refs: list) -> list:
+        return [(ref, self._refs.pop(ref)) for ref in refs]
+
+    def _outcome(self, ref, run: Run) -> Outcome:
+        try:
+            return self.ray.get(ref)
+        except Exception as error:  # the worker's end, not the run's: see attempt
+            return Outcome("failed", store.write_failure(run, error))
+
+    def close(self) -> None:
+        """Cancel what is running, let it release its locks, disconnect."""
+        refs = list(self._refs)
+        for ref in refs:
+            self.ray.cancel(ref)
+        if refs:
+            _, left = self.ray.wait(refs, num_returns=len(refs), timeout=GRACE)
+            for ref in left:
+                self.ray.cancel(ref, force=True)
+        self._refs.clear()
+        if self._owned:
+            self.ray.shutdown()
+
+
+def fitting(cpus: float, gpus: float, each_cpus: float, each_gpus: float) -> int:
+    """Return how many runs fit on a machine; parts of GPUs do not add up to one."""
+    by_cpu = int(cpus / each_cpus)
+    if not each_gpus:
+        return by_cpu
+    parts = int(1 / each_gpus) if each_gpus <= 1 else 1 / each_gpus
+    return min(by_cpu, int(gpus * parts))
+
+
+def _on_worker(run: Run, generation: int, options: Options, folder: str) -> Outcome:
+    """Do a run on whatever machine this is, as if in the driver's folder."""
+    if Path(folder).is_dir():
+        os.chdir(folder)
+    if not run.results.is_dir():
+        raise FisherpruneError(
+            f"{run.results}: the results folder must be on a disk that every machine "
+            "of the cluster sees under the same path"
+        )
+    device = run.config.device
+    if device.startswith("cuda"):  # Ray shows the worker its own GPU alone
+        run = replace(run, config=replace(run.config, device="cuda"))
+    return attempt(run, generation, options)

@@ -1,0 +1,232 @@
+"""A results folder: where each run is, and in which state it is.
+
+    RESULTS/fisherprune-results.json   which format this is
+    RESULTS/runs/NAME-IDENTITY/        a run: see runs.py; error.json where it failed
+    RESULTS/statistics/                cached statistics, safe to delete
+    RESULTS/locks/                     who does what
+
+Nothing finished is ever overwritten or removed: what is damaged is told, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+from fisherprune.config import TrainConfig
+from fisherprune.errors import FisherpruneError
+from fisherprune.files import write_text
+from fisherprune.identity import identity
+from fisherprune.runs import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
+from fisherprune.runs import FORMAT as RUN_FORMAT
+
+FORMAT = 1
+"""Of a results folder."""
+ERROR = "error.json"
+MARK = "fisherprune-results.json"
+WEIGHTS = ("last.safetensors", "best.safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study, with a place in a results folder."""
+
+    config: TrainConfig
+    results: Path
+
+    @cached_property
+    def identity(self) -> str:
+        """Which run this is."""
+        return identity(self.config)
+
+    @cached_property
+    def key(self) -> tuple[Path, str]:
+        """What tells runs apart: the same run may be in two results folders."""
+        return self.results.resolve(), self.identity
+
+    @cached_property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{run_name(self.config)}-{self.identity}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self.results / "runs" / self.name
+
+    @property
+    def locks(self) -> Path:
+        """Where its lock is, under its identity."""
+        return self.results / "locks"
+
+
+def check_folder(results: Path) -> None:
+    """Check that ``results`` is free, or a results folder of this format.
+
+    Raises:
+        FisherpruneError: where it is something else, or of another version.
+    """
+    mark = results / MARK
+    if results.exists() and not results.is_dir():
+        raise FisherpruneError(f"{results}: results go into a folder, this is a file")
+    if not mark.exists():
+        return
+    content = read_json(mark)
+    if content.get("format") != FORMAT:
+        raise FisherpruneError(
+            f"{mark}: format must be {FORMAT}, got {content.get('format')!r}: these "
+            "are results of another version; give another folder by --output"
+        )
+
+
+def make_folder(results: Path) -> None:
+    """Make a results folder where there is none.
+
+    Raises:
+        FisherpruneError: where that fails, or ``check_folder`` does.
+    """
+    check_folder(results)
+    try:
+        for part in ("runs", "statistics", "locks"):
+            (results / part).mkdir(parents=True, exist_ok=True)
+        if not (results / MARK).exists():
+            write_text(results / MARK, json.dumps({"format": FORMAT}) + "\n")
+    except OSError as error:
+        raise FisherpruneError(
+            f"{results}: results must go into a folder that can be written to: "
+            f"{error.strerror}"
+        ) from error
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FisherpruneError: where it can't be read, or is cut off or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FisherpruneError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FisherpruneError(
+            f"{path}: is damaged or cut off, it must be JSON: {error}"
+        ) from None
+    if not isinstance(content, dict):
+        raise FisherpruneError(f"{path}: must hold a JSON object, got {content!r}")
+    return content
+
+
+def read_results(run: Run) -> dict | None:
+    """Return what is in the results of a run; None where there are none yet.
+
+    Raises:
+        FisherpruneError: where the file is damaged, of another run or version.
+    """
+    path = run.folder / RESULTS
+    if not path.exists():
+        return None
+    hint = "; move the run's folder away to do the run again"
+    try:
+        content = read_json(path)
+        if content.get("format") != RUN_FORMAT:
+            raise FisherpruneError(
+                f"{path}: format must be {RUN_FORMAT}, got {content.get('format')!r}"
+            )
+        _check_config(path, content.get("config"), run)
+        _check_numbers(path, content)
+    except FisherpruneError as error:
+        raise FisherpruneError(f"{error}{hint}") from None
+    return content
+
+
+def _check_config(path: Path, content: object, run: Run) -> None:
+    """Check that a stored configuration is the run's."""
+    known = {field.name for field in fields(TrainConfig)}
+    if not isinstance(content, dict) or not set(content) <= known:
+        raise FisherpruneError(
+            f"{path}: config must be a configuration of this version, got {content!r}"
+        )
+    try:
+        stored = identity(TrainConfig(**content))
+    except (FisherpruneError, TypeError) as error:
+        raise FisherpruneError(f"{path}: config: {error}") from None
+    if stored != run.identity:
+        raise FisherpruneError(
+            f"{path}: config must be that of run {run.identity}, got that of {stored}"
+        )
+
+
+def _check_numbers(path: Path, content: dict) -> None:
+    for part in ("last", "best"):
+        test = content.get("test")
+        values = test.get(part) if isinstance(test, dict) else None
+        for name in METRIC_NAMES:
+            value = values.get(name) if isinstance(values, dict) else None
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise FisherpruneError(
+                    f"{path}: test.{part}.{name} must be a number, got {value!r}"
+                )
+    seconds = content.get("seconds")
+    if not isinstance(seconds, dict) or not all(
+        isinstance(s, int | float) and math.isfinite(s) for s in seconds.values()
+    ):
+        raise FisherpruneError(
+            f"{path}: seconds must be numbers by phase, got {seconds!r}"
+        )
+
+
+def state(run: Run) -> str:
+    """Return ``finished``, ``failed``, ``resumable`` or ``new``.
+
+    Raises:
+        FisherpruneError: where the run's folder holds another run, or damaged files.
+    """
+    if read_results(run) is not None:
+        return "finished"
+    config = run.folder / CONFIG
+    if config.exists():
+        _check_config(config, read_json(config), run)
+    if (run.folder / ERROR).exists():
+        return "failed"
+    return "resumable" if (run.folder / CHECKPOINT).exists() else "new"
+
+
+def failure(run: Run) -> bytes | None:
+    """Return what a failed run left behind, to compare with later."""
+    try:
+        return (run.folder / ERROR).read_bytes()
+    except OSError:
+        return None
+
+
+def write_failure(run: Run, error: BaseException) -> str:
+    """Write ``error.json`` for a failed run; return the line that says why."""
+    line = " ".join(str(error).split()) or "no message"
+    if not isinstance(error, FisherpruneError):
+        line = f"{type(error).__name__}: {line}"
+    content = {
+        "error": line,
+        "traceback": "".join(traceback.format_exception(error)),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_text(run.folder / ERROR, json.dumps(content, indent=2) + "\n")
+    except OSError as full:
+        line += f" (and error.json can't be written: {full.strerror})"
+    return line
+
+
+def tidy(run: Run, keep_weights: bool) -> None:
+    """Remove what a finished run leaves behind, and what its killed attempts left."""
+    (run.folder / ERROR).unlink(missing_ok=True)
+    for name in () if keep_weights else WEIGHTS:
+        (run.folder / name).unlink(missing_ok=True)
+    for path in run.folder.glob(".*.*"):  # temporary files, see files.py
+        path.unlink(missing_ok=True)
