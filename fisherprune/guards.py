@@ -82,10 +82,12 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
 def check_finite(tensors: dict[str, Tensor], what: str) -> None:
     """Raise where an entry is NaN or infinite, naming the parameter.
 
-    One read each: a sum is finite unless an entry is not, or entries are so large that
-    they overflow together, which only a closer look tells.
+    One read of each, and one wait for the device: a sum is finite unless an entry is
+    not, or entries are so large that they overflow together, which only a closer look
+    tells.
     """
-    sums = torch.stack([t.sum().cpu() for t in tensors.values()])
+    sums = [t.sum() for t in tensors.values()]
+    sums = torch.stack([s.to(sums[0].device) for s in sums])
     for name, ok in zip(tensors, sums.isfinite().tolist(), strict=True):
         if not ok and not tensors[name].isfinite().all():
             raise FisherpruneError(f"{what} of {name!r} is NaN or infinite")

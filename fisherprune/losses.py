@@ -41,7 +41,7 @@ def _cross_entropies(outputs: Tensor, labels: Tensor) -> Tensor:
     classes = outputs.shape[1] if outputs.dim() > 1 else 0
     if not labels.is_floating_point():
         low, high = torch.aminmax(labels)
-        if low < 0 or high >= classes:
+        if (low < 0) | (high >= classes):  # one read from the device
             raise FisherpruneError(
                 f"labels must lie in [0, {classes}), the model's classes, got "
                 f"{int(low)} to {int(high)}"
