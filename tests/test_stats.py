@@ -254,7 +254,7 @@ def test_hessian_pass_refuses_other_data():
 class Mixing(nn.Module):
     def __init__(self, mix):
         super().__init__()
-        self.fc, self.head, self.mix = nn.Linear(4, 4), nn.Linear(4, 5), mix
+        self.fc, self.head, self.mix = nn.Linear(4, 64), nn.Linear(64, 5), mix
 
     def forward(self, x):
         return self.head(self.mix(self, self.fc(x)))
