@@ -271,7 +271,7 @@ def refused(model, x, y, match, **options):
         lambda _, h: h - h.mean(0),
         lambda _, h: h.flip(0),
         lambda _, h: torch.nn.functional.dropout(h, 0.5),
-        lambda _, h: torch.einsum("nh,mh->nm", h, h).softmax(1) @ h,
+        lambda _, h: torch.einsum("nh,mh->nm", h, h).div(64).softmax(1) @ h,
     ],
     ids=["mean", "flip", "dropout", "attention"],
 )
