@@ -132,5 +132,6 @@ def test_a_process_takes_over_the_run_of_one_that_was_killed(children, study, tm
     assert children.wait(second, 0.3) is None
     children.kill(first)
     assert children.wait(second, 120) == 0, logs[1].read_text()
+    assert len(essence(output)) == RUNS
     done = finished(logs[0]) + finished(logs[1])
-    assert len(set(done)) == RUNS
+    assert len(set(done)) == len(done)  # the killed one may have said too little
