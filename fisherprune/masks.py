@@ -99,7 +99,7 @@ class Masks(Mapping[str, Tensor]):
                     f"{list(mask.shape)} and {list(other[name].shape)}"
                 )
             theirs = other[name].to(mask.device)
-            # count_nonzero: sum first widens every bool to an int64, 12 times slower
+            # count_nonzero: sum first widens every bool to an int64, which is slower
             both, either = torch.count_nonzero(mask & theirs), mask | theirs
             counts[name] = int(both), int(torch.count_nonzero(either))
         return counts
