@@ -33,12 +33,11 @@ struct Scores {
 FISHERPRUNE_HOST_DEVICE inline uint32_t key_of(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  if (bits == 0x80000000u) bits = 0;
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return bits & 0x80000000u ? 0u - bits : bits | 0x80000000u;
 }
 
 FISHERPRUNE_HOST_DEVICE inline float value_of(uint32_t key) {
-  const uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+  const uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : 0u - key;
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;

@@ -197,7 +197,7 @@ def topk_masks(
 
 def key_value(key: int) -> float:
     """Return the float32 whose key (see ``topk_histogram``) is ``key``."""
-    bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
+    bits = key & 0x7FFFFFFF if key >> 31 else -key & 0xFFFFFFFF
     return struct.unpack("<f", struct.pack("<I", bits))[0]
 
 

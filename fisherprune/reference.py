@@ -71,8 +71,8 @@ def global_topk(
 
 def _keys(scores: Tensor) -> Tensor:
     """Return the order-preserving unsigned 32-bit image of float32 scores, as int64."""
-    bits = (scores.float() + 0.0).reshape(-1).view(torch.int32).long()  # -0 + 0 is +0
-    return torch.where(bits < 0, ~bits, bits + 2**31) & 0xFFFFFFFF
+    bits = scores.float().reshape(-1).view(torch.int32).long()
+    return torch.where(bits < 0, -bits, bits + 2**31) & 0xFFFFFFFF  # -0 is +0
 
 
 def topk_histogram(

@@ -170,7 +170,7 @@ def select_by_histograms(shards, k, digit_bits=8):
         digit = int((at_least >= left).nonzero().max())
         left -= int(at_least[digit] - count[digit])
         prefix = prefix << digit_bits | digit
-    bits = prefix ^ 0x80000000 if prefix & 0x80000000 else ~prefix & 0xFFFFFFFF
+    bits = prefix ^ 0x80000000 if prefix & 0x80000000 else -prefix & 0xFFFFFFFF
     return float(np.array(bits, np.uint32).view(np.float32)), left
 
 

@@ -3,7 +3,7 @@
 // A sorted sample brackets the k-th largest key so narrowly that about one entry in a
 // hundred lies inside. One pass over the scores writes the masks of all that is above
 // the bracket, and collects the entries inside; the k-th largest of those is the
-// threshold, and their masks are put right by index. So the scores are read once and
+// threshold, and their words of the masks are put right. So the scores are read once and
 // the masks written once. A bracket that missed is moved, one that is too crowded to
 // collect is narrowed by a histogram, until the k-th largest is among the collected, or
 // alone in its bracket: then only the chunks that keep ties are read once more.
@@ -17,97 +17,94 @@
 namespace fisherprune {
 namespace topk {
 
-// A thread's candidates of one chunk and query, with room for a whole block.
-class Collected {
- public:
-  void clear() { count_ = 0; }
-
-  // Appends the entries whose bit in `inside` is set. Few are: the words that hold any
-  // are listed first, and of each four are taken whether or not there are as many, so
-  // that hardly a branch is mispredicted.
-  void append(const uint32_t* key, const uint64_t* inside, int64_t size, int64_t at) {
-    if (static_cast<int64_t>(found_.size()) < count_ + kBlock + kAtOnce)
-      found_.resize(2 * found_.size() + 2 * kBlock);
-    int32_t words[kBlock / 64];
-    int64_t word_count = 0;
-    for (int32_t w = 0; w < (size + 63) / 64; ++w) {
-      words[word_count] = w;
-      word_count += inside[w] != 0;
-    }
-    for (int64_t i = 0; i < word_count; ++i) {
-      const int64_t first = 64 * words[i];
-      uint64_t word = inside[words[i]];
-      do {
-        for (int j = 0; j < kAtOnce; ++j, word &= word - 1) {
-          const int64_t place = first + (word ? __builtin_ctzll(word) : 0);
-          found_[count_] = {key[place], static_cast<int32_t>(at + place)};
-          count_ += word != 0;
-        }
-      } while (word);
-    }
-  }
-
-  std::vector<Candidate> all() const {
-    return {found_.begin(), found_.begin() + count_};
-  }
-
- private:
-  static constexpr int kAtOnce = 4;
-  std::vector<Candidate> found_;
-  int64_t count_ = 0;
-};
-
-// Writes the masks of all above the brackets, collects what is inside, while there is
-// room; returns the chunk's nonfinite entries.
-inline int64_t collect_chunk(const Task& task, int64_t c, const Queries& queries,
-                             std::atomic<int64_t>* collected,
-                             std::vector<Collected>& candidates) {
-  const Chunk& chunk = task.chunks[c];
-  std::vector<bool> collects(queries.size());
-  for (size_t q = 0; q < queries.size(); ++q) {
-    queries[q]->finds[c] = Find();
-    candidates[q].clear();
-    collects[q] = !queries[q]->next.bracket.single() &&
-                  collected[q].load() <= task.most_candidates();
-  }
-  const auto block = [&](const uint32_t* key, int64_t size, int64_t at) {
-    uint64_t inside[kBlock / 64];
-    for (size_t q = 0; q < queries.size(); ++q) {
-      Find& find = queries[q]->finds[c];
-      uint8_t* mask = queries[q]->masks[chunk.tensor] + chunk.first + at;
-      const BlockCounts counts =
-          block_loops().split(key, size, queries[q]->next.bracket, mask, inside);
-      find.counts.above += counts.above, find.counts.inside += counts.inside;
-      if (collects[q] && counts.inside) candidates[q].append(key, inside, size, at);
-    }
-  };
-  const int64_t nonfinite = for_each_block(task, chunk, block);
-  block_loops().publish();
-  for (size_t q = 0; q < queries.size(); ++q) {
-    queries[q]->finds[c].candidates = candidates[q].all();
-    collected[q] += queries[q]->finds[c].candidates.size();
-  }
-  return nonfinite;
+// Writes the masks of all above the bracket in a block, appends what is inside where it
+// is to be collected.
+inline Counts split(const Block& block, const Query& q, bool collects, uint8_t* mask,
+                    Candidates& candidates) {
+  Word* const words = candidates.words.room(kBlock / 64);
+  uint32_t* const keys = candidates.keys.room(kBlock + kBeyond);
+  const Bracket bracket = q.next.bracket;
+  const BlockCounts counts = block_loops().split(block, bracket, mask, words, keys);
+  if (collects)
+    candidates.words.append(counts.words), candidates.keys.append(counts.inside);
+  else
+    block_loops().settle(words, counts.words, keys, bracket.high, 0,
+                         block.at + block.size, mask);
+  return {counts.above, counts.inside};
 }
+
+// A pass over the scores that collects the candidates of some queries.
+struct Collection {
+  const Task& task;
+  const Queries& queries;
+  std::vector<std::atomic<int64_t>> collected;  // candidates of each query
+
+  Collection(const Task& t, const Queries& q)
+      : task(t), queries(q), collected(q.size()) {
+    for (auto& c : collected) c = 0;
+  }
+
+  // Writes the masks of all above the brackets, collects what is inside, while there is
+  // room; returns the chunk's nonfinite entries.
+  int64_t chunk(int64_t c, const std::vector<Candidates*>& candidates) {
+    const Chunk& chunk = task.chunks[c];
+    std::vector<bool> collects(queries.size());
+    std::vector<Find> finds(queries.size());  // other threads write beside the queries'
+    for (size_t q = 0; q < queries.size(); ++q) {
+      collects[q] = !queries[q]->next.bracket.single() &&
+                    collected[q].load() <= task.most_candidates();
+      finds[q].in = candidates[q];
+      finds[q].first_word = candidates[q]->words.size();
+      finds[q].first_key = candidates[q]->keys.size();
+    }
+    const int64_t nonfinite = for_each_block(task, chunk, [&](const Block& block) {
+      for (size_t q = 0; q < queries.size(); ++q) {
+        block.prefetch(q, queries.size());
+        uint8_t* const mask = queries[q]->masks[chunk.tensor] + chunk.first;
+        const Counts counts =
+            split(block, *queries[q], collects[q], mask, *candidates[q]);
+        finds[q].counts.above += counts.above;
+        finds[q].counts.inside += counts.inside;
+      }
+    });
+    for (size_t q = 0; q < queries.size(); ++q) {
+      finds[q].words = candidates[q]->words.size() - finds[q].first_word;
+      finds[q].keys = candidates[q]->keys.size() - finds[q].first_key;
+      collected[q] += finds[q].keys;
+      queries[q]->finds[c] = finds[q];
+    }
+    return nonfinite;
+  }
+};
 
 // Returns the nonfinite entries of each chunk.
 inline std::vector<int64_t> collect_pass(const Task& task, const Queries& queries) {
+  Collection collection(task, queries);
   std::vector<int64_t> nonfinite(task.chunks.size());
-  std::vector<std::atomic<int64_t>> collected(queries.size());
-  for (auto& c : collected) c = 0;
-  for (Query* q : queries) q->finds.resize(task.chunks.size());
-  for_each_with(
-      task.parallel, task.chunks.size(),
-      [&] { return std::vector<Collected>(queries.size()); },
-      [&](int64_t c, std::vector<Collected>& candidates) {
-        nonfinite[c] = collect_chunk(task, c, queries, collected.data(), candidates);
-      });
+  for (Query* q : queries) {
+    q->finds.assign(task.chunks.size(), Find());
+    q->candidates.clear();
+  }
+  std::mutex mutex;
+  const auto own = [&] {
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::vector<Candidates*> candidates;
+    for (Query* q : queries)
+      candidates.push_back(
+          q->candidates.emplace_back(std::make_unique<Candidates>()).get());
+    return candidates;
+  };
+  for_each_with(task.parallel, task.chunks.size(), own,
+                [&](int64_t c, const std::vector<Candidates*>& candidates) {
+                  nonfinite[c] = collection.chunk(c, candidates);
+                });
   for (size_t i = 0; i < queries.size(); ++i) {
     Query& q = *queries[i];
     Counts counts;
     for (const Find& f : q.finds)
       counts.above += f.counts.above, counts.inside += f.counts.inside;
-    const bool complete = q.next.bracket.single() || collected[i] == counts.inside;
+    const bool complete =
+        q.next.bracket.single() || collection.collected[i] == counts.inside;
     q.done = q.fixed || (learn(q, counts) && complete);
     q.known.misses += !q.done && !complete;
   }
@@ -124,13 +121,13 @@ inline std::vector<Finalist> narrow(Query& q) {
   Histogram histogram = narrowing(q.known.bracket);
   histogram.above = q.known.above;
   for (const Find& f : q.finds)
-    for (const Candidate& x : f.candidates) histogram.add(x.key);
+    for (const uint32_t key : f) histogram.add(key);
   learn(q, histogram);
   const Bracket b = q.known.bracket;
   std::vector<Finalist> finalists;
   for (size_t c = 0; c < q.finds.size(); ++c)
-    for (const Candidate& x : q.finds[c].candidates)
-      if (x.key - b.low <= b.high - b.low) finalists.push_back({x.key, c});
+    for (const uint32_t key : q.finds[c])
+      if (key - b.low <= b.high - b.low) finalists.push_back({key, c});
   return finalists;
 }
 
@@ -165,11 +162,13 @@ inline void keep_ties(const Task& task, const Chunk& chunk, const Find& find,
                       uint32_t threshold, uint8_t* mask) {
   int64_t left = find.ties;
   if (left == 0) return;
-  for_each_block(task, chunk, [&](const uint32_t* key, int64_t size, int64_t at) {
+  for_each_block(task, chunk, [&](const Block& block) {
+    block.prefetch(0, 1);
+    uint8_t* const own = mask + block.at;
     if (find.ties == find.counts.inside)
-      return block_loops().at_least(key, size, threshold, mask + at);
-    for (int64_t j = 0; j < size && left > 0; ++j)
-      if (key[j] == threshold) mask[at + j] = 1, --left;
+      return block_loops().at_least(block.key, block.size, threshold, own);
+    for (int64_t j = 0; j < block.size && left > 0; ++j)
+      if (block.key[j] == threshold) own[j] = 1, --left;
   });
 }
 
@@ -179,9 +178,8 @@ inline void finish_chunk(const Task& task, int64_t c, Query& q) {
   Find& find = q.finds[c];
   uint8_t* mask = q.masks[chunk.tensor] + chunk.first;
   if (q.next.bracket.single()) return keep_ties(task, chunk, find, q.threshold, mask);
-  int64_t left = find.ties;
-  for (const Candidate& x : find.candidates)
-    mask[x.at] = x.key > q.threshold || (x.key == q.threshold && left-- > 0);
+  block_loops().settle(find.in->words.at(find.first_word), find.words, find.begin(),
+                       q.threshold, find.ties, chunk.size, mask);
 }
 
 // Masks a fixed query, with `ties[i]` of the entries of tensor i that equal it.

@@ -52,10 +52,10 @@ inline void fill(const Task& task, std::vector<Histogram>& histograms) {
   task.parallel(count, [&](int64_t, int64_t) {
     std::vector<Histogram> mine = empty;
     for (int64_t c; (c = next.fetch_add(1)) < count;)
-      for_each_block(task, task.chunks[c],
-                     [&](const uint32_t* key, int64_t size, int64_t) {
-                       for (Histogram& h : mine) h.add(key, size);
-                     });
+      for_each_block(task, task.chunks[c], [&](const Block& block) {
+        block.prefetch(0, 1);
+        for (Histogram& h : mine) h.add(block.key, block.size);
+      });
     const std::lock_guard<std::mutex> lock(mutex);
     for (size_t i = 0; i < mine.size(); ++i) histograms[i].add(mine[i]);
   });

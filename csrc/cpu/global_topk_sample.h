@@ -9,7 +9,7 @@
 #include <functional>
 #include <vector>
 
-#include "global_topk_scan.h"
+#include "global_topk_avx512.h"
 
 namespace fisherprune {
 namespace topk {
@@ -19,7 +19,8 @@ using Body = std::function<void(int64_t first, int64_t last)>;
 using Parallel = std::function<void(int64_t count, const Body& body)>;
 
 // Work items are taken one by one, so that a slow core gets fewer of them. Each thread
-// makes itself a scratch and hands it to all of its work.
+// makes itself a scratch and hands it to all of its work. What the work wrote is there
+// for all threads in the end.
 template <class Scratch, class Work>
 void for_each_with(const Parallel& parallel, int64_t count, const Scratch& scratch,
                    const Work& work) {
@@ -28,6 +29,7 @@ void for_each_with(const Parallel& parallel, int64_t count, const Scratch& scrat
     auto own = scratch();
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
       work(i, own);
+    block_loops().publish();
   });
 }
 

@@ -2,19 +2,16 @@
 // compiled for several instruction sets, chosen at run time.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "../global_topk.h"
-#include "capability.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace fisherprune {
 namespace topk {
 
-constexpr int64_t kBlock = 1024;  // keys that stay in the L1 cache between the loops
+constexpr int64_t kBlock = 2048;  // keys that stay in the L1 cache between the loops
 
 // Keys from low to high, both included.
 struct Bracket {
@@ -26,20 +23,52 @@ struct Counts {
   int64_t above = 0, inside = 0;  // of a bracket
 };
 
-// Of one block. Small enough to be returned in one register: through memory they would
-// wait for the mask's bytes, which are on their way there before them.
-struct BlockCounts {
-  int32_t above, inside;
+struct Block {
+  alignas(64) uint32_t key[kBlock];
+  int64_t at = 0, size = 0;  // of the chunk's entries
+  const float* next = nullptr;
+  int64_t next_size = 0;
+
+  // Asks for part i of n of the next block, while this one is worked on: the
+  // processor's own prefetching stops at the end of each page, which is about where a
+  // block ends. In parts, because few lines can be under way at a time.
+  void prefetch(int64_t i, int64_t n) const {
+    constexpr int64_t kLine = 64 / sizeof(float);
+    const int64_t lines = (next_size + kLine - 1) / kLine;
+    for (int64_t line = lines * i / n; line < lines * (i + 1) / n; ++line)
+      __builtin_prefetch(next + kLine * line);
+  }
 };
 
+// 64 neighbours, some of them candidates: the bits of those above the bracket, where
+// settle() wants them, and of those inside, the first neighbour lowest.
+struct Word {
+  uint64_t above, inside;
+  int64_t at;  // of the first neighbour, in the chunk
+};
+
+// Of one block. Small enough to be returned in registers: through memory they would
+// wait for the mask's bytes, which are on their way there before them.
+struct BlockCounts {
+  int32_t above, inside, words;
+};
+
+constexpr int64_t kBeyond = 16;  // keys that vectors may touch past the last
+
 struct BlockLoops {
-  // Writes the keys of `size` scores, returns how many scores are NaN or infinite.
-  int64_t (*keys)(const float* scores, int64_t size, uint32_t* key);
-  // mask = above the bracket, as bytes 0 and 1; inside = in the bracket, as bits, of
-  // which whole words are written.
-  BlockCounts (*split)(const uint32_t* key, int64_t size, Bracket bracket,
-                       uint8_t* mask, uint64_t* inside);
-  // Waits until the masks that split() wrote past the caches are there for all threads.
+  // Writes the keys of the block's scores, returns how many are NaN or infinite.
+  int64_t (*load)(const float* scores, Block& block);
+  // Lists all words that hold candidates, and the candidates' keys. The chunk's mask =
+  // above the bracket, as bytes 0 and 1; words listed may be left to settle().
+  // There must be room for the words of a block, and for its keys and kBeyond more.
+  BlockCounts (*split)(const Block& block, Bracket bracket, uint8_t* mask, Word* words,
+                       uint32_t* found);
+  // The masks of the words, in a chunk of this size = above the bracket, or a candidate
+  // above the threshold, or one of the first `ties` that equal it. kBeyond keys after
+  // the candidates' are readable.
+  void (*settle)(const Word* words, int64_t count, const uint32_t* found,
+                 uint32_t threshold, int64_t ties, int64_t size, uint8_t* mask);
+  // Waits until the masks written past the caches are there for all threads.
   void (*publish)();
   // mask = at least `least`.
   void (*at_least)(const uint32_t* key, int64_t size, uint32_t least, uint8_t* mask);
@@ -47,16 +76,27 @@ struct BlockLoops {
 
 #define FISHERPRUNE_INLINE inline __attribute__((always_inline))
 
-FISHERPRUNE_INLINE int64_t keys_loop(const float* scores, int64_t size, uint32_t* key) {
-  int32_t nonfinite = 0;
-  for (int64_t j = 0; j < size; ++j) {
-    uint32_t bits;
-    memcpy(&bits, scores + j, sizeof bits);
-    nonfinite += (bits & 0x7fffffffu) >= 0x7f800000u;
-    bits = bits == 0x80000000u ? 0 : bits;  // as key_of, in a form that vectorizes
-    key[j] = bits ^ (bits & 0x80000000u ? 0xffffffffu : 0x80000000u);
+// Of a float without its sign: all that are finite are below kInfinity.
+inline uint32_t magnitude_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits & 0x7fffffffu;
+}
+
+constexpr uint32_t kInfinity = 0x7f800000u;
+
+inline int64_t count_nonfinite(const float* scores, int64_t size) {
+  return std::count_if(scores, scores + size,
+                       [](float x) { return magnitude_of(x) >= kInfinity; });
+}
+
+FISHERPRUNE_INLINE int64_t load_loop(const float* scores, Block& block) {
+  uint32_t largest = 0;
+  for (int64_t j = 0; j < block.size; ++j) {
+    largest = std::max(largest, magnitude_of(scores[j]));
+    block.key[j] = key_of(scores[j]);
   }
-  return nonfinite;
+  return largest < kInfinity ? 0 : count_nonfinite(scores, block.size);
 }
 
 // Eight bytes 0 or 1 as the bits of one, the first byte lowest.
@@ -66,25 +106,37 @@ FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
   return x;
 }
 
-FISHERPRUNE_INLINE BlockCounts split_loop(const uint32_t* key, int64_t size,
-                                          Bracket bracket, uint8_t* mask,
-                                          uint64_t* inside) {
+// Writes the whole mask: settle_loop() has only the candidates to put right.
+FISHERPRUNE_INLINE BlockCounts split_loop(const Block& block, Bracket bracket,
+                                          uint8_t* mask, Word* words, uint32_t* found) {
   const uint32_t width = bracket.high - bracket.low;
-  uint8_t bytes[kBlock + 63];
-  int32_t above = 0, within = 0;
-  for (int64_t j = 0; j < size; ++j) {
-    const bool is_above = key[j] > bracket.high;
-    const bool is_inside = key[j] - bracket.low <= width;
-    mask[j] = is_above, bytes[j] = is_inside;
-    above += is_above, within += is_inside;
+  uint8_t over[kBlock], in[kBlock];  // to vectorize: the mask might overlap the keys
+  BlockCounts counts{};
+  for (int64_t j = 0; j < block.size; ++j) {
+    over[j] = block.key[j] > bracket.high;
+    in[j] = block.key[j] - bracket.low <= width;
+    counts.above += over[j];
   }
-  memset(bytes + size, 0, 63);
-  for (int64_t j = 0; j < size; j += 64) {
-    uint64_t word = 0;
-    for (int i = 0; i < 8; ++i) word |= pack_bytes(bytes + j + 8 * i) << (8 * i);
-    inside[j / 64] = word;
+  memcpy(mask + block.at, over, block.size);
+  memset(in + block.size, 0, kBlock - block.size);
+  for (int64_t j = 0; j < block.size; j += 64) {
+    Word word{0, 0, block.at + j};
+    for (int i = 0; i < 64; i += 8) word.inside |= pack_bytes(in + j + i) << i;
+    if (word.inside == 0) continue;
+    words[counts.words++] = word;
+    for (uint64_t left = word.inside; left; left &= left - 1)
+      found[counts.inside++] = block.key[j + __builtin_ctzll(left)];
   }
-  return {above, within};
+  return counts;
+}
+
+FISHERPRUNE_INLINE void settle_loop(const Word* words, int64_t count,
+                                    const uint32_t* found, uint32_t threshold,
+                                    int64_t ties, int64_t, uint8_t* mask) {
+  for (int64_t w = 0; w < count; ++w)
+    for (uint64_t left = words[w].inside; left; left &= left - 1, ++found)
+      mask[words[w].at + __builtin_ctzll(left)] =
+          *found > threshold || (*found == threshold && ties-- > 0);
 }
 
 FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_t least,
@@ -95,84 +147,34 @@ FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_
 inline void publish_nothing() {}
 
 // The loops inlined into functions of their own, compiled for the TARGET.
-#define FISHERPRUNE_BLOCK_LOOPS(NAME, TARGET)                                          \
-  TARGET inline int64_t keys_##NAME(const float* scores, int64_t size,                 \
-                                    uint32_t* key) {                                   \
-    return keys_loop(scores, size, key);                                               \
-  }                                                                                    \
-  TARGET inline BlockCounts split_##NAME(const uint32_t* key, int64_t size, Bracket b, \
-                                         uint8_t* mask, uint64_t* inside) {            \
-    return split_loop(key, size, b, mask, inside);                                     \
-  }                                                                                    \
-  TARGET inline void at_least_##NAME(const uint32_t* key, int64_t size,                \
-                                     uint32_t least, uint8_t* mask) {                  \
-    at_least_loop(key, size, least, mask);                                             \
-  }                                                                                    \
-  inline constexpr BlockLoops loops_##NAME{keys_##NAME, split_##NAME, publish_nothing, \
-                                           at_least_##NAME};
+#define FISHERPRUNE_BLOCK_LOOPS(NAME, TARGET)                                        \
+  TARGET inline int64_t load_##NAME(const float* scores, Block& block) {             \
+    return load_loop(scores, block);                                                 \
+  }                                                                                  \
+  TARGET inline BlockCounts split_##NAME(const Block& block, Bracket bracket,        \
+                                         uint8_t* mask, Word* words,                 \
+                                         uint32_t* found) {                          \
+    return split_loop(block, bracket, mask, words, found);                           \
+  }                                                                                  \
+  TARGET inline void settle_##NAME(const Word* words, int64_t count,                 \
+                                   const uint32_t* found, uint32_t threshold,        \
+                                   int64_t ties, int64_t size, uint8_t* mask) {      \
+    settle_loop(words, count, found, threshold, ties, size, mask);                   \
+  }                                                                                  \
+  TARGET inline void at_least_##NAME(const uint32_t* key, int64_t size,              \
+                                     uint32_t least, uint8_t* mask) {                \
+    at_least_loop(key, size, least, mask);                                           \
+  }                                                                                  \
+  inline constexpr BlockLoops loops_##NAME{load_##NAME, split_##NAME, settle_##NAME, \
+                                           publish_nothing, at_least_##NAME};
 
 FISHERPRUNE_BLOCK_LOOPS(portable, )
 #if defined(__x86_64__)
 FISHERPRUNE_BLOCK_LOOPS(avx2, __attribute__((target("avx2"))))
 FISHERPRUNE_BLOCK_LOOPS(avx512_plain,
                         __attribute__((target("avx512f,avx512bw,avx512vl"))))
-
-// A whole line of a mask. Written past the caches, where it may be: nothing reads it
-// soon, and to fetch the line first would double the traffic.
-__attribute__((target("avx512f,avx512bw"))) inline void write_line(uint8_t* mask,
-                                                                   __m512i bytes) {
-  if (reinterpret_cast<uintptr_t>(mask) % 64 == 0)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(mask), bytes);
-  else
-    _mm512_storeu_si512(mask, bytes);
-}
-
-inline void publish_stream() { _mm_sfence(); }
-
-// 64 keys at a time, whose comparisons are the bits of one word; by hand, because
-// compilers narrow the comparisons to bytes in many steps.
-__attribute__((target("avx512f,avx512bw,avx512vl,popcnt"))) inline BlockCounts
-split_avx512(const uint32_t* key, int64_t size, Bracket bracket, uint8_t* mask,
-             uint64_t* inside) {
-  const __m512i low = _mm512_set1_epi32(static_cast<int>(bracket.low));
-  const __m512i high = _mm512_set1_epi32(static_cast<int>(bracket.high));
-  int32_t above = 0, within = 0;
-  int64_t j = 0;
-  for (; j + 64 <= size; j += 64) {
-    uint64_t over = 0, in = 0;  // in: first those from low on
-    for (int part = 0; part < 4; ++part) {
-      const __m512i x = _mm512_loadu_si512(key + j + 16 * part);
-      over |= uint64_t{_mm512_cmpgt_epu32_mask(x, high)} << (16 * part);
-      in |= uint64_t{_mm512_cmpge_epu32_mask(x, low)} << (16 * part);
-    }
-    in &= ~over;
-    write_line(mask + j, _mm512_maskz_set1_epi8(over, 1));
-    inside[j / 64] = in;
-    above += __builtin_popcountll(over), within += __builtin_popcountll(in);
-  }
-  if (j == size) return {above, within};
-  const BlockCounts rest =
-      split_avx512_plain(key + j, size - j, bracket, mask + j, inside + j / 64);
-  return {above + rest.above, within + rest.inside};
-}
-
-inline constexpr BlockLoops loops_avx512{keys_avx512_plain, split_avx512,
-                                         publish_stream, at_least_avx512_plain};
 #endif
 #undef FISHERPRUNE_BLOCK_LOOPS
-#undef FISHERPRUNE_INLINE
-
-inline const BlockLoops& block_loops() {
-#if defined(__x86_64__)
-  static const bool bytes_and_bits = __builtin_cpu_supports("avx512bw") &&
-                                     __builtin_cpu_supports("avx512vl") &&
-                                     __builtin_cpu_supports("popcnt");
-  const Capability capability = cpu_capability();
-  if (capability == Capability::avx512 && bytes_and_bits) return loops_avx512;
-  if (capability != Capability::portable) return loops_avx2;
-#endif
-  return loops_portable;
-}
 
 }  // namespace topk
 }  // namespace fisherprune

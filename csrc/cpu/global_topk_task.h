@@ -1,6 +1,10 @@
 // What the passes of the CPU's global_topk work on: chunks of the scores, and queries.
 #pragma once
 
+#include <cstdlib>
+#include <memory>
+#include <new>
+
 #include "global_topk_sample.h"
 
 namespace fisherprune {
@@ -13,17 +17,50 @@ struct Chunk {
   int64_t tensor, first, size;
 };
 
-// An entry in the bracket: its key, and its place in the chunk.
-struct Candidate {
-  uint32_t key;
-  int32_t at;
+// Values appended one after the other, without a constructor.
+template <class T>
+class Buffer {
+ public:
+  // Where the next values go, of which at most `count` follow.
+  T* room(int64_t count) {
+    if (size_ + count > capacity_) {
+      capacity_ = 2 * capacity_ + count;
+      void* const larger = std::realloc(data_.get(), capacity_ * sizeof(T));
+      if (larger == nullptr) throw std::bad_alloc();
+      static_cast<void>(data_.release());
+      data_.reset(static_cast<T*>(larger));
+    }
+    return data_.get() + size_;
+  }
+  void append(int64_t count) { size_ += count; }
+
+  int64_t size() const { return size_; }
+  const T* at(int64_t i) const { return data_.get() + i; }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0, capacity_ = 0;
+};
+
+// The entries in the bracket that one thread found, by the order of its chunks; kBeyond
+// more keys are readable.
+struct Candidates {
+  Buffer<Word> words;
+  Buffer<uint32_t> keys;
 };
 
 // What one chunk holds for one query.
 struct Find {
   Counts counts;
-  std::vector<Candidate> candidates;  // by place
-  int64_t ties = 0;                   // how many equal to the threshold to keep
+  const Candidates* in = nullptr;
+  int64_t first_word = 0, words = 0, first_key = 0, keys = 0;
+  int64_t ties = 0;  // how many equal to the threshold to keep
+
+  const uint32_t* begin() const { return in->keys.at(first_key); }
+  const uint32_t* end() const { return begin() + keys; }
 };
 
 // The masks of the `keep` largest entries: where the search for their threshold stands.
@@ -36,7 +73,8 @@ struct Query {
   bool done = false;
   Known known;
   Proposal next{};
-  std::vector<Find> finds;  // one per chunk
+  std::vector<Find> finds;                              // one per chunk
+  std::vector<std::unique_ptr<Candidates>> candidates;  // one per thread
   uint32_t threshold = 0;
 
   bool collects() const { return !done && !next.crowded; }
@@ -76,23 +114,18 @@ struct Task {
   }
 };
 
-// Asks for the next block while one is worked on: the processor's own prefetching stops
-// at the end of each page, which is about where a block ends.
-inline void prefetch(const float* data, int64_t size) {
-  for (int64_t j = 0; j < size; j += 16) __builtin_prefetch(data + j);
-}
-
-// Calls work(keys, size, offset in the chunk) for each block, returns the nonfinite.
+// Calls work(block) for each block, with its keys, returns the nonfinite.
 template <class Work>
 int64_t for_each_block(const Task& task, const Chunk& chunk, const Work& work) {
-  uint32_t key[kBlock];
+  Block block;
   int64_t nonfinite = 0;
   const float* data = task.scores[chunk.tensor].data + chunk.first;
-  for (int64_t at = 0; at < chunk.size; at += kBlock) {
-    const int64_t size = std::min(kBlock, chunk.size - at);
-    prefetch(data + at + size, std::min(kBlock, chunk.size - at - size));
-    nonfinite += block_loops().keys(data + at, size, key);
-    work(key, size, at);
+  for (block.at = 0; block.at < chunk.size; block.at += kBlock) {
+    block.size = std::min(kBlock, chunk.size - block.at);
+    block.next = data + block.at + block.size;
+    block.next_size = std::min(kBlock, chunk.size - block.at - block.size);
+    nonfinite += block_loops().load(data + block.at, block);
+    work(block);
   }
   return nonfinite;
 }

@@ -151,8 +151,8 @@ void test_mask_at(const Case& c, int threads) {
         std::min<int64_t>(keep, std::count(tensor.begin(), tensor.end(), threshold));
     keep -= ties[t];
   }
-  const auto query = topk::fixed_query(bytes_of(c, masks), threshold);
-  topk::mask_at(task_of(c, threads), query, ties);
+  auto query = topk::fixed_query(bytes_of(c, masks), threshold);
+  topk::mask_at(task_of(c, threads), std::move(query), ties);
   require_kept(c, masks, c.size() / 2 + 1);
 }
 
@@ -179,21 +179,38 @@ std::vector<topk::Sample> lies(int64_t total) {
 
 void test_loops(const topk::BlockLoops& loops) {
   const Case c(3, topk::kBlock - 5);
-  std::vector<uint32_t> key(c.size());
+  topk::Block block;
+  block.size = c.size();
   std::vector<uint8_t> mask(c.size());
-  std::vector<uint64_t> inside((c.size() + 63) / 64);
-  c.require(loops.keys(c.values.data(), c.size(), key.data()) == 0, "nonfinite");
-  const topk::Bracket b{key_of(c.values[c.order[99]]), key_of(c.values[c.order[50]])};
-  const auto counts = loops.split(key.data(), c.size(), b, mask.data(), inside.data());
-  c.require(counts.above == 50 && counts.inside == 50, "counts");
-  for (int64_t i = 0; i < c.size(); ++i) {
-    c.require(key[i] == key_of(c.values[i]), "key");
-    c.require(mask[i] == (key[i] > b.high), "mask");
-    c.require((inside[i / 64] >> i % 64 & 1) == (key[i] >= b.low && key[i] <= b.high),
-              "inside");
+  std::vector<topk::Word> words(topk::kBlock / 64);
+  std::vector<uint32_t> found(topk::kBlock + topk::kBeyond);
+  c.require(loops.load(c.values.data(), block) == 0, "nonfinite");
+  for (int64_t i = 0; i < c.size(); ++i)
+    c.require(block.key[i] == key_of(c.values[i]), "key");
+  for (const float bad : {NAN, -INFINITY}) {
+    std::vector<float> some = c.values;
+    some.front() = some.back() = bad;
+    topk::Block other;
+    other.size = c.size();
+    c.require(loops.load(some.data(), other) == 2, "nonfinite");
   }
-  loops.at_least(key.data(), c.size(), b.low, mask.data());
+  const topk::Bracket b{key_of(c.values[c.order[99]]), key_of(c.values[c.order[50]])};
+  const auto counts = loops.split(block, b, mask.data(), words.data(), found.data());
+  c.require(counts.above == 50 && counts.inside == 50, "counts");
+  std::vector<uint32_t> inside;
+  for (int64_t i = 0; i < c.size(); ++i)
+    if (block.key[i] >= b.low && block.key[i] <= b.high) inside.push_back(block.key[i]);
+  c.require(std::equal(inside.begin(), inside.end(), found.begin()), "candidates");
+  const uint32_t threshold = key_of(c.values[c.order[74]]);
+  for (const int64_t ties : {0, 1}) {
+    loops.settle(words.data(), counts.words, found.data(), threshold, ties, c.size(),
+                 mask.data());
+    for (int64_t i = 0; i < c.size(); ++i)
+      c.require(mask[i] == (block.key[i] + ties > threshold), "mask");
+  }
+  loops.at_least(block.key, c.size(), b.low, mask.data());
   c.require(std::count(mask.begin(), mask.end(), 1) == 100, "at_least");
+  loops.publish();
 }
 
 }  // namespace
