@@ -15,6 +15,7 @@ from torch import Tensor
 
 HUGE_PAGE = 2 << 20
 ALIGNMENT = 64  # a cache line
+TOUCHED = 1 << 10  # bytes of which one is written: every page, by enough for all threads
 LEAST_BYTES = 2 * HUGE_PAGE  # smaller slabs are not worth a mapping of their own
 
 
@@ -68,5 +69,5 @@ def _slab(size: int) -> memoryview | None:
     begin = -whole.data_ptr() % HUGE_PAGE
     # It is zero already. But here each page is touched by one thread, where a kernel's
     # threads would meet at the same page, and all but one of them wait.
-    whole[begin : begin + size].zero_()
+    whole[begin : begin + size : TOUCHED].zero_()
     return memoryview(mapping)[begin : begin + size]

@@ -3,10 +3,10 @@
 // A sorted sample brackets the k-th largest key so narrowly that about one entry in a
 // hundred lies inside. One pass over the scores writes the masks of all that is above
 // the bracket, and collects the entries inside; the k-th largest of those is the
-// threshold, and their words of the masks are put right. So the scores are read once and
-// the masks written once. A bracket that missed is moved, one that is too crowded to
-// collect is narrowed by a histogram, until the k-th largest is among the collected, or
-// alone in its bracket: then only the chunks that keep ties are read once more.
+// threshold, and their words of the masks are put right. So the scores are read once
+// and the masks written once. A bracket that missed is moved, one that is too crowded
+// to collect is narrowed by a histogram, until the k-th largest is among the collected,
+// or alone in its bracket: then only the chunks that keep ties are read once more.
 //
 // Threads take chunks of fixed size; ties are shared out over chunks in order, so
 // nothing depends on the number of threads.

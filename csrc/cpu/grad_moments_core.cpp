@@ -162,7 +162,9 @@ void Call::square_packed() {
 }
 
 void Call::multiply(Block block, float* sum, float* sum_sq) {
-  const Pass pass{input_.get(), grad_.get(), plan_.runs_of(block), sum, sum_sq};
+  Pass pass{input_.get(), grad_.get(), plan_.runs_of(block), {}, sum, sum_sq};
+  for (const Positions& some : plan_.positions)
+    pass.places_of.push_back(some.places_of(pass.runs));
   each_(tiles_.tasks(), [&](int64_t task) { tiles_.run(pass, task); });
 }
 

@@ -104,18 +104,61 @@ void fill_base(Plan& plan) {
             plan.input_lanes);
 }
 
-void fill_offset(Plan& plan) {
+// The positions whose row p and column q are taken.
+template <class Taken>
+Positions positions_where(const Plan& plan, const Taken& taken) {
   const ConvShape& s = plan.shape;
   const int64_t row = plan.input_window(0).cols * step(s.kernel_h, s.stride_h);
+  const int64_t col = step(s.kernel_w, s.stride_w);
+  Positions found;
   for (int64_t unit = 0; unit < plan.block_units; ++unit)
     for (int64_t p = 0; p < plan.unit_rows; ++p)
-      for (int64_t q = 0; q < s.out_width; ++q)
-        plan.offset.push_back(static_cast<int32_t>(
-            (unit * plan.plane() + p * row + q * step(s.kernel_w, s.stride_w)) *
-            plan.input_lanes));
+      for (int64_t q = 0; q < s.out_width; ++q) {
+        if (!taken(p, q)) continue;
+        found.position.push_back(
+            static_cast<int32_t>((unit * plan.unit_rows + p) * s.out_width + q));
+        found.offset.push_back(static_cast<int32_t>(
+            (unit * plan.plane() + p * row + q * col) * plan.input_lanes));
+      }
+  return found;
+}
+
+// Those at which place (y, x) of the kernel is over the image.
+Positions positions_inside(const Plan& plan, int64_t y, int64_t x) {
+  const ConvShape& s = plan.shape;
+  return positions_where(plan, [&](int64_t p, int64_t q) {
+    const int64_t h = p * s.stride_h + y * s.dilation_h - s.pad_h;
+    const int64_t w = q * s.stride_w + x * s.dilation_w - s.pad_w;
+    return h >= 0 && h < s.height && w >= 0 && w < s.width;
+  });
+}
+
+void fill_positions(Plan& plan) {
+  const ConvShape& s = plan.shape;
+  plan.positions = {positions_where(plan, [](int64_t, int64_t) { return true; })};
+  const int64_t places = s.kernel_h * s.kernel_w;
+  if (!plan.short_runs || places > tuning::kMostPlaces) return;
+  std::vector<Positions> some;
+  size_t inside = 0;
+  for (int64_t y = 0; y < s.kernel_h; ++y)
+    for (int64_t x = 0; x < s.kernel_w; ++x) {
+      some.push_back(positions_inside(plan, y, x));
+      inside += some.back().position.size();
+    }
+  if (inside < places * plan.positions[0].position.size()) plan.positions = some;
 }
 
 }  // namespace
+
+std::vector<Run> Positions::places_of(const std::vector<Run>& runs) const {
+  const auto place = [&](int32_t at) {
+    return static_cast<int32_t>(std::lower_bound(position.begin(), position.end(), at) -
+                                position.begin());
+  };
+  std::vector<Run> found = runs;
+  for (Run& run : found) run.begin = place(run.begin), run.end = place(run.end);
+  return found;
+}
 
 int64_t Plan::rows_of(int64_t unit) const {
   const int64_t first = unit % units_per_sample * unit_rows;
@@ -195,11 +238,11 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
   choose_block(plan);
   plan.most_positions = plan.positions_of(plan.block_at(0));
   fill_base(plan);
-  fill_offset(plan);
   for (int64_t u = 0; u < plan.units; u += plan.block_units)
     for (const Run& run : plan.runs_of(plan.block_at(u)))
       plan.carries |= run.continues || !run.finishes;
   plan.short_runs &= !plan.carries;
+  fill_positions(plan);
   return plan;
 }
 

@@ -28,6 +28,14 @@ struct ColumnOfTiles {
   int64_t grad_lane;  // lanes of the columns before it
 };
 
+// Positions of a block at which some rows of the patch are multiplied, all or those
+// that read the image and not its padding, in order.
+struct Positions {
+  std::vector<int32_t> position, offset;  // in the packed gradient and input
+  // The same runs of positions as places in these lists.
+  std::vector<Run> places_of(const std::vector<Run>& runs) const;
+};
+
 // The units [first, last) of one block. A unit is one sample, or a few output rows of
 // one sample where a whole one would leave the cache.
 struct Block {
@@ -55,8 +63,10 @@ struct Plan {
   int64_t input_rows;        // packed channels, all groups
 
   std::vector<ColumnOfTiles> columns;
-  std::vector<int64_t> base;    // of each row of the patch, in the packed input
-  std::vector<int32_t> offset;  // of each position of a block, in the packed input
+  std::vector<int64_t> base;  // of each row of the patch, in the packed input
+  // One for each place in the kernel, which rows of the patch take in turns, where
+  // enough of what small images have around them is left out; or one for all.
+  std::vector<Positions> positions;
 
   int64_t rows_of(int64_t unit) const;      // output rows of this unit
   int64_t positions_of(Block block) const;  // of all its units

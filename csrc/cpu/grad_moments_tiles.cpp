@@ -12,24 +12,32 @@
 namespace fisherprune {
 namespace {
 
+constexpr int64_t kTileFloats =
+    std::max(tuning::kTileRows * tuning::kTileLanes,
+             tuning::kShortTileRows* tuning::kShortTileLanes);
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many micro-tiles as a tile holds, fewer where the threads would run out of tasks.
-int64_t choose_task_rows(int64_t rows, int64_t patch, int64_t columns,
+// As many times `rows` as a tile holds, fewer where the threads would run out of tasks.
+int64_t choose_task_rows(int64_t rows, int64_t most, int64_t patch, int64_t columns,
                          int64_t threads) {
-  const int64_t micro_tiles = ceil_div(patch, rows);
-  const int64_t fair = micro_tiles * columns / (4 * threads);
-  return std::clamp<int64_t>(fair, 1, tuning::kTileRows / rows) * rows;
+  const int64_t fair = ceil_div(patch, rows) * columns / (4 * threads);
+  return std::clamp<int64_t>(fair, 1, most / rows) * rows;
 }
 
 }  // namespace
 
 Tiles::Tiles(const Plan& plan, const Microkernels& kernels, int64_t threads)
-    : plan_(plan), kernels_(kernels), patch_(plan.shape.patch()) {
+    : plan_(plan),
+      kernels_(kernels),
+      patch_(plan.shape.patch()),
+      places_(plan.positions.size()) {
   // The last column of a convolution group may be narrower, with taller micro-tiles.
   const int64_t rows = std::lcm(micro_tile(plan.columns.front()).rows,
                                 micro_tile(plan.columns.back()).rows);
-  task_rows_ = choose_task_rows(rows, patch_, plan.columns.size(), threads);
+  const int64_t most = plan.short_runs ? tuning::kShortTileRows : tuning::kTileRows;
+  task_rows_ =
+      choose_task_rows(rows * places_, most, patch_, plan.columns.size(), threads);
   tasks_per_column_ = ceil_div(patch_, task_rows_);
   if (plan.carries)
     carry_ = new_floats(tasks_per_column_ * task_rows_ * plan.packed_lanes);
@@ -61,8 +69,8 @@ float* Tiles::carry_of(const Tile& tile) const {
 void Tiles::run(const Pass& pass, int64_t task) const {
   const Tile tile = tile_of(task);
   const int64_t floats = task_rows_ * width(tile.column);
-  alignas(64) float sum[tuning::kTileRows * tuning::kTileLanes];
-  alignas(64) float sum_sq[tuning::kTileRows * tuning::kTileLanes];
+  alignas(64) float sum[kTileFloats];
+  alignas(64) float sum_sq[kTileFloats];
   std::fill_n(sum, floats, 0.f);
   if (pass.sum_sq) std::fill_n(sum_sq, floats, 0.f);
   const int64_t all = pass.runs.size();
@@ -88,26 +96,35 @@ Tiles::Runs Tiles::cached_runs(const Pass& pass, int64_t first,
   return {first, last};
 }
 
+// Micro-tiles have rows of one place in the kernel: every row, or every places_-th.
 void Tiles::micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* sum,
                         float* sum_sq) const {
   constexpr int64_t kMostRows = 16;
   const ColumnOfTiles& c = tile.column;
   const MicroTileOf micro = micro_tile(c);
-  const Column operands{
-      pass.input + c.input_row * plan_.input_stride() * plan_.input_lanes,
-      pass.grad + c.grad_lane * plan_.most_positions, plan_.offset.data(),
-      pass.runs.data() + runs.first, runs.last - runs.first};
-  const int64_t size = micro.rows * width(c);
-  const int64_t parts = ceil_div(tile.rows(), micro.rows);
+  const float* const input =
+      pass.input + c.input_row * plan_.input_stride() * plan_.input_lanes;
+  const float* const grad = pass.grad + c.grad_lane * plan_.most_positions;
+  const int64_t parts = ceil_div(tile.rows(), micro.rows * places_) * places_;
   float* const carry = carry_of(tile);
   for (int64_t part = 0; part < parts; ++part) {
     if (runs.first == 0) prefetch(pass, tile, part, parts);
+    const int64_t place = part % places_;
+    const int64_t row = part / places_ * micro.rows * places_ + place;
     int64_t base[kMostRows];
     for (int64_t r = 0; r < micro.rows; ++r)  // past the end: repeats, left out by add
-      base[r] = plan_.base[std::min(tile.row + part * micro.rows + r, tile.end - 1)];
-    micro.run(operands, base, sum + part * size,
-              sum_sq ? sum_sq + part * size : nullptr,
-              carry ? carry + part * size : nullptr);
+      base[r] = plan_.base[std::min(tile.row + row + r * places_, tile.end - 1)];
+    const Positions& positions = plan_.positions[place];
+    const Column operands{input,
+                          grad,
+                          positions.position.data(),
+                          positions.offset.data(),
+                          pass.places_of[place].data() + runs.first,
+                          runs.last - runs.first,
+                          places_ * width(c)};
+    const int64_t at = row * width(c);
+    micro.run(operands, base, sum + at, sum_sq ? sum_sq + at : nullptr,
+              carry ? carry + at : nullptr);
   }
 }
 

@@ -12,9 +12,10 @@ namespace fisherprune {
 
 // What one pass over a block reads and where it adds.
 struct Pass {
-  const float* input;  // packed
-  const float* grad;   // packed
-  std::vector<Run> runs;
+  const float* input;                       // packed
+  const float* grad;                        // packed
+  std::vector<Run> runs;                    // of all positions
+  std::vector<std::vector<Run>> places_of;  // the same in the plan's lists of positions
   float* sum;
   float* sum_sq;  // null: only sum
 };
@@ -53,6 +54,7 @@ class Tiles {
   const Plan& plan_;
   const Microkernels& kernels_;
   int64_t patch_;
+  int64_t places_;  // rows of the patch that take the lists of positions in turns
   int64_t task_rows_;
   int64_t tasks_per_column_;
   Floats carry_;  // sums of unfinished groups, one float per weight; only where needed

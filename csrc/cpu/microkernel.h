@@ -8,27 +8,31 @@
 
 namespace fisherprune {
 
-// Consecutive positions of one group of samples, summed in registers. A group that is
-// cut into several runs waits in the carry tile.
+// Consecutive entries of the positions, of one group of samples, summed in registers. A
+// group that is cut into several runs waits in the carry tile.
 struct Run {
-  int32_t begin, end;  // positions of the block
-  float scale;         // 1 / |j|
-  bool continues;      // the carry holds what came before in this group
-  bool finishes;       // the group is complete: scale, square, add
+  int32_t begin, end;
+  float scale;     // 1 / |j|
+  bool continues;  // the carry holds what came before in this group
+  bool finishes;   // the group is complete: scale, square, add
 };
 
 // What all micro-tiles of one column share.
 struct Column {
-  const float* input;     // packed; a row of the patch and a position give an address
-  const float* grad;      // packed, [positions][lanes]
-  const int32_t* offset;  // of each position, into input
+  const float* input;  // packed; a row of the patch and a position give an address
+  const float* grad;   // packed, [positions][lanes]
+  // The positions to multiply at, in the order of the runs: which of the gradient's
+  // (read for short runs, elsewhere all), and where in the input.
+  const int32_t* position;
+  const int32_t* offset;
   const Run* runs;
   int64_t run_count;
+  int64_t row_stride;  // floats from one row of a tile of moments to the next
 };
 
 // Multiplies R rows of the patch, whose addresses are input + base[r] + offset[t], by
 // all lanes, run by run: G = scale * sum_t input * grad, sum += G, sum_sq += G * G on
-// tiles of [R][lanes]. Without a sum_sq (null) only sums.
+// R rows of lanes. Without a sum_sq (null) only sums. The carry is [R][lanes].
 using MicroTile = void (*)(const Column&, const int64_t* base, float* sum,
                            float* sum_sq, float* carry);
 
@@ -47,7 +51,7 @@ struct Microkernels {
   int max_vectors;           // vectors of one micro-tile
   MicroTileOf broadcast[5];  // by the number of vectors, 1 to max_vectors
   MicroTileOf depthwise;     // one vector, Operand::lanes
-  // For runs that are whole groups of few positions, with squares: no carry.
+  // For runs that are whole groups of few positions, listed, with squares: no carry.
   int short_vectors;          // of one micro-tile; 0 where the registers are too few
   MicroTileOf short_runs[3];  // by the number of vectors, 1 to short_vectors
   // to[c * to_stride + r] = from[r * from_stride + c]

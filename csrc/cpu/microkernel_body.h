@@ -35,8 +35,8 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void multiply_add(const float* a, const Ve
   for (int v = 0; v < V; ++v) acc[v] += x * d[v];
 }
 
-// acc = sum over the positions [begin, end)
-template <int R, int V, bool kOwn>
+// acc = sum over a run of listed positions, or of all
+template <int R, int V, bool kOwn, bool kListed>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_run(const Column& column,
                                                    const float* const* a,
                                                    const Run& run, Vec* acc) {
@@ -44,6 +44,8 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_run(const Column& column,
   for (int i = 0; i < R * V; ++i) acc[i] = Vec{};
   const float* grad = column.grad + int64_t{run.begin} * (V * kLanes);
   for (int64_t t = run.begin; t < run.end; ++t, grad += V * kLanes) {
+    if constexpr (kListed)
+      grad = column.grad + int64_t{column.position[t]} * (V * kLanes);
     const int64_t at = column.offset[t];
     Vec d[V];
     FISHERPRUNE_UNROLL
@@ -60,10 +62,18 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void scale(const Run& run, Vec* acc, int n
   for (int i = 0; i < n; ++i) acc[i] *= run.scale;
 }
 
-// Where the R * V = n sums of a run go: into the carry, or squared into the moments.
-FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc, int n,
-                                                   float* sum, float* sum_sq,
-                                                   float* carry) {
+// Where vector i of a micro-tile lies in a tile of moments.
+template <int V>
+FISHERPRUNE_INLINE int64_t place(int i, int64_t row_stride) {
+  return i / V * row_stride + i % V * kLanes;
+}
+
+// Where the sums of a run go: into the carry, or squared into the moments.
+template <int R, int V>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc,
+                                                   int64_t row_stride, float* sum,
+                                                   float* sum_sq, float* carry) {
+  constexpr int n = R * V;
   if (run.continues) {
     FISHERPRUNE_UNROLL
     for (int i = 0; i < n; ++i) acc[i] += load(carry + i * kLanes);
@@ -75,11 +85,16 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc, int
   }
   scale(run, acc, n);
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < n; ++i) store(sum + i * kLanes, load(sum + i * kLanes) + acc[i]);
+  for (int i = 0; i < n; ++i) {
+    float* const at = sum + place<V>(i, row_stride);
+    store(at, load(at) + acc[i]);
+  }
   if (sum_sq == nullptr) return;
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < n; ++i)
-    store(sum_sq + i * kLanes, load(sum_sq + i * kLanes) + acc[i] * acc[i]);
+  for (int i = 0; i < n; ++i) {
+    float* const at = sum_sq + place<V>(i, row_stride);
+    store(at, load(at) + acc[i] * acc[i]);
+  }
 }
 
 template <int R, int V, bool kOwn>
@@ -90,8 +105,8 @@ FISHERPRUNE_TARGET void micro_tile(const Column& column, const int64_t* base,
   for (int64_t i = 0; i < column.run_count; ++i) {
     const Run& run = column.runs[i];
     Vec acc[R * V];
-    sum_run<R, V, kOwn>(column, a, run, acc);
-    end_run(run, acc, R * V, sum, sum_sq, carry);
+    sum_run<R, V, kOwn, false>(column, a, run, acc);
+    end_run<R, V>(run, acc, column.row_stride, sum, sum_sq, carry);
   }
 }
 
@@ -105,21 +120,23 @@ FISHERPRUNE_TARGET void short_micro_tile(const Column& column, const int64_t* ba
   for (int r = 0; r < R; ++r) a[r] = column.input + base[r];
   Vec first[R * V], second[R * V];
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < R * V; ++i) first[i] = load(sum + i * kLanes);
+  for (int i = 0; i < R * V; ++i) first[i] = load(sum + place<V>(i, column.row_stride));
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < R * V; ++i) second[i] = load(sum_sq + i * kLanes);
+  for (int i = 0; i < R * V; ++i)
+    second[i] = load(sum_sq + place<V>(i, column.row_stride));
   for (int64_t i = 0; i < column.run_count; ++i) {
     const Run& run = column.runs[i];
     Vec acc[R * V];
-    sum_run<R, V, false>(column, a, run, acc);
+    sum_run<R, V, false, true>(column, a, run, acc);
     scale(run, acc, R * V);
     FISHERPRUNE_UNROLL
     for (int j = 0; j < R * V; ++j) first[j] += acc[j], second[j] += acc[j] * acc[j];
   }
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < R * V; ++i) store(sum + i * kLanes, first[i]);
+  for (int i = 0; i < R * V; ++i) store(sum + place<V>(i, column.row_stride), first[i]);
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < R * V; ++i) store(sum_sq + i * kLanes, second[i]);
+  for (int i = 0; i < R * V; ++i)
+    store(sum_sq + place<V>(i, column.row_stride), second[i]);
 }
 
 // The first and the second half of a, b, a, b, ... taken in turns.
@@ -178,7 +195,23 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose_full(const float* from,
   }
 }
 
-// Squares by vectors, what is left over one by one.
+// Fewer rows than a square has.
+template <bool kAdd>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose_rows(const float* from,
+                                                          int64_t from_stride,
+                                                          int64_t rows, float* to,
+                                                          int64_t to_stride) {
+  Vec x[kLanes];
+  for (int i = 0; i < kLanes; ++i)
+    x[i] = i < rows ? load(from + i * from_stride) : Vec{};
+  transpose_square(x);
+  for (int i = 0; i < kLanes; ++i) {
+    float* const row = to + i * to_stride;
+    for (int64_t j = 0; j < rows; ++j) row[j] = kAdd ? row[j] + x[i][j] : x[i][j];
+  }
+}
+
+// Squares by vectors, what is left over of columns one by one.
 template <bool kAdd>
 FISHERPRUNE_TARGET void transpose_any(const float* from, int64_t from_stride,
                                       int64_t rows, int64_t cols, float* to,
@@ -189,8 +222,11 @@ FISHERPRUNE_TARGET void transpose_any(const float* from, int64_t from_stride,
       float* target = to + c * to_stride + r;
       const int64_t m = rows - r < kLanes ? rows - r : kLanes;
       const int64_t n = cols - c < kLanes ? cols - c : kLanes;
-      if (m == kLanes && n == kLanes) {
-        transpose_full<kAdd>(source, from_stride, target, to_stride);
+      if (n == kLanes) {
+        if (m == kLanes)
+          transpose_full<kAdd>(source, from_stride, target, to_stride);
+        else
+          transpose_rows<kAdd>(source, from_stride, m, target, to_stride);
         continue;
       }
       for (int64_t j = 0; j < n; ++j)

@@ -22,6 +22,16 @@ constexpr int64_t kGradBytes = 1 << 20;
 constexpr int64_t kShortRunPositions = 32;
 constexpr int64_t kShortGradBytes = 16 << 10;
 
+// The tile of such groups: 144 x 32 floats, twice 18 KiB. More rows than that of
+// others, because adding it up is a large part of the work: they make whole cache lines
+// of the accumulators, and whole micro-tiles for each of the 9 places of a 3x3 kernel.
+constexpr int64_t kShortTileRows = 144;
+constexpr int64_t kShortTileLanes = 32;
+
+// Places of a kernel up to which their rows of the patch may be multiplied apart, each
+// where it is over the image: a tile then has micro-tiles of all places.
+constexpr int64_t kMostPlaces = 9;
+
 // A block is what is packed at a time. Small ones stay near the processor, the more so
 // where a patch of one tile reads them only once; but the accumulators are read and
 // written once for each block, which so many positions of multiplications outweigh. The
