@@ -3,7 +3,8 @@
 ``python -m benchmarks.end_to_end`` times every way on one batch of CIFAR-sized random
 images per network, verified against a float64 loop over the images; then ours and plain
 passes over several batches, which is what a scoring pass is, for networks, batch and
-image sizes; then the peak memory. Times are milliseconds per image.
+image sizes (with BackPACK for VGG19); then the peak memory. Times are milliseconds per
+image.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fisherprune import models
 
 TOLERANCE = 5e-2
 PASS = 4  # batches in a pass
+WITH_BACKPACK = [("vgg19", 16, 32)]  # network, batch, image
 PEERS = {
     "fisherprune": peers.fisherprune,
     "forward + backward": peers.plain,
@@ -61,13 +63,17 @@ def competitors(chosen, model, x, y) -> dict[str, Callable[[], peers.Moments]]:
 
 
 def checker(model, x, y):
-    """Compare with a float64 loop over the images.
+    """Compare with a float64 loop over the images."""
+    return agreement(peers.one_image_loop(copy.deepcopy(model).double(), x.double(), y))
+
+
+def agreement(truth: peers.Moments):
+    """Compare with moments that were found another way.
 
     A ReLU or max-pool whose input rounds to the other side changes a gradient by far
     more than rounding does, in any float32 autograd (up to 1e-2 of the norm is seen):
     hence the tolerance. ``benchmarks.moments`` holds the kernel alone to 1e-5.
     """
-    truth = peers.one_image_loop(copy.deepcopy(model).double(), x.double(), y)
 
     def check(name: str, result: peers.Moments) -> None:
         for parameter, (mean, fisher) in truth.items():
@@ -89,17 +95,29 @@ def compare(name, batch, device, rounds) -> list[dict]:
 
 
 def compare_passes(name, batch, size, device, rounds) -> list[dict]:
-    """Race ours and plain over a pass of several batches."""
+    """Race ours, plain and at one place BackPACK over a pass of several batches."""
     model, data = network(name, device), images(batch * PASS, size, device)
     batches = list(zip(*(part.split(batch) for part in data), strict=True))
     check = checker(model, *batches[0])
     check("fisherprune", peers.fisherprune(model, *batches[0]))
+    ours = partial(peers.fisherprune_pass, model, batches)
     calls = {
-        "fisherprune": partial(peers.fisherprune_pass, model, batches),
+        "fisherprune": ours,
         "forward + backward": partial(peers.plain_pass, model, batches),
     }
-    times = race(calls, lambda *_: None, device=device, rounds=rounds)
+    if (name, batch, size) in WITH_BACKPACK:
+        calls |= backpack_pass(model, batches)
+    times = race(calls, agreement(ours()), device=device, rounds=rounds)
     return rows_of(name, batch, size, PASS, times)
+
+
+def backpack_pass(model, batches) -> dict[str, Callable[[], peers.Moments]]:
+    """Bind BackPACK to several batches, if it is installed."""
+    try:
+        return {"BackPACK": partial(peers.Backpack(model).over, batches)}
+    except ImportError as error:
+        print(f"without BackPACK: {error}")
+        return {}
 
 
 def rows_of(name, batch, size, batches, times) -> list[dict]:

@@ -84,14 +84,23 @@ class Backpack:
 
     def __call__(self, model: nn.Module, x, y) -> Moments:
         """Run on the extended copy of the model."""
-        self.model.zero_grad(set_to_none=True)
-        with self.pass_through(self.extension()):
-            self.loss(self.model(x), y).backward()
+        return self.over([(x, y)])
+
+    def over(self, batches) -> Moments:
+        """Run over several batches and add up."""
         named = fp.prunable_parameters(self.model)
-        return {
-            name: (p.grad / len(x), p.sum_grad_squared / len(x))
-            for name, p in named.items()
-        }
+        self.model.zero_grad(set_to_none=True)
+        squares: dict[str, torch.Tensor] = {}
+        for x, y in batches:
+            with self.pass_through(self.extension()):
+                self.loss(self.model(x), y).backward()
+            for name, p in named.items():
+                if name in squares:
+                    squares[name] += p.sum_grad_squared
+                else:
+                    squares[name] = p.sum_grad_squared
+        n = sum(len(x) for x, _ in batches)
+        return {name: (p.grad / n, squares[name] / n) for name, p in named.items()}
 
 
 class Opacus:

@@ -60,6 +60,14 @@ class Moments:
         self.sum, self.sum_sq = sum, sum_sq
         self.open: Tensor | None = None
 
+    @classmethod
+    def like(cls, parameter: Tensor) -> Moments:
+        """Return zeros of the parameter's shape, dtype and device, contiguous."""
+        sum = torch.zeros_like(
+            parameter, memory_format=torch.contiguous_format, requires_grad=False
+        )
+        return cls(sum, torch.zeros_like(sum))
+
     def add(self, contribution: Contribution, parts: Parts) -> None:
         """Add one batch's per-sample gradients."""
         self._add_open(contribution, parts.head)

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fisherprune import memory
 from fisherprune.accumulators import Groups, Moments
 from fisherprune.errors import FisherpruneError
 from fisherprune.guards import (
@@ -90,8 +89,7 @@ def gradient_moments(
     parameters = checked_parameters(model, parameters)
     model = eager(model)
     groups = Groups(checked_group_size(group_size))
-    sums, squares = memory.zeros_like(parameters), memory.zeros_like(parameters)
-    moments = {name: Moments(sums[name], squares[name]) for name in parameters}
+    moments = {name: Moments.like(p) for name, p in parameters.items()}
     with evaluating(model):
         for inputs, labels in checked_batches(batches, device_of(parameters)):
             first = groups.samples == 0
