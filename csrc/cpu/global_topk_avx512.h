@@ -52,15 +52,22 @@ FISHERPRUNE_AVX512 inline void write_mask(uint64_t bits, int64_t count, uint8_t*
 
 inline void publish_stream() { _mm_sfence(); }
 
-// Writes the keys whose bits are set.
-FISHERPRUNE_AVX512 inline void gather(const uint32_t* key, uint64_t inside,
-                                      uint32_t* found) {
+// Writes the keys whose bits are set, mostly one or two, and returns how many they are.
+FISHERPRUNE_AVX512 inline int32_t gather(const uint32_t* key, uint64_t inside,
+                                         uint32_t* found) {
+  const int32_t count = __builtin_popcountll(inside);
+  if (count <= 2) {
+    found[0] = key[__builtin_ctzll(inside)];
+    found[1] = key[63 - __builtin_clzll(inside)];
+    return count;
+  }
   for (int part = 0; part < 64; part += 16) {
     const auto some = static_cast<__mmask16>(inside >> part);
     const __m512i x = _mm512_loadu_si512(key + part);
     _mm512_storeu_si512(found + __builtin_popcountll(_bzhi_u64(inside, part)),
                         _mm512_maskz_compress_epi32(some, x));
   }
+  return count;
 }
 
 // 64 keys at a time. Every word is put on the list of those with candidates, and
@@ -88,10 +95,9 @@ FISHERPRUNE_AVX512 inline BlockCounts split_avx512(const Block& block, Bracket b
   int64_t j = 0;
   for (; j + 64 <= block.size; j += 64) take(j, 64);
   if (j < block.size) take(j, block.size - j);
-  for (int32_t w = 0; w < counts.words; ++w) {
-    gather(block.key + words[w].at - block.at, words[w].inside, found + counts.inside);
-    counts.inside += __builtin_popcountll(words[w].inside);
-  }
+  for (int32_t w = 0; w < counts.words; ++w)
+    counts.inside += gather(block.key + words[w].at - block.at, words[w].inside,
+                            found + counts.inside);
   return counts;
 }
 

@@ -198,9 +198,11 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
   std::vector<int64_t> nonfinite;
   for (Query& q : queries) q.known.inside = task.total;
   do {
-    for (Query& q : queries)
+    for_each(task.parallel, queries.size(), [&](int64_t i) {
+      Query& q = queries[i];
       if (!q.done && !q.fixed)
         q.next = propose(sample, q.known, q.keep, task.most_candidates());
+    });
     const Queries crowded = those(queries, &Query::counts);
     if (!crowded.empty()) count_pass(task, crowded);
     const Queries ready = those(queries, &Query::collects);
