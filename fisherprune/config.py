@@ -28,6 +28,19 @@ NOTHING_PRUNED = {
     "reinitialize": False,
 }
 """Values of the fields that say how masks are made, where none are made."""
+MASK_FIELDS = (
+    "scope",
+    "densities",
+    "skip",
+    "invert_scores",
+    "shuffle_masks",
+    "reinitialize",
+    "group_size",
+    "bn_warmup",
+    "score_samples",
+    "score_batch_size",
+)
+"""Fields beside ``sparsity`` without a meaning for a run that prunes nothing."""
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 
 

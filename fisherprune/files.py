@@ -1,12 +1,15 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and read with what is wrong with them said."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fisherprune.errors import FisherpruneError
 
 
 @contextmanager
@@ -68,3 +71,24 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_json(path: Path) -> dict:
+    """Read a file that must hold a JSON object.
+
+    Raises:
+        FisherpruneError: where it can't be read, is cut off or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FisherpruneError(f"{path}: can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FisherpruneError(
+            f"{path}: is no JSON: truncated, or not written by fisherprune ({error})"
+        ) from None
+    if not isinstance(content, dict):
+        shown = repr(content)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        raise FisherpruneError(f"{path}: must be a JSON object, got {shown}")
+    return content

@@ -1,7 +1,10 @@
 """What all tests share."""
 
 import pytest
+import result_trees as trees
 import torch
+
+from fisherprune.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +22,36 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Return a run of one short epoch."""
+    return TrainConfig(
+        model="resnet20",
+        dataset="digits",
+        train_samples=65,
+        score_samples=20,
+        epochs=1,
+        device="cpu",
+        output_dir=str(tmp_path / "runs"),
+    )
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two methods, two sparsities; (snip, 0.98) has one seed; dense has two."""
+    accuracies = {}
+    numbers = torch.rand(100).tolist()
+    for method, sparsity, seeds in (
+        ("snip", 0.9, (0, 1, 2)),
+        ("fts", 0.9, (0, 1, 2)),
+        ("snip", 0.98, (1,)),
+        ("none", 0.0, (0, 1)),
+    ):
+        for seed in seeds:
+            best, last = numbers.pop(), numbers.pop()
+            fields = {"method": method, "sparsity": sparsity, "seed": seed}
+            trees.add_run(tmp_path, best, last, **fields)
+            accuracies[method, sparsity, seed] = best, last
+    return tmp_path, accuracies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import torch
 
 from fisherprune.config import TrainConfig
 from fisherprune.masks import Masks
+from fisherprune.report import Report, load
 
 LAYERS = {"conv1.weight": 27, "layer1.0.conv1.weight": 288, "layer2.0.conv1.weight": 90}
 PUBLISHED_METHODS = (
@@ -133,3 +135,13 @@ def add_unfinished(root, **fields):
     folder = new_folder(root, config)
     write(folder / "config.json", asdict(config))
     return folder
+
+
+def rows(text):
+    """Return the lines of a CSV file."""
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def made(folder):
+    """Return the report of a folder, nothing drawn."""
+    return Report.of(load.load([folder]))

@@ -29,12 +29,7 @@ method = ["none", "snip", "fts"]
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny layers: threads only wait for each other
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass
@@ -179,11 +174,11 @@ def damaged(change):
     [
         (
             lambda r: (r.folder / "results.json").write_text('{"form'),
-            "is damaged or cut",
+            "is no JSON: truncated",
         ),
         (
             lambda r: (r.folder / "results.json").write_text("[1]"),
-            "must hold a JSON obje",
+            "must be a JSON obje",
         ),
         (damaged(lambda c: c.pop("format")), "format must be 1, got None"),
         (damaged(lambda c: c["config"].update(seed=9)), "config must be that of run"),
@@ -227,7 +222,7 @@ def test_a_folder_of_another_run_is_not_touched(trained, batch, runs, capsys, te
     "text, message",
     [
         ('{"format": 2}', "format must be 1, got 2: these are results of another ver"),
-        ("results", "is damaged or cut off"),
+        ("results", "is no JSON: truncated"),
     ],
 )
 def test_results_of_another_version_are_left_alone(

@@ -13,12 +13,7 @@ from fisherprune.statistics_cache import StatisticsCache
 CODES = [code for code in fp.criteria() if code != "none"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny layers: threads only wait for each other
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 import fisherprune as fp
 from fisherprune import models, passes, train
 from fisherprune.baselines import shuffle_masks
-from fisherprune.config import TrainConfig
 from fisherprune.parts import load_parts
 from fisherprune.scoring import make_masks
 from fisherprune.statistics_cache import StatisticsCache
@@ -19,16 +18,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def small(tmp_path):
-    return TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=65,
-        score_samples=20,
-        epochs=0,
-        device="cpu",
-        output_dir=str(tmp_path / "runs"),
-    )
+def small(small):
+    return replace(small, epochs=0)
 
 
 def network(config):

@@ -27,19 +27,6 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def small(tmp_path):
-    return TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=65,
-        score_samples=20,
-        epochs=1,
-        device="cpu",
-        output_dir=str(tmp_path / "runs"),
-    )
-
-
 def rows(result):
     """Return metrics.csv without the wall times."""
     with (result.folder / "metrics.csv").open() as file:

@@ -24,19 +24,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def small(tmp_path):
-    return TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=65,
-        score_samples=20,
-        epochs=1,
-        device="cpu",
-        output_dir=str(tmp_path / "runs"),
-    )
-
-
 def rows(folder):
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))

@@ -15,7 +15,6 @@ import torch
 
 from fisherprune import runs, train
 from fisherprune.checkpoint import Checkpoint
-from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 
 SOURCE = Path(train.__file__).parents[1]
@@ -29,19 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def small(tmp_path):
-    return TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=65,
-        score_samples=20,
-        warmup_epochs=1,
-        epochs=3,
-        lr=0.05,
-        lr_drops=(2,),
-        device="cpu",
-        output_dir=str(tmp_path / "runs"),
-    )
+def small(small):
+    return replace(small, warmup_epochs=1, epochs=3, lr=0.05, lr_drops=(2,))
 
 
 def contents(folder):

@@ -13,6 +13,7 @@ from fisherprune.experiments.estimate import seconds_needed
 from fisherprune.experiments.execute import Outcome
 from fisherprune.experiments.plan import Plan
 from fisherprune.experiments.store import Run
+from fisherprune.files import read_json
 from fisherprune.summary import duration
 
 
@@ -118,7 +119,7 @@ class Batch:
     def _check_failure(self, run: Run) -> None:
         """Raise the error of a run that failed in another process since we began."""
         if store.failure(run) not in (None, self._failures[run.key]):
-            error = store.read_json(run.folder / store.ERROR).get("error")
+            error = read_json(run.folder / store.ERROR).get("error")
             raise FisherpruneError(f"{error} (in another process)")
 
     def _fits(self, run: Run) -> bool:

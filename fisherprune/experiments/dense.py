@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-MASK_FIELDS = (
-    "sparsity",
-    "scope",
-    "densities",
-    "skip",
-    "invert_scores",
-    "shuffle_masks",
-    "reinitialize",
-    "group_size",
-    "bn_warmup",
-    "score_samples",
-    "score_batch_size",
-)
-"""Fields of TrainConfig that mean nothing where nothing is pruned."""
+from fisherprune.config import MASK_FIELDS
 
 
 def collapsed(values: dict[str, object]) -> dict[str, object]:

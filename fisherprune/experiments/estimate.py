@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fisherprune.config import resolve_device
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments.store import Run, read_json
+from fisherprune.experiments.store import Run
+from fisherprune.files import read_json
 from fisherprune.runs import CHECKPOINT, METRICS, RESULTS, device_name
 
 ALIKE = ("model", "dataset", "image_size", "train_samples", "batch_size")

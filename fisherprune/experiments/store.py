@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
-from fisherprune.files import write_text
+from fisherprune.files import read_json, write_text
 from fisherprune.identity import identity
 from fisherprune.runs import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
 from fisherprune.runs import FORMAT as RUN_FORMAT
@@ -101,25 +101,6 @@ def make_folder(results: Path) -> None:
             f"{results}: results must go into a folder that can be written to: "
             f"{error.strerror}"
         ) from error
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        FisherpruneError: where it can't be read, or is cut off or something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FisherpruneError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FisherpruneError(
-            f"{path}: is damaged or cut off, it must be JSON: {error}"
-        ) from None
-    if not isinstance(content, dict):
-        raise FisherpruneError(f"{path}: must hold a JSON object, got {content!r}")
-    return content
 
 
 def read_results(run: Run) -> dict | None:

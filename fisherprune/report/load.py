@@ -14,7 +14,7 @@ from fisherprune.report.runfile import (
     as_config,
     check_format,
     read_epochs,
-    read_json,
+    read_fields,
     read_run,
 )
 
@@ -89,7 +89,7 @@ def _folders(root: Path, study: Study) -> Iterator[tuple[Path, str]]:
         yield root.parent, root.parent.resolve().name
         return
     if (root / MARKER).exists():
-        check_format(read_json(root / MARKER))
+        check_format(read_fields(root / MARKER))
 
     def unreadable(error: OSError) -> None:
         where = os.path.relpath(error.filename, root)
@@ -123,11 +123,11 @@ def _read(study: Study, folder: Path, name: str) -> None:
         if (metrics := folder / "metrics.csv").exists():
             study.runs[-1] = replace(study.runs[-1], epochs=read_epochs(metrics))
     elif (folder / "error.json").exists():
-        error = read_json(folder / "error.json")
+        error = read_fields(folder / "error.json")
         text = error.take("error", lambda v: isinstance(v, str), "text")
         study.failed.append(Remark(name, " ".join(text.split())))
     else:
-        config = as_config(read_json(folder / "config.json"))
+        config = as_config(read_fields(folder / "config.json"))
         study.unfinished.append(Remark(name, f"{config.epochs} epochs asked for"))
 
 

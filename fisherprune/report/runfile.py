@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
+from fisherprune.files import read_json
 from fisherprune.summary import FORMAT
 
 WEIGHTS = ("best", "last")
@@ -135,21 +135,9 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def read_json(path: Path) -> Fields:
-    """Read a file that must hold a JSON object.
-
-    Raises:
-        FisherpruneError: where it can't be read, is cut off or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FisherpruneError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FisherpruneError(
-            f"{path} is no JSON: truncated, or not written by fisherprune ({error})"
-        ) from None
-    return Fields(content, path)
+def read_fields(path: Path) -> Fields:
+    """Read a file that must hold a JSON object; see ``files.read_json``."""
+    return Fields(read_json(path), path)
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -165,7 +153,7 @@ def read_run(path: Path, name: str) -> Run:
     Raises:
         FisherpruneError: where the file is truncated, foreign or of another version.
     """
-    content = read_json(path)
+    content = read_fields(path)
     check_format(content)
     test, layers = content.take_fields("test"), content.take_fields("layers")
     seconds = content.take_fields("seconds")

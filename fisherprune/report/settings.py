@@ -7,25 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fisherprune.config import BATCH_SIZES, TrainConfig
+from fisherprune.config import BATCH_SIZES, MASK_FIELDS, TrainConfig
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.identity import distinct
 
 APART = ("method", "sparsity", "seed", "dataset", "model")
 """Fields with a place of their own in the report."""
-MASK_ONLY = (
-    "scope",
-    "densities",
-    "skip",
-    "invert_scores",
-    "shuffle_masks",
-    "reinitialize",
-    "group_size",
-    "bn_warmup",
-    "score_samples",
-    "score_batch_size",
-)
-"""Fields without a meaning for a run that prunes nothing."""
 
 Setting = Mapping[str, object]
 
@@ -45,7 +32,7 @@ def setting(config: TrainConfig) -> Setting:
 
 def training(fields: Setting) -> Setting:
     """Return the part of a setting that a dense run shares."""
-    return {k: v for k, v in fields.items() if k not in MASK_ONLY}
+    return {k: v for k, v in fields.items() if k not in MASK_FIELDS}
 
 
 def key(fields: Setting) -> str:

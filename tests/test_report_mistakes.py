@@ -1,0 +1,153 @@
+"""Broken results and wrong command lines: one line each, and what is whole stays."""
+
+import sys
+
+import pytest
+import result_trees as trees
+import torch
+from html_page import Page
+
+from fisherprune.config import TrainConfig
+from fisherprune.errors import FisherpruneError
+from fisherprune.masks import Masks
+from fisherprune.report import load, overlap
+from fisherprune.report.__main__ import main
+
+pytest.importorskip("matplotlib")
+
+
+def broken(change):
+    """Return a function that writes results.json with a change to its content."""
+
+    def write(path):
+        content = trees.result(TrainConfig(), 0.5)
+        change(content)
+        trees.write(path, content)
+
+    return write
+
+
+BROKEN = {
+    "is no JSON: truncated": lambda p: p.write_text(p.read_text()[:400]),
+    "is no JSON": lambda p: p.write_bytes(b"\xff\xfe\x00"),
+    "must be a JSON object, got [1]": lambda p: p.write_text("[1]"),
+    "format must be 1, got None": lambda p: p.write_text('{"a": 1}'),
+    "format must be 1, got 2": broken(lambda c: c.update(format=2)),
+    "format must be 1, got True": broken(lambda c: c.update(format=True)),
+    "test.last is missing": broken(lambda c: c["test"].pop("last")),
+    "test.best.accuracy must be a number in [0, 1], got 50": broken(
+        lambda c: c["test"]["best"].update(accuracy=50)
+    ),
+    "config.speed is no field": broken(lambda c: c["config"].update(speed=1)),
+    "config.sparsity must be float, got '0.9'": broken(
+        lambda c: c["config"].update(sparsity="0.9")
+    ),
+    "config: method must be one of": broken(lambda c: c["config"].update(method="x")),
+    "config: lr_drops": broken(lambda c: c["config"].update(lr_drops=[3, 2])),
+    "layers.conv1.weight must keep from 0 to all": broken(
+        lambda c: c["layers"]["conv1.weight"].update(kept=10**6)
+    ),
+    "seconds.data must be a finite number": broken(
+        lambda c: c["seconds"].update(data=float("nan"))
+    ),
+    "warnings must be a list, got 'x'": broken(lambda c: c.update(warnings="x")),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_broken_results(message, tmp_path, capsys):
+    good = trees.add_run(tmp_path, 0.5, seed=0)
+    bad = trees.add_run(tmp_path, 0.5, seed=1)
+    BROKEN[message](bad / "results.json")
+    for alone in (bad, bad / "results.json"):
+        with pytest.raises(FisherpruneError) as raised:
+            load.load([alone])
+        assert str(raised.value).startswith(f"{bad / 'results.json'}")
+        assert message in str(raised.value)
+    study = load.load([tmp_path])
+    assert [run.folder for run in study.runs] == [good]
+    (problem,) = study.problems
+    assert problem.name == f"runs/{bad.name}" and message in problem.text
+    assert str(tmp_path) not in problem.text
+
+
+def test_a_broken_file_alone_and_among_others(tmp_path, capsys):
+    trees.add_run(tmp_path, 0.5, seed=0)
+    bad = trees.add_run(tmp_path, 0.5, seed=1)
+    (bad / "results.json").write_text("{")
+    assert main([str(bad), "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"fisherprune.report: error: {bad / 'results.json'}: is no")
+    assert out == "" and err.count("\n") == 1 and not (bad / "report").exists()
+    assert main([str(tmp_path), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 finished, 1 broken files" in out
+    assert f"broken: runs/{bad.name}: results.json: is no JSON" in err
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    assert any(bad.name in text and "is no JSON" in text for text in page.texts)
+
+
+def test_broken_files_beside_a_result(tmp_path, capsys):
+    folders = [trees.add_run(tmp_path, 0.5, seed=s, method="fts") for s in (0, 1, 2)]
+    for seed in (0, 1, 2):
+        trees.add_run(tmp_path, 0.5, seed=seed, method="snip")
+    (folders[0] / "metrics.csv").write_text("phase,epoch,train_loss\ntrain,1\n")
+    (folders[1] / overlap.MASKS).write_bytes(b"nothing")
+    shapes = Masks({"conv1.weight": torch.ones(3, dtype=torch.bool)})
+    shapes.save(folders[2] / overlap.MASKS)
+    failed = trees.add_failed(tmp_path, "x", method="random")
+    (failed / "error.json").write_text("{}")
+    unfinished = trees.add_unfinished(tmp_path, method="random", seed=5)
+    (unfinished / "config.json").write_text('{"sparsity": "much"}')
+    assert main([str(tmp_path), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert "6 finished, 5 broken files" in out
+    for part in (
+        "metrics.csv is no table of epochs",
+        "masks.safetensors' can't be read",
+        "masks must be of the same parameters",
+        "error.json: error is missing",
+        "config.json: sparsity must be float, got 'much'",
+    ):
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda p: None, "no runs in "),
+        (lambda p: (p / "x.json").write_text("{}"), "no runs in "),
+        (lambda p: (p / load.MARKER).write_text('{"format": 2}'), "format must be 1"),
+        (lambda p: (p / load.MARKER).write_text("{"), f"{load.MARKER}: is no JSON"),
+    ],
+)
+def test_nothing_to_report(make, message, tmp_path, capsys):
+    make(tmp_path)
+    assert main([str(tmp_path), "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and str(tmp_path) in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["/nowhere"], "results must be a folder that exists, got /nowhere"),
+        (["/dev/null"], "results must be a folder or a results.json, got /dev/null"),
+        ([], "the following arguments are required: RESULTS"),
+        (["RESULTS", "--output", "/dev/null/x"], "output must be a folder that can be"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
+    trees.add_run(tmp_path, 0.5)
+    given = [str(tmp_path) if a == "RESULTS" else a for a in arguments]
+    assert main([*given, "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("fisherprune.report: error: ") and message in err
+    assert out == "" and err.count("\n") == 1
+
+
+def test_matplotlib_is_asked_for_by_name(tmp_path, monkeypatch, capsys):
+    trees.add_run(tmp_path, 0.5)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([str(tmp_path), "--quiet"]) == 2
+    assert 'python -m pip install "fisherprune[report]"' in capsys.readouterr().err
