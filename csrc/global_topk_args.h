@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -67,8 +68,24 @@ inline void check_threshold(const char* op, double threshold) {
   check(threshold == threshold, op, ": threshold must be a number, got NaN");
 }
 
+// Contiguous bools of the same shape, where `like` is. By the C interface itself: there
+// are as many masks as tensors and selections, and the dispatcher, which new_empty()
+// asks, would take longer than most of them.
 inline Tensor empty_mask(const Tensor& like) {
-  return torch::stable::new_empty(like, like.sizes(), ScalarType::Bool);
+  const auto sizes = like.sizes();
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
+    strides[d] = stride;
+  int32_t device = 0;
+  AtenTensorHandle mask = nullptr;
+  const bool made =
+      aoti_torch_get_device_type(like.get(), &device) == AOTI_TORCH_SUCCESS &&
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                               aoti_torch_dtype_bool(), device, like.get_device_index(),
+                               &mask) == AOTI_TORCH_SUCCESS;
+  check(made, "a mask of ", like.numel(), " bools could not be allocated");
+  return Tensor(mask);
 }
 
 }  // namespace fisherprune
