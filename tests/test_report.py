@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import result_trees as trees
-import torch
 from html_page import Page
 from result_trees import made, rows
 
@@ -170,20 +169,9 @@ def test_cached_statistics_count_what_they_cost(tmp_path):
         assert (run.reused, run.mask_seconds) == (None, 2.5)
 
 
-def test_a_real_run_is_reported(tmp_path):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny layers: threads only wait for each other
-    config = TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=65,
-        score_samples=20,
-        epochs=1,
-        device="cpu",
-        output_dir=str(tmp_path / "runs"),
-    )
-    results = [train.run(replace(config, seed=s), quiet=True) for s in (0, 1)]
-    torch.set_num_threads(before)
+@pytest.mark.usefixtures("one_thread")
+def test_a_real_run_is_reported(small, tmp_path):
+    results = [train.run(replace(small, seed=s), quiet=True) for s in (0, 1)]
     command = [sys.executable, "-m", "fisherprune.report", str(tmp_path)]
     source = Path(report.__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=source)
@@ -196,4 +184,4 @@ def test_a_real_run_is_reported(tmp_path):
         assert float(row["test_last_loss"]) == result.last.loss
         assert int(row["kept"]) == result.kept
         assert float(row["seconds_scoring"]) == result.seconds["scoring"]
-    assert asdict(load.load([tmp_path]).runs[0].config) == asdict(config)
+    assert asdict(load.load([tmp_path]).runs[0].config) == asdict(small)

@@ -28,8 +28,8 @@ struct ColumnOfTiles {
   int64_t grad_lane;  // lanes of the columns before it
 };
 
-// Positions of a block at which some rows of the patch are multiplied, all or those
-// that read the image and not its padding, in order.
+// Positions of a block at which some rows of the patch are multiplied, in order: all,
+// or those that read the image and not its padding.
 struct Positions {
   std::vector<int32_t> position, offset;  // in the packed gradient and input
   // The same runs of positions as places in these lists.
@@ -64,8 +64,8 @@ struct Plan {
 
   std::vector<ColumnOfTiles> columns;
   std::vector<int64_t> base;  // of each row of the patch, in the packed input
-  // One for each place in the kernel, which rows of the patch take in turns, where
-  // enough of what small images have around them is left out; or one for all.
+  // One for each place in the kernel, which rows of the patch take in turns, for small
+  // images that have padding; otherwise one for all.
   std::vector<Positions> positions;
 
   int64_t rows_of(int64_t unit) const;      // output rows of this unit
