@@ -52,14 +52,20 @@ def competitors(chosen, model, x, y) -> dict[str, Callable[[], peers.Moments]]:
     """Bind the peers to a batch; those that are not installed are left out, aloud."""
     calls = {}
     for name in chosen:
-        peer = PEERS[name]
-        try:
-            peer = peer(model) if isinstance(peer, type) else peer
-        except ImportError as error:
-            print(f"without {name}: {error}")
-            continue
-        calls[name] = partial(peer, model, x, y)
+        peer = ready(name, model)
+        if peer is not None:
+            calls[name] = partial(peer, model, x, y)
     return calls
+
+
+def ready(name: str, model):
+    """Return a peer that has what it needs of the model; None if not installed."""
+    peer = PEERS[name]
+    try:
+        return peer(model) if isinstance(peer, type) else peer
+    except ImportError as error:
+        print(f"without {name}: {error}")
+        return None
 
 
 def checker(model, x, y):
@@ -106,18 +112,10 @@ def compare_passes(name, batch, size, device, rounds) -> list[dict]:
         "forward + backward": partial(peers.plain_pass, model, batches),
     }
     if (name, batch, size) in WITH_BACKPACK:
-        calls |= backpack_pass(model, batches)
+        backpack = ready("BackPACK", model)
+        calls |= {"BackPACK": partial(backpack.over, batches)} if backpack else {}
     times = race(calls, agreement(ours()), device=device, rounds=rounds)
     return rows_of(name, batch, size, PASS, times)
-
-
-def backpack_pass(model, batches) -> dict[str, Callable[[], peers.Moments]]:
-    """Bind BackPACK to several batches, if it is installed."""
-    try:
-        return {"BackPACK": partial(peers.Backpack(model).over, batches)}
-    except ImportError as error:
-        print(f"without BackPACK: {error}")
-        return {}
 
 
 def rows_of(name, batch, size, batches, times) -> list[dict]:

@@ -18,6 +18,7 @@ using torch::stable::Tensor;
 
 // Contiguous float32 scores and the tensors that keep them alive.
 struct ScoreList {
+  const char* op;  // for messages
   std::vector<Tensor> tensors;
   std::vector<Scores> scores;
   int64_t total = 0;
@@ -25,7 +26,7 @@ struct ScoreList {
 
 inline ScoreList score_list(const char* op, const std::vector<Tensor>& tensors) {
   check(!tensors.empty(), op, ": scores must hold at least one tensor");
-  ScoreList list;
+  ScoreList list{op, {}, {}, 0};
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
     check(t.scalar_type() == ScalarType::Float, op, ": scores[", i,
@@ -71,7 +72,7 @@ inline void check_threshold(const char* op, double threshold) {
 // Contiguous bools of the same shape, where `like` is. By the C interface itself: there
 // are as many masks as tensors and selections, and the dispatcher, which new_empty()
 // asks, would take longer than most of them.
-inline Tensor empty_mask(const Tensor& like) {
+inline Tensor empty_mask(const char* op, const Tensor& like) {
   const auto sizes = like.sizes();
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
@@ -84,7 +85,7 @@ inline Tensor empty_mask(const Tensor& like) {
       aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
                                aoti_torch_dtype_bool(), device, like.get_device_index(),
                                &mask) == AOTI_TORCH_SUCCESS;
-  check(made, "a mask of ", like.numel(), " bools could not be allocated");
+  check(made, op, ": a mask of ", like.numel(), " bools could not be allocated");
   return Tensor(mask);
 }
 

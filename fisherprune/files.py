@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 
 
 @contextmanager
@@ -88,7 +88,5 @@ def read_json(path: Path) -> dict:
             f"{path}: is no JSON: truncated, or not written by fisherprune ({error})"
         ) from None
     if not isinstance(content, dict):
-        shown = repr(content)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        raise FisherpruneError(f"{path}: must be a JSON object, got {shown}")
+        raise FisherpruneError(f"{path}: must be a JSON object, got {shown(content)}")
     return content

@@ -23,7 +23,7 @@ void in_parallel(int64_t count, const topk::Body& body) {
 
 Task task_of(const ScoreList& list) { return Task(list.scores, in_parallel); }
 
-// The first touch of fresh memory in pages of 4 KB takes as long as the selection.
+// The first touch of fresh memory in pages of 4 KB is a large part of a call.
 // Linux gives pages of 2 MB to those who ask; each is touched by one thread first,
 // where all that meet in one would wait.
 void ask_for_huge_pages(const std::vector<Tensor>& masks) {
@@ -46,7 +46,7 @@ void ask_for_huge_pages(const std::vector<Tensor>& masks) {
 
 std::vector<Tensor> empty_masks(const ScoreList& list) {
   std::vector<Tensor> masks;
-  for (const Tensor& t : list.tensors) masks.push_back(empty_mask(t));
+  for (const Tensor& t : list.tensors) masks.push_back(empty_mask(list.op, t));
   ask_for_huge_pages(masks);
   return masks;
 }

@@ -20,7 +20,7 @@ Tensor zeroed(const Tensor& like, int64_t words) {
 int64_t* words_of(const Tensor& t) { return static_cast<int64_t*>(t.data_ptr()); }
 
 void add_masks(const ScoreList& list, std::vector<Tensor>& masks) {
-  for (const Tensor& t : list.tensors) masks.push_back(empty_mask(t));
+  for (const Tensor& t : list.tensors) masks.push_back(empty_mask(list.op, t));
 }
 
 std::vector<bool*> pointers(const std::vector<Tensor>& masks, size_t first) {

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fisherprune.config import TrainConfig
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import read_json
 from fisherprune.summary import FORMAT
 
@@ -85,7 +85,7 @@ class Fields:
         if not isinstance(content, dict):
             what = f"{place} " if place else ""
             raise FisherpruneError(
-                f"{path}: {what}must be a JSON object, got {_shown(content)}"
+                f"{path}: {what}must be a JSON object, got {shown(content)}"
             )
         self.content = content
 
@@ -97,7 +97,7 @@ class Fields:
         value = self.content[key]
         if not fits(value):
             raise FisherpruneError(
-                f"{self.path}: {place} must be {wanted}, got {_shown(value)}"
+                f"{self.path}: {place} must be {wanted}, got {shown(value)}"
             )
         return value
 
@@ -128,11 +128,6 @@ class Fields:
 
 def _is(kind, value: object) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_fields(path: Path) -> Fields:
@@ -178,7 +173,7 @@ def check_format(content: Fields) -> None:
     number = content.content.get("format")
     if not _is(int, number) or number != FORMAT:
         raise FisherpruneError(
-            f"{content.path}: format must be {FORMAT}, got {_shown(number)}: not "
+            f"{content.path}: format must be {FORMAT}, got {shown(number)}: not "
             "written by this version of fisherprune"
         )
 
