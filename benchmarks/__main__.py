@@ -1,10 +1,15 @@
-"""``python -m benchmarks``: every benchmark, one after the other, then the targets."""
+"""``python -m benchmarks``: every benchmark, one after the other, then the targets.
+
+Each is a process of its own, so that none finds the memory as another left it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
-from benchmarks import end_to_end, moments, targets, topk, training
+from benchmarks import targets
 
 
 def main() -> None:
@@ -14,9 +19,11 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw PNGs as well")
     options = parser.parse_args()
     arguments = ["--rounds", str(options.rounds)] + ["--plot"] * options.plot
-    for benchmark in (topk, moments, end_to_end, training):
-        print(f"\n# {benchmark.__name__}\n")
-        benchmark.main(arguments)
+    for name in ("topk", "moments", "end_to_end", "training"):
+        print(f"\n# benchmarks.{name}\n", flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+        if status := subprocess.run(command, check=False).returncode:
+            raise SystemExit(status)
     print("\n# targets\n")
     targets.main()
 

@@ -190,6 +190,24 @@ def race(
     return {name: Timing(tuple(s)) for name, s in samples.items()}
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, for its next allocations (glibc only).
+
+    A call of a few milliseconds that returns megabytes takes several times as long
+    where the system must hand out new pages first, and glibc gives pages back or keeps
+    them by what happens to lie above them: one competitor pays, its neighbour does not.
+    """
+    trim_threshold, mmap_max = -1, -4  # of mallopt(3)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
+
+
+def give_back_memory() -> None:
+    """Return all freed memory of this process to the system (glibc only)."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def ratios(times: Mapping[str, Timing], ours: str) -> dict[str, float]:
     """Return how many times longer than ``ours`` each competitor takes, by medians."""
     return {name: t.median / times[ours].median for name, t in times.items()}
@@ -249,7 +267,7 @@ def peak_extra_bytes(
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    ctypes.CDLL(None).malloc_trim(0)  # or the call reuses what was freed before
+    give_back_memory()  # or the call reuses what was freed before
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     call()

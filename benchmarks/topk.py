@@ -5,11 +5,15 @@ Peers, each verified against the exact masks before it is timed: concatenate, se
 masks. The scores have no ties, so that a comparison with the k-th value, which keeps
 too many where there are ties, is right here.
 
+On the CPU all are timed in memory that the process already has; what new memory adds is
+a row of its own.
+
     python -m benchmarks.topk [--output PATH] [--rounds N] [--max-scores N] [--plot]
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import ceilings, peak_extra_bytes, race, ratios, verify
+from benchmarks.harness import (
+    Timing,
+    ceilings,
+    give_back_memory,
+    keep_freed_memory,
+    peak_extra_bytes,
+    race,
+    ratios,
+    verify,
+)
 from benchmarks.record import arguments, finish
 from fisherprune import ops, select_masks
 from fisherprune.threshold import keep_count
@@ -167,6 +180,25 @@ def several_sparsities(
     ]
 
 
+def in_new_memory(device: str, rounds: int, limits: dict[str, float]) -> list[dict]:
+    """Time one sparsity where the masks' pages must come from the system."""
+    scores = make_scores(None, device)
+    k = keep_count(sum(SIZES), 0.9)
+    checker(scores, [k])("global_topk", ops.global_topk(scores, [k])[0])
+    samples = []
+    for _ in range(rounds):
+        give_back_memory()
+        start = time.perf_counter()
+        ops.global_topk(scores, [k])
+        samples.append((time.perf_counter() - start) * 1e3)
+    times = Timing(tuple(samples))
+    return [
+        {"case": "new memory", "scores": sum(SIZES), "what": "global_topk, new memory"}
+        | times.row()
+        | reads(times.median, scores, limits)
+    ]
+
+
 def scaling(
     device: str, rounds: int, limits: dict[str, float], most: int
 ) -> list[dict]:
@@ -229,9 +261,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="largest size of the scaling",
     )
     args = parser.parse_args(argv)
+    on_cpu = torch.device(args.device).type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
     limits = ceilings(args.device)
     rows = against_peers(args.device, args.rounds, limits)
     rows += several_sparsities(args.device, args.rounds, limits)
+    if on_cpu:
+        rows += in_new_memory(args.device, args.rounds, limits)
     rows += scaling(args.device, args.rounds, limits, args.max_scores)
     path = finish("topk", rows, limits, args.device, args.output)
     if args.plot:

@@ -3,85 +3,128 @@
 // A sorted sample brackets the k-th largest key so narrowly that about one entry in a
 // hundred lies inside. One pass over the scores writes the masks of all that is above
 // the bracket, and collects the entries inside; the k-th largest of those is the
-// threshold, and their words of the masks are put right. So the scores are read once
-// and the masks written once. A bracket that missed is moved, one that is too crowded
-// to collect is narrowed by a histogram, until the k-th largest is among the collected,
-// or alone in its bracket: then only the chunks that keep ties are read once more.
+// threshold, and the masks of those above it are put right. So the scores are read once
+// and the masks written once. Several queries share the pass, and most of its work: the
+// keys become bytes once, each query compares bytes. A bracket that missed is moved,
+// one that is too crowded to collect is narrowed by a histogram, until the k-th largest
+// is among the collected, or alone in its bracket: then only the chunks that keep ties
+// are read once more.
 //
 // Threads take chunks of fixed size; ties are shared out over chunks in order, so
 // nothing depends on the number of threads.
 #pragma once
 
+#include "global_topk_coding.h"
 #include "global_topk_histogram.h"
 
 namespace fisherprune {
 namespace topk {
 
-// Writes the masks of all above the bracket in a block, appends what is inside where it
-// is to be collected.
-inline Counts split(const Block& block, const Query& q, bool collects, uint8_t* mask,
-                    Candidates& candidates) {
-  Word* const words = candidates.words.room(kBlock / 64);
-  uint32_t* const keys = candidates.keys.room(kBlock + kBeyond);
-  const Bracket bracket = q.next.bracket;
-  const BlockCounts counts = block_loops().split(block, bracket, mask, words, keys);
-  if (collects)
-    candidates.words.append(counts.words), candidates.keys.append(counts.inside);
-  else
-    block_loops().settle(words, counts.words, keys, bracket.high, 0,
-                         block.at + block.size, mask);
-  return {counts.above, counts.inside};
+// Appends the candidates of a block, mostly one or two of a word: these without a
+// branch, which would be mispredicted. Returns how many they are.
+inline int64_t append(const Block& block, const Inside& inside,
+                      Candidates& candidates) {
+  uint16_t* place = candidates.places.room(kBlock + 1);
+  uint32_t* key = candidates.keys.room(kBlock + 1);
+  const uint32_t* const first = key;
+  const auto put = [&](int i, int64_t j) {
+    place[i] = static_cast<uint16_t>(block.at + j);
+    key[i] = key_of(block.scores[j]);
+  };
+  for (int64_t w = 0; w < inside.count; ++w) {
+    const int64_t at = int64_t{64} * inside.listed[w];
+    uint64_t bits = inside.word[inside.listed[w]];
+    const uint64_t others = bits & (bits - 1);
+    int count = 1 + (others != 0);
+    put(0, at + __builtin_ctzll(bits));
+    put(1, at + 63 - __builtin_clzll(bits));
+    if (others & (others - 1))
+      for (count = 0; bits; bits &= bits - 1) put(count++, at + __builtin_ctzll(bits));
+    place += count, key += count;
+  }
+  candidates.places.append(key - first), candidates.keys.append(key - first);
+  return key - first;
 }
+
+inline int64_t count_of(const Inside& inside) {
+  int64_t count = 0;
+  for (int64_t w = 0; w < inside.count; ++w)
+    count += __builtin_popcountll(inside.word[inside.listed[w]]);
+  return count;
+}
+
+// One query in one chunk.
+struct Share {
+  Candidates& candidates;
+  bool collects;
+  uint8_t* mask;
+  Find find;
+
+  // Writes the mask of all above the range in a block, counts what is inside, collects
+  // it where that is wanted.
+  void take(const Block& block, CodeRange range) {
+    Inside inside;
+    find.counts.above += block_loops().split(block, range, mask + block.at, inside);
+    find.counts.inside +=
+        collects ? append(block, inside, candidates) : count_of(inside);
+  }
+};
 
 // A pass over the scores that collects the candidates of some queries.
 struct Collection {
   const Task& task;
-  const Queries& queries;
+  const std::vector<CodedQueries>& coded;
+  const Queries queries;                        // one coding's after the other's
   std::vector<std::atomic<int64_t>> collected;  // candidates of each query
 
-  Collection(const Task& t, const Queries& q)
-      : task(t), queries(q), collected(q.size()) {
-    for (auto& c : collected) c = 0;
+  Collection(const Task& t, const std::vector<CodedQueries>& c)
+      : task(t), coded(c), queries(queries_of(c)), collected(queries.size()) {
+    for (auto& count : collected) count = 0;
   }
 
-  // Writes the masks of all above the brackets, collects what is inside, while there is
-  // room; returns the chunk's nonfinite entries.
+  // While there is room for its candidates.
+  bool collects(size_t q) const {
+    return !queries[q]->next.bracket.single() &&
+           collected[q].load() <= task.most_candidates();
+  }
+
+  // Splits a chunk for all queries; returns its nonfinite entries.
   int64_t chunk(int64_t c, const std::vector<Candidates*>& candidates) {
     const Chunk& chunk = task.chunks[c];
-    std::vector<bool> collects(queries.size());
-    std::vector<Find> finds(queries.size());  // other threads write beside the queries'
+    std::vector<Share> shares;  // other threads write beside the queries' own finds
     for (size_t q = 0; q < queries.size(); ++q) {
-      collects[q] = !queries[q]->next.bracket.single() &&
-                    collected[q].load() <= task.most_candidates();
-      finds[q].in = candidates[q];
-      finds[q].first_word = candidates[q]->words.size();
-      finds[q].first_key = candidates[q]->keys.size();
+      uint8_t* const mask = queries[q]->masks[chunk.tensor] + chunk.first;
+      shares.push_back({*candidates[q], collects(q), mask, Find()});
+      shares[q].find.in = candidates[q];
+      shares[q].find.first = candidates[q]->keys.size();
     }
-    const int64_t nonfinite = for_each_block(task, chunk, [&](const Block& block) {
-      for (size_t q = 0; q < queries.size(); ++q) {
-        block.prefetch(q, queries.size());
-        uint8_t* const mask = queries[q]->masks[chunk.tensor] + chunk.first;
-        const Counts counts =
-            split(block, *queries[q], collects[q], mask, *candidates[q]);
-        finds[q].counts.above += counts.above;
-        finds[q].counts.inside += counts.inside;
+    int64_t nonfinite = 0;
+    for_each_block(task, chunk, [&](Block& block) {
+      size_t q = 0;
+      for (const CodedQueries& some : coded) {
+        const int64_t bad = block_loops().encode(block, some.coding);
+        if (&some == coded.data()) nonfinite += bad;
+        for (const Query* query : some.queries) {
+          block.prefetch(q, queries.size());
+          shares[q++].take(block, codes_of(some.coding, query->next.bracket));
+        }
       }
     });
     for (size_t q = 0; q < queries.size(); ++q) {
-      finds[q].words = candidates[q]->words.size() - finds[q].first_word;
-      finds[q].keys = candidates[q]->keys.size() - finds[q].first_key;
-      collected[q] += finds[q].keys;
-      queries[q]->finds[c] = finds[q];
+      if (shares[q].collects) shares[q].find.count = shares[q].find.counts.inside;
+      collected[q] += shares[q].find.count;
+      queries[q]->finds[c] = shares[q].find;
     }
     return nonfinite;
   }
 };
 
 // Returns the nonfinite entries of each chunk.
-inline std::vector<int64_t> collect_pass(const Task& task, const Queries& queries) {
-  Collection collection(task, queries);
+inline std::vector<int64_t> collect_pass(const Task& task,
+                                         const std::vector<CodedQueries>& coded) {
+  Collection collection(task, coded);
   std::vector<int64_t> nonfinite(task.chunks.size());
-  for (Query* q : queries) {
+  for (Query* q : collection.queries) {
     q->finds.assign(task.chunks.size(), Find());
     q->candidates.clear();
   }
@@ -89,7 +132,7 @@ inline std::vector<int64_t> collect_pass(const Task& task, const Queries& querie
   const auto own = [&] {
     const std::lock_guard<std::mutex> lock(mutex);
     std::vector<Candidates*> candidates;
-    for (Query* q : queries)
+    for (Query* q : collection.queries)
       candidates.push_back(
           q->candidates.emplace_back(std::make_unique<Candidates>()).get());
     return candidates;
@@ -98,8 +141,8 @@ inline std::vector<int64_t> collect_pass(const Task& task, const Queries& querie
                 [&](int64_t c, const std::vector<Candidates*>& candidates) {
                   nonfinite[c] = collection.chunk(c, candidates);
                 });
-  for (size_t i = 0; i < queries.size(); ++i) {
-    Query& q = *queries[i];
+  for (size_t i = 0; i < collection.queries.size(); ++i) {
+    Query& q = *collection.queries[i];
     Counts counts;
     for (const Find& f : q.finds)
       counts.above += f.counts.above, counts.inside += f.counts.inside;
@@ -162,29 +205,56 @@ inline void keep_ties(const Task& task, const Chunk& chunk, const Find& find,
                       uint32_t threshold, uint8_t* mask) {
   int64_t left = find.ties;
   if (left == 0) return;
-  for_each_block(task, chunk, [&](const Block& block) {
+  const Coding coding = coding_for({threshold, threshold});
+  const uint8_t code = code_of(coding, threshold);
+  for_each_block(task, chunk, [&](Block& block) {
     block.prefetch(0, 1);
+    block_loops().encode(block, coding);
     uint8_t* const own = mask + block.at;
+    Inside rest;
     if (find.ties == find.counts.inside)
-      return block_loops().at_least(block.key, block.size, threshold, own);
-    for (int64_t j = 0; j < block.size && left > 0; ++j)
-      if (block.key[j] == threshold) own[j] = 1, --left;
+      block_loops().split(block, {0, static_cast<uint8_t>(code - 1)}, own, rest);
+    else
+      for (int64_t j = 0; j < block.size && left > 0; ++j)
+        if (block.code[j] == code) own[j] = 1, --left;
   });
+}
+
+// Masks the candidates above the threshold, and the first ties. Nearly each lies in a
+// line of its own: those of many are asked for before the first is written.
+inline void settle(const Find& find, uint32_t threshold, uint8_t* mask) {
+  constexpr int64_t kTogether = 256;
+  uint16_t kept[kTogether];
+  int64_t left = find.ties;
+  for (int64_t i = 0; i < find.count; i += kTogether) {
+    const int64_t size = std::min(kTogether, find.count - i);
+    const uint16_t* const place = find.places() + i;
+    const uint32_t* const key = find.begin() + i;
+    int64_t count = 0;
+    for (int64_t j = 0; j < size; ++j) {
+      kept[count] = place[j];
+      const bool tie = key[j] == threshold && left > 0;
+      left -= tie;
+      count += key[j] > threshold || tie;
+    }
+    for (int64_t j = 0; j < count; ++j) __builtin_prefetch(mask + kept[j], 1);
+    for (int64_t j = 0; j < count; ++j) mask[kept[j]] = 1;
+  }
 }
 
 // Puts the masks right inside the bracket.
 inline void finish_chunk(const Task& task, int64_t c, Query& q) {
   const Chunk& chunk = task.chunks[c];
-  Find& find = q.finds[c];
-  uint8_t* mask = q.masks[chunk.tensor] + chunk.first;
-  if (q.next.bracket.single()) return keep_ties(task, chunk, find, q.threshold, mask);
-  block_loops().settle(find.in->words.at(find.first_word), find.words, find.begin(),
-                       q.threshold, find.ties, chunk.size, mask);
+  uint8_t* const mask = q.masks[chunk.tensor] + chunk.first;
+  if (q.next.bracket.single())
+    keep_ties(task, chunk, q.finds[c], q.threshold, mask);
+  else
+    settle(q.finds[c], q.threshold, mask);
 }
 
 // Masks a fixed query, with `ties[i]` of the entries of tensor i that equal it.
 inline void mask_at(const Task& task, Query query, std::vector<int64_t> ties) {
-  collect_pass(task, {&query});
+  collect_pass(task, {{coding_for(query.next.bracket), {&query}}});
   for (Find& f : query.finds) f.ties = f.counts.inside;
   share_ties(task, query, std::move(ties));
   for_each(task.parallel, task.chunks.size(),
@@ -206,7 +276,8 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
     const Queries crowded = those(queries, &Query::counts);
     if (!crowded.empty()) count_pass(task, crowded);
     const Queries ready = those(queries, &Query::collects);
-    if (!ready.empty() || queries.empty()) nonfinite = collect_pass(task, ready);
+    if (!ready.empty() || queries.empty())
+      nonfinite = collect_pass(task, share_codings(sample, ready));
   } while (std::any_of(queries.begin(), queries.end(),
                        [](const Query& q) { return !q.done; }));
   for_each(task.parallel, queries.size(), [&](int64_t i) {

@@ -23,12 +23,12 @@ struct Histogram {
     count.resize(2 * (bins + 1));
   }
 
-  void add(const uint32_t* key, int64_t size) {
+  void add(const float* scores, int64_t size) {
     const uint32_t width = bracket.high - bracket.low, none = bins;
     int64_t* const copies[] = {count.data(), count.data() + bins + 1};
     for (int64_t j = 0; j < size; ++j) {
-      const uint32_t distance = key[j] - bracket.low;
-      above += key[j] > bracket.high;
+      const uint32_t key = key_of(scores[j]), distance = key - bracket.low;
+      above += key > bracket.high;
       ++copies[j & 1][distance <= width ? distance >> shift : none];
     }
   }
@@ -54,7 +54,7 @@ inline void fill(const Task& task, std::vector<Histogram>& histograms) {
     for (int64_t c; (c = next.fetch_add(1)) < count;)
       for_each_block(task, task.chunks[c], [&](const Block& block) {
         block.prefetch(0, 1);
-        for (Histogram& h : mine) h.add(block.key, block.size);
+        for (Histogram& h : mine) h.add(block.scores, block.size);
       });
     const std::lock_guard<std::mutex> lock(mutex);
     for (size_t i = 0; i < mine.size(); ++i) histograms[i].add(mine[i]);

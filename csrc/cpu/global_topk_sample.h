@@ -9,7 +9,7 @@
 #include <functional>
 #include <vector>
 
-#include "global_topk_avx512.h"
+#include "global_topk_x86.h"
 
 namespace fisherprune {
 namespace topk {
@@ -40,6 +40,7 @@ void for_each(const Parallel& parallel, int64_t count, const Work& work) {
 
 constexpr int64_t kSampleFrom = int64_t{1} << 16;  // fewer scores are all collected
 constexpr int64_t kSampleMost = int64_t{1} << 19;
+constexpr double kSampleScale = 0.7;       // to read an entry over to collect one
 constexpr int64_t kSamplePiece = 1 << 13;  // sorted at a time, in the L1 cache
 
 struct Sample {
@@ -113,8 +114,9 @@ inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
   if (sample.total <= kSampleFrom) return sample;
   const double total = static_cast<double>(sample.total);
   const double work = total * std::max<int64_t>(queries, 1);
-  const int64_t size = std::min<int64_t>(
-      {static_cast<int64_t>(std::pow(work, 2. / 3)), kSampleMost, sample.total / 4});
+  const int64_t size =
+      std::min<int64_t>({static_cast<int64_t>(kSampleScale * std::pow(work, 2. / 3)),
+                         kSampleMost, sample.total / 4});
   const double stretch = total / size;
   sample.keys.resize(size);
   for_each(parallel, (size + kSamplePiece - 1) / kSamplePiece, [&](int64_t piece) {

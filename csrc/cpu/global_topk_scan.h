@@ -1,5 +1,5 @@
-// The inner loops of the CPU's global_topk: plain loops over one block in the L1 cache,
-// compiled for several instruction sets, chosen at run time.
+// The inner loops of the CPU's global_topk over one block in the L1 cache, for any
+// processor.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,9 @@
 namespace fisherprune {
 namespace topk {
 
-constexpr int64_t kBlock = 2048;  // keys that stay in the L1 cache between the loops
+#define FISHERPRUNE_INLINE inline __attribute__((always_inline))
+
+constexpr int64_t kBlock = 2048;  // scores that stay in the L1 cache between the loops
 
 // Keys from low to high, both included.
 struct Bracket {
@@ -23,11 +25,38 @@ struct Counts {
   int64_t above = 0, inside = 0;  // of a bracket
 };
 
+// Keys as bytes, in their order: (key - base) >> shift, cut to 16 bits, is scaled by
+// scale / 2^16 and cut to 8. To compare bytes takes a quarter of the work.
+struct Coding {
+  uint32_t base = 0;
+  int shift = 16;
+  uint32_t scale = 256;
+
+  static constexpr uint32_t kLast = 255;
+
+  // All keys from here on have the last code.
+  uint32_t top() const {
+    const uint64_t top = base + (uint64_t{0xffff} << shift);
+    return static_cast<uint32_t>(std::min<uint64_t>(top, 0xffffffffu));
+  }
+};
+
+FISHERPRUNE_INLINE uint8_t code_of(Coding coding, uint32_t key) {
+  const uint32_t within = std::min(std::max(key, coding.base), coding.top());
+  const uint32_t scaled = ((within - coding.base) >> coding.shift) * coding.scale >> 16;
+  return static_cast<uint8_t>(std::min(scaled, Coding::kLast));
+}
+
+// Codes from low to high, both included.
+struct CodeRange {
+  uint8_t low, high;
+};
+
 struct Block {
-  alignas(64) uint32_t key[kBlock];
+  alignas(64) uint8_t code[kBlock];
+  const float* scores = nullptr;
   int64_t at = 0, size = 0;  // of the chunk's entries
-  const float* next = nullptr;
-  int64_t next_size = 0;
+  int64_t next_size = 0;     // of the next block, behind this one's scores
 
   // Asks for part i of n of the next block, while this one is worked on: the
   // processor's own prefetching stops at the end of each page, which is about where a
@@ -36,45 +65,27 @@ struct Block {
     constexpr int64_t kLine = 64 / sizeof(float);
     const int64_t lines = (next_size + kLine - 1) / kLine;
     for (int64_t line = lines * i / n; line < lines * (i + 1) / n; ++line)
-      __builtin_prefetch(next + kLine * line);
+      __builtin_prefetch(scores + size + kLine * line);
   }
 };
 
-// 64 neighbours, some of them candidates: the bits of those above the bracket, where
-// settle() wants them, and of those inside, the first neighbour lowest.
-struct Word {
-  uint64_t above, inside;
-  int64_t at;  // of the first neighbour, in the chunk
+// Of one block, by words of 64 neighbours: the bits of those inside a range, the first
+// neighbour lowest, and the list of the words that have any.
+struct Inside {
+  uint64_t word[kBlock / 64];
+  uint8_t listed[kBlock / 64];
+  int64_t count = 0;  // of listed words
 };
-
-// Of one block. Small enough to be returned in registers: through memory they would
-// wait for the mask's bytes, which are on their way there before them.
-struct BlockCounts {
-  int32_t above, inside, words;
-};
-
-constexpr int64_t kBeyond = 16;  // keys that vectors may touch past the last
 
 struct BlockLoops {
-  // Writes the keys of the block's scores, returns how many are NaN or infinite.
-  int64_t (*load)(const float* scores, Block& block);
-  // Lists all words that hold candidates, and the candidates' keys. The chunk's mask =
-  // above the bracket, as bytes 0 and 1; words listed may be left to settle().
-  // There must be room for the words of a block, and for its keys and kBeyond more.
-  BlockCounts (*split)(const Block& block, Bracket bracket, uint8_t* mask, Word* words,
-                       uint32_t* found);
-  // The masks of the words, in a chunk of this size = above the bracket, or a candidate
-  // above the threshold, or one of the first `ties` that equal it. kBeyond keys after
-  // the candidates' are readable.
-  void (*settle)(const Word* words, int64_t count, const uint32_t* found,
-                 uint32_t threshold, int64_t ties, int64_t size, uint8_t* mask);
+  // Writes the codes of the block's scores, returns how many are NaN or infinite.
+  int64_t (*encode)(Block& block, Coding coding);
+  // The block's mask = above the range, as bytes 0 and 1; returns how many are, and
+  // lists those inside.
+  int64_t (*split)(const Block& block, CodeRange range, uint8_t* mask, Inside& inside);
   // Waits until the masks written past the caches are there for all threads.
   void (*publish)();
-  // mask = at least `least`.
-  void (*at_least)(const uint32_t* key, int64_t size, uint32_t least, uint8_t* mask);
 };
-
-#define FISHERPRUNE_INLINE inline __attribute__((always_inline))
 
 // Of a float without its sign: all that are finite are below kInfinity.
 inline uint32_t magnitude_of(float value) {
@@ -90,91 +101,51 @@ inline int64_t count_nonfinite(const float* scores, int64_t size) {
                        [](float x) { return magnitude_of(x) >= kInfinity; });
 }
 
-FISHERPRUNE_INLINE int64_t load_loop(const float* scores, Block& block) {
+FISHERPRUNE_INLINE int64_t encode_loop(Block& block, Coding coding) {
   uint32_t largest = 0;
   for (int64_t j = 0; j < block.size; ++j) {
-    largest = std::max(largest, magnitude_of(scores[j]));
-    block.key[j] = key_of(scores[j]);
+    largest = std::max(largest, magnitude_of(block.scores[j]));
+    block.code[j] = code_of(coding, key_of(block.scores[j]));
   }
-  return largest < kInfinity ? 0 : count_nonfinite(scores, block.size);
+  return largest < kInfinity ? 0 : count_nonfinite(block.scores, block.size);
 }
 
 // Eight bytes 0 or 1 as the bits of one, the first byte lowest.
 FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
-  uint64_t x = 0;
-  for (int i = 0; i < 8; ++i) x |= uint64_t{bytes[i]} << i;
-  return x;
+  uint64_t x;
+  memcpy(&x, bytes, sizeof x);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  x = __builtin_bswap64(x);
+#endif
+  return x * 0x0102040810204080u >> 56;  // byte i goes 56 - 7 i bits up
 }
 
-// Writes the whole mask: settle_loop() has only the candidates to put right.
-FISHERPRUNE_INLINE BlockCounts split_loop(const Block& block, Bracket bracket,
-                                          uint8_t* mask, Word* words, uint32_t* found) {
-  const uint32_t width = bracket.high - bracket.low;
-  uint8_t over[kBlock], in[kBlock];  // to vectorize: the mask might overlap the keys
-  BlockCounts counts{};
+FISHERPRUNE_INLINE int64_t split_loop(const Block& block, CodeRange range,
+                                      uint8_t* mask, Inside& inside) {
+  const uint8_t width = range.high - range.low;
+  uint8_t over[kBlock], in[kBlock];  // to vectorize: the mask might overlap the codes
+  int64_t above = 0;
   for (int64_t j = 0; j < block.size; ++j) {
-    over[j] = block.key[j] > bracket.high;
-    in[j] = block.key[j] - bracket.low <= width;
-    counts.above += over[j];
+    over[j] = block.code[j] > range.high;
+    in[j] = static_cast<uint8_t>(block.code[j] - range.low) <= width;
+    above += over[j];
   }
-  memcpy(mask + block.at, over, block.size);
+  memcpy(mask, over, block.size);
   memset(in + block.size, 0, kBlock - block.size);
+  inside.count = 0;
   for (int64_t j = 0; j < block.size; j += 64) {
-    Word word{0, 0, block.at + j};
-    for (int i = 0; i < 64; i += 8) word.inside |= pack_bytes(in + j + i) << i;
-    if (word.inside == 0) continue;
-    words[counts.words++] = word;
-    for (uint64_t left = word.inside; left; left &= left - 1)
-      found[counts.inside++] = block.key[j + __builtin_ctzll(left)];
+    uint64_t& word = inside.word[j / 64];
+    word = 0;
+    for (int i = 0; i < 64; i += 8) word |= pack_bytes(in + j + i) << i;
+    inside.listed[inside.count] = static_cast<uint8_t>(j / 64);
+    inside.count += word != 0;
   }
-  return counts;
-}
-
-FISHERPRUNE_INLINE void settle_loop(const Word* words, int64_t count,
-                                    const uint32_t* found, uint32_t threshold,
-                                    int64_t ties, int64_t, uint8_t* mask) {
-  for (int64_t w = 0; w < count; ++w)
-    for (uint64_t left = words[w].inside; left; left &= left - 1, ++found)
-      mask[words[w].at + __builtin_ctzll(left)] =
-          *found > threshold || (*found == threshold && ties-- > 0);
-}
-
-FISHERPRUNE_INLINE void at_least_loop(const uint32_t* key, int64_t size, uint32_t least,
-                                      uint8_t* mask) {
-  for (int64_t j = 0; j < size; ++j) mask[j] = key[j] >= least;
+  return above;
 }
 
 inline void publish_nothing() {}
 
-// The loops inlined into functions of their own, compiled for the TARGET.
-#define FISHERPRUNE_BLOCK_LOOPS(NAME, TARGET)                                        \
-  TARGET inline int64_t load_##NAME(const float* scores, Block& block) {             \
-    return load_loop(scores, block);                                                 \
-  }                                                                                  \
-  TARGET inline BlockCounts split_##NAME(const Block& block, Bracket bracket,        \
-                                         uint8_t* mask, Word* words,                 \
-                                         uint32_t* found) {                          \
-    return split_loop(block, bracket, mask, words, found);                           \
-  }                                                                                  \
-  TARGET inline void settle_##NAME(const Word* words, int64_t count,                 \
-                                   const uint32_t* found, uint32_t threshold,        \
-                                   int64_t ties, int64_t size, uint8_t* mask) {      \
-    settle_loop(words, count, found, threshold, ties, size, mask);                   \
-  }                                                                                  \
-  TARGET inline void at_least_##NAME(const uint32_t* key, int64_t size,              \
-                                     uint32_t least, uint8_t* mask) {                \
-    at_least_loop(key, size, least, mask);                                           \
-  }                                                                                  \
-  inline constexpr BlockLoops loops_##NAME{load_##NAME, split_##NAME, settle_##NAME, \
-                                           publish_nothing, at_least_##NAME};
-
-FISHERPRUNE_BLOCK_LOOPS(portable, )
-#if defined(__x86_64__)
-FISHERPRUNE_BLOCK_LOOPS(avx2, __attribute__((target("avx2"))))
-FISHERPRUNE_BLOCK_LOOPS(avx512_plain,
-                        __attribute__((target("avx512f,avx512bw,avx512vl"))))
-#endif
-#undef FISHERPRUNE_BLOCK_LOOPS
+inline constexpr BlockLoops loops_portable{encode_loop, split_loop, publish_nothing};
 
 }  // namespace topk
 }  // namespace fisherprune

@@ -11,6 +11,7 @@ namespace fisherprune {
 namespace topk {
 
 constexpr int64_t kChunk = 32 * kBlock;
+static_assert(kChunk - 1 <= UINT16_MAX, "a place in a chunk takes 16 bits");
 
 // A piece of one tensor, the unit of work.
 struct Chunk {
@@ -45,10 +46,10 @@ class Buffer {
   int64_t size_ = 0, capacity_ = 0;
 };
 
-// The entries in the bracket that one thread found, by the order of its chunks; kBeyond
-// more keys are readable.
+// The entries in the bracket that one thread found: where in their chunks, and their
+// keys.
 struct Candidates {
-  Buffer<Word> words;
+  Buffer<uint16_t> places;
   Buffer<uint32_t> keys;
 };
 
@@ -56,11 +57,12 @@ struct Candidates {
 struct Find {
   Counts counts;
   const Candidates* in = nullptr;
-  int64_t first_word = 0, words = 0, first_key = 0, keys = 0;
-  int64_t ties = 0;  // how many equal to the threshold to keep
+  int64_t first = 0, count = 0;  // of the candidates
+  int64_t ties = 0;              // how many equal to the threshold to keep
 
-  const uint32_t* begin() const { return in->keys.at(first_key); }
-  const uint32_t* end() const { return begin() + keys; }
+  const uint16_t* places() const { return in->places.at(first); }
+  const uint32_t* begin() const { return in->keys.at(first); }
+  const uint32_t* end() const { return begin() + count; }
 };
 
 // The masks of the `keep` largest entries: where the search for their threshold stands.
@@ -114,20 +116,17 @@ struct Task {
   }
 };
 
-// Calls work(block) for each block, with its keys, returns the nonfinite.
+// Calls work(block) for each block.
 template <class Work>
-int64_t for_each_block(const Task& task, const Chunk& chunk, const Work& work) {
+void for_each_block(const Task& task, const Chunk& chunk, const Work& work) {
   Block block;
-  int64_t nonfinite = 0;
   const float* data = task.scores[chunk.tensor].data + chunk.first;
   for (block.at = 0; block.at < chunk.size; block.at += kBlock) {
+    block.scores = data + block.at;
     block.size = std::min(kBlock, chunk.size - block.at);
-    block.next = data + block.at + block.size;
     block.next_size = std::min(kBlock, chunk.size - block.at - block.size);
-    nonfinite += block_loops().load(data + block.at, block);
     work(block);
   }
-  return nonfinite;
 }
 
 using Queries = std::vector<Query*>;

@@ -177,50 +177,103 @@ std::vector<topk::Sample> lies(int64_t total) {
   return samples;
 }
 
-void test_loops(const topk::BlockLoops& loops) {
-  const Case c(3, topk::kBlock - 5);
-  topk::Block block;
-  block.size = c.size();
-  std::vector<uint8_t> mask(c.size());
-  std::vector<topk::Word> words(topk::kBlock / 64);
-  std::vector<uint32_t> found(topk::kBlock + topk::kBeyond);
-  c.require(loops.load(c.values.data(), block) == 0, "nonfinite");
-  for (int64_t i = 0; i < c.size(); ++i)
-    c.require(block.key[i] == key_of(c.values[i]), "key");
-  for (const float bad : {NAN, -INFINITY}) {
-    std::vector<float> some = c.values;
-    some.front() = some.back() = bad;
-    topk::Block other;
-    other.size = c.size();
-    c.require(loops.load(some.data(), other) == 2, "nonfinite");
+// Codes are in the order of the keys, and those of a bracket are told from all others.
+void test_coding(const Case& c, topk::Bracket b) {
+  const topk::Coding coding = topk::coding_for(b);
+  const topk::CodeRange codes = topk::codes_of(coding, b);
+  const topk::Bracket wide = topk::keys_of(coding, codes);
+  c.require(wide.low <= b.low && b.high <= wide.high, "widened bracket");
+  if (b.high - b.low < 250 && b.low > 1)  // no float has the keys 0 and 1
+    c.require(wide.low == b.low && wide.high == b.high, "widened bracket of few keys");
+  if (wide.low > 0)
+    c.require(topk::code_of(coding, wide.low - 1) + 1 == codes.low, "code below");
+  if (wide.high < ~0u)
+    c.require(topk::code_of(coding, wide.high + 1) == codes.high + 1, "code above");
+  for (uint64_t code = 1; code <= topk::Coding::kLast; ++code) {
+    const uint64_t first = topk::first_key(coding, code);
+    if (first > ~0u) break;
+    const uint32_t key = static_cast<uint32_t>(first);
+    c.require(topk::code_of(coding, key) == code, "code of its first key");
+    c.require(topk::code_of(coding, key - 1) + uint64_t{1} == code, "code before");
   }
-  const topk::Bracket b{key_of(c.values[c.order[99]]), key_of(c.values[c.order[50]])};
-  const auto counts = loops.split(block, b, mask.data(), words.data(), found.data());
-  c.require(counts.above == 50 && counts.inside == 50, "counts");
-  std::vector<uint32_t> inside;
-  for (int64_t i = 0; i < c.size(); ++i)
-    if (block.key[i] >= b.low && block.key[i] <= b.high) inside.push_back(block.key[i]);
-  c.require(std::equal(inside.begin(), inside.end(), found.begin()), "candidates");
-  const uint32_t threshold = key_of(c.values[c.order[74]]);
-  for (const int64_t ties : {0, 1}) {
-    loops.settle(words.data(), counts.words, found.data(), threshold, ties, c.size(),
-                 mask.data());
+}
+
+// Brackets of all widths.
+std::vector<topk::Bracket> brackets() {
+  std::vector<topk::Bracket> some{
+      {0, ~0u}, {0, 0}, {~0u, ~0u}, {5, 300}, {1u << 31, ~0u}};
+  for (int bits = 0; bits < 32; ++bits)
+    for (int i = 0; i < 20; ++i) {
+      const uint32_t low = static_cast<uint32_t>(rng());
+      const uint32_t width = static_cast<uint32_t>(rng() >> 32) >> bits;
+      some.push_back({low, low + std::min(width, ~0u - low)});
+    }
+  return some;
+}
+
+void test_encode(const Case& c, const topk::BlockLoops& loops, topk::Block& block) {
+  std::vector<topk::Bracket> some = brackets();
+  const uint32_t middle = key_of(c.values[c.order[c.size() / 2]]);
+  for (uint32_t width = 1; width < 1u << 30; width *= 5)
+    some.push_back({middle - width, middle + width});
+  for (const topk::Bracket b : some) {
+    test_coding(c, b);
+    const topk::Coding coding = topk::coding_for(b);
+    c.require(loops.encode(block, coding) == 0, "nonfinite");
     for (int64_t i = 0; i < c.size(); ++i)
-      c.require(mask[i] == (block.key[i] + ties > threshold), "mask");
+      c.require(block.code[i] == topk::code_of(coding, key_of(c.values[i])), "code");
   }
-  loops.at_least(block.key, c.size(), b.low, mask.data());
-  c.require(std::count(mask.begin(), mask.end(), 1) == 100, "at_least");
+  for (const float bad : {NAN, -INFINITY}) {
+    std::vector<float> values = c.values;
+    values.front() = values.back() = bad;
+    topk::Block other;
+    other.scores = values.data(), other.size = c.size();
+    c.require(loops.encode(other, {}) == 2, "nonfinite");
+  }
+}
+
+void test_loops(const topk::BlockLoops& loops, int64_t size) {
+  const Case c(3, size);
+  topk::Block block;
+  block.scores = c.values.data(), block.size = c.size();
+  test_encode(c, loops, block);
+  const topk::Bracket b{key_of(c.values[c.order[99]]), key_of(c.values[c.order[50]])};
+  const topk::Coding coding = topk::coding_for(b);
+  const topk::CodeRange range = topk::codes_of(coding, b);
+  std::vector<uint8_t> mask(c.size());
+  topk::Inside inside;
+  topk::Candidates candidates;
+  loops.encode(block, coding);
+  int64_t above = 0;
+  std::vector<uint16_t> places;
+  for (int64_t i = 0; i < c.size(); ++i) {
+    above += block.code[i] > range.high;
+    if (block.code[i] >= range.low && block.code[i] <= range.high) places.push_back(i);
+  }
+  c.require(loops.split(block, range, mask.data(), inside) == above, "count above");
+  for (int64_t i = 0; i < c.size(); ++i)
+    c.require(mask[i] == (block.code[i] > range.high), "mask");
+  const int64_t found = topk::append(block, inside, candidates);
+  c.require(found == static_cast<int64_t>(places.size()) && found >= 50,
+            "count inside");
+  c.require(topk::count_of(inside) == found, "count inside");
+  for (int64_t i = 0; i < found; ++i) {
+    c.require(*candidates.places.at(i) == places[i], "places");
+    c.require(*candidates.keys.at(i) == key_of(c.values[places[i]]), "keys");
+  }
   loops.publish();
 }
 
 }  // namespace
 
 int main() {
-  test_loops(topk::loops_portable);
+  for (const int64_t size : {topk::kBlock, topk::kBlock - 5}) {
+    test_loops(topk::loops_portable, size);
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) test_loops(topk::loops_avx2);
+    if (__builtin_cpu_supports("avx2")) test_loops(topk::loops_avx2, size);
 #endif
-  test_loops(topk::block_loops());
+    test_loops(topk::block_loops(), size);
+  }
   for (int family = 0; family < kFamilies; ++family)
     for (const int64_t n : {1, 2, 7, 1023, 1025, 40000, 300007}) {
       const Case c(family, n);
