@@ -53,6 +53,8 @@ def reinitialize_(
     Every module draws its parameters anew by its own ``reset_parameters``, the
     classifier's too; for BatchNorm that includes the running statistics, which were
     those of other weights. With ``optimizer`` its state (momentum) is dropped as well.
+    Under ``Masks.hold`` pruned weights are drawn too: ``masks.apply_(model)`` sets them
+    back to zero at once, the optimizer's next step does in any case.
 
     Args:
         model: any network of modules that have ``reset_parameters``, as torch's have.
