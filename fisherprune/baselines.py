@@ -38,7 +38,8 @@ def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
     """
     shuffled = {}
     for name, mask in masks.items():
-        order = torch.randperm(mask.numel(), generator=stream(seed, name))
+        chance = stream(seed, name)
+        order = torch.randperm(mask.numel(), generator=chance, device="cpu")
         order = order.to(mask.device)
         shuffled[name] = mask.flatten()[order].view(mask.shape)
     return Masks(shuffled)
