@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from fisherprune.commandline import Parser, path, reader
+from fisherprune.commandline import Parser, number, path, reader, whole
 from fisherprune.config import (
     BATCH_SIZES,
     MEMORY_FORMATS,
@@ -102,10 +102,10 @@ GROUPS = {
 """Help of every field of TrainConfig, by group."""
 
 READERS: dict[str, Callable[[str], object]] = {
-    "int": int,
-    "float": float,
+    "int": whole,
+    "float": number,
     "str": str,
-    "tuple[int, ...]": int,
+    "tuple[int, ...]": whole,
     "tuple[str, ...]": str,
     "Mapping[str, float]": reader(read_densities),
 }

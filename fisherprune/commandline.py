@@ -79,10 +79,23 @@ def number(text: str) -> float:
     Raises:
         ArgumentTypeError: where it is none.
     """
+    return _read(float, text, "a number")
+
+
+def whole(text: str) -> int:
+    """Read a whole number.
+
+    Raises:
+        ArgumentTypeError: where it is none.
+    """
+    return _read(int, text, "a whole number")
+
+
+def _read(read: Callable[[str], T], text: str, words: str) -> T:
     try:
-        return float(text)
+        return read(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}") from None
 
 
 def run_command(name: str, work: Callable[[], int]) -> int:

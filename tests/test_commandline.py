@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from fisherprune.commandline import Parser, number, path, reader, run_command
+from fisherprune.commandline import Parser, number, path, reader, run_command, whole
 from fisherprune.errors import FisherpruneError
 
 
@@ -17,6 +17,7 @@ def parser():
     it = Parser("program")
     it.add_argument("--densities", type=reader(densities))
     it.add_argument("--factor", type=number)
+    it.add_argument("--times", type=whole)
     commands = it.add_subparsers(dest="command", required=True, metavar="COMMAND")
     walk = commands.add_parser("walk", help="go")
     walk.add_argument("paths", nargs="+", type=path, metavar="PATH")
@@ -38,6 +39,7 @@ def parser():
         ("walk --to", "argument --to: expected one argument"),
         ("--densities x walk", "argument --densities: densities must be known, got x"),
         ("--factor x walk", "argument --factor: must be a number, got 'x'"),
+        ("--times 2.5 walk", "argument --times: must be a whole number, got '2.5'"),
     ],
 )
 def test_complaints(parser, command, message):
@@ -52,8 +54,8 @@ def test_an_empty_path_is_no_path(parser):
 
 
 def test_what_is_right_is_read(parser):
-    found = parser.parse_args("--factor 2 walk a b --to=c".split())
-    assert (found.factor, found.to, found.far) == (2.0, "c", False)
+    found = parser.parse_args("--factor 2 --times 3 walk a b --to=c".split())
+    assert (found.factor, found.times, found.to) == (2.0, 3, "c")
     assert [str(p) for p in found.paths] == ["a", "b"]
 
 

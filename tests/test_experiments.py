@@ -415,7 +415,9 @@ def test_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])
     assert ended.value.code == 0
-    assert "PATH" in capsys.readouterr().out or not command
+    out = capsys.readouterr().out
+    assert "PATH" in out or not command
+    assert max(map(len, out.splitlines())) <= 88
 
 
 def test_identity_is_that_of_the_run_not_of_its_circumstances(runs):

@@ -286,7 +286,8 @@ def test_command_line(tmp_path, capsys):
     "options, message",
     [
         ("--sparsity 2", "sparsity must be a number in [0, 1], got 2.0"),
-        ("--sparsity much", "argument --sparsity: invalid float value: 'much'"),
+        ("--sparsity much", "argument --sparsity: must be a number, got 'much'"),
+        ("--lr-drops 2 3.5", "--lr-drops: must be a whole number, got '3.5'"),
         ("--epoch 2", "unrecognized arguments: --epoch 2"),
         ("--method obd", "method must be one of none, random"),
         ("--device cuda:99", "device cuda:99 must be present"),

@@ -69,8 +69,8 @@ def _add_common(parser: Parser) -> None:
 
 def _add_run(parser: Parser) -> None:
     parser.description = (
-        "Do the runs of PATHs in their order. Folders are looked into again after each "
-        "run: files put there meanwhile join."
+        "Do the runs of PATHs in their order. Folders are looked into again after\n"
+        "each run: files put there meanwhile join."
     )
     parser.add_argument(
         "--max-minutes",

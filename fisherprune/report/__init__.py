@@ -50,7 +50,7 @@ def write_report(
     folder = Path(output or (first if first.is_dir() else first.parent) / "report")
     check_writable(folder, "output")
     report = Report.of(study)
-    say(f"{len(study.runs)} finished runs read")
+    say(f"finished runs read: {len(study.runs)}")
     drawn = [
         _draw(each, f"g{number}", study, say)
         for number, each in enumerate(report.groups, 1)
