@@ -6,21 +6,21 @@ about the price of one backward pass, and select the global top-k over all param
 
 from pkgutil import extend_path
 
-from fisherprune.startup import silent_interrupt
+from fisherprune.startup import silence_interrupts
 
 # Run from a source folder, the package still finds the kernels of the installed one.
 __path__ = extend_path(__path__, __name__)
 
+silence_interrupts()
 try:
-    with silent_interrupt():
-        from fisherprune import baselines, models
-        from fisherprune.criteria import criteria
-        from fisherprune.errors import FisherpruneError
-        from fisherprune.layers import prunable_parameters
-        from fisherprune.masks import Masks
-        from fisherprune.prune import prune, score, score_all
-        from fisherprune.stats import GradientMoments, gradient_moments
-        from fisherprune.threshold import select_masks
+    from fisherprune import baselines, models
+    from fisherprune.criteria import criteria
+    from fisherprune.errors import FisherpruneError
+    from fisherprune.layers import prunable_parameters
+    from fisherprune.masks import Masks
+    from fisherprune.prune import prune, score, score_all
+    from fisherprune.stats import GradientMoments, gradient_moments
+    from fisherprune.threshold import select_masks
 except ImportError as error:  # kept for the first use, so that the doctor can run
     _import_error = error
 

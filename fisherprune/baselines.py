@@ -38,7 +38,8 @@ def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
     """
     shuffled = {}
     for name, mask in masks.items():
-        order = torch.randperm(mask.numel(), generator=stream(seed, name))
+        chance = stream(seed, name)
+        order = torch.randperm(mask.numel(), generator=chance, device="cpu")
         order = order.to(mask.device)
         shuffled[name] = mask.flatten()[order].view(mask.shape)
     return Masks(shuffled)
@@ -53,6 +54,8 @@ def reinitialize_(
     Every module draws its parameters anew by its own ``reset_parameters``, the
     classifier's too; for BatchNorm that includes the running statistics, which were
     those of other weights. With ``optimizer`` its state (momentum) is dropped as well.
+    Under ``Masks.hold`` pruned weights are drawn too: ``masks.apply_(model)`` sets them
+    back to zero at once, the optimizer's next step does in any case.
 
     Args:
         model: any network of modules that have ``reset_parameters``, as torch's have.

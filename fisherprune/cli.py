@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
+from fisherprune.commandline import Parser, number, path, reader, whole
 from fisherprune.config import (
     BATCH_SIZES,
     MEMORY_FORMATS,
@@ -101,12 +102,12 @@ GROUPS = {
 """Help of every field of TrainConfig, by group."""
 
 READERS: dict[str, Callable[[str], object]] = {
-    "int": int,
-    "float": float,
+    "int": whole,
+    "float": number,
     "str": str,
-    "tuple[int, ...]": int,
+    "tuple[int, ...]": whole,
     "tuple[str, ...]": str,
-    "Mapping[str, float]": read_densities,
+    "Mapping[str, float]": reader(read_densities),
 }
 """How the values of an option are read, by the field's type."""
 
@@ -123,14 +124,6 @@ METAVARS = {
     "densities": "FILE",
 }
 """What the help calls an option's value, by name or else by type."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are errors like any other."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise FisherpruneError(message)
 
 
 class Command(NamedTuple):
@@ -163,7 +156,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     return Command(read_config(folder), folder, quiet)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Build the parser: one option for each field of TrainConfig, and two more.
 
     Only options that are given come out, ``--quiet`` and ``--resume`` always.
@@ -172,8 +165,6 @@ def make_parser() -> argparse.ArgumentParser:
         "python -m fisherprune.train",
         usage="%(prog)s [OPTION ...]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     by_name = {field.name: field for field in fields(TrainConfig)}
@@ -183,7 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
             _add(group, by_name[name], text)
     group.add_argument(
         "--resume",
-        type=Path,
+        type=path,
         default=None,
         metavar="FOLDER",
         help="go on with the unfinished run in its folder, alone or with --quiet",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from fisherprune.criteria import criteria
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.densities import checked_densities
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
+from fisherprune.kinds import KINDS
 from fisherprune.models import MODELS
 from fisherprune.threshold import SCOPES, checked_scope, checked_sparsity
 
@@ -127,14 +128,25 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without data."""
-        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))
-        if self.densities is not None:
-            checked_densities(self.densities)
-        if self.skip is not None:
-            object.__setattr__(self, "skip", tuple(self.skip))
+        if isinstance(self.skip, str):  # one part, not its letters
+            object.__setattr__(self, "skip", (self.skip,))
+        self._check_kinds()
         self._check_choices()
         self._check_numbers()
         self._check_together()
+
+    def _check_kinds(self) -> None:
+        """Check the types, which the annotations tell; make equal values alike."""
+        if self.densities is not None:
+            checked_densities(self.densities)
+        for each in fields(self):
+            value, optional = getattr(self, each.name), each.type.endswith(" | None")
+            kind = KINDS.get(each.type.removesuffix(" | None"))
+            if kind is None or (optional and value is None):
+                continue
+            words = f"{kind.words} or None" if optional else kind.words
+            _require(kind.accepts(value), each.name, words, shown(value))
+            object.__setattr__(self, each.name, kind.convert(value))
 
     def _check_choices(self) -> None:
         _one_of("method", self.method, criteria())
@@ -149,6 +161,9 @@ class TrainConfig:
             "auto, cpu, cuda or cuda:INDEX",
             self.device,
         )
+        for name in ("data_dir", "output_dir"):
+            value = getattr(self, name)
+            _require(value, name, "the name of a folder", repr(value))
 
     def _check_numbers(self) -> None:
         checked_sparsity(self.sparsity)

@@ -27,6 +27,7 @@ class Statistics:
     Hm: Tensor | None = None
     g: int = 1
     generator: torch.Generator | None = None
+    """Of random numbers for this parameter alone, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def _criterion(*needs: str):
 @_criterion()
 def random(s: Statistics) -> Tensor:
     """Uniform in [0, 1), seeded."""
-    draw = torch.rand(s.w.shape, generator=s.generator)  # alike on every device
-    return draw.to(s.w.device)
+    cpu = {"dtype": torch.float32, "device": "cpu"}  # alike on every device
+    return torch.rand(s.w.shape, generator=s.generator, **cpu).to(s.w.device)
 
 
 @_criterion()

@@ -6,15 +6,21 @@ fisherprune works, with or without a GPU, and 1 where it does not.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fisherprune.commandline import Parser, run_command
 from fisherprune.sources import source_hash
 
+DESCRIPTION = """\
+Versions, what was built, which kernels each device uses, how to mend what is wrong.
+
+Exit code: 0 where fisherprune works, with or without a GPU, 1 where it does not, 2 for
+a mistake in the command.
+"""
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors", "tqdm")
 REINSTALL = "run `pip install --no-build-isolation .` in the source folder"
 
@@ -147,12 +153,12 @@ def _try_kernels(report: Report, device: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report."""
-    argparse.ArgumentParser(
-        prog="python -m fisherprune.doctor",
-        description="Prints versions, what was built, which kernels each device uses, "
-        "and how to mend what is wrong.",
-    ).parse_args(argv)
+    """Print the report; return the exit code."""
+    return run_command("fisherprune.doctor", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
+    Parser("python -m fisherprune.doctor", description=DESCRIPTION).parse_args(argv)
     report = examine()
     print(report)
     return int(report.broken)

@@ -32,9 +32,6 @@ def distinct(config: TrainConfig) -> dict[str, object]:
         image_size=config.image_size or IMAGE_SIZES[config.dataset],
     )
     values = asdict(config)
-    for field in fields(TrainConfig):
-        if field.type == "float":  # 1 and 1.0 are the same number
-            values[field.name] = float(values[field.name])
     left_out = set(CIRCUMSTANCES) - (
         {"data_dir"} if config.dataset == "folder" else set()
     )

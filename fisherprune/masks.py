@@ -1,7 +1,8 @@
-"""Masks: which weights are kept, and how a model and its optimizer keep to them."""
+"""Masks: which weights are kept, how they are compared, applied and written."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import write_bytes
+from fisherprune.hold import Hold
 
 FORMAT = "fisherprune-masks-1"
 
@@ -24,16 +26,12 @@ class Masks(Mapping[str, Tensor]):
         masks: bool tensors of the parameters' shapes.
 
     Raises:
-        FisherpruneError: where there is no mask, or one is not bool.
+        FisherpruneError: where there is no mask, one is not bool, or a name is no
+            string.
     """
 
     def __init__(self, masks: Mapping[str, Tensor]):
-        if not masks:
-            raise FisherpruneError("Masks must hold at least one mask")
-        for name, mask in masks.items():
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                raise FisherpruneError(f"mask of {name!r} must be a bool tensor")
-        self._masks = dict(masks)
+        self._masks = _checked(masks, "Masks")
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -57,8 +55,9 @@ class Masks(Mapping[str, Tensor]):
         return sum(mask.numel() for mask in self.values())
 
     def sparsity(self) -> float:
-        """Return the fraction of the weights removed."""
-        return 1 - self.kept() / self.total()
+        """Return the fraction of the weights removed; 0 where there are none."""
+        total = self.total()
+        return 1 - self.kept() / total if total else 0.0
 
     def density(self) -> dict[str, float]:
         """Return the fraction of weights kept in each parameter."""
@@ -73,7 +72,8 @@ class Masks(Mapping[str, Tensor]):
         Over all parameters together; 1 where neither keeps any.
 
         Raises:
-            FisherpruneError: where the masks are of other parameters or shapes.
+            FisherpruneError: where ``other`` holds no masks, or such of other
+                parameters or shapes.
         """
         counts = self._overlaps(other).values()
         return _ratio(sum(b for b, _ in counts), sum(e for _, e in counts))
@@ -85,6 +85,7 @@ class Masks(Mapping[str, Tensor]):
 
     def _overlaps(self, other: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
         """Count the weights that both keep, and those that either keeps, by name."""
+        other = _checked(other, "jaccard")
         if set(self) != set(other):
             odd = sorted(set(self) ^ set(other))
             raise FisherpruneError(
@@ -139,25 +140,36 @@ class Masks(Mapping[str, Tensor]):
         Sets them and their optimizer state to zero now, so momentum from before the
         mask does not move them; masks their gradients after each backward pass, so
         clipping and norms see the pruned network's; and sets them to zero after each
-        step, whatever the optimizer adds.
+        step, whatever the optimizer adds, and whenever ``load_state_dict`` loads them.
+
+        What writes weights in another way, ``baselines.reinitialize_`` for instance, is
+        undone by the next step or by ``apply_``. A copy (``copy.deepcopy``) of model
+        and optimizer is not held: hold it anew. Masks of parameters that two optimizers
+        train are split in two, ``Masks({name: masks[name] for name in names})``, and
+        each part is held with its optimizer.
 
         Args:
             model: the model that ``optimizer`` trains.
-            optimizer: any ``torch.optim`` optimizer over parameters of the model.
+            optimizer: any ``torch.optim`` optimizer over all masked parameters; frozen
+                ones (``requires_grad`` False) may be missing.
 
         Returns:
             A handle; ``remove()`` or leaving its ``with`` block ends it.
 
         Raises:
             FisherpruneError: where the masks do not fit the model, or the optimizer
-                does not train a masked parameter.
+                does not train a masked parameter; nothing is changed then.
         """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise FisherpruneError(
+                f"hold: optimizer must be of torch.optim, got {shown(optimizer)}"
+            )
         pairs = self._pruned(model)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, (parameter, _) in zip(self, pairs, strict=True):
-            if id(parameter) not in trained:
+            if parameter.requires_grad and id(parameter) not in trained:
                 raise FisherpruneError(f"hold: the optimizer does not train {name!r}")
-        return Hold(pairs, optimizer)
+        return Hold(model, dict(pairs), optimizer)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the masks to a safetensors file, whole or not at all.
@@ -165,8 +177,10 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             OSError: where it can't be written.
         """
-        tensors = {name: mask.cpu().contiguous() for name, mask in self.items()}
-        write_bytes(path, save(tensors, metadata={"format": FORMAT}))
+        # One entry: safetensors writes several in an order that differs each time.
+        order = {FORMAT: json.dumps(list(self))}
+        tensors = {name: _apart(mask) for name, mask in self.items()}
+        write_bytes(path, save(tensors, metadata=order))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Masks:
@@ -179,56 +193,50 @@ class Masks(Mapping[str, Tensor]):
             raise FisherpruneError(f"mask file {os.fspath(path)!r} does not exist")
         try:
             with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("format") != FORMAT:
-                    raise FisherpruneError(f"{os.fspath(path)!r} holds no masks")
-                return cls({name: file.get_tensor(name) for name in file.keys()})
-        except (SafetensorError, OSError) as error:
+                names = _saved_order(file)
+                masks = {name: file.get_tensor(name) for name in names or ()}
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise FisherpruneError(
                 f"mask file {os.fspath(path)!r} can't be read: {error}"
             ) from None
+        if names is None:
+            raise FisherpruneError(f"{os.fspath(path)!r} holds no masks")
+        return cls(masks)
+
+
+def _saved_order(file) -> list[str] | None:
+    """Return the names of a file's masks as they were saved; None: it holds none."""
+    metadata = file.metadata() or {}
+    if FORMAT in metadata:
+        return json.loads(metadata[FORMAT])
+    # a file that was written before the order was
+    return list(file.keys()) if metadata.get("format") == FORMAT else None
+
+
+def _apart(mask: Tensor) -> Tensor:
+    """Return a contiguous copy on the CPU: a file takes no memory that is shared."""
+    return mask.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _checked(masks: object, where: str) -> dict[str, Tensor]:
+    """Return masks by name; errors begin with ``where``."""
+    if not isinstance(masks, Mapping):
+        raise FisherpruneError(
+            f"{where}: masks must map parameter names to bool tensors, got "
+            f"{shown(masks)}"
+        )
+    if not masks:
+        raise FisherpruneError(f"{where}: masks must hold at least one mask, got none")
+    for name, mask in masks.items():
+        if not isinstance(name, str):
+            raise FisherpruneError(f"{where}: names must be strings, got {shown(name)}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else shown(mask)
+            raise FisherpruneError(
+                f"{where}: mask of {name!r} must be a bool tensor, got {got}"
+            )
+    return dict(masks)
 
 
 def _ratio(both: int, either: int) -> float:
     return both / either if either else 1.0
-
-
-class Hold:
-    """Keeps pruned weights at zero until removed; made by ``Masks.hold``."""
-
-    def __init__(self, pairs, optimizer: torch.optim.Optimizer):
-        self._pairs = pairs
-        self._zero_weights()
-        for parameter, pruned in pairs:
-            for state in optimizer.state.get(parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == pruned.shape:
-                    state.masked_fill_(pruned, 0.0)
-        self._handles = [
-            p.register_post_accumulate_grad_hook(_mask_grad(pruned))
-            for p, pruned in pairs
-        ]
-        self._handles.append(
-            optimizer.register_step_post_hook(lambda *_: self._zero_weights())
-        )
-
-    @torch.no_grad()
-    def _zero_weights(self) -> None:
-        for parameter, pruned in self._pairs:
-            parameter.masked_fill_(pruned, 0.0)
-
-    def remove(self) -> None:
-        """End the hold; may be called again."""
-        for handle in self._handles:
-            handle.remove()
-
-    def __enter__(self) -> Hold:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.remove()
-
-
-def _mask_grad(pruned: Tensor):
-    def hook(parameter: nn.Parameter) -> None:
-        parameter.grad.masked_fill_(pruned, 0.0)
-
-    return hook

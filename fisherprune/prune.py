@@ -13,6 +13,7 @@ from fisherprune.guards import Batches, Parameters, check_finite, checked_parame
 from fisherprune.losses import LossFn
 from fisherprune.masks import Masks
 from fisherprune.passes import ModelStatistics, statistics_of
+from fisherprune.streams import stream
 from fisherprune.threshold import checked_scope, checked_sparsity, select_masks
 
 
@@ -36,7 +37,8 @@ def score(
         loss_fn: as in ``gradient_moments``; cross-entropy by default.
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
-        seed: of the random criterion.
+        seed: of the random criterion; a parameter's scores depend on it, the
+            parameter's name and its shape.
 
     Returns:
         float32 scores by parameter name, each of its parameter's shape, on its device.
@@ -143,7 +145,6 @@ def _scores(
     seed: int,
 ) -> dict[str, Tensor]:
     moments, products = statistics.moments, statistics.products
-    generator = torch.Generator().manual_seed(seed)
     scores = {}
     for name, parameter in parameters.items():
         known = Statistics(
@@ -152,7 +153,7 @@ def _scores(
             F=moments and moments.fisher[name],
             Hm=products and products[name],
             g=moments.group_size if moments else 1,
-            generator=generator,
+            generator=stream(seed, name),
         )
         scores[name] = criterion.score(known)
     check_finite(scores, f"the {criterion.code} score")

@@ -19,4 +19,4 @@ def stream_seed(seed: int, name: str) -> int:
 
 def stream(seed: int, name: str) -> torch.Generator:
     """Return a fresh CPU generator at the start of the stream called ``name``."""
-    return torch.Generator().manual_seed(stream_seed(seed, name))
+    return torch.Generator("cpu").manual_seed(stream_seed(seed, name))

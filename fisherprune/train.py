@@ -14,14 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from fisherprune import cli, models
+from fisherprune import cli
 from fisherprune.baselines import reinitialize_
 from fisherprune.checkpoint import Checkpoint
+from fisherprune.commandline import run_command
 from fisherprune.config import TrainConfig, resolve_device
 from fisherprune.errors import FisherpruneError
 from fisherprune.identity import identity
 from fisherprune.layers import prunable_parameters
+from fisherprune.network import network
 from fisherprune.parts import Parts, load_parts
 from fisherprune.runs import (
     CHECKPOINT,
@@ -48,7 +51,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C in a run, which can go on in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"interrupted, can be resumed in {folder}")
+        again = f"python -m fisherprune.train --resume {folder}"
+        super().__init__(f"interrupted; {again} goes on")
         self.folder = folder
 
 
@@ -95,6 +99,7 @@ def run(
         check_writable(Path(config.output_dir))
     clock = Clock()
     parts = load_parts(config, device, quiet)
+    model = network(config, parts)
     place = place or RunFolder(config)
     checkpoint = Checkpoint(
         place.path / CHECKPOINT,
@@ -104,7 +109,8 @@ def run(
     )
     try:
         with deterministic_convolutions():
-            return Run(config, parts, place, checkpoint, clock, quiet).go(statistics)
+            steps = Run(config, parts, model, place, checkpoint, clock, quiet)
+            return steps.go(statistics)
     except KeyboardInterrupt:
         raise Interrupted(place.path) from None
     except RuntimeError as error:
@@ -121,24 +127,20 @@ class Run:
         self,
         config: TrainConfig,
         parts: Parts,
+        model: nn.Module,
         folder: RunFolder,
         checkpoint: Checkpoint,
         clock: Clock,
         quiet: bool,
     ) -> None:
-        """Build the network, or take it from the checkpoint."""
+        """Begin with the new network, or as the checkpoint says."""
         self.config, self.parts, self.folder = config, parts, folder
+        self.model = model
         self.checkpoint, self.clock, self.quiet = checkpoint, clock, quiet
         self.device = parts.train.images.device
         self.devices = [device_name(self.device)]
         self.scoring: dict[str, object] | None = None
-        self.model = models.create(
-            config.model,
-            len(parts.train.classes),
-            parts.train.channels,
-            seed=stream_seed(config.seed, "initialization"),
-        ).to(self.device)
-        self.trainer = Trainer(config, self.model, parts, folder, quiet)
+        self.trainer = Trainer(config, model, parts, folder, quiet)
         self.restore()
         self.clock.lap("data")
 
@@ -277,34 +279,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 after a whole run, 2 for a mistake of the user's (one line on stderr), 130 after
     Ctrl-C.
     """
+    return run_command("fisherprune.train", lambda: _command(argv))
+
+
+def _command(argv: Sequence[str] | None) -> int:
     try:
         command = cli.parse(argv)
         print(table(run(command.config, folder=command.folder, quiet=command.quiet)))
-        return 0
-    except Interrupted as error:
-        command = f"python -m fisherprune.train --resume {error.folder}"
-        print(f"fisherprune.train: interrupted; {command} goes on", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("fisherprune.train: interrupted", file=sys.stderr)
-        return 130
     except torch.OutOfMemoryError as error:
         reason = f"{error}".splitlines()[0]
         hint = "a smaller --batch-size or --score-batch-size needs less memory"
-        return _fail(f"{reason}; {hint}")
+        raise FisherpruneError(f"{reason}; {hint}") from error
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = (
-            "; make room, then --resume with the run's folder goes on" if full else ""
-        )
-        return _fail(f"{error}{hint}")
-    except FisherpruneError as error:
-        return _fail(str(error))
-
-
-def _fail(reason: str) -> int:
-    print(f"fisherprune.train: error: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        hint = "make room, then --resume with the run's folder goes on"
+        raise FisherpruneError(f"{error}; {hint}") from error
+    return 0
 
 
 if __name__ == "__main__":

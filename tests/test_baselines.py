@@ -58,6 +58,21 @@ def test_layers_are_shuffled_apart():
     assert torch.equal(shuffled["b"], shuffle_masks({"b": mask}, 0)["b"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_defaults_move_no_baseline(dtype):
+    masks, model, twin = masks_of((20, 30), (4,)), conv_net(), conv_net()
+    expected = shuffle_masks(masks, 1)
+    reinitialize_(model, seed=1)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            found = shuffle_masks(masks, 1)
+            reinitialize_(twin, seed=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert equal(found, expected) and equal(state(twin), state(model))
+
+
 def trained(model):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     loss = model.train()(torch.randn(8, 3, 9, 9)).square().mean()

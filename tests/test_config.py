@@ -7,6 +7,7 @@ from fisherprune import cli
 from fisherprune.config import BATCH_SIZES, TrainConfig, resolve_device
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
+from fisherprune.kinds import KINDS
 
 NAN, INF = float("nan"), float("inf")
 
@@ -65,6 +66,50 @@ NAN, INF = float("nan"), float("inf")
 def test_values_no_run_can_have(values, message):
     with pytest.raises(FisherpruneError, match=message):
         TrainConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epochs": "3"}, "epochs must be a whole number, got '3'"),
+        ({"epochs": 3.5}, "epochs must be a whole number, got 3.5"),
+        ({"epochs": None}, "epochs must be a whole number, got None"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number or None, got 2.5"),
+        ({"group_size": True}, "group_size must be a whole number, got True"),
+        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"lr": "x"}, "lr must be a number, got 'x'"),
+        ({"lr": True}, "lr must be a number, got True"),
+        ({"lr": 10**400}, "lr must be a number, got 1000"),
+        ({"sparsity": None}, "sparsity must be a number, got None"),
+        ({"amp": "no"}, "amp must be true or false, got 'no'"),
+        ({"amp": 1}, "amp must be true or false, got 1"),
+        ({"method": None}, "method must be a string, got None"),
+        ({"model": ["a"]}, r"model must be a string, got \['a'\]"),
+        ({"data_dir": None}, "data_dir must be a string, got None"),
+        ({"data_dir": ""}, "data_dir must be the name of a folder, got ''"),
+        ({"output_dir": ""}, "output_dir must be the name of a folder, got ''"),
+        ({"lr_drops": 60}, "lr_drops must be a list of whole numbers, got 60"),
+        ({"lr_drops": "60"}, "lr_drops must be a list of whole numbers, got '60'"),
+        ({"lr_drops": [6.5]}, r"lr_drops must be a list of whole .* got \[6.5\]"),
+        ({"skip": 3}, "skip must be a list of strings or None, got 3"),
+        ({"skip": [3]}, r"skip must be a list of strings or None, got \[3\]"),
+        ({"densities": 3}, "densities must map parameter names to numbers"),
+    ],
+)
+def test_values_of_another_type(values, message):
+    with pytest.raises(FisherpruneError, match=f"^{message}"):
+        TrainConfig(**values)
+
+
+def test_every_field_has_a_kind():
+    kinds = {field.type.removesuffix(" | None") for field in fields(TrainConfig)}
+    assert kinds - KINDS.keys() == {"Mapping[str, float]"}  # checked_densities
+
+
+def test_equal_values_are_made_alike():
+    config = TrainConfig(skip="bn", lr_drops=[6], lr=1)
+    assert (config.skip, config.lr_drops) == (("bn",), (6,))
+    assert isinstance(config.lr, float)
 
 
 def test_learning_rate_drops():

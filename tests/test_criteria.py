@@ -65,6 +65,29 @@ def test_random_depends_on_the_seed_alone():
     assert all(0 <= s.min() and s.max() < 1 for s in a.values())
 
 
+def test_random_scores_of_a_parameter_are_its_own():
+    model = conv_net()
+    alone = {"9.weight": model[9].weight}
+    (score,) = fp.score(model, [], "random", seed=3, parameters=alone).values()
+    together = fp.score(model, [], "random", seed=3)
+    assert torch.equal(score, together["9.weight"])
+    flat = [s.flatten()[:20] for s in together.values()]
+    assert not any(torch.equal(a, b) for a, b in zip(flat, flat[1:], strict=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_random_does_not_depend_on_defaults(dtype):
+    model = conv_net()
+    expected = fp.score(model, [], "random", seed=3)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            found = fp.score(model, [], "random", seed=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_magnitude_reads_no_data():
     model = conv_net()
     scores = fp.score(model, None, "magnitude")

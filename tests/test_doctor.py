@@ -22,6 +22,12 @@ def test_prints_what_is_there(capsys):
     assert f"works, {kernels.cpu_capability()} kernels" in text
 
 
+def test_mistakes_end_in_one_line(capsys):
+    assert doctor.main(["--foo"]) == 2
+    error = "fisherprune.doctor: error: unrecognized arguments: --foo\n"
+    assert capsys.readouterr() == ("", error)
+
+
 def run_copy(folder, *command):
     """Run a copy of the package whose kernels do not load."""
     copy = folder / "fisherprune"

@@ -383,6 +383,9 @@ def test_a_dry_run_lists_and_makes_nothing(trained, batch, runs, tmp_path, capsy
     "arguments, message",
     [
         (["--max-minutes", "0"], "--max-minutes: must be above 0, got 0"),
+        (["--max-minutes", "abc"], "--max-minutes: must be a number, got 'abc'"),
+        (["--gpus-per-run", "abc"], "--gpus-per-run: must be a number, got 'abc'"),
+        (["--output="], "--output: must be a path, got ''"),
         (
             ["--gpus-per-run", "0.5"],
             "--gpus-per-run and --cpus-per-run are for --execu",
@@ -412,7 +415,9 @@ def test_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])
     assert ended.value.code == 0
-    assert "PATH" in capsys.readouterr().out or not command
+    out = capsys.readouterr().out
+    assert "PATH" in out or not command
+    assert max(map(len, out.splitlines())) <= 88
 
 
 def test_identity_is_that_of_the_run_not_of_its_circumstances(runs):

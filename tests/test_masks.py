@@ -1,30 +1,16 @@
-"""Masks: application, holding through training, files."""
+"""Masks: comparison, application, files."""
 
 import os
 
 import pytest
 import torch
+from mask_cases import assert_zero_where_pruned, half_masks
 from nets import conv_net
 from safetensors.torch import save_file
 from torch import nn
 
 import fisherprune as fp
 from fisherprune.masks import Masks
-
-
-def half_masks(model):
-    return Masks({n: torch.rand_like(p) < 0.5 for n, p in masked(model)})
-
-
-def masked(model):
-    return fp.prunable_parameters(model).items()
-
-
-def assert_zero_where_pruned(model, masks):
-    for name, mask in masks.items():
-        weights = model.get_parameter(name)
-        assert not weights[~mask].any(), name
-        assert not torch.signbit(weights[~mask]).any(), name
 
 
 def test_is_a_mapping_with_counts():
@@ -92,98 +78,6 @@ def test_apply_removes_nan_too():
     assert_zero_where_pruned(model, masks)
 
 
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4),
-    "nesterov": lambda p: torch.optim.SGD(
-        p, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
-    ),
-    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.01, amsgrad=True),
-    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5, centered=True),
-    "adagrad": lambda p: torch.optim.Adagrad(p, 0.01),
-}
-
-
-def steps(model, optimizer, count):
-    x, y = torch.randn(8, 3, 9, 9), torch.randint(5, (8,))
-    for _ in range(count):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("warm", [0, 3], ids=["fresh", "after_warm_up"])
-def test_hold_keeps_exact_zeros(optimizer, warm):
-    model = conv_net()
-    optimizer = OPTIMIZERS[optimizer](model.parameters())
-    steps(model, optimizer, warm)
-    masks = half_masks(model)
-    masks.hold(model, optimizer)
-    assert_zero_where_pruned(model, masks)
-    kept = model[3].weight.detach().clone()
-    for _ in range(3):
-        steps(model, optimizer, 1)
-        assert_zero_where_pruned(model, masks)
-        for name, mask in masks.items():
-            assert not model.get_parameter(name).grad[~mask].any()
-    assert not torch.equal(model[3].weight, kept)
-
-
-def test_without_the_hold_momentum_moves_pruned_weights():
-    model = conv_net()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    steps(model, optimizer, 2)
-    masks = half_masks(model)
-    masks.apply_(model)
-    steps(model, optimizer, 1)
-    assert model[0].weight[~masks["0.weight"]].any()
-
-
-def test_hold_equals_training_the_masked_network():
-    """The kept weights move as if w * mask were the network's weight."""
-    model, twin = conv_net(), conv_net()
-    twin.load_state_dict(model.state_dict())
-    masks = half_masks(model)
-    for name, mask in masks.items():
-        module = twin.get_submodule(name.rpartition(".")[0])
-        masked = nn.Module()
-        masked.forward = lambda w, mask=mask: w * mask
-        nn.utils.parametrize.register_parametrization(module, "weight", masked)
-    optimizers = [OPTIMIZERS["sgd"](m.parameters()) for m in (model, twin)]
-    masks.hold(model, optimizers[0])
-    x, y = torch.randn(8, 3, 9, 9), torch.randint(5, (8,))
-    for net, optimizer in zip((model, twin), optimizers, strict=True):
-        for _ in range(3):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
-            optimizer.step()
-    for i in (0, 3, 5, 7, 9):
-        torch.testing.assert_close(model[i].weight, twin[i].weight)
-
-
-def test_hold_ends():
-    model = conv_net()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    masks = half_masks(model)
-    with masks.hold(model, optimizer) as hold:
-        steps(model, optimizer, 1)
-        assert_zero_where_pruned(model, masks)
-    steps(model, optimizer, 1)
-    assert model[0].weight[~masks["0.weight"]].any()
-    hold.remove()
-
-
-def test_gradient_norm_is_that_of_the_pruned_network():
-    model = conv_net()
-    masks = half_masks(model)
-    masks.hold(model, OPTIMIZERS["sgd"](model.parameters()))
-    x, y = torch.randn(8, 3, 9, 9), torch.randint(5, (8,))
-    nn.functional.cross_entropy(model(x), y).backward()
-    for name, mask in masks.items():
-        assert not model.get_parameter(name).grad[~mask].any()
-
-
 def test_masks_of_another_model_are_refused():
     masks = half_masks(conv_net())
     other = nn.Sequential(nn.Linear(3, 2))
@@ -195,13 +89,33 @@ def test_masks_of_another_model_are_refused():
     foreign = torch.optim.SGD(conv_net().parameters(), 0.1)
     with pytest.raises(fp.FisherpruneError, match="does not train '0.weight'"):
         masks.hold(model, foreign)
+    with pytest.raises(fp.FisherpruneError, match="optimizer must be .* got None"):
+        masks.hold(model, None)
 
 
-def test_bad_masks_are_refused():
-    with pytest.raises(fp.FisherpruneError, match="at least one mask"):
-        Masks({})
-    with pytest.raises(fp.FisherpruneError, match="'a' must be a bool tensor"):
-        Masks({"a": torch.ones(3)})
+@pytest.mark.parametrize(
+    "masks, message",
+    [
+        ({}, "masks must hold at least one mask, got none"),
+        (None, "masks must map parameter names to bool tensors, got None"),
+        ([torch.ones(3) > 0], "masks must map .* got .tensor"),
+        ({"a": torch.ones(3)}, "mask of 'a' must be a bool tensor, got torch.float32"),
+        ({"a": True}, "mask of 'a' must be a bool tensor, got True"),
+        ({3: torch.ones(3) > 0}, "names must be strings, got 3"),
+    ],
+)
+def test_bad_masks_are_refused(masks, message):
+    with pytest.raises(fp.FisherpruneError, match=f"Masks: {message}"):
+        Masks(masks)
+    good = Masks({"a": torch.ones(3) > 0})
+    with pytest.raises(fp.FisherpruneError, match=f"jaccard: {message}"):
+        good.jaccard(masks)
+
+
+def test_masks_without_weights():
+    masks = Masks({"a": torch.zeros(0, 3, dtype=torch.bool)})
+    assert masks.sparsity() == 0.0 and masks.density() == {"a": 1.0}
+    assert repr(masks) == "Masks(1 parameters, 0 of 0 weights kept)"
 
 
 def test_files_round_trip(tmp_path):
@@ -213,6 +127,33 @@ def test_files_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["masks.safetensors"]
 
 
+def test_files_keep_the_order_and_repeat(tmp_path):
+    masks = Masks({f"layer{i}": torch.rand(3) < 0.5 for i in torch.randperm(12)})
+    masks.save(tmp_path / "masks.safetensors")
+    loaded = Masks.load(tmp_path / "masks.safetensors")
+    assert list(loaded) == list(masks)
+    first = (tmp_path / "masks.safetensors").read_bytes()
+    for _ in range(8):
+        loaded.save(tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == first
+
+
+def test_files_without_an_order_load(tmp_path):
+    masks = half_masks(conv_net())
+    save_file(dict(masks), tmp_path / "old", metadata={"format": "fisherprune-masks-1"})
+    loaded = Masks.load(tmp_path / "old")
+    assert loaded.keys() == masks.keys()
+    assert all(torch.equal(loaded[n], masks[n]) for n in masks)
+
+
+def test_masks_that_share_memory_are_saved(tmp_path):
+    mask = torch.rand(4, 6) < 0.5
+    masks = Masks({"a": mask, "b": mask, "c": mask.t(), "d": mask[:1].expand(3, 6)})
+    masks.save(tmp_path / "masks.safetensors")
+    loaded = Masks.load(tmp_path / "masks.safetensors")
+    assert all(torch.equal(loaded[n], masks[n]) for n in masks)
+
+
 def test_bad_files_are_refused(tmp_path):
     good = tmp_path / "good.safetensors"
     half_masks(conv_net()).save(good)
@@ -222,9 +163,13 @@ def test_bad_files_are_refused(tmp_path):
     noise.write_bytes(os.urandom(200))
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": torch.ones(2)}, foreign)
+    odd = tmp_path / "odd.safetensors"
+    save_file(
+        {"a": torch.ones(2) > 0}, odd, metadata={"fisherprune-masks-1": '["a", "b"]'}
+    )
     with pytest.raises(fp.FisherpruneError, match="absent.* does not exist"):
         Masks.load(tmp_path / "absent")
-    for path in (cut, noise):
+    for path in (cut, noise, odd):
         with pytest.raises(fp.FisherpruneError, match=f"{path.name}.* can't be read"):
             Masks.load(path)
     with pytest.raises(fp.FisherpruneError, match="foreign.* holds no masks"):

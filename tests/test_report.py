@@ -175,7 +175,7 @@ def test_a_real_run_is_reported(small, tmp_path):
     command = [sys.executable, "-m", "fisherprune.report", str(tmp_path)]
     source = Path(report.__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=source)
-    assert done.returncode == 0 and "reading results" in done.stderr
+    assert done.returncode == 0 and "finished runs read: " in done.stderr
     values = [100 * result.best.accuracy for result in results]
     mean, std = statistics.fmean(values), statistics.stdev(values)
     assert f"{mean:.2f} ± {std:.2f} (2)" in done.stdout

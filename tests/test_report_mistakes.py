@@ -39,11 +39,13 @@ BROKEN = {
         lambda c: c["test"]["best"].update(accuracy=50)
     ),
     "config.speed is no field": broken(lambda c: c["config"].update(speed=1)),
-    "config.sparsity must be float, got '0.9'": broken(
+    "config.sparsity must be a number, got '0.9'": broken(
         lambda c: c["config"].update(sparsity="0.9")
     ),
-    "config: method must be one of": broken(lambda c: c["config"].update(method="x")),
-    "config: lr_drops": broken(lambda c: c["config"].update(lr_drops=[3, 2])),
+    "config.method must be one of": broken(lambda c: c["config"].update(method="x")),
+    "config.lr_drops must be growing": broken(
+        lambda c: c["config"].update(lr_drops=[3, 2])
+    ),
     "layers.conv1.weight must keep from 0 to all": broken(
         lambda c: c["layers"]["conv1.weight"].update(kept=10**6)
     ),
@@ -107,7 +109,7 @@ def test_broken_files_beside_a_result(tmp_path, capsys):
         "masks.safetensors' can't be read",
         "masks must be of the same parameters",
         "error.json: error is missing",
-        "config.json: sparsity must be float, got 'much'",
+        "config.json: sparsity must be a number, got 'much'",
     ):
         assert part in err
 
@@ -134,13 +136,16 @@ def test_nothing_to_report(make, message, tmp_path, capsys):
         (["/nowhere"], "results must be a folder that exists, got /nowhere"),
         (["/dev/null"], "results must be a folder or a results.json, got /dev/null"),
         ([], "the following arguments are required: RESULTS"),
+        (["--foo"], "unrecognized arguments: --foo"),
+        ([""], "argument RESULTS: must be a path, got ''"),
+        (["RESULTS", "--output="], "argument --output: must be a path, got ''"),
         (["RESULTS", "--output", "/dev/null/x"], "output must be a folder that can be"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
     trees.add_run(tmp_path, 0.5)
     given = [str(tmp_path) if a == "RESULTS" else a for a in arguments]
-    assert main([*given, "--quiet"]) == 2
+    assert main(given) == 2
     out, err = capsys.readouterr()
     assert err.startswith("fisherprune.report: error: ") and message in err
     assert out == "" and err.count("\n") == 1

@@ -286,7 +286,8 @@ def test_command_line(tmp_path, capsys):
     "options, message",
     [
         ("--sparsity 2", "sparsity must be a number in [0, 1], got 2.0"),
-        ("--sparsity much", "argument --sparsity: invalid float value: 'much'"),
+        ("--sparsity much", "argument --sparsity: must be a number, got 'much'"),
+        ("--lr-drops 2 3.5", "--lr-drops: must be a whole number, got '3.5'"),
         ("--epoch 2", "unrecognized arguments: --epoch 2"),
         ("--method obd", "method must be one of none, random"),
         ("--device cuda:99", "device cuda:99 must be present"),
@@ -295,6 +296,13 @@ def test_command_line(tmp_path, capsys):
         ("--dataset folder --data-dir /nowhere", "/nowhere/train must be a folder"),
         ("--output-dir /dev/null/x", "output_dir must be a folder that can be written"),
         ("--lr 1e30 --epochs 9", "training: the loss must stay finite"),
+        ("--output-dir=", "output_dir must be the name of a folder, got ''"),
+        ("--resume=", "argument --resume: must be a path, got ''"),
+        (
+            "--scope densities --densities /nowhere",
+            "argument --densities: densities must be in a file that can be read, got "
+            "/nowhere: No such file or directory",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, tmp_path, monkeypatch, capsys):
@@ -303,6 +311,20 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, monkeypatch, capsy
     out, err = capsys.readouterr()
     assert err.startswith("fisherprune.train: error: ") and message in err
     assert err.count("\n") == 1 and "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"skip": ("",)}, "ResNet has no prunable parameters"),
+        ({"skip": ("",), "method": "none", "sparsity": 0}, "no prunable parameters"),
+        ({"scope": "densities", "densities": {"x": 1}}, "must be of the pruned parame"),
+    ],
+)
+def test_what_can_never_be_pruned_leaves_no_folder(small, options, message):
+    with pytest.raises(FisherpruneError, match=message):
+        train.run(replace(small, **options), quiet=True)
+    assert list(Path(small.output_dir).iterdir()) == []
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):

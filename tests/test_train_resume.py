@@ -90,7 +90,7 @@ def truth(tmp_path_factory):
     known = {}
 
     def of(config):
-        key = json.dumps(asdict(replace(config, output_dir="")))
+        key = json.dumps(asdict(replace(config, output_dir="-")))
         if key not in known:
             folder = tmp_path_factory.mktemp("truth") / "run"
             train.run(config, folder=folder, quiet=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from fisherprune.cli import Parser
+from fisherprune.commandline import Parser, number, path, run_command
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import store
 from fisherprune.experiments.batch import Batch, listing
@@ -29,40 +27,34 @@ one machine or on a shared folder, can work on the same study at the same time.
   python -m fisherprune.report results/smoke
 
 Exit codes: 0 all runs are finished; 1 some failed or are left undone; 2 a mistake in
-the files or the command, nothing was started; 130 after Ctrl-C.
+the files or the command, nothing was started, or a file that can't be read or written;
+130 after Ctrl-C.
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Build the parser of both commands."""
-    parser = Parser(
-        "python -m fisherprune.experiments",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m fisherprune.experiments", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="do the runs", allow_abbrev=False)
-    status = commands.add_parser(
-        "status", help="list the runs and their states", allow_abbrev=False
-    )
+    run = commands.add_parser("run", help="do the runs")
+    status = commands.add_parser("status", help="list the runs and their states")
     for command in (run, status):
         _add_common(command)
     _add_run(run)
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: Parser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="a .toml study, a .json file of the published code, or a folder of those",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="results folder (default: results/NAME of a study, output_dir of a JSON "
         "file)",
@@ -75,10 +67,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: Parser) -> None:
     parser.description = (
-        "Do the runs of PATHs in their order. Folders are looked into again after each "
-        "run: files put there meanwhile join."
+        "Do the runs of PATHs in their order. Folders are looked into again after\n"
+        "each run: files put there meanwhile join."
     )
     parser.add_argument(
         "--max-minutes",
@@ -122,14 +114,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if value < 0 or (value > 1 and value != int(value)) or not math.isfinite(value):
         raise argparse.ArgumentTypeError(
             f"must be a fraction in [0, 1] or a whole number, got {text}"
@@ -139,20 +131,17 @@ def _fraction(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    try:
-        options = make_parser().parse_args(argv)
-        overrides = Overrides(options.output, options.device, options.data_dir)
-        plan = Plan(options.paths, overrides)
-        if options.command == "status" or options.dry_run:
-            print(listing(plan))
-            return 0
-        batch = Batch(plan, _executor(plan, options), max_minutes=options.max_minutes)
-    except KeyboardInterrupt:
-        return 130
-    except (FisherpruneError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"fisherprune.experiments: error: {line}", file=sys.stderr)
-        return 2
+    return run_command("fisherprune.experiments", lambda: _command(argv))
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    options = make_parser().parse_args(argv)
+    overrides = Overrides(options.output, options.device, options.data_dir)
+    plan = Plan(options.paths, overrides)
+    if options.command == "status" or options.dry_run:
+        print(listing(plan))
+        return 0
+    batch = Batch(plan, _executor(plan, options), max_minutes=options.max_minutes)
     code = batch.run()
     print(batch.summary())
     return code

@@ -3,43 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from fisherprune.errors import FisherpruneError
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a value must be, in words, as a test, and what is made of it."""
-
-    words: str
-    accepts: Callable[[object], bool]
-    convert: Callable[[object], object] = lambda value: value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-NUMBER = Kind("a number", _is_number, float)
-WHOLE = Kind("a whole number", _is_whole)
-TEXT = Kind("a string", lambda value: isinstance(value, str))
-SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
-
-
-def list_of(kind: Kind) -> Kind:
-    """Return the kind of lists of a kind; they become tuples."""
-    words = kind.words.removeprefix("a ")
-    return Kind(
-        f"a list of {words}s",
-        lambda value: isinstance(value, list) and all(map(kind.accepts, value)),
-        lambda value: tuple(map(kind.convert, value)),
-    )
+from fisherprune.kinds import Kind
 
 
 class Section:

@@ -19,7 +19,8 @@ from fisherprune.config import TrainConfig
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.dense import collapsed
-from fisherprune.experiments.fields import NUMBER, TEXT, WHOLE, Section, list_of
+from fisherprune.experiments.fields import Section
+from fisherprune.kinds import NUMBER, TEXT, WHOLE, list_of
 from fisherprune.models import MODELS
 
 SKIP = ("bias", "linear", "bn")
@@ -46,6 +47,7 @@ PATHS = {
     "lr_drops": "training.optimizer.lr_drops",
     "lr_drop_factor": "training.optimizer.lr_drop_factor",
     "validation_every": "validation.frequency",
+    "output_dir": "general.output_dir",
 }
 """Where TrainConfig's complaints belong in a file."""
 

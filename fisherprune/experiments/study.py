@@ -29,17 +29,9 @@ from fisherprune.config import TrainConfig
 from fisherprune.densities import checked_densities, read_densities
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.dense import collapsed
-from fisherprune.experiments.fields import (
-    NUMBER,
-    SWITCH,
-    TEXT,
-    WHOLE,
-    Kind,
-    Section,
-    list_of,
-    near,
-)
+from fisherprune.experiments.fields import Section, near
 from fisherprune.identity import identity
+from fisherprune.kinds import KINDS, TEXT, Kind, list_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,18 +41,8 @@ else:
 DENSITIES = Kind(
     "a file's name or a table of numbers", lambda value: isinstance(value, str | dict)
 )
-KINDS = {
-    "int": WHOLE,
-    "float": NUMBER,
-    "str": TEXT,
-    "bool": SWITCH,
-    "tuple[int, ...]": list_of(WHOLE),
-    "tuple[str, ...]": list_of(TEXT),
-    "Mapping[str, float]": DENSITIES,
-}
-"""What a value of TrainConfig must be in a file, by the field's type."""
 FIELDS = {
-    field.name: KINDS[field.type.removesuffix(" | None")]
+    field.name: KINDS.get(field.type.removesuffix(" | None"), DENSITIES)
     for field in fields_of(TrainConfig)
     if field.name != "output_dir"
 }

@@ -18,6 +18,7 @@ from fisherprune.report.overlap import overlaps, without_masks
 from fisherprune.report.svg import Figure, require_matplotlib
 from fisherprune.report.tables import Group
 from fisherprune.report.words import Report
+from fisherprune.runs import check_writable
 
 __all__ = ["Report", "write_report"]
 
@@ -44,9 +45,12 @@ def write_report(
             the folder can't be written to.
     """
     require_matplotlib()
-    say("reading results")
     study = load.load(paths)
+    first = Path(paths[0])
+    folder = Path(output or (first if first.is_dir() else first.parent) / "report")
+    check_writable(folder, "output")
     report = Report.of(study)
+    say(f"finished runs read: {len(study.runs)}")
     drawn = [
         _draw(each, f"g{number}", study, say)
         for number, each in enumerate(report.groups, 1)
@@ -55,8 +59,6 @@ def write_report(
         comparison.compare(several, f"c{number}")
         for number, several in enumerate(comparison.comparable(report.groups), 1)
     ]
-    first = Path(paths[0])
-    folder = Path(output or (first if first.is_dir() else first.parent) / "report")
     _write(
         folder,
         {
@@ -91,7 +93,6 @@ def _draw(
 
 def _write(folder: Path, files: dict[str, str]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             write_text(folder / name, text)
     except OSError as error:

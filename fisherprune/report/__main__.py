@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.commandline import Parser, path, run_command
 from fisherprune.report import plain, write_report
 
 DESCRIPTION = """\
@@ -19,30 +17,21 @@ each run) and summary.csv (a row for each cell), and prints the tables. Exit cod
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are errors like any other."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise FisherpruneError(message)
-
-
 def make_parser() -> Parser:
     """Return the command line."""
-    parser = Parser(
-        "python -m fisherprune.report",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m fisherprune.report", description=DESCRIPTION)
     parser.add_argument(
         "results",
         nargs="+",
+        type=path,
         metavar="RESULTS",
         help="results folder, folder with runs anywhere below it, or a run's folder",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder to write to (default: RESULTS/report)"
+        "--output",
+        type=path,
+        metavar="DIR",
+        help="folder to write to (default: RESULTS/report)",
     )
     parser.add_argument(
         "--quiet", action="store_true", help="no progress, only the tables"
@@ -52,17 +41,13 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    try:
-        options = make_parser().parse_args(argv)
-        say = _silent if options.quiet else _progress
-        report, folder = write_report(options.results, options.output, say=say)
-    except KeyboardInterrupt:
-        print("fisherprune.report: interrupted", file=sys.stderr)
-        return 130
-    except (FisherpruneError, OSError) as error:
-        reason = " ".join(str(error).split())
-        print(f"fisherprune.report: error: {reason}", file=sys.stderr)
-        return 2
+    return run_command("fisherprune.report", lambda: _command(argv))
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    options = make_parser().parse_args(argv)
+    say = _silent if options.quiet else _progress
+    report, folder = write_report(options.results, options.output, say=say)
     print(plain.terminal(report))
     print(f"written to {folder}")
     for problem in report.study.problems:

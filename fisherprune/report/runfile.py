@@ -17,8 +17,6 @@ from fisherprune.summary import FORMAT
 WEIGHTS = ("best", "last")
 """Which weights were tested: of the best validation, of the last epoch."""
 METRICS = ("loss", "accuracy", "precision", "recall", "f1")
-NUMBERS = {"int": int, "float": (int, float), "bool": bool, "str": str}
-"""What JSON must hold for the fields of a TrainConfig, by annotation."""
 
 
 @dataclass(frozen=True)
@@ -193,25 +191,17 @@ def as_config(config: Fields) -> TrainConfig:
     Raises:
         FisherpruneError: for fields that are not known and values no run can have.
     """
-    types = {field.name: field.type for field in fields(TrainConfig)}
+    known = {field.name for field in fields(TrainConfig)}
     where = f"{config.place}." if config.place else ""
-    if unknown := sorted(set(config.content) - set(types)):
+    if unknown := sorted(set(config.content) - known):
         raise FisherpruneError(
             f"{config.path}: {where}{unknown[0]} is no field of a configuration: not "
             "written by this version of fisherprune"
         )
-    for name, value in config.content.items():
-        kind = types[name].removesuffix(" | None")
-        if value is None and types[name].endswith(" | None"):
-            continue
-        if kind in NUMBERS:
-            config.take(name, lambda v, k=NUMBERS[kind]: _is(k, v), kind)
     try:
         return TrainConfig(**config.content)
-    except (TypeError, ValueError) as error:
-        raise FisherpruneError(
-            f"{config.path}: {config.place or 'configuration'}: {error}"
-        ) from None
+    except FisherpruneError as error:
+        raise FisherpruneError(f"{config.path}: {where}{error}") from None
 
 
 def _notes(content: Fields, layers: Fields) -> tuple[str, ...]:

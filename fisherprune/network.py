@@ -1,0 +1,32 @@
+"""The network of a run."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fisherprune import models
+from fisherprune.config import TrainConfig
+from fisherprune.layers import prunable_parameters
+from fisherprune.parts import Parts
+from fisherprune.streams import stream_seed
+from fisherprune.threshold import select_masks
+
+
+def network(config: TrainConfig, parts: Parts) -> nn.Module:
+    """Return the network as a run begins with it, on the device of the images.
+
+    Raises:
+        FisherpruneError: where what the config asks to prune is not in the network.
+    """
+    model = models.create(
+        config.model,
+        len(parts.train.classes),
+        parts.train.channels,
+        seed=stream_seed(config.seed, "initialization"),
+    ).to(parts.train.images.device)
+    prunable = prunable_parameters(model, config.skip)
+    if config.method != "none":  # whether there are such masks, any scores tell
+        scores = {name: torch.zeros_like(p) for name, p in prunable.items()}
+        select_masks(scores, config.sparsity, config.scope, densities=config.densities)
+    return model
