@@ -128,10 +128,12 @@ void topk_case(Files& files) {
   const ScoreArrays list(files);
   const std::vector<int64_t> keep = files.numbers();
   std::vector<Array> masks = mask_arrays(list.scores, keep.size());
-  Array thresholds(keep.size() * 4), nonfinite(list.scores.size() * 8, 0);
-  Array memory(topk_workspace(list.scores, keep.size()).words * 8, 0);
-  run_topk(list.scores, keep, pointers(masks), thresholds.as<float>(),
-           nonfinite.as<int64_t>(), memory.as<int64_t>(), multiprocessors(), nullptr);
+  Array thresholds(keep.size() * 4), nonfinite(list.scores.size() * 8);
+  Array memory(topk_workspace(list.scores, keep.size()).words * 8);
+  const TopkCall call =
+      start_topk(list.scores, keep, thresholds.as<float>(), nonfinite.as<int64_t>(),
+                 memory.as<int64_t>(), multiprocessors(), nullptr);
+  write_masks(call, pointers(masks), false);
   files.write(thresholds);
   files.write(nonfinite);
   for (const Array& mask : masks) files.write(mask);
@@ -142,8 +144,8 @@ void histogram_case(Files& files) {
   const uint64_t prefix = files.number();
   const int prefix_bits = static_cast<int>(files.number());
   const int bits = static_cast<int>(files.number());
-  Array counts(size_t{8} << bits, 0);
-  Array memory(histogram_workspace(list.scores).words * 8, 0);
+  Array counts(size_t{8} << bits);
+  Array memory(histogram_workspace(list.scores).words * 8);
   run_topk_histogram(list.scores, prefix, {prefix_bits, bits}, counts.as<int64_t>(),
                      memory.as<int64_t>(), multiprocessors(), nullptr);
   files.write(counts);
@@ -154,7 +156,7 @@ void masks_case(Files& files) {
   Array threshold = files.array();
   const std::vector<int64_t> ties = files.numbers();
   std::vector<Array> masks = mask_arrays(list.scores, 1);
-  Array memory(masks_workspace(list.scores).words * 8, 0);
+  Array memory(masks_workspace(list.scores).words * 8);
   run_topk_masks(list.scores, *threshold.as<float>(), ties, pointers(masks),
                  memory.as<int64_t>(), multiprocessors(), nullptr);
   for (const Array& mask : masks) files.write(mask);
