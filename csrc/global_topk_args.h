@@ -16,7 +16,8 @@ namespace fisherprune {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Contiguous float32 scores and the tensors that keep them alive.
+// Contiguous float32 scores and the tensors that keep them alive. Those of another
+// layout, channels_last too, are copied: ties go by the place in the tensor.
 struct ScoreList {
   const char* op;  // for messages
   std::vector<Tensor> tensors;
@@ -27,17 +28,19 @@ struct ScoreList {
 inline ScoreList score_list(const char* op, const std::vector<Tensor>& tensors) {
   check(!tensors.empty(), op, ": scores must hold at least one tensor");
   ScoreList list{op, {}, {}, 0};
+  const bool cuda = tensors[0].is_cuda();
+  const auto device = tensors[0].get_device_index();
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
     check(t.scalar_type() == ScalarType::Float, op, ": scores[", i,
           "] must be float32, got ", torch::headeronly::toString(t.scalar_type()));
-    check(t.get_device_index() == tensors[0].get_device_index() &&
-              t.is_cuda() == tensors[0].is_cuda(),
-          op, ": scores[", i, "] must be on the device of scores[0]");
-    list.tensors.push_back(torch::stable::contiguous(t));
+    check(t.get_device_index() == device && t.is_cuda() == cuda, op, ": scores[", i,
+          "] must be on the device of scores[0]");
+    // contiguous() asks the dispatcher, which takes longer than all else here.
+    list.tensors.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
     list.scores.push_back(
         {static_cast<const float*>(list.tensors.back().data_ptr()), t.numel()});
-    list.total += t.numel();
+    list.total += list.scores.back().size;
   }
   return list;
 }
@@ -70,8 +73,10 @@ inline void check_threshold(const char* op, double threshold) {
 }
 
 // Contiguous bools of the same shape, where `like` is. By the C interface itself: there
-// are as many masks as tensors and selections, and the dispatcher, which new_empty()
-// asks, would take longer than most of them.
+// are as many masks as tensors and selections. On the CPU it leaves out the dispatcher,
+// which new_empty() asks and which would take longer than most of the masks; on CUDA it
+// asks once, of plain arguments. Each mask has memory of its own, so that it can be
+// saved and freed alone.
 inline Tensor empty_mask(const char* op, const Tensor& like) {
   const auto sizes = like.sizes();
   std::vector<int64_t> strides(sizes.size());
