@@ -72,26 +72,34 @@ inline void check_threshold(const char* op, double threshold) {
   check(threshold == threshold, op, ": threshold must be a number, got NaN");
 }
 
-// Contiguous bools of the same shape, where `like` is. By the C interface itself: there
-// are as many masks as tensors and selections. On the CPU it leaves out the dispatcher,
-// which new_empty() asks and which would take longer than most of the masks; on CUDA it
-// asks once, of plain arguments. Each mask has memory of its own, so that it can be
-// saved and freed alone.
-inline Tensor empty_mask(const char* op, const Tensor& like) {
-  const auto sizes = like.sizes();
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// A contiguous tensor where `like` is, of a type by its number in the C interface. By
+// that interface itself: there are as many masks as tensors and selections. On the CPU
+// it leaves out the dispatcher, which new_empty() asks and which would take longer than
+// most of the masks; on CUDA it asks without boxing the arguments.
+inline Tensor empty_tensor(const char* op, const Tensor& like, Sizes sizes,
+                           int32_t dtype) {
   std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
+  int64_t stride = 1, size = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) {
     strides[d] = stride;
+    size *= sizes[d];
+  }
   int32_t device = 0;
-  AtenTensorHandle mask = nullptr;
-  const bool made =
+  AtenTensorHandle made = nullptr;
+  const bool ok =
       aoti_torch_get_device_type(like.get(), &device) == AOTI_TORCH_SUCCESS &&
-      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
-                               aoti_torch_dtype_bool(), device, like.get_device_index(),
-                               &mask) == AOTI_TORCH_SUCCESS;
-  check(made, op, ": a mask of ", like.numel(), " bools could not be allocated");
-  return Tensor(mask);
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
+                               device, like.get_device_index(),
+                               &made) == AOTI_TORCH_SUCCESS;
+  check(ok, op, ": a tensor of ", size, " entries could not be allocated");
+  return Tensor(made);
+}
+
+// Each mask has memory of its own, so that it can be saved and freed alone.
+inline Tensor empty_mask(const char* op, const Tensor& like) {
+  return empty_tensor(op, like, like.sizes(), aoti_torch_dtype_bool());
 }
 
 }  // namespace fisherprune

@@ -20,8 +20,8 @@ inline int64_t chunks_of(const std::vector<Scores>& scores) {
 
 // Device memory of up to TOPK_KEEPS selections that share their passes, in words: where
 // each part begins. The first launch fills it up to `entries` with zeros and stores the
-// host's tables behind; cuts are one a selection, or one a tensor. The ties of 2^20
-// scores take 256 bytes, all before them some kilobytes a selection.
+// host's tables behind; cuts are one a selection, or one a tensor. Bins take 16 KiB and
+// 32 KiB a selection, ties 256 bytes a selection and 2^20 scores.
 struct TopkWorkspace {
   int64_t bins, tickets, entries, selections, masks, cuts, ties, words;
 
