@@ -344,6 +344,20 @@ def test_topk_does_not_depend_on_the_threads_order(tmp_path):
         check_topk([(scores, keep[:6])], tmp_path, seed=seed, multiprocessors=1)
 
 
+@pytest.mark.parametrize("size", [0, 1, 255, 257, 2048, 70_001])
+def test_search_in_counts(size, tmp_path):
+    """More than a block shares out in two rounds: the chunks of 2^29 scores."""
+    counts = np.random.default_rng(0).integers(0, 4, size)
+    total, through = counts.sum(), counts.cumsum()
+    left = np.unique(np.linspace(1, total, 20).astype(np.int64)) if size else []
+    beyond = [0, total + 1, total + 10**12]
+    [found] = drive.run([drive.search_case(counts, [*left, *beyond])], tmp_path)
+    found = np.frombuffer(found, np.int64).reshape(-1, 3).tolist()
+    at = np.searchsorted(through, left)
+    truth = [[i, through[i] - counts[i], counts[i]] for i in at]
+    assert found == [*truth, [0, 0, 0], *[[size, total, 0]] * 2]
+
+
 def test_topk_of_nothing(tmp_path):
     check_topk([([np.zeros((0, 3), np.float32)], [0])], tmp_path)
 
@@ -358,9 +372,9 @@ def test_nonfinite_scores_are_counted_per_tensor(keep, tmp_path):
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF])
 def test_one_score_that_is_not_finite_is_counted(bits, tmp_path):
-    """Among the largest finite ones, whose keys are next to it."""
+    """None but its own first digit says so: not that of the largest finite number."""
     huge = np.finfo(np.float32).max
-    scores = [np.array([huge, -huge] * 50, np.float32), np.zeros(9, np.float32)]
+    scores = [np.array([huge, -1] * 50, np.float32), np.zeros(9, np.float32)]
     scores[1].view(np.uint32)[4] = bits
     [(_, _, nonfinite)] = topk([(scores, [50])], tmp_path)
     assert nonfinite.tolist() == [0, 1]

@@ -162,6 +162,29 @@ void masks_case(Files& files) {
   for (const Array& mask : masks) files.write(mask);
 }
 
+// A block's searches in counts, one after the other.
+void search_kernel(const int64_t* counts, int64_t size, const int64_t* left, int64_t n,
+                   int64_t* places) {
+  int64_t* shared = reinterpret_cast<int64_t*>(dynamic_shared());
+  for (int64_t i = 0; i < n; ++i) {
+    const Place place =
+        find_place(size, left[i], [&](int64_t at) { return counts[at]; }, shared);
+    if (threadIdx.x != 0) continue;
+    places[3 * i] = place.at;
+    places[3 * i + 1] = place.before;
+    places[3 * i + 2] = place.here;
+  }
+}
+
+void search_case(Files& files) {
+  Array counts = files.array(), left = files.array();
+  const int64_t size = counts.size / 8, n = left.size / 8;
+  Array places(3 * left.size);
+  launch(search_kernel, dim3(1), TOPK_THREADS, SEARCH_BYTES, nullptr,
+         counts.as<int64_t>(), size, left.as<int64_t>(), n, places.as<int64_t>());
+  files.write(places);
+}
+
 // Positions divided by widths, as the kernels find a position's row.
 void divider_case(Files& files) {
   const std::vector<int64_t> positions = files.numbers(), widths = files.numbers();
@@ -186,6 +209,7 @@ int main(int argc, char** argv) {
     if (op == 2) histogram_case(files);
     if (op == 3) masks_case(files);
     if (op == 4) divider_case(files);
+    if (op == 5) search_case(files);
   }
   std::fclose(files.out);
   return 0;
