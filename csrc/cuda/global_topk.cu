@@ -51,7 +51,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> 
         list.scores, some, static_cast<float*>(thresholds.data_ptr()) + first,
         first == 0 ? words_of(nonfinite) : nullptr, words_of(memory), multiprocessors(),
         current_stream(scores[0]));
-    // Hundreds of allocations, while the device looks for the thresholds.
+    // Hundreds of allocations, while the device finds the thresholds.
     write_masks(call, add_masks(list, some.size(), masks), false);
     first = last;
   } while (first < keep.size());

@@ -142,6 +142,15 @@ inline void find_thresholds(const TopkCall& call, unsigned long long* nonfinite,
   }
 }
 
+inline TieRule rule_of(const TopkCall& call, bool per_tensor) {
+  return {call.selections, call.n, per_tensor};
+}
+
+inline void find_cuts(const TopkCall& call, bool per_tensor) {
+  launch(topk_count_ties_kernel, dim3(call.grid), TOPK_THREADS, TIES_BYTES, call.stream,
+         call.table, rule_of(call, per_tensor), call.ties, call.cuts, call.tickets + 3);
+}
+
 // `masks` has the tensors' masks selection after selection.
 inline void write_masks(const TopkCall& call, const std::vector<bool*>& masks,
                         bool per_tensor) {
@@ -149,11 +158,9 @@ inline void write_masks(const TopkCall& call, const std::vector<bool*>& masks,
   std::vector<uint64_t> words;
   append(words, masks);
   upload(words, call.masks, call.stream);
-  const TieRule rule{call.selections, call.n, per_tensor};
-  launch(topk_count_ties_kernel, dim3(call.grid), TOPK_THREADS, TIES_BYTES, call.stream,
-         call.table, rule, call.ties, call.cuts, call.tickets + 3);
   launch(topk_mask_kernel, dim3(call.grid), TOPK_THREADS, SEARCH_BYTES, call.stream,
-         call.table, rule, call.cuts, reinterpret_cast<bool* const*>(call.masks));
+         call.table, rule_of(call, per_tensor), call.cuts,
+         reinterpret_cast<bool* const*>(call.masks));
 }
 
 // ---- global_topk: up to TOPK_KEEPS selections a call ----
@@ -162,9 +169,9 @@ inline TopkWorkspace topk_workspace(const std::vector<Scores>& scores, int64_t n
   return {scores, n, (1 + 2 * n) * MOST_BINS};
 }
 
-// The first part, which writes the thresholds; write_masks(..., false) is the second,
-// so that the masks can be allocated while the device is at work. `nonfinite`, one a
-// tensor, is null where that has been counted before.
+// All but the masks, for which write_masks(..., false) follows: they can be allocated
+// while the device is at work. `nonfinite`, one a tensor, is null where that has been
+// counted before.
 inline TopkCall start_topk(const std::vector<Scores>& scores,
                            const std::vector<int64_t>& keep, float* thresholds,
                            int64_t* nonfinite, int64_t* memory, int multiprocessors,
@@ -176,6 +183,7 @@ inline TopkCall start_topk(const std::vector<Scores>& scores,
                       topk_workspace(scores, static_cast<int64_t>(keep.size())),
                       multiprocessors, stream);
   find_thresholds(call, reinterpret_cast<unsigned long long*>(nonfinite), thresholds);
+  if (call.n > 0) find_cuts(call, false);
   return call;
 }
 
@@ -213,6 +221,7 @@ inline void run_topk_masks(const std::vector<Scores>& scores, float threshold,
   const Selection selection{1, 0, 1, key_of(threshold)};
   const TopkCall call(scores, &ties, {selection}, {}, memory, masks_workspace(scores),
                       multiprocessors, stream);
+  find_cuts(call, true);
   write_masks(call, masks, true);
 }
 
