@@ -73,8 +73,11 @@ def select_masks(
     several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
     sparsities = [checked_sparsity(s) for s in (sparsity if several else [sparsity])]
     checked_scope(scope, densities)
-    tensors = {name: _checked_scores(name, s) for name, s in scores.items()}
-    total = sum(t.numel() for t in tensors.values())
+    tensors, total = {}, 0
+    for name, s in scores.items():
+        ready = s.dtype is torch.float32 and not s.requires_grad
+        tensors[name] = s if ready else _checked_scores(name, s)
+        total += s.numel()
     if not total:
         raise FisherpruneError("select_masks: scores must hold at least one entry")
     if scope == "global":
@@ -104,13 +107,12 @@ def checked_scope(scope: str, densities: Mapping[str, float] | None = None) -> s
 
 
 def _checked_scores(name: str, scores: Tensor) -> Tensor:
-    if scores.dtype != torch.float32:
-        if scores.dtype not in (torch.float16, torch.bfloat16):
-            raise FisherpruneError(
-                f"select_masks: scores of {name!r} must be float32, got {scores.dtype}"
-            )
-        scores = scores.float()
-    return scores.detach() if scores.requires_grad else scores
+    """Return them as float32 without a gradient."""
+    if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise FisherpruneError(
+            f"select_masks: scores of {name!r} must be float32, got {scores.dtype}"
+        )
+    return scores.detach().float()
 
 
 def _select_global(tensors: dict[str, Tensor], keep: list[int]):
