@@ -81,17 +81,23 @@ def run_benchmark(name: str, seconds: float) -> Record:
 
 
 def run_sanitizer(tool: str, seconds: float) -> Record:
-    """Run the small cases under one tool of compute-sanitizer."""
+    """Run the small cases under one tool of compute-sanitizer.
+
+    Raises:
+        NotHere: where it can't run on the device, or not in the time.
+    """
     command = gpu_checks.sanitizer_command(gpu_checks.find_sanitizer(), tool)
     more = gpu_checks.sanitizer_environment()
     outcome = gpu_checks.run_limited(command, seconds, more)
+    if reason := gpu_checks.why_not_sanitized(outcome):
+        raise NotHere(reason)
     return {"sanitizer": {tool: gpu_checks.sanitizer_result(outcome)}}
 
 
 BENCHMARKS = {
     "ceilings": (25, "matmul in fp32, TF32 and bf16; memory copy and read"),
     "scoring": (65, "fts scores of 40,000 images, ResNet18; the one-image loop"),
-    "topk": (25, "11.2 M scores to masks; cat + topk"),
+    "topk": (35, "11.2 M scores to masks, with ties, for five; cat + topk"),
     "kernel": (40, "grad_moments on the largest layers, over the TF32 matmul"),
     "pass-resnet18": (30, "gradient_moments over forward + backward"),
     "pass-vgg19": (30, "gradient_moments over forward + backward"),

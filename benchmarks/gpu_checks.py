@@ -187,6 +187,17 @@ def sanitizer_environment() -> dict[str, str]:
     return {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
+def why_not_sanitized(outcome: Outcome) -> str | None:
+    """Say why a run of a tool tells nothing: the device, or the time; None if it does.
+
+    A run that was cut and had found something by then does.
+    """
+    if "Device not supported" in outcome.output:
+        return "compute-sanitizer does not support this device"
+    found = re.search(r"^=+ (?!COMPUTE-SANITIZER)\S", outcome.output, re.MULTILINE)
+    return outcome.ending if outcome.status is None and not found else None
+
+
 def sanitizer_result(outcome: Outcome) -> dict[str, Any]:
     """Read the tool's own summary; ``ok`` where it is there and counts nothing."""
     summary = re.search(

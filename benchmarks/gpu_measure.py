@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import FLUSH_BYTES, Timing, ceilings, verify
+from benchmarks.harness import ColdCache, Timing, ceilings, verify
 
 FLUSHES = 6  # keep the device busy while the host launches what is timed
 TF32_KERNEL = 2e-3  # relative error of one product of TF32 operands, summed in float32
@@ -81,17 +81,16 @@ def precision(name: str):
 def device_times(call: Callable[[], Any], device: str, rounds: int) -> list[float]:
     """Return microseconds of ``rounds`` calls on the device itself, its cache cold.
 
-    The device is still busy with the flush while the host launches the call, so that
+    The device is still busy with its cache while the host launches the call, so that
     the events stand around the kernels alone.
     """
     if torch.device(device).type != "cuda":
         return [_wall_microseconds(call) for _ in range(rounds)]
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    cache = ColdCache(device)
     times = []
     for _ in range(rounds + 2):  # two to warm up
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(FLUSHES):
-            flush.zero_()
+        cache.fill(FLUSHES)
         start.record()
         call()
         end.record()

@@ -130,17 +130,32 @@ class Timing:
         return {**times, "rounds": len(self.samples), **more}
 
 
+class ColdCache:
+    """Fills a GPU's cache with other data.
+
+    It ends with a read: what is written stays in the cache until something else needs
+    the place, so that the call timed next would pay for the way to memory.
+    """
+
+    def __init__(self, device: str | torch.device):
+        self.other = torch.empty(FLUSH_BYTES // 4, device=device)
+
+    def fill(self, times: int = 1) -> None:
+        """Write ``times`` as much as the cache holds and more, read it once."""
+        for _ in range(times):
+            self.other.zero_()
+        self.other.sum()
+
+
 class _Stopwatch:
     def __init__(self, device: str | torch.device):
         self.device = torch.device(device)
-        self.flush = None
-        if self.device.type == "cuda":
-            self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+        self.cache = ColdCache(device) if self.device.type == "cuda" else None
 
     def sample(self, call: Callable[[], Any], calls: int) -> float:
-        """Return milliseconds per call; on CUDA the caches are flushed before."""
-        if self.flush is not None:
-            self.flush.zero_()
+        """Return milliseconds per call; on CUDA the cache is cold before."""
+        if self.cache is not None:
+            self.cache.fill()
         synchronize(self.device)
         start = time.perf_counter()
         for _ in range(calls):
@@ -180,7 +195,7 @@ def race(
     for name, call in competitors.items():
         once = min(watch.sample(call, 1) for _ in range(max(1, warmup)))
         # Repetitions would find their data in the GPU's cache.
-        short = once < LEAST_MS and watch.flush is None
+        short = once < LEAST_MS and watch.cache is None
         calls[name] = math.ceil(LEAST_MS / max(once, 1e-3)) if short else 1
     samples: dict[str, list[float]] = {name: [] for name in competitors}
     names = list(competitors)

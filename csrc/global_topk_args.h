@@ -16,7 +16,8 @@ namespace fisherprune {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Contiguous float32 scores and the tensors that keep them alive.
+// Contiguous float32 scores and the tensors that keep them alive. Those of another
+// layout, channels_last too, are copied: ties go by the place in the tensor.
 struct ScoreList {
   const char* op;  // for messages
   std::vector<Tensor> tensors;
@@ -27,17 +28,19 @@ struct ScoreList {
 inline ScoreList score_list(const char* op, const std::vector<Tensor>& tensors) {
   check(!tensors.empty(), op, ": scores must hold at least one tensor");
   ScoreList list{op, {}, {}, 0};
+  const bool cuda = tensors[0].is_cuda();
+  const auto device = tensors[0].get_device_index();
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
     check(t.scalar_type() == ScalarType::Float, op, ": scores[", i,
           "] must be float32, got ", torch::headeronly::toString(t.scalar_type()));
-    check(t.get_device_index() == tensors[0].get_device_index() &&
-              t.is_cuda() == tensors[0].is_cuda(),
-          op, ": scores[", i, "] must be on the device of scores[0]");
-    list.tensors.push_back(torch::stable::contiguous(t));
+    check(t.get_device_index() == device && t.is_cuda() == cuda, op, ": scores[", i,
+          "] must be on the device of scores[0]");
+    // contiguous() asks the dispatcher, which takes longer than all else here.
+    list.tensors.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
     list.scores.push_back(
         {static_cast<const float*>(list.tensors.back().data_ptr()), t.numel()});
-    list.total += t.numel();
+    list.total += list.scores.back().size;
   }
   return list;
 }
@@ -69,24 +72,34 @@ inline void check_threshold(const char* op, double threshold) {
   check(threshold == threshold, op, ": threshold must be a number, got NaN");
 }
 
-// Contiguous bools of the same shape, where `like` is. By the C interface itself: there
-// are as many masks as tensors and selections, and the dispatcher, which new_empty()
-// asks, would take longer than most of them.
-inline Tensor empty_mask(const char* op, const Tensor& like) {
-  const auto sizes = like.sizes();
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// A contiguous tensor where `like` is, of a type by its number in the C interface. By
+// that interface itself: there are as many masks as tensors and selections. On the CPU
+// it leaves out the dispatcher, which new_empty() asks and which would take longer than
+// most of the masks; on CUDA it asks without boxing the arguments.
+inline Tensor empty_tensor(const char* op, const Tensor& like, Sizes sizes,
+                           int32_t dtype) {
   std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
+  int64_t stride = 1, size = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) {
     strides[d] = stride;
+    size *= sizes[d];
+  }
   int32_t device = 0;
-  AtenTensorHandle mask = nullptr;
-  const bool made =
+  AtenTensorHandle made = nullptr;
+  const bool ok =
       aoti_torch_get_device_type(like.get(), &device) == AOTI_TORCH_SUCCESS &&
-      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
-                               aoti_torch_dtype_bool(), device, like.get_device_index(),
-                               &mask) == AOTI_TORCH_SUCCESS;
-  check(made, op, ": a mask of ", like.numel(), " bools could not be allocated");
-  return Tensor(mask);
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
+                               device, like.get_device_index(),
+                               &made) == AOTI_TORCH_SUCCESS;
+  check(ok, op, ": a tensor of ", size, " entries could not be allocated");
+  return Tensor(made);
+}
+
+// Each mask has memory of its own, so that it can be saved and freed alone.
+inline Tensor empty_mask(const char* op, const Tensor& like) {
+  return empty_tensor(op, like, like.sizes(), aoti_torch_dtype_bool());
 }
 
 }  // namespace fisherprune

@@ -1,7 +1,7 @@
 """The two ops and their steps: typed thin wrappers over ``torch.ops.fisherprune``.
 
 Meaning lives here, arithmetic in ``csrc/``; ``reference.py`` has a pure-PyTorch twin of
-every function of this module, with the same signature.
+every op, with the same signature.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def global_topk(
     Exact and deterministic: for each k in ``keep`` exactly k entries are kept, of
     equal ones those of the lowest flat index in the order of ``scores``; +0 equals -0.
     Nothing is concatenated or sorted, and several k share the passes over the scores.
+    Contiguous scores are read where they are; others, those in channels_last too, are
+    copied first, because the flat index is that of the shape.
 
     Args:
         scores: float32 tensors of any shapes on one device.
@@ -122,14 +124,35 @@ def global_topk(
     """
     scores = _score_list("global_topk", scores)
     masks, thresholds, nonfinite = torch.ops.fisherprune.global_topk(scores, list(keep))
-    for i, count in enumerate(nonfinite.tolist()):
+    refuse_nonfinite([nonfinite], scores, names)
+    n = len(scores)
+    return [masks[i * n : (i + 1) * n] for i in range(len(keep))], thresholds
+
+
+def refuse_nonfinite(
+    counts: Sequence[Tensor], scores: Sequence[Tensor], names: Sequence[str] | None
+) -> None:
+    """Refuse NaN and infinities that the op ``global_topk`` has counted.
+
+    Here the host waits for the device, once for all the counts.
+
+    Args:
+        counts: the op's third results, int64 ``[tensors of the call]`` on any devices.
+        scores: the tensors of all calls in order, one for each count.
+        names: of the tensors, for messages.
+
+    Raises:
+        FisherpruneError: where a count is not 0.
+    """
+    if len(counts) > 1:
+        device = next((c.device for c in counts if c.is_cuda), counts[0].device)
+        counts = [torch.cat([c.to(device) for c in counts])]
+    for i, count in enumerate(counts[0].tolist()):
         if count:
             raise FisherpruneError(
                 f"global_topk: scores[{(names[i] if names else i)!r}] must be finite, "
                 f"{count} of {scores[i].numel()} entries are NaN or infinite"
             )
-    n = len(scores)
-    return [masks[i * n : (i + 1) * n] for i in range(len(keep))], thresholds
 
 
 def _score_list(op: str, scores: Sequence[Tensor]) -> list[Tensor]:
@@ -137,11 +160,11 @@ def _score_list(op: str, scores: Sequence[Tensor]) -> list[Tensor]:
     scores = list(scores)
     if not scores:
         raise RuntimeError(f"{op}: scores must hold at least one tensor")
+    device = scores[0].device
     for i, s in enumerate(scores):
-        if s.device != scores[0].device:
+        if s.device != device:
             raise RuntimeError(
-                f"{op}: scores[{i}] must be on {scores[0].device} like scores[0], "
-                f"got {s.device}"
+                f"{op}: scores[{i}] must be on {device} like scores[0], got {s.device}"
             )
     return scores
 

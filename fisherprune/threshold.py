@@ -73,11 +73,16 @@ def select_masks(
     several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
     sparsities = [checked_sparsity(s) for s in (sparsity if several else [sparsity])]
     checked_scope(scope, densities)
-    tensors = {name: _checked_scores(name, s) for name, s in scores.items()}
-    if not sum(t.numel() for t in tensors.values()):
+    tensors, total = {}, 0
+    for name, s in scores.items():
+        ready = s.dtype is torch.float32 and not s.requires_grad
+        tensors[name] = s if ready else _checked_scores(name, s)
+        total += s.numel()
+    if not total:
         raise FisherpruneError("select_masks: scores must hold at least one entry")
     if scope == "global":
-        selected = _select_global(tensors, sparsities)
+        keep = [keep_count(total, s) for s in sparsities]
+        selected = _select_global(tensors, keep)
     else:
         counts = [_counts_by_layer(tensors, s, scope, densities) for s in sparsities]
         selected = _select_by_layer(tensors, counts)
@@ -102,18 +107,15 @@ def checked_scope(scope: str, densities: Mapping[str, float] | None = None) -> s
 
 
 def _checked_scores(name: str, scores: Tensor) -> Tensor:
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        return scores.float()
-    if scores.dtype != torch.float32:
+    """Return them as float32 without a gradient."""
+    if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise FisherpruneError(
             f"select_masks: scores of {name!r} must be float32, got {scores.dtype}"
         )
-    return scores.detach()
+    return scores.detach().float()
 
 
-def _select_global(tensors, sparsities):
-    total = sum(t.numel() for t in tensors.values())
-    keep = [keep_count(total, s) for s in sparsities]
+def _select_global(tensors: dict[str, Tensor], keep: list[int]):
     if len({t.device for t in tensors.values()}) > 1:
         return [_select_over_devices(tensors, k) for k in keep]
     masks, _ = ops.global_topk(list(tensors.values()), keep, names=list(tensors))
@@ -131,31 +133,44 @@ def _counts_by_layer(tensors, sparsity, scope, densities) -> dict[str, int]:
 
 
 def _select_by_layer(tensors, counts):
-    selected = [{} for _ in counts]
-    for name, scores in tensors.items():
-        masks, _ = ops.global_topk([scores], [c[name] for c in counts], names=[name])
-        for chosen, (mask,) in zip(selected, masks, strict=True):
-            chosen[name] = mask
-    return selected
+    """Select in each tensor; the host waits for the device when all are under way."""
+    results = {
+        name: torch.ops.fisherprune.global_topk([scores], [c[name] for c in counts])
+        for name, scores in tensors.items()
+    }
+    _refuse_nonfinite(results, tensors)
+    return [
+        {name: masks[i] for name, (masks, _, _) in results.items()}
+        for i in range(len(counts))
+    ]
+
+
+def _refuse_nonfinite(results, tensors):
+    """Check the results of the op ``global_topk`` on each tensor."""
+    counts = [nonfinite for _, _, nonfinite in results.values()]
+    ops.refuse_nonfinite(counts, list(tensors.values()), list(tensors))
 
 
 def _select_over_devices(tensors: dict[str, Tensor], keep: int) -> dict[str, Tensor]:
-    """Select over devices: their digit histograms are added, the scores stay put."""
-    for name, scores in tensors.items():
-        ops.global_topk([scores], [], names=[name])  # refuses NaN and infinities
+    """Select over devices: their digit histograms are added, the scores stay put.
+
+    The host waits for results when all devices have been given their work.
+    """
+    topk = torch.ops.fisherprune.global_topk
+    _refuse_nonfinite({name: topk([s], []) for name, s in tensors.items()}, tensors)
     key, left = 0, keep
     for bits, digit in ((0, 11), (11, 11), (22, 10)):
-        counts = sum(
-            ops.topk_histogram([s], key, bits, digit).cpu() for s in tensors.values()
-        )
+        parts = [ops.topk_histogram([s], key, bits, digit) for s in tensors.values()]
+        counts = sum(part.cpu() for part in parts)
         above = counts.flip(0).cumsum(0).flip(0)  # entries of this digit or larger
         chosen = int((above >= left).nonzero()[-1])
         left -= int(above[chosen] - counts[chosen])
         key = key << digit | chosen
     threshold = ops.key_value(key)
+    equal = {name: (s == threshold).sum() for name, s in tensors.items()}
     masks = {}
     for name, scores in tensors.items():
-        equal = int((scores == threshold).sum())
-        masks[name] = ops.topk_masks([scores], threshold, [min(equal, left)])[0]
-        left -= min(equal, left)
+        ties = min(int(equal[name]), left)
+        masks[name] = ops.topk_masks([scores], threshold, [ties])[0]
+        left -= ties
     return masks

@@ -4,9 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import (
-    gpu_checks,
-)
+from benchmarks import gpu, gpu_checks
 from benchmarks.gpu_checks import Outcome
 from benchmarks.gpu_measure import NotHere
 from fisherprune import kernels
@@ -110,6 +108,34 @@ def test_sanitizer_commands():
 def test_sanitizer_results(status, output, found, ok):
     result = gpu_checks.sanitizer_result(Outcome(status, output))
     assert (result["found"], result["ok"]) == (found, ok)
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "reason"),
+    [
+        (
+            1,
+            "========= COMPUTE-SANITIZER\n========= Error: Device not supported. See",
+            "compute-sanitizer does not support this device",
+        ),
+        (None, "========= COMPUTE-SANITIZER\n", "ran out of time"),
+        (None, "========= COMPUTE-SANITIZER\n========= Invalid __global__ read", None),
+        (0, "========= ERROR SUMMARY: 0 errors", None),
+        (9, "========= ERROR SUMMARY: 1 error", None),
+        (1, "Traceback", None),
+    ],
+)
+def test_a_sanitizer_that_can_not_run_tells_nothing(
+    status, output, reason, monkeypatch
+):
+    assert gpu_checks.why_not_sanitized(Outcome(status, output)) == reason
+    monkeypatch.setattr(gpu_checks, "find_sanitizer", lambda: "cs")
+    monkeypatch.setattr(gpu_checks, "run_limited", lambda *_: Outcome(status, output))
+    if reason is None:
+        assert "memcheck" in gpu.run_sanitizer("memcheck", 1.0)["sanitizer"]
+    else:
+        with pytest.raises(NotHere, match=reason):
+            gpu.run_sanitizer("memcheck", 1.0)
 
 
 def test_a_sanitizer_is_found_or_missed_aloud(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import (
     gpu_cases,
@@ -108,9 +109,54 @@ def test_kernels(short):
     (found,) = gpu_kernels.kernel("cpu", 4, small, n=64, rounds=2)
     assert found["n"] == 2
     assert found["value"] * found["matmul_tflops"] == pytest.approx(found["tflops"])
-    assert len(list(gpu_kernels.selection("cpu", 20_000, rounds=2))) == 4
     (found,) = gpu_kernels.large_selection("cpu", 1 << 16, megabytes=1, rounds=2)
-    assert found["value"] > 0
+    assert found["value"] > 0 and found["aim"] == 0.8
+
+
+def test_selections(short):
+    torch.manual_seed(0)  # of 2^19 normal numbers some thousand pairs are equal
+    found = list(gpu_kernels.selection("cpu", 1 << 19, rounds=2))
+    assert [name.split(": ")[1] for name in names(found)] == [
+        *("global_topk, device time", "global_topk, five sparsities, device time"),
+        *("global_topk, device time", "select_masks, wall clock"),
+        *("cat + topk + masks, wall clock", "cat + topk + masks over select_masks"),
+    ]
+    assert "equal ones cut" in found[2]["name"] and found[2]["equal_to_threshold"] > 1
+
+
+def test_cuts_between_equal_scores():
+    ordered = torch.tensor([5.0, 5, 4, 3, 3, 3, 1])
+    assert [gpu_kernels.first_cut(ordered, k) for k in (1, 2, 4, 5)] == [1, 4, 4, 5]
+    with pytest.raises(ValueError, match="no two of the scores"):
+        gpu_kernels.first_cut(ordered, 6)
+    scores = [torch.tensor([[3.0, 1], [5, 3]]), torch.tensor([4.0, 3, 5])]
+    first, second = gpu_kernels.tied_masks(scores, 3.0, 5)
+    assert first.tolist() == [[True, False], [True, True]]
+    assert second.tolist() == [True, False, True]
+
+
+def test_wrong_ties_are_not_timed(short, monkeypatch):
+    right = gpu_kernels.tied_masks
+    monkeypatch.setattr(gpu_kernels, "tied_masks", lambda s, t, k: right(s, t, k + 1))
+    torch.manual_seed(0)
+    with pytest.raises(harness.WrongResult, match="global_topk"):
+        list(gpu_kernels.selection("cpu", 1 << 19, rounds=1))
+
+
+def test_a_cold_cache_is_clean(monkeypatch):
+    """The last thing done to it is a read."""
+    done = []
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            done.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(harness, "FLUSH_BYTES", 1 << 10)
+    cache = harness.ColdCache("cpu")
+    with Log():
+        cache.fill(2)
+    assert done == ["zero_", "zero_", "sum"]
 
 
 def test_scattered_scores_have_every_rank_once():

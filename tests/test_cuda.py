@@ -5,6 +5,7 @@ import pytest
 import torch
 from moment_cases import CASES, accumulators, make
 from topk_cases import VALUES, case
+from torch.library import opcheck
 from window_cases import CASES as WINDOW_CASES
 
 from fisherprune import ops, reference
@@ -153,6 +154,52 @@ def test_topk_of_many_tensors_and_selections():
     values = torch.from_numpy(np.random.default_rng(0).integers(0, 50, 20_000))
     scores = list(values.float().split([19] * 1052 + [12]))
     assert_topk(scores, list(range(0, 20_001, 1250)))
+
+
+@needs_gpu
+def test_topk_of_other_layouts():
+    x = torch.randn(20, 30, 3, 3).round(decimals=1)
+    assert_topk([x.contiguous(memory_format=torch.channels_last), x[:, 1:]], [900])
+
+
+@needs_gpu
+def test_topk_of_more_scores_than_32_bits_count():
+    """One tensor nine times, an eighth of it ones; the zeros run out in the ninth."""
+    if torch.cuda.mem_get_info()[0] < 6 << 30:
+        pytest.skip("needs 6 GiB of the GPU's memory")
+    n, ties = 1 << 28, 12_345
+    scores = torch.zeros(n, device="cuda")
+    scores[::8] = 1
+    keep = n // 8 * 9 + n // 8 * 7 * 8 + ties
+    assert keep > 2**31
+    (masks,), threshold = ops.global_topk([scores] * 9, [keep])
+    assert threshold.tolist() == [0.0]
+    assert all(mask.all() for mask in masks[:8])
+    wanted = scores == 1
+    wanted[: (ties - 1) // 7 * 8 + 1 + (ties - 1) % 7 + 1] = True  # zeros are 1 to 7
+    assert int(wanted.sum()) == n // 8 + ties
+    assert torch.equal(masks[8], wanted)
+
+
+@needs_gpu
+def test_topk_does_not_wait_for_the_device():
+    scores = [torch.randn(5000, device="cuda"), torch.randn(30, 3, device="cuda")]
+    torch.ops.fisherprune.global_topk(scores, [7, 900])
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.ops.fisherprune.global_topk(scores, [7, 900])
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@needs_gpu
+def test_opcheck_of_topk():
+    scores = [torch.randn(5, 3), torch.randn(0), torch.randn(8, 2).T]
+    scores, op = [s.cuda() for s in scores], torch.ops.fisherprune
+    opcheck(op.global_topk, (scores, [0, 4, 31]))
+    opcheck(op.topk_histogram, (scores, 1, 1, 8))
+    opcheck(op.topk_masks, (scores, 0.5, [1, 0, 2]))
 
 
 @needs_gpu

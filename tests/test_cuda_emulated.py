@@ -33,6 +33,8 @@ pytestmark = pytest.mark.skipif(
         ("lonely_barrier", "threads wait for others in vain"),
         ("diverged", "lanes of a warp meet in different operations"),
         ("copies_left", "a thread ends with copies under way"),
+        ("last_block", "right"),
+        ("first_block", "wrong"),
     ],
 )
 def test_emulator_notices(kernel, says):
@@ -322,27 +324,60 @@ def test_topk_over_several_chunks(tmp_path):
     check_topk(cases, tmp_path)
 
 
-def test_topk_of_unaligned_scores(tmp_path):
-    scores, keep = case("few_distinct", 1000)
-    check_topk([(scores, keep[:3])], tmp_path, shift=4)
+@pytest.mark.parametrize("shift", [4, 8])
+def test_topk_of_unaligned_scores(shift, tmp_path):
+    """More than a chunk, so that whole ones are among them."""
+    scores, keep = case("few_distinct", 20000)
+    check_topk([(scores, keep[:3])], tmp_path, shift=shift)
 
 
-def test_topk_of_many_tensors(tmp_path):
-    """More tensors than one launch's parameters hold."""
-    values = np.random.default_rng(0).integers(0, 9, 700).astype(np.float32)
-    check_topk([(np.split(values, 350), [100, 333])], tmp_path)
+@pytest.mark.parametrize("tensors", [33, 350, 1100])
+def test_topk_of_many_tensors(tensors, tmp_path):
+    """More than a warp looks at once, than a launch's parameters hold, than a block."""
+    values = np.random.default_rng(0).integers(0, 9, 2 * tensors).astype(np.float32)
+    check_topk([(np.split(values, tensors), [tensors // 3, tensors])], tmp_path)
+
+
+def test_topk_does_not_depend_on_the_threads_order(tmp_path):
+    scores, keep = case("few_distinct", 9000)
+    for seed in (2, 3):
+        check_topk([(scores, keep[:6])], tmp_path, seed=seed, multiprocessors=1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 257, 2048, 70_001])
+def test_search_in_counts(size, tmp_path):
+    """More than a block shares out in two rounds: the chunks of 2^29 scores."""
+    counts = np.random.default_rng(0).integers(0, 4, size)
+    total, through = counts.sum(), counts.cumsum()
+    left = np.unique(np.linspace(1, total, 20).astype(np.int64)) if size else []
+    beyond = [0, total + 1, total + 10**12]
+    [found] = drive.run([drive.search_case(counts, [*left, *beyond])], tmp_path)
+    found = np.frombuffer(found, np.int64).reshape(-1, 3).tolist()
+    at = np.searchsorted(through, left)
+    truth = [[i, through[i] - counts[i], counts[i]] for i in at]
+    assert found == [*truth, [0, 0, 0], *[[size, total, 0]] * 2]
 
 
 def test_topk_of_nothing(tmp_path):
     check_topk([([np.zeros((0, 3), np.float32)], [0])], tmp_path)
 
 
-@pytest.mark.parametrize("keep", [[], [5]])
+@pytest.mark.parametrize("keep", [[], [5], [5, 9000]])
 def test_nonfinite_scores_are_counted_per_tensor(keep, tmp_path):
     scores = np.split(np.random.default_rng(0).random(9000, np.float32), [100, 300])
     scores[0][7], scores[2][[0, 8500]], scores[2][8192] = np.nan, np.inf, -np.inf
     [(_, _, nonfinite)] = topk([(scores, keep)], tmp_path)
     assert nonfinite.tolist() == [1, 0, 3]
+
+
+@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF])
+def test_one_score_that_is_not_finite_is_counted(bits, tmp_path):
+    """None but its own first digit says so: not that of the largest finite number."""
+    huge = np.finfo(np.float32).max
+    scores = [np.array([huge, -1] * 50, np.float32), np.zeros(9, np.float32)]
+    scores[1].view(np.uint32)[4] = bits
+    [(_, _, nonfinite)] = topk([(scores, [50])], tmp_path)
+    assert nonfinite.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

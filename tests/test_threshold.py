@@ -121,6 +121,21 @@ def test_a_list_of_sparsities_gives_a_list_of_the_same_masks(scope):
         assert all(torch.equal(alone[name], masks[name]) for name in scores)
 
 
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+def test_the_host_reads_once(scope, monkeypatch):
+    """On a GPU every reading waits for the device."""
+    read = []
+
+    def reading(name, real):
+        return lambda tensor, *args: read.append(name) or real(tensor, *args)
+
+    for name in ("tolist", "item", "cpu", "__int__", "__bool__", "__float__"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, reading(name, real))
+    fp.select_masks(scores_of((20, 3), (7,), (0,), (30, 11)), [0.5, 0.8], scope)
+    assert read == ["tolist"]
+
+
 def test_ties_go_to_the_first_in_order():
     scores = {"a": torch.zeros(4), "b": -torch.zeros(4), "c": torch.zeros(4)}
     masks = fp.select_masks(scores, 0.5)

@@ -1,5 +1,5 @@
 // Score tensors as the top-k kernels see them: a table in device memory, chunks that
-// lie within one tensor, four neighbouring scores a thread at a time.
+// lie within one tensor, 16 scores of a thread at a time.
 #pragma once
 
 #include "../global_topk.h"
@@ -7,6 +7,8 @@
 #include "tuning.h"
 
 namespace fisherprune {
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
 
 struct ScoreEntry {
   const float* data;
@@ -27,20 +29,17 @@ struct Chunk {
   int size;
 };
 
-// Four scores of a thread, of which the first `count` exist.
-struct Quad {
-  float value[4];
-  int count;
-};
-
+// A warp finds the chunk's tensor, the last that starts at or before it: each lane
+// looks at one of 32 candidates, so that few loads wait for each other.
 __device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
-  int64_t first = 0, last = table.tensors;  // the last tensor that starts at or before
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int64_t first = 0, last = table.tensors;
   while (last - first > 1) {
-    const int64_t middle = (first + last) / 2;
-    if (table.entry[middle].first_chunk <= chunk)
-      first = middle;
-    else
-      last = middle;
+    const int64_t step = (last - first + 31) / 32;
+    const int64_t mine = first + lane * step;
+    const bool before = mine < last && __ldg(&table.entry[mine].first_chunk) <= chunk;
+    first += (__popc(__ballot_sync(ALL_LANES, before)) - 1) * step;
+    last = first + step < last ? first + step : last;
   }
   const ScoreEntry& entry = table.entry[first];
   const int64_t start = (chunk - entry.first_chunk) * TOPK_CHUNK;
@@ -49,45 +48,81 @@ __device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
           left < TOPK_CHUNK ? static_cast<int>(left) : TOPK_CHUNK};
 }
 
+constexpr int QUADS = 4;                     // of a thread, under way at a time
+constexpr int QUAD_STEP = 4 * TOPK_THREADS;  // from one of them to the next
+
+// Four times four neighbouring scores of a thread. Of a whole chunk all exist.
+template <bool whole>
+struct Batch {
+  float value[QUADS][4];
+  int left;  // scores of the chunk from the first of these on
+
+  __device__ bool exists(int quad, int i) const {
+    return whole || quad * QUAD_STEP + i < left;
+  }
+};
+
 // The loads say that they are of global memory: the compiler can't know it of a pointer
 // that comes out of a table.
-__device__ inline Quad load_whole_quad(const float* from) {
+__device__ inline void load_quad(float (&to)[4], const float* from) {
   const float4 all = __ldg(reinterpret_cast<const float4*>(from));
-  return {{all.x, all.y, all.z, all.w}, 4};
+  to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
 }
 
-__device__ inline Quad load_quad(const Chunk& chunk, int at) {
-  const int left = chunk.size - at;
-  Quad quad{{0.f, 0.f, 0.f, 0.f}, left < 0 ? 0 : left < 4 ? left : 4};
+__device__ inline void load_some(float (&to)[4], const float* from, int left,
+                                 bool aligned) {
+  if (aligned && left >= 4) return load_quad(to, from);
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (i < quad.count) quad.value[i] = __ldg(chunk.data + at + i);
-  return quad;
+  for (int i = 0; i < 4; ++i) to[i] = i < left ? __ldg(from + i) : 0.f;
 }
 
-// Calls action(quad, its place in the chunk) with all threads of a warp together, in
-// the order of the places. Of whole chunks some quads are under way at a time.
+__device__ inline bool is_aligned(const Chunk& chunk) {
+  return reinterpret_cast<uintptr_t>(chunk.data) % 16 == 0;
+}
+
+// Calls action(batch, the first score's place in the chunk) with all threads of the
+// block together. The quads of all threads follow each other in the order of the
+// places.
 template <class Action>
-__device__ inline void for_each_quad(const Chunk& chunk, Action action) {
-  constexpr int together = 4, step = 4 * TOPK_THREADS;
-  static_assert(TOPK_CHUNK % (together * step) == 0);
+__device__ inline void for_each_batch(const Chunk& chunk, Action action) {
+  static_assert(TOPK_CHUNK % (QUADS * QUAD_STEP) == 0);
   const int mine = 4 * static_cast<int>(threadIdx.x);
-  if (chunk.size == TOPK_CHUNK && reinterpret_cast<uintptr_t>(chunk.data) % 16 == 0) {
+  const bool aligned = is_aligned(chunk);
+  if (aligned && chunk.size == TOPK_CHUNK) {
 #pragma unroll 1
-    for (int at = mine; at < TOPK_CHUNK; at += together * step) {
-      Quad quads[together];
+    for (int at = mine; at < TOPK_CHUNK; at += QUADS * QUAD_STEP) {
+      Batch<true> batch{{}, TOPK_CHUNK - at};
 #pragma unroll
-      for (int i = 0; i < together; ++i)
-        quads[i] = load_whole_quad(chunk.data + at + i * step);
-#pragma unroll
-      for (int i = 0; i < together; ++i) action(quads[i], at + i * step);
+      for (int q = 0; q < QUADS; ++q)
+        load_quad(batch.value[q], chunk.data + at + q * QUAD_STEP);
+      action(batch, at);
     }
     return;
   }
 #pragma unroll 1
-  for (int first = 0; first < chunk.size; first += step)
-    action(load_quad(chunk, first + mine), first + mine);
+  for (int first = 0; first < chunk.size; first += QUADS * QUAD_STEP) {
+    const int at = first + mine;
+    Batch<false> batch{{}, chunk.size - at};
+#pragma unroll
+    for (int q = 0; q < QUADS; ++q)
+      load_some(batch.value[q], chunk.data + at + q * QUAD_STEP,
+                batch.left - q * QUAD_STEP, aligned);
+    action(batch, at);
+  }
 }
+
+// The batch's keys, of which those that do not exist are of no meaning.
+struct Keys {
+  uint32_t key[QUADS][4];
+
+  template <bool whole>
+  __device__ explicit Keys(const Batch<whole>& batch) {
+#pragma unroll
+    for (int q = 0; q < QUADS; ++q)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) key[q][i] = key_of(batch.value[q][i]);
+  }
+};
 
 // Host words into device memory by way of the launch's parameters: safe under stream
 // capture, where the host's memory may be gone when the graph runs.
@@ -97,8 +132,19 @@ struct Words {
   uint64_t word[capacity];
 };
 
-__global__ void store_words(const Words words, uint64_t* to) {
-  for (int i = threadIdx.x; i < words.count; i += blockDim.x) to[i] = words.word[i];
+struct Zeros {
+  int64_t* at;
+  int64_t count;
+};
+
+// The first block stores the words; all of them fill both ranges with zeros.
+__global__ void store_words(const Words words, uint64_t* to, Zeros a, Zeros b) {
+  if (blockIdx.x == 0)
+    for (int i = threadIdx.x; i < words.count; i += blockDim.x) to[i] = words.word[i];
+  const int64_t step = int64_t{blockDim.x} * gridDim.x;
+  const int64_t mine = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  for (int64_t i = mine; i < a.count; i += step) a.at[i] = 0;
+  for (int64_t i = mine; i < b.count; i += step) b.at[i] = 0;
 }
 
 }  // namespace fisherprune

@@ -128,10 +128,12 @@ void topk_case(Files& files) {
   const ScoreArrays list(files);
   const std::vector<int64_t> keep = files.numbers();
   std::vector<Array> masks = mask_arrays(list.scores, keep.size());
-  Array thresholds(keep.size() * 4), nonfinite(list.scores.size() * 8, 0);
-  Array memory(topk_workspace(list.scores, keep.size()).words * 8, 0);
-  run_topk(list.scores, keep, pointers(masks), thresholds.as<float>(),
-           nonfinite.as<int64_t>(), memory.as<int64_t>(), multiprocessors(), nullptr);
+  Array thresholds(keep.size() * 4), nonfinite(list.scores.size() * 8);
+  Array memory(topk_workspace(list.scores, keep.size()).words * 8);
+  const TopkCall call =
+      start_topk(list.scores, keep, thresholds.as<float>(), nonfinite.as<int64_t>(),
+                 memory.as<int64_t>(), multiprocessors(), nullptr);
+  write_masks(call, pointers(masks), false);
   files.write(thresholds);
   files.write(nonfinite);
   for (const Array& mask : masks) files.write(mask);
@@ -142,8 +144,8 @@ void histogram_case(Files& files) {
   const uint64_t prefix = files.number();
   const int prefix_bits = static_cast<int>(files.number());
   const int bits = static_cast<int>(files.number());
-  Array counts(size_t{8} << bits, 0);
-  Array memory(histogram_workspace(list.scores).words * 8, 0);
+  Array counts(size_t{8} << bits);
+  Array memory(histogram_workspace(list.scores).words * 8);
   run_topk_histogram(list.scores, prefix, {prefix_bits, bits}, counts.as<int64_t>(),
                      memory.as<int64_t>(), multiprocessors(), nullptr);
   files.write(counts);
@@ -154,10 +156,33 @@ void masks_case(Files& files) {
   Array threshold = files.array();
   const std::vector<int64_t> ties = files.numbers();
   std::vector<Array> masks = mask_arrays(list.scores, 1);
-  Array memory(masks_workspace(list.scores).words * 8, 0);
+  Array memory(masks_workspace(list.scores).words * 8);
   run_topk_masks(list.scores, *threshold.as<float>(), ties, pointers(masks),
                  memory.as<int64_t>(), multiprocessors(), nullptr);
   for (const Array& mask : masks) files.write(mask);
+}
+
+// A block's searches in counts, one after the other.
+void search_kernel(const int64_t* counts, int64_t size, const int64_t* left, int64_t n,
+                   int64_t* places) {
+  int64_t* shared = reinterpret_cast<int64_t*>(dynamic_shared());
+  for (int64_t i = 0; i < n; ++i) {
+    const Place place =
+        find_place(size, left[i], [&](int64_t at) { return counts[at]; }, shared);
+    if (threadIdx.x != 0) continue;
+    places[3 * i] = place.at;
+    places[3 * i + 1] = place.before;
+    places[3 * i + 2] = place.here;
+  }
+}
+
+void search_case(Files& files) {
+  Array counts = files.array(), left = files.array();
+  const int64_t size = counts.size / 8, n = left.size / 8;
+  Array places(3 * left.size);
+  launch(search_kernel, dim3(1), TOPK_THREADS, SEARCH_BYTES, nullptr,
+         counts.as<int64_t>(), size, left.as<int64_t>(), n, places.as<int64_t>());
+  files.write(places);
 }
 
 // Positions divided by widths, as the kernels find a position's row.
@@ -184,6 +209,7 @@ int main(int argc, char** argv) {
     if (op == 2) histogram_case(files);
     if (op == 3) masks_case(files);
     if (op == 4) divider_case(files);
+    if (op == 5) search_case(files);
   }
   std::fclose(files.out);
   return 0;

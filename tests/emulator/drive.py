@@ -151,3 +151,8 @@ def masks_case(scores, threshold: float, ties) -> bytes:
 def divider_case(positions, widths) -> bytes:
     """Encode divisions of positions by image widths."""
     return words(4, 1, 1) + numbers(positions) + numbers(widths)
+
+
+def search_case(counts, left) -> bytes:
+    """Encode searches for where the sum of counts reaches each number left."""
+    return words(5, 1, 1) + numbers(counts) + numbers(left)

@@ -75,8 +75,23 @@ Value __shfl_xor_sync(unsigned lanes, Value value, unsigned mask) {
   return emulator::shown<Value>(emulator::block->current % 32 ^ mask);
 }
 
+inline unsigned __reduce_add_sync(unsigned lanes, unsigned value) {
+  emulator::require_full(lanes);
+  emulator::show(8, value);
+  unsigned sum = 0;
+  for (unsigned i = 0; i < 32; ++i) sum += emulator::shown<unsigned>(i);
+  return sum;
+}
+
+inline void __threadfence() {}  // what a block wrote is there for those that follow
+
 template <class Value>
 Value __ldg(const Value* from) {
+  return *from;
+}
+
+template <class Value>
+Value __ldcg(const Value* from) {
   return *from;
 }
 

@@ -53,6 +53,26 @@ void copy_and_leave(const float* in) {
   commit_copies();
 }
 
+// Every block adds one; the one that draws the last ticket reads the sum, or the first
+// that comes.
+void add_and_read(int* sum, unsigned* ticket, int* out, bool last_alone) {
+  if (threadIdx.x == 0) atomicAdd(sum, 1);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  const bool last = atomicAdd(ticket, 1u) + 1 == gridDim.x;
+  if (last_alone ? last : *out == 0) *out = __ldcg(sum);
+}
+
+bool reads_all(bool last_alone) {
+  constexpr int blocks = 5;
+  int sum = 0, out = 0;
+  unsigned ticket = 0;
+  launch(add_and_read, dim3(blocks), THREADS, 0, nullptr, &sum, &ticket, &out,
+         last_alone);
+  return out == blocks && sum == blocks;
+}
+
 bool reverses(Meet meet) {
   std::vector<int> out(THREADS);
   launch(reverse, dim3(1), THREADS, THREADS * 4, nullptr, out.data(), meet);
@@ -80,6 +100,8 @@ int main(int, char** argv) {
   if (which == "no_barrier") right = reverses(Meet::nobody);
   if (which == "wait") right = copies(true);
   if (which == "no_wait") right = copies(false);
+  if (which == "last_block") right = reads_all(true);
+  if (which == "first_block") right = reads_all(false);
   if (which == "within_shared")
     launch(write_past_shared, dim3(1), THREADS, THREADS * 4, nullptr, 0);
   if (which == "past_shared")
