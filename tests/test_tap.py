@@ -126,6 +126,8 @@ def test_recomputed_activations_are_refused(reentrant):
     x, y = data((8,), samples=8)
     match = "activation checkpointing runs layers again .* must be switched off for sco"
     refused(Recomputing(reentrant), x, y, match)
+    with torch.autograd.graph.save_on_cpu():
+        refused(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 5)), x, y, match)
 
 
 def test_other_errors_of_a_forward_pass_and_a_backward_pass_are_shown():
