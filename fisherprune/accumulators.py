@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -87,9 +88,50 @@ class Moments:
         self.open = mean.mul_(n) if self.open is None else self.open.add_(mean, alpha=n)
 
     def close(self, size: int) -> None:
-        """Square the mean over the open group's ``size`` samples and add it."""
+        """Square the mean over the open group's ``size`` samples and add it.
+
+        Samples of the group that were not added have had no gradient.
+        """
         if self.open is not None:
             mean = self.open.div_(size)
             self.sum += mean
             self.sum_sq += mean.square_()
             self.open = None
+
+
+class BatchedMoments:
+    """Moments of several parameters over batches; each may miss in some of them.
+
+    Args:
+        parameters: by name.
+        group_size: samples in a group.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], group_size: int):
+        self.groups = Groups(group_size)
+        self.moments = {name: Moments.like(p) for name, p in parameters.items()}
+        self._parts: Parts | None = None
+        self._missing: set[str] = set()
+
+    def begin(self, n: int) -> None:
+        """Begin a batch of ``n`` samples."""
+        self._parts, self._missing = self.groups.split(n), set(self.moments)
+
+    def add(self, name: str, contribution: Contribution) -> None:
+        """Add the batch's per-sample gradients of a parameter."""
+        self.moments[name].add(contribution, self._parts)
+        self._missing.discard(name)
+
+    def end(self) -> None:
+        """End the batch: what was not added has had no gradient in its samples."""
+        if self._parts.closes:
+            for name in self._missing:
+                self.moments[name].close(self.groups.size)
+
+    def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Close the last group; return the means of the gradients and their squares."""
+        for moment in self.moments.values():
+            moment.close(self.groups.open)
+        count = self.groups.count
+        mean = {name: m.sum.div_(count) for name, m in self.moments.items()}
+        return mean, {name: m.sum_sq.div_(count) for name, m in self.moments.items()}

@@ -1,8 +1,8 @@
 """What one use of a parameter adds to its per-sample gradients, not yet multiplied out.
 
-Both kinds offer ``samples(slice)``, ``add_moments(sum, sum_sq, group_size)`` and ``+``,
-for two uses of one parameter in the same forward pass: their per-sample gradients add
-up before they are squared.
+Both kinds offer ``samples(slice)``, ``add_moments(sum, sum_sq, group_size)``,
+``total()``, the ordinary gradient, and ``+``, for two uses of one parameter in the same
+forward pass: their per-sample gradients add up before they are squared.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ class Factors:
             self.input, self.grad, *accumulators, group_size=group_size, **conv
         )
 
+    def total(self) -> Tensor:
+        """Return the sum over the samples, of shape ``self.shape``."""
+        sum = self.grad.new_zeros(self.shape, dtype=torch.float32)
+        self.add_moments(sum, torch.zeros_like(sum), 1)
+        return sum
+
     def __add__(self, other: Factors) -> Factors:
         """Join the positions of both uses: a weight's gradient sums over them."""
         a, b = self._unfolded(), other._unfolded()
@@ -78,6 +84,10 @@ class Rows:
         means = self.rows.unflatten(0, (-1, group_size)).mean(1)
         sum += means.sum(0)
         sum_sq += means.square().sum(0)
+
+    def total(self) -> Tensor:
+        """Return the sum over the samples, ``[length]``."""
+        return self.rows.sum(0)
 
     def __add__(self, other: Rows) -> Rows:
         """Add the gradients of both uses."""

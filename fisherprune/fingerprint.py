@@ -1,25 +1,21 @@
 """What the statistics of a pass depend on, as one hash.
 
-Bytes of weights and data, the code of the model and the settings of torch that change
-values all count. What is not seen: hooks on modules, and functions of other files that
-a model's own code calls.
+Bytes of weights and data, what the model holds, its code and the settings of torch that
+change values all count. What is not seen: functions of other files that a model's own
+code calls, and the values of global variables.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fisherprune import kernels
-from fisherprune.guards import Batches, Parameters, device_of, eager
-
-BUILT_IN = vars(nn.Module()).keys() | {"_is_torch_compile", "_compiled_call_impl"}
-"""Attributes that torch gives to modules: none of them says what they compute."""
+from fisherprune.contents import Reader
+from fisherprune.guards import Batches, Parameters, checked_batches, device_of
 
 
 class Digest:
@@ -71,21 +67,21 @@ def fingerprint(
 
     Returns:
         32 hexadecimal digits.
+
+    Raises:
+        UnreadableError: where the model holds something that can't be read: an object
+            of a class in C, or code that was typed in.
+        FisherpruneError: where a batch is none.
     """
     digest = Digest()
-    digest.add(version, kernels.SOURCE_HASH, group_size, list(parameters))
-    model = eager(model)
-    for line in _settings(device_of(parameters)):
+    digest.add(version, kernels.SOURCE_HASH, group_size)
+    device = device_of(parameters)
+    for line in _settings(device):
         digest.add(*line)
-    for line in _structure(model):
-        digest.add(*line)
-    for kind, named in (
-        ("parameter", model.named_parameters(remove_duplicate=False)),
-        ("buffer", model.named_buffers(remove_duplicate=False)),
-    ):
-        for name, tensor in named:
-            digest.add(kind, name, tensor)
-    for inputs, labels in batches:
+    # The parameters after the model: each counts as the one of the model's that it is.
+    for value in Reader().read((model, dict(parameters))):
+        digest.add(value)
+    for inputs, labels in checked_batches(batches, device):
         digest.add("batch", inputs, labels)
     return digest.hexdigest()[:32]
 
@@ -110,45 +106,3 @@ def _settings(device: torch.device) -> Iterator[tuple]:
         yield (backend.fp32_precision,)
     if torch.is_autocast_enabled(device.type):
         yield "autocast", torch.get_autocast_dtype(device.type)
-
-
-def _structure(model: nn.Module) -> Iterator[tuple]:
-    """Yield what a network computes beside its tensors: modules, settings and code."""
-    classes = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        yield name, _qualified(type(module))
-        classes.add(type(module))
-        for key in sorted(vars(module).keys() - BUILT_IN):
-            yield key, *_plain(vars(module)[key])
-    for cls in sorted(classes, key=_qualified):
-        yield _qualified(cls), _source(cls)
-
-
-def _plain(value: object) -> Iterator[object]:
-    """Yield what a setting says; of an object the class, whose content isn't known."""
-    if isinstance(value, dict):
-        value = [item for pair in value.items() for item in pair]
-    if isinstance(value, tuple | list):
-        yield len(value)
-        for item in value:
-            yield from _plain(item)
-    elif isinstance(value, Tensor | bool | int | float | complex | str | None):
-        yield value
-    elif hasattr(value, "__qualname__"):  # an activation function, say
-        yield _qualified(value)
-    else:
-        yield _qualified(type(value))
-
-
-def _qualified(value) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-def _source(cls: type) -> str:
-    """Return the file a class is written in, empty for torch's and typed-in ones."""
-    if cls.__module__.partition(".")[0] == "torch":
-        return ""
-    try:
-        return Path(inspect.getsourcefile(cls)).read_text()
-    except (OSError, TypeError):
-        return ""

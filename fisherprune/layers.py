@@ -6,7 +6,7 @@ what it contributes to the per-sample gradients of its weight and bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherprune.contributions import Factors, summed_positions
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 
 
 def prunable_parameters(
@@ -31,14 +31,16 @@ def prunable_parameters(
             inside of ``shortcut``.
 
     Raises:
-        FisherpruneError: where nothing is left to prune.
+        FisherpruneError: where nothing is left to prune; by default also where a weight
+            is computed from other parameters (``weight_norm``, ``spectral_norm``,
+            ``torch.nn.utils.prune``): which of those to prune only you can say.
     """
-    named = dict(model.named_parameters())
+    named = dict(checked_model(model).named_parameters())
     if skip is None:
         chosen = {id(w) for w in _layer_weights(model)}
         found = {name: p for name, p in named.items() if id(p) in chosen}
     else:
-        parts = (skip,) if isinstance(skip, str) else tuple(skip)
+        parts = _checked_parts(skip)
         found = {n: p for n, p in named.items() if not any(part in n for part in parts)}
     if not found:
         raise FisherpruneError(
@@ -48,12 +50,58 @@ def prunable_parameters(
     return found
 
 
+def checked_model(model: nn.Module) -> nn.Module:
+    """Return ``model`` if it is a module.
+
+    Raises:
+        FisherpruneError: where it is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise FisherpruneError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}"
+        )
+    return model
+
+
+def _checked_parts(skip: Sequence[str]) -> tuple[str, ...]:
+    parts = (skip,) if isinstance(skip, str) else skip
+    parts = tuple(parts) if isinstance(parts, Iterable) else (parts,)
+    if not all(isinstance(part, str) for part in parts):
+        raise FisherpruneError(
+            "prunable_parameters: skip must be parts of parameters' names, got "
+            f"{shown(skip)}"
+        )
+    return parts
+
+
 def _layer_weights(model: nn.Module) -> list[nn.Parameter]:
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    layers = [m for m in model.modules() if isinstance(m, kinds)]
-    linear = [m for m in layers if isinstance(m, nn.Linear)]
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
+    linear = [m for _, m in layers if isinstance(m, nn.Linear)]
     classifier = linear[-1] if linear else None
-    return [m.weight for m in layers if m is not classifier]
+    return [_own_weight(name, m) for name, m in layers if m is not classifier]
+
+
+def _own_weight(name: str, layer: nn.Module) -> nn.Parameter:
+    # Not ``layer.weight``: reading a computed one computes it and may change buffers.
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        raise FisherpruneError(
+            f"prunable_parameters: the weight of {name!r} must be a parameter of that "
+            f"{type(layer).__name__}, got one computed from others: choose yourself, "
+            "by skip=(...) or parameters={name: parameter, ...}"
+        )
+    return weight
+
+
+def owner(model: nn.Module, parameter: nn.Parameter) -> str:
+    """Say whose parameter it is: ``Linear in MultiheadAttention``."""
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if any(p is parameter for p in module._parameters.values()):
+            kind, around = type(module).__name__, modules[name.rpartition(".")[0]]
+            return f"{kind} in {type(around).__name__}" if name else kind
+    return type(model).__name__
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

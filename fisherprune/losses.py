@@ -6,15 +6,51 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
+def checked_loss(loss_fn: LossFn | None) -> LossFn | None:
+    """Return ``loss_fn`` if it is a function that means something for one sample.
+
+    Raises:
+        FisherpruneError: where it can't be called or is a class, or where it divides by
+            the weight of the sample's class, so that class weights cancel out.
+    """
+    if loss_fn is None:
+        return None
+    if not callable(loss_fn) or isinstance(loss_fn, type):
+        raise FisherpruneError(
+            "loss_fn must be a function (outputs, labels) -> loss, or a module such as "
+            f"nn.CrossEntropyLoss(), got {shown(loss_fn)}"
+        )
+    weighted = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss))
+    if weighted and loss_fn.weight is not None and loss_fn.reduction == "mean":
+        kind = type(loss_fn).__name__
+        raise FisherpruneError(
+            f"loss_fn: {kind} with class weights must have reduction='sum', got 'mean':"
+            " of one sample that is divided by its class's weight again"
+        )
+    return loss_fn
+
+
 def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Tensor:
-    """Return the losses of the batches made of one sample each, float ``[N]``."""
+    """Return the losses of the batches made of one sample each, float ``[N]``.
+
+    Args:
+        outputs: the model's, ``[N, ...]``; of the default loss ``[N, classes, *]``.
+        labels: ``[N, ...]``; of the default loss class numbers ``[N, *]`` or
+            probabilities like the outputs.
+        loss_fn: ``(outputs, labels) -> loss``; cross-entropy where it is None, the mean
+            over the positions ``*``.
+
+    Raises:
+        FisherpruneError: where outputs, labels or losses are not of such shapes, a
+            label is no class, or a loss is not finite or depends on no parameter.
+    """
     if not isinstance(outputs, Tensor) or outputs.shape[:1] != labels.shape[:1]:
         got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)
         raise FisherpruneError(
@@ -38,8 +74,9 @@ def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Te
 
 
 def _cross_entropies(outputs: Tensor, labels: Tensor) -> Tensor:
-    classes = outputs.shape[1] if outputs.dim() > 1 else 0
+    _check_predictions(outputs, labels)
     if not labels.is_floating_point():
+        classes = outputs.shape[1]
         low, high = torch.aminmax(labels)
         if (low < 0) | (high >= classes):  # one read from the device
             raise FisherpruneError(
@@ -51,9 +88,32 @@ def _cross_entropies(outputs: Tensor, labels: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
+def _check_predictions(outputs: Tensor, labels: Tensor) -> None:
+    """Check the shapes, of which cross-entropy reads several as one big sample."""
+    shape = list(outputs.shape)
+    if len(shape) < 2:
+        raise FisherpruneError(
+            f"the model's output must be [N, classes, ...] for cross-entropy, the "
+            f"default, got {shape}: give a loss_fn"
+        )
+    numbers, came = shape[:1] + shape[2:], list(labels.shape)
+    if came != (shape if labels.is_floating_point() else numbers):
+        dtype = str(labels.dtype).removeprefix("torch.")
+        raise FisherpruneError(
+            f"labels must be class numbers, integers {numbers}, or probabilities, "
+            f"floating-point {shape}, for cross-entropy, the default, got {dtype} "
+            f"{came}: change them or give a loss_fn"
+        )
+
+
 def _each_sample(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> Tensor:
     def one(output, label):
-        return loss_fn(output.unsqueeze(0), label.unsqueeze(0)).sum()
+        loss = loss_fn(output.unsqueeze(0), label.unsqueeze(0))
+        if not isinstance(loss, Tensor):
+            raise FisherpruneError(
+                f"loss_fn must return a tensor, got {type(loss).__name__}"
+            )
+        return loss.sum()
 
     try:
         return torch.func.vmap(one, randomness="different")(outputs, labels)

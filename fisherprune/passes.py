@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fisherprune.contents import UnreadableError
 from fisherprune.errors import FisherpruneError
 from fisherprune.fingerprint import fingerprint
 from fisherprune.guards import Batches, Parameters, checked_parameters, device_of
 from fisherprune.losses import LossFn
-from fisherprune.statistics_cache import FORMAT, Entry, StatisticsCache
+from fisherprune.statistics_cache import FORMAT, Entry, StatisticsCache, notice
 from fisherprune.stats import (
     GradientMoments,
     checked_group_size,
@@ -72,7 +73,8 @@ def statistics_of(
         loss_fn: left out with a cache, which can't tell one loss from another.
         group_size: samples whose mean gradient is squared as one.
         parameters: by name.
-        cache: where passes are looked for, and kept.
+        cache: where passes are looked for, and kept; not used, with a notice on stderr,
+            where the model holds what can't be read, such as a class that was typed in.
 
     Raises:
         FisherpruneError: for any reason of ``gradient_moments``.
@@ -86,6 +88,7 @@ def statistics_of(
     key = None
     if cache is not None:
         key = _key(model, batches, parameters, loss_fn, checked_group_size(group_size))
+        cache = cache if key else None
     device = device_of(parameters)
 
     def obtain(kind: str, run: Callable[[], Entry]) -> Entry:
@@ -142,15 +145,20 @@ def _key(
     parameters: Parameters,
     loss_fn: LossFn | None,
     group_size: int,
-) -> str:
+) -> str | None:
+    """Return what the statistics depend on, None where it can't all be read."""
     if loss_fn is not None:
         raise FisherpruneError(
             "statistics_of: loss_fn must be left out where a cache is used, which "
             "can't tell one function from another"
         )
-    return fingerprint(
-        model, batches, parameters, group_size=group_size, version=FORMAT
-    )
+    try:
+        return fingerprint(
+            model, batches, parameters, group_size=group_size, version=FORMAT
+        )
+    except UnreadableError as error:
+        notice("statistics are not kept, for the model holds what can't be read", error)
+        return None
 
 
 def _timed(run: Callable[[], Entry], device: torch.device) -> Entry:

@@ -111,7 +111,7 @@ def _read(path: Path, shapes: Mapping[str, Sequence[int]]) -> Entry | None:
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError) as error:
-        _notice(f"cached statistics {path} can't be used, computing them again", error)
+        notice(f"cached statistics {path} can't be used, computing them again", error)
     try:
         path.unlink(missing_ok=True)
     except OSError:  # then it stays until it is replaced
@@ -152,8 +152,9 @@ def _write(path: Path, entry: Entry) -> None:
     try:
         write_bytes(path, save(tensors, metadata))
     except OSError as error:
-        _notice(f"statistics can't be kept in {path}", error)
+        notice(f"statistics can't be kept in {path}", error)
 
 
-def _notice(what: str, reason: Exception) -> None:
+def notice(what: str, reason: Exception) -> None:
+    """Say on stderr what is done without, and why."""
     print(f"fisherprune: {what}: {' '.join(f'{reason}'.split())}", file=sys.stderr)

@@ -8,24 +8,25 @@ gradients, modes, buffers, hooks and the global random state as they found them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fisherprune.accumulators import Groups, Moments
+from fisherprune.accumulators import BatchedMoments
 from fisherprune.errors import FisherpruneError
 from fisherprune.guards import (
     Batches,
     Parameters,
     check_finite,
+    check_unhooked,
     checked_batches,
     checked_parameters,
     device_of,
     eager,
     evaluating,
 )
-from fisherprune.losses import LossFn, sample_losses
+from fisherprune.losses import LossFn, checked_loss, sample_losses
 from fisherprune.tap import LayerTap
 
 
@@ -68,51 +69,57 @@ def gradient_moments(
     Args:
         model: float32 module; runs in eval mode, and its samples must not mix.
         batches: iterable of ``(inputs, labels)``, samples first; tensors are moved to
-            the model's device.
+            the model's device. The global random state is put back after the pass: two
+            passes over a shuffling DataLoader see the samples in the same order.
         loss_fn: ``(outputs, labels) -> loss``, cross-entropy by default. The loss of a
-            sample is ``loss_fn`` of the batch made of it alone, so mean and sum
-            reduction mean the same.
+            sample is ``loss_fn`` of the batch made of it alone, summed up: so mean and
+            sum over the *samples* mean the same. A mean over a sample's positions stays
+            one, as does a mean over the positions that ``ignore_index`` leaves; class
+            weights need ``reduction="sum"``.
         group_size: samples whose mean gradient is squared as one; 1 is the exact
             empirical Fisher diagonal.
         parameters: by name, ``prunable_parameters(model)`` by default; of Conv1d,
             Conv2d, Linear and BatchNorm layers, weights and biases.
 
+    Returns:
+        The moments. A parameter that no loss reaches has zeros, and F is 0 where a
+        gradient's magnitude is below 1e-19, of which the square is no float32 number.
+
     Raises:
         FisherpruneError: where the data is empty or labels are out of range, a loss or
-            gradient is not finite, samples mix, or a parameter is frozen, not float32
-            or used outside of the supported layers.
+            gradient is not finite, samples mix (seen in the last sample of the first
+            batch that has two), activations are checkpointed, or a parameter is frozen,
+            hooked, not float32 or used outside of the supported layers.
 
     Reference:
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
         Gradient Descent", 2019, for F.
     """
-    parameters = checked_parameters(model, parameters)
+    parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
+    check_unhooked(parameters)
     model = eager(model)
-    groups = Groups(checked_group_size(group_size))
-    moments = {name: Moments.like(p) for name, p in parameters.items()}
+    group_size, checked = checked_group_size(group_size), False
     with evaluating(model):
+        moments = BatchedMoments(parameters, group_size)
         for inputs, labels in checked_batches(batches, device_of(parameters)):
-            first = groups.samples == 0
-            report = partial(_add, moments, groups.split(len(inputs)))
-            tap = LayerTap(parameters, len(inputs), report)
-            with tap:
+            moments.begin(len(inputs))
+            tap = LayerTap(model, parameters, len(inputs), moments.add)
+            with tap.forward():
                 outputs = model(inputs)
                 losses = sample_losses(outputs, labels, loss_fn)
-            if first:
-                _check_samples_apart(model, inputs, outputs, parameters)
+            if not checked and len(inputs) > 1:
+                _check_samples_apart(model, inputs, outputs.detach(), parameters)
+                checked = True
             tap.backward(losses.sum())
-    if groups.samples == 0:
-        raise FisherpruneError("gradient_moments: batches must hold samples, got none")
-    for moment in moments.values():
-        moment.close(groups.open)
-    mean = {name: m.sum.div_(groups.count) for name, m in moments.items()}
-    fisher = {name: m.sum_sq.div_(groups.count) for name, m in moments.items()}
+            moments.end()
+        samples, groups = moments.groups.samples, moments.groups.count
+        if samples == 0:
+            raise FisherpruneError(
+                "gradient_moments: batches must hold samples, got none"
+            )
+        mean, fisher = moments.means()
     check_finite(fisher, "the mean squared gradient")  # then the mean is finite too
-    return GradientMoments(mean, fisher, groups.samples, groups.count, group_size)
-
-
-def _add(moments, parts, name, contribution):
-    moments[name].add(contribution, parts)
+    return GradientMoments(mean, fisher, samples, groups, group_size)
 
 
 def checked_group_size(group_size: int) -> int:
@@ -132,18 +139,35 @@ def checked_group_size(group_size: int) -> int:
     return group_size
 
 
-@torch.no_grad()
 def _check_samples_apart(model, inputs, outputs, parameters) -> None:
-    """Run the first sample alone: its layers and its output must be the same."""
-    with LayerTap(parameters, 1, report=None):  # checks the layers' inputs
-        alone = model(inputs[:1])
-    together = outputs[:1].float()
-    tolerance = 1e-3 if outputs.dtype == torch.float32 else 5e-2
-    if (alone.float() - together).norm() > tolerance * together.norm():
+    """Run the last sample alone: its layers and its output must be the same.
+
+    The last: what a sequence, a queue or a limited capacity makes of a sample depends
+    on those before it.
+    """
+    tap = LayerTap(model, parameters, 1, report=None)  # checks the layers' inputs
+    with tap.forward():
+        alone = model(inputs[-1:]).float()
+    together = outputs[-1:].float()
+    same = alone.shape == together.shape
+    if not same or (alone - together).norm() > _tolerance(outputs) * together.norm():
         raise FisherpruneError(
             "gradient_moments: samples mix: the model's output for a sample alone is "
             "another than in a batch (or it is random in eval mode)"
         )
+
+
+def _tolerance(outputs: Tensor) -> float:
+    """Return the relative error that other kernels for one sample may cause."""
+    if outputs.dtype != torch.float32:
+        return 5e-2
+    backends = torch.backends
+    if outputs.is_cuda:
+        used = backends.cuda.matmul, backends.cudnn.conv
+    else:
+        used = backends.mkldnn.matmul, backends.mkldnn.conv
+    reduced = {"tf32": 1e-2, "bf16": 5e-2}
+    return max(reduced.get(backend.fp32_precision, 1e-3) for backend in used)
 
 
 def hessian_gradient_product(
@@ -163,13 +187,14 @@ def hessian_gradient_product(
     Raises:
         FisherpruneError: where the batches hold another number of samples this time.
     """
-    parameters = checked_parameters(model, parameters)
+    parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
     model = eager(model)
     weights = list(parameters.values())
     vector = [moments.mean[name] for name in parameters]
-    product = [torch.zeros_like(w) for w in weights]
     seen = 0
-    with evaluating(model):
+    # Attention's fused kernels have no second derivative.
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
+        product = [torch.zeros_like(w) for w in weights]
         for inputs, labels in checked_batches(batches, device_of(parameters)):
             losses = sample_losses(model(inputs), labels, loss_fn)
             share = _sample_weights(seen, len(inputs), moments).to(losses)

@@ -10,25 +10,31 @@ model is touched and no hook is left behind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import CheckpointError
 
 from fisherprune.contributions import Contribution
 from fisherprune.errors import FisherpruneError
-from fisherprune.layers import CALLS, Call
+from fisherprune.layers import CALLS, Call, owner
 
 SUPPORTED = "conv1d, conv2d, linear and batch_norm"
+RECOMPUTING = (
+    "gradient_moments: activation checkpointing runs layers again untapped, and other "
+    "hooks on saved tensors may: they must be switched off for scoring"
+)
 
 
 class LayerTap(TorchFunctionMode):
     """Reports what each parameter's use contributes, ``report(name, contribution)``.
 
     Args:
+        model: whose forward pass is tapped; only read, to say where a parameter is.
         parameters: the watched parameters by name.
         samples: N, the leading dimension that every watched layer's input must have.
         report: called once per parameter: during the backward pass where the parameter
@@ -37,19 +43,38 @@ class LayerTap(TorchFunctionMode):
 
     def __init__(
         self,
+        model: nn.Module,
         parameters: dict[str, nn.Parameter],
         samples: int,
         report: Callable[[str, Contribution], None],
     ):
         super().__init__()
         self.names = {id(p): name for name, p in parameters.items()}
+        self.model = model
         self.parameters = parameters
         self.samples = samples
         self.report = report
         self.uses = Counter()
         self.joined: dict[str, Contribution] = {}
+        self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Tap the calls inside; the model's forward pass and its losses belong here.
+
+        Raises:
+            FisherpruneError: where activations are to be computed again later, or an
+                input of a watched layer has not the samples first.
+        """
+        try:
+            with disable_saved_tensors_hooks(RECOMPUTING), self:
+                yield
+        except RuntimeError as error:
+            if RECOMPUTING not in str(error):
+                raise
+            raise FisherpruneError(RECOMPUTING) from None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run supported functions of watched parameters through the tap."""
@@ -57,17 +82,16 @@ class LayerTap(TorchFunctionMode):
         if func not in CALLS:
             return func(*args, **kwargs)
         call = CALLS[func](*args, **kwargs)
-        weight, bias = self._name(call.weight), self._name(call.bias)
-        if weight is None and bias is None:
+        names = tuple(self.names.get(id(p)) for p in (call.weight, call.bias))
+        if names == (None, None):
             return func(*args, **kwargs)
-        self._check_input(call, weight or bias)
-        self.uses.update(name for name in (weight, bias) if name)
-        return _TappedLayer.apply(
-            call.input, self.anchor, call, (weight, bias), self._collect
+        self._check_input(call, names[0] or names[1])
+        self.uses.update(name for name in names if name)
+        computed = (
+            None if name else _computed(operand)
+            for name, operand in zip(names, (call.weight, call.bias), strict=True)
         )
-
-    def _name(self, parameter: Tensor | None) -> str | None:
-        return self.names.get(id(parameter))
+        return _TappedLayer.apply(call.input, self.anchor, *computed, call, names, self)
 
     def _check_input(self, call: Call, name: str) -> None:
         shape = tuple(call.input.shape)
@@ -79,7 +103,8 @@ class LayerTap(TorchFunctionMode):
                 f"{list(shape)}"
             )
 
-    def _collect(self, name: str, contribution: Contribution) -> None:
+    def collect(self, name: str, contribution: Contribution) -> None:
+        """Hand one use's contribution to ``report``, or join it with other uses'."""
         if self.uses[name] == 1:
             self.report(name, contribution)
         elif name in self.joined:
@@ -94,36 +119,55 @@ class LayerTap(TorchFunctionMode):
             FisherpruneError: where a watched parameter is reached by another way than
                 the tapped layers.
         """
-        watched = list(self.parameters.values())
-        inputs = [self.anchor, *watched]
+        inputs = [self.anchor, *self.parameters.values()]
+        self.running = True
         try:
             outside = torch.autograd.grad(loss, inputs, allow_unused=True)
-        except CheckpointError:
-            raise FisherpruneError(
-                "gradient_moments: activation checkpointing runs layers again untapped;"
-                " switch it off for scoring"
-            ) from None
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise FisherpruneError(RECOMPUTING) from None
+        finally:
+            self.running = False
         for name, grad in zip(self.parameters, outside[1:], strict=True):
             if grad is not None:
-                raise FisherpruneError(
-                    f"gradient_moments: {name!r} is used outside of {SUPPORTED}; its "
-                    "per-sample gradients are not known: leave it out of parameters"
-                )
+                self._refuse(name)
         for name, contribution in self.joined.items():
             self.report(name, contribution)
 
+    def _refuse(self, name: str) -> None:
+        where = owner(self.model, self.parameters[name])
+        raise FisherpruneError(
+            f"gradient_moments: {name!r}, of {where}, is used outside of {SUPPORTED} "
+            "calls (in a fused or another kind of layer, or to compute a weight), "
+            "where its per-sample gradients are not known: leave it out, by "
+            "parameters={name: parameter, ...} of what can be scored or by "
+            f"prunable_parameters(model, skip=({name!r}, ...))"
+        )
+
+
+def _computed(operand: Tensor | None) -> Tensor | None:
+    """Return the operand if autograd has to go on from it to what it comes from."""
+    return None if operand is None or operand.is_leaf else operand
+
 
 class _TappedLayer(torch.autograd.Function):
-    """A layer whose parameters' gradients go to ``collect`` and not to autograd."""
+    """A layer whose watched parameters' gradients go to the tap, not to autograd.
+
+    A ``weight`` or ``bias`` that is computed gets its ordinary gradient: so autograd
+    finds the watched parameters that it is computed from.
+    """
 
     @staticmethod
-    def forward(ctx, input, anchor, call, names, collect):
-        weight = None if call.weight is None else call.weight.detach()
-        output = call.layer.forward(
-            input, weight, None if call.bias is None else call.bias.detach()
+    def forward(ctx, input, anchor, weight, bias, call, names, tap):
+        weight, bias = (
+            p if p is None else p.detach() for p in (call.weight, call.bias)
         )
+        output = call.layer.forward(input, weight, bias)
+        if output._is_view():  # of a tensor nobody has; autograd forbids to change it
+            output = torch.ops.aten._unsafe_view(output, output.shape)
         # Not the call itself: its input would live until the whole backward pass ends.
-        ctx.layer, ctx.names, ctx.collect = call.layer, names, collect
+        ctx.layer, ctx.names, ctx.tap = call.layer, names, tap
         # Under autocast the layer ran in the output's dtype: so must its backward.
         ctx.save_for_backward(
             input.to(output.dtype), None if weight is None else weight.to(output.dtype)
@@ -133,14 +177,24 @@ class _TappedLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        weight_name, bias_name = ctx.names
+        if not ctx.tap.running:
+            raise FisherpruneError(
+                "gradient_moments: the model or the loss takes gradients through the "
+                f"layer of {weight_name or bias_name!r} by itself, which are no "
+                "gradients of the samples' losses: leave it out of parameters"
+            )
         input, weight = ctx.saved_tensors
-        layer, (weight_name, bias_name) = ctx.layer, ctx.names
+        layer, shape = ctx.layer, None if weight is None else tuple(weight.shape)
+        input_grad = weight_grad = bias_grad = None
         if weight_name:
-            shape = tuple(weight.shape)
-            ctx.collect(weight_name, layer.weight_grads(grad, input, shape))
+            ctx.tap.collect(weight_name, layer.weight_grads(grad, input, shape))
+        elif ctx.needs_input_grad[2]:
+            weight_grad = layer.weight_grads(grad, input, shape).total().view(shape)
         if bias_name:
-            ctx.collect(bias_name, layer.bias_grads(grad))
-        input_grad = None
+            ctx.tap.collect(bias_name, layer.bias_grads(grad))
+        elif ctx.needs_input_grad[3]:
+            bias_grad = layer.bias_grads(grad).total()
         if ctx.needs_input_grad[0]:
             input_grad = layer.input_grad(grad, input, weight)
-        return input_grad, None, None, None, None
+        return input_grad, None, weight_grad, bias_grad, None, None, None

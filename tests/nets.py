@@ -75,6 +75,23 @@ class TwiceNet(nn.Module):
         return self.head(x)
 
 
+class Mixing(nn.Module):
+    """Two Linear layers and what comes between them; inputs [N, 4]."""
+
+    def __init__(self, mix, width=4):
+        super().__init__()
+        self.fc, self.head = nn.Linear(4, width), nn.Linear(width, 5)
+        self.mix = mix
+
+    def forward(self, x):
+        return self.head(self.mix(self, self.fc(x)))
+
+
 def batches(x, y, size):
     """Cut a data set into batches."""
     return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
+
+
+def data(shape, samples=13, classes=5):
+    """Draw inputs and labels."""
+    return torch.randn(samples, *shape), torch.randint(classes, (samples,))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import batches, conv_net
+from nets import batches, conv_net, data
 from torch import nn
 
 import fisherprune as fp
@@ -71,6 +71,7 @@ CHANGES = {
     "a function": lambda c: _set(c.model[2], f=torch.tanh),
     "a tensor that is no buffer": lambda c: _set(c.model[2], f=torch.ones(2)),
     "a layer without weights": lambda c: c.model.__setitem__(2, nn.Tanh()),
+    "a hook": lambda c: c.model[2].register_forward_hook(lambda *_: None),
 }
 
 
@@ -82,6 +83,14 @@ def test_every_change_shows(change):
     assert copy.deepcopy(case).fingerprint() == before
     CHANGES[change](case)
     assert case.fingerprint() != before
+
+
+def test_which_parameter_a_name_is_of_shows():
+    model, (x, y) = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), data((4,))
+    first, second = (
+        fingerprint(model, [(x, y)], {"w": layer.weight}) for layer in model
+    )
+    assert first != second
 
 
 def test_mode_gradients_and_compilation_do_not_show():

@@ -1,9 +1,13 @@
 """prunable_parameters: the default choice and the choice by name."""
 
+import copy
+
 import pytest
 import torch
 from nets import SequenceNet, TwiceNet, conv_net
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fisherprune as fp
 
@@ -58,3 +62,37 @@ def test_one_dimensional_convolutions_count():
         model, [(torch.randn(4, 2, 4), torch.randint(2, (4,)))]
     )
     assert moments.fisher["0.weight"].shape == (3, 2, 3)
+
+
+def test_reading_the_choice_changes_no_buffer():
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)).train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(fp.FisherpruneError):
+        fp.prunable_parameters(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert fp.prunable_parameters(nn.Sequential(nn.Linear(2, 2), model[0])) != {}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [weight_norm, spectral_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)],
+)
+def test_computed_weights_are_not_left_out_silently(wrap):
+    model = nn.Sequential(wrap(nn.Conv2d(2, 3, 1)), nn.Flatten(), nn.Linear(3, 2))
+    match = (
+        r"weight of '0' must be a parameter of that \w*Conv2d, got one computed from "
+        r"others: choose yourself, by skip=\(...\) or parameters=\{name: parameter"
+    )
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.prunable_parameters(model)
+    chosen = fp.prunable_parameters(model, skip=("0.parametrizations", "0.weight"))
+    x, y = torch.randn(3, 2, 1, 1), torch.tensor([0, 1, 1])
+    found = fp.gradient_moments(model, [(x, y)], parameters=chosen)
+    assert list(found.mean) == ["0.bias", "2.weight", "2.bias"]
+
+
+def test_skip_must_be_parts_of_names():
+    for skip in (3, [3], ["bias", None]):
+        with pytest.raises(fp.FisherpruneError, match="skip must be parts of .*, got "):
+            fp.prunable_parameters(conv_net(), skip)

@@ -1,8 +1,12 @@
 """Statistics with and without a cache, and the formulas applied to them."""
 
+import functools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import batches, conv_net
+from torch import nn
 
 import fisherprune as fp
 from fisherprune import passes
@@ -91,6 +95,49 @@ def test_data_that_can_be_read_only_once(data, tmp_path, cached):
     again = statistics_of(model, data, ["hessian", "moments"])
     for name, product in again.products.items():
         assert torch.equal(once.products[name], product)
+
+
+CODE = """
+class Net(nn.Sequential):
+    def forward(self, x):
+        return {forward}
+"""
+
+
+def test_models_that_cannot_be_read_are_not_kept(tmp_path, runs, capsys):
+    data = [(torch.randn(7, 4), torch.randint(5, (7,)))]
+    cache, layers = StatisticsCache(tmp_path), [nn.Linear(4, 4), nn.Linear(4, 5)]
+    for forward in ("self[1](self[0](x))", "self[1](self[0](x).relu())"):
+        names = {"nn": nn, "__name__": __name__}
+        exec(CODE.format(forward=forward), names)
+        model = names["Net"](*layers)
+        found = statistics_of(model, data, ["hessian"], cache=cache)
+        wanted = fp.gradient_moments(model, data)
+        assert not found.cached
+        assert torch.equal(found.moments.fisher["0.weight"], wanted.fisher["0.weight"])
+        assert "statistics are not kept, for the model holds" in capsys.readouterr().err
+    assert len(runs) == 4 and list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_an_object_run_anew(data, tmp_path):
+    cache, found = StatisticsCache(tmp_path), []
+    model = conv_net()
+    for slope in (0.1, 0.9):
+        model[6] = Through(functools.partial(F.leaky_relu, negative_slope=slope))
+        found.append(statistics_of(model, data, ["moments"], cache=cache))
+        again = statistics_of(model, data, ["moments"], cache=cache)
+        assert not found[-1].cached and again.cached
+    one, other = (f.moments.fisher["0.weight"] for f in found)
+    assert not torch.equal(one, other)
+
+
+class Through(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
 
 
 def test_data_free_criteria_read_nothing(tmp_path):

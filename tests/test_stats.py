@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 import truth
-from nets import SequenceNet, TwiceNet, batches, conv_net, randomized
+from checks import assert_moments
+from nets import Mixing, SequenceNet, TwiceNet, batches, conv_net, data, randomized
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fisherprune as fp
 from fisherprune.stats import hessian_gradient_product
@@ -18,16 +19,6 @@ NETS = {
     "twice": (TwiceNet, (4, 8, 8)),
     "twice_depthwise": (lambda: TwiceNet(groups=4), (4, 8, 8)),
 }
-
-
-def data(shape, samples=13, classes=5):
-    return torch.randn(samples, *shape), torch.randint(classes, (samples,))
-
-
-def assert_moments(found, expected, tolerance=1e-5):
-    for name, (mean, fisher) in expected.items():
-        assert truth.relative_error(found.mean[name], mean) < tolerance, name
-        assert truth.relative_error(found.fisher[name], fisher) < tolerance, name
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -169,22 +160,6 @@ def test_a_compiled_model_is_scored_eagerly():
         assert truth.relative_error(found.fisher[f"_orig_mod.{name}"], fisher) < 1e-5
 
 
-def test_recomputed_activations_are_refused():
-    class Recomputing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.block = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6))
-            self.head = nn.Linear(6, 5)
-
-        def forward(self, x):
-            return self.head(
-                torch.utils.checkpoint.checkpoint(self.block, x, use_reentrant=False)
-            )
-
-    x, y = data((4,))
-    refused(Recomputing(), x, y, "activation checkpointing .* switch it off")
-
-
 def test_parameters_not_reached_have_zero_moments():
     class Idle(nn.Module):
         def __init__(self):
@@ -251,126 +226,50 @@ def test_hessian_pass_refuses_other_data():
         hessian_gradient_product(model, [(x[:5], y[:5])], moments)
 
 
-class Mixing(nn.Module):
-    def __init__(self, mix, width=4):
-        super().__init__()
-        self.fc, self.head = nn.Linear(4, width), nn.Linear(width, 5)
-        self.mix = mix
+class LongAlone(Mixing):
+    """A layer that only long sequences pass; inputs [N, T, 4]."""
 
     def forward(self, x):
-        return self.head(self.mix(self, self.fc(x)))
+        return self.head((self.fc(x) if x.shape[1] > 3 else x).mean(1))
 
 
-def refused(model, x, y, match, **options):
-    with pytest.raises(fp.FisherpruneError, match=match):
-        fp.gradient_moments(model, [(x, y)], **options)
-
-
+@pytest.mark.parametrize("group_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize(
-    "mix",
-    [
-        lambda _, h: h - h.mean(0),
-        lambda _, h: h.flip(0),
-        lambda _, h: torch.nn.functional.dropout(h, 0.5),
-        lambda _, h: torch.einsum("nh,mh->nm", h, h).div(64).softmax(1) @ h,
-    ],
-    ids=["mean", "flip", "dropout", "attention"],
+    "sizes",
+    [[(5, 5), (5, 2), (5, 5)], [(3, 5), (4, 2), (4, 5)], [(3, 5), (1, 2), (4, 5)]]
+    + [[(2, 2), (3, 5), (1, 2)], [(5, 5), (5, 2)], [(3, 5), (1, 2), (1, 2), (1, 2)]],
 )
-def test_samples_that_mix_are_refused(mix):
-    x, y = data((4,))
-    # Wide: two random masks of dropout that agree would not be noticed.
-    refused(Mixing(mix, 64), x, y, "samples mix: the model's output for a sample alone")
-
-
-def test_batchnorm_with_batch_statistics_is_refused():
-    x, y = data((3, 9, 9))
-    model = conv_net()
-    model[1] = nn.BatchNorm2d(6, track_running_stats=False)
-    refused(model, x, y, "BatchNorm layer uses batch statistics")
-
-
-def test_parameters_used_elsewhere_are_refused():
-    x, y = data((4,))
-    direct = Mixing(lambda m, h: h @ m.fc.weight)
-    refused(direct, x, y, "'fc.weight' is used outside of conv1d, conv2d, linear")
-    penalty = Mixing(lambda m, h: h)
-    fp.gradient_moments(penalty, [(x, y)])
-    refused(
-        penalty,
-        x,
-        y,
-        "'fc.weight' is used outside of",
-        loss_fn=lambda o, t: F.cross_entropy(o, t) + penalty.fc.weight.norm(),
-    )
-
-
-def test_layers_without_the_samples_first_are_refused():
-    x, y = data((6, 4))
-    folded = Mixing(lambda _, h: h.view(13, 6, 4).mean(1))
-    folded.forward = lambda x: Mixing.forward(folded, x.flatten(0, 1))
-    refused(folded, x, y, r"'fc.weight' must have the batch's 13 samples .* \[78, 4\]")
-
-
-def test_positions_first_are_refused_even_where_they_are_as_many_as_the_samples():
-    class PositionsFirst(Mixing):
-        def forward(self, x):
-            return self.head(self.fc(x.transpose(0, 1)).mean(0))
-
-    x, y = data((13, 4))
-    refused(PositionsFirst(None), x, y, r"batch's 1 samples .* \[13, 1, 4\]")
-
-
-def test_unsupported_layers_are_refused():
-    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 27, 5))
-    x, y = data((1, 5, 5, 5))
-    refused(model, x, y, "'0.weight' is used outside of")
-
-
-def test_bad_arguments():
-    model, (x, y) = conv_net(), data((3, 9, 9))
-    for size in (0, -1, 1.5, True, "2"):
-        refused(model, x, y, "group_size must be an integer", group_size=size)
-    refused(model, x, y, "at least one parameter", parameters={})
-    stranger = {"w": nn.Parameter(torch.zeros(2))}
-    refused(model, x, y, "'w' is no parameter of the model", parameters=stranger)
-    refused(model, x, y[:5], "one label for each, got 13 inputs and 5 labels")
-    refused(model, x[:0], y[:0], "at least one sample")
-    refused(model, x, y - 9, r"labels must lie in \[0, 5\)")
-    refused(model, x, y + 5, r"labels must lie in \[0, 5\)")
-    refused(model, x * float("nan"), y, "loss must be finite, got nan for sample 0")
-    with pytest.raises(fp.FisherpruneError, match="batches must hold samples"):
-        fp.gradient_moments(model, [])
-    with pytest.raises(fp.FisherpruneError, match="batch 1 is Tensor"):
-        fp.gradient_moments(model, [(x, y), x])
-
-
-def test_bad_parameters():
-    x, y = data((3, 9, 9))
-    model = conv_net()
-    model[3].weight.requires_grad_(False)
-    refused(model, x, y, r"'3.weight' is frozen \(requires_grad=False\)")
-    for dtype in (torch.float64, torch.bfloat16, torch.complex64):
-        refused(conv_net().to(dtype), x, y, f"must be float32, got {dtype}")
-
-
-def test_gradients_that_overflow_name_the_parameter():
-    model, (x, y) = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5)), data((4,))
-    refused(
-        model,
-        x * 1e25,
-        y,
-        "the mean squared gradient of '0.weight' is NaN or infinite",
-        loss_fn=lambda o, t: o.sum(),
-    )
-
-
-def test_outputs_that_are_no_predictions():
-    model, (x, y) = nn.Sequential(nn.Linear(4, 4), nn.Flatten(0)), data((4,))
+def test_a_parameter_that_some_batches_do_not_use(sizes, group_size):
+    model = LongAlone(None)
+    data = [(torch.randn(n, t, 4), torch.randint(5, (n,))) for n, t in sizes]
     parameters = dict(model.named_parameters())
-    refused(model, x, y, "13 samples as its", parameters=parameters)
+    expected = truth.moments_of_batches(model, data, parameters, group_size)
+    found = fp.gradient_moments(
+        model, data, group_size=group_size, parameters=parameters
+    )
+    assert_moments(found, expected)
 
 
-def test_loss_without_parameters():
-    model, (x, y) = Mixing(lambda _, h: h.detach()), data((4,))
-    model.head.requires_grad_(False)
-    refused(model, x, y, "does not depend on any parameter")
+class Attention(nn.Module):
+    """Fused attention between linear layers; inputs [N, T, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 24), nn.Linear(8, 5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
+        h = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(h.squeeze(1).mean(1))
+
+
+def test_hessian_of_fused_attention():
+    model, (x, y) = Attention(), data((6, 4))
+    names = fp.prunable_parameters(model)
+    moments = fp.gradient_moments(model, [(x, y)])
+    assert_moments(moments, truth.moments(model, x, y, names))
+    found = hessian_gradient_product(model, batches(x, y, 4), moments)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = truth.hessian_gradient(model, x, y, names)
+    for name, product in expected.items():
+        assert truth.relative_error(found[name], product) < 1e-4

@@ -39,6 +39,28 @@ def moments(model, x, y, names, group_size=1, loss_fn=F.cross_entropy):
     return {n: (total[i] / count, squares[i] / count) for i, n in enumerate(names)}
 
 
+def moments_of_batches(model, batches, names, group_size):
+    """Return {name: (m, F)} of batches whose samples have several shapes."""
+    model = in_double(model)
+    weights = [dict(model.named_parameters())[name] for name in names]
+    rows = [
+        torch.autograd.grad(
+            F.cross_entropy(model(x[i : i + 1].double()), y[i : i + 1]),
+            weights,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for x, y in batches
+        for i in range(len(x))
+    ]
+    found = {}
+    for name, column in zip(names, zip(*rows, strict=True), strict=True):
+        groups = torch.stack(column).split(group_size)
+        means = torch.stack([group.mean(0) for group in groups])
+        found[name] = means.mean(0), means.square().mean(0)
+    return found
+
+
 def hessian_gradient(model, x, y, names, group_size=1):
     """Return {name: H m} by double backpropagation of the whole mean loss."""
     model = in_double(model)

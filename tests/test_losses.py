@@ -1,0 +1,107 @@
+"""Losses of single samples: shapes, reductions, and functions that are none."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import truth
+from checks import assert_moments, refused
+from nets import Mixing, batches, data
+from torch import nn
+
+import fisherprune as fp
+from fisherprune.stats import hessian_gradient_product
+
+
+def network():
+    return Mixing(lambda _, h: torch.tanh(h))
+
+
+def test_one_number_a_sample_needs_a_loss():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1), nn.Flatten(0))
+    x, y = torch.randn(8, 4), torch.rand(8)
+    refused(
+        model, x, y, r"output must be \[N, classes, ...\] .*, got \[8\]: give a los"
+    )
+    parameters = fp.prunable_parameters(model)
+    expected = truth.moments(model, x, y.double(), parameters, loss_fn=F.mse_loss)
+    assert_moments(fp.gradient_moments(model, batches(x, y, 3), F.mse_loss), expected)
+
+
+def test_labels_of_other_shapes():
+    x, y = data((4,))
+    for labels, came in (
+        (y[:, None], r"int64 \[13, 1\]"),
+        (F.one_hot(y, 5), r"int64 \[13, 5\]"),
+        (y.float(), r"float32 \[13\]"),
+    ):
+        match = r"labels must be class numbers, integers \[13\], or probabilities, floa"
+        refused(network(), x, labels, match + rf".* \[13, 5\], .*, got {came}")
+
+
+def test_sequences_have_their_classes_second():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5)), torch.randn(9, 3, 4)
+    y = torch.randint(5, (9, 3))
+    refused(model, x, y, r"integers \[9, 5\], .* got int64 \[9, 3\]")
+    loss_fn = lambda o, y: F.cross_entropy(o.mT, y)  # noqa: E731
+    expected = truth.moments(model, x, y, ["0.weight"], loss_fn=loss_fn)
+    assert_moments(fp.gradient_moments(model, [(x, y)], loss_fn), expected)
+
+
+@pytest.mark.parametrize(
+    "loss_fn, came",
+    [
+        (lambda o, y: F.cross_entropy(o, y).item(), "float"),
+        (lambda o, y: (F.cross_entropy(o, y), 1), "tuple"),
+        (lambda o, y: None, "NoneType"),
+    ],
+)
+def test_losses_that_are_no_tensors(loss_fn, came):
+    x, y = data((4,))
+    match = f"loss_fn must return a tensor, got {came}"
+    refused(network(), x, y, match, loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize("loss_fn", ["cross_entropy", nn.CrossEntropyLoss])
+def test_losses_that_are_no_functions(loss_fn):
+    model, (x, y) = network(), data((4,))
+    match = r"loss_fn must be a function .*nn.CrossEntropyLoss\(\), got .*ross"
+    refused(model, x, y, match, loss_fn=loss_fn)
+    moments = fp.gradient_moments(model, [(x, y)])
+    with pytest.raises(fp.FisherpruneError, match=match):
+        hessian_gradient_product(model, [(x, y)], moments, loss_fn)
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_class_weights_need_a_sum(kind):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.LogSoftmax(1))
+    (x, y), weight = data((4,)), torch.rand(5) + 0.1
+    match = f"{kind.__name__} with class weights must have reduction='sum', got 'mean'"
+    refused(model, x, y, match, loss_fn=kind(weight=weight))
+    expected = truth.moments(
+        model, x, y, ["0.weight"], loss_fn=kind(weight.double(), reduction="sum")
+    )
+    for reduction in ("sum", "none"):
+        loss_fn = kind(weight, reduction=reduction)
+        assert_moments(fp.gradient_moments(model, [(x, y)], loss_fn), expected)
+    fp.gradient_moments(model, [(x, y)], kind())
+
+
+def test_element_weights_may_be_averaged():
+    model, (x, _) = network(), data((4,))
+    y, weight = torch.rand(13, 5), torch.rand(5)
+    names = fp.prunable_parameters(model)
+    loss_fn = nn.BCEWithLogitsLoss(weight)
+    expected = truth.moments(
+        model, x, y.double(), names, loss_fn=nn.BCEWithLogitsLoss(weight.double())
+    )
+    assert_moments(fp.gradient_moments(model, [(x, y)], loss_fn), expected)
+
+
+def test_means_over_positions_stay_means():
+    model = nn.Sequential(nn.Conv1d(4, 6, 2), nn.Tanh(), nn.Conv1d(6, 5, 1))
+    x, y = torch.randn(7, 4, 9), torch.randint(5, (7, 8))
+    mean, total = (
+        fp.gradient_moments(model, [(x, y)], nn.CrossEntropyLoss(reduction=r)).mean
+        for r in ("mean", "sum")
+    )
+    assert truth.relative_error(mean["0.weight"] * 8, total["0.weight"].double()) < 1e-5

@@ -1,0 +1,171 @@
+"""Where the moments would be wrong, the pass says so."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import truth
+from checks import assert_moments, refused
+from nets import Mixing, conv_net, data
+from torch import nn
+
+import fisherprune as fp
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda _, h: h - h.mean(0),
+        lambda _, h: h.flip(0),
+        lambda _, h: torch.nn.functional.dropout(h, 0.5),
+        lambda _, h: torch.einsum("nh,mh->nm", h, h).div(64).softmax(1) @ h,
+    ],
+    ids=["mean", "flip", "dropout", "attention"],
+)
+def test_samples_that_mix_are_refused(mix):
+    x, y = data((4,))
+    # Wide: two random masks of dropout that agree would not be noticed.
+    refused(Mixing(mix, 64), x, y, "samples mix: the model's output for a sample alone")
+
+
+class FewSlots(Mixing):
+    """Only the first samples of a batch find room in a layer."""
+
+    def forward(self, x):
+        room = torch.arange(len(x)) < 4
+        return self.head(x + self.fc(x) * room[:, None])
+
+
+class BatchSecond(Mixing):
+    """Reads samples as time steps, as a recurrent layer without ``batch_first``."""
+
+    def __init__(self, mix=None):
+        super().__init__(mix)
+        self.recurrent = nn.LSTM(4, 4)
+
+    def forward(self, x):
+        return self.head(self.fc(self.recurrent(x)[0]).mean(1))
+
+
+@pytest.mark.parametrize("make, shape", [(FewSlots, (4,)), (BatchSecond, (3, 4))])
+def test_what_only_later_samples_feel_is_refused(make, shape):
+    x, y = data(shape)
+    refused(make(None), x, y, "samples mix")
+
+
+def test_samples_are_told_apart_in_the_first_batch_that_has_two():
+    model, (x, y) = Mixing(lambda _, h: h - h.mean(0)), data((4,))
+    with pytest.raises(fp.FisherpruneError, match="samples mix"):
+        fp.gradient_moments(model, [(x[:1], y[:1]), (x[1:], y[1:])])
+
+
+def test_outputs_of_another_shape_alone_are_refused():
+    model, (x, y) = Mixing(lambda _, h: h), data((4,))
+    model.forward = lambda x: Mixing.forward(model, x)[:, : 1 + len(x)]
+    refused(model, x[:3], y[:3] % 2, "samples mix")
+
+
+@pytest.fixture
+def matmul_precision():
+    """Set the precision of products on the CPU; put it back in the end."""
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    yield lambda value: setattr(backend, "fp32_precision", value)
+    backend.fp32_precision = before
+
+
+def test_lower_precision_widens_what_counts_as_the_same(matmul_precision):
+    # The output of a sample in a batch is another by 5e-3 of itself.
+    model, (x, y) = Mixing(lambda _, h: h), data((4,))
+    model.forward = lambda x: Mixing.forward(model, x) * (1 + 5e-3 * (len(x) > 1))
+    matmul_precision("ieee")
+    refused(model, x, y, "samples mix")
+    matmul_precision("tf32")
+    fp.gradient_moments(model, [(x, y)])
+
+
+def test_batchnorm_with_batch_statistics_is_refused():
+    x, y = data((3, 9, 9))
+    model = conv_net()
+    model[1] = nn.BatchNorm2d(6, track_running_stats=False)
+    refused(model, x, y, "BatchNorm layer uses batch statistics")
+
+
+def test_parameters_used_elsewhere_are_refused():
+    x, y = data((4,))
+    direct = Mixing(lambda m, h: h @ m.fc.weight)
+    where = (
+        "'fc.weight', of Linear in Mixing, is used outside of conv1d, conv2d, linear"
+    )
+    refused(direct, x, y, where)
+    penalty = Mixing(lambda m, h: h)
+    fp.gradient_moments(penalty, [(x, y)])
+    refused(
+        penalty,
+        x,
+        y,
+        "'fc.weight', of Linear in Mixing, is used outside of",
+        loss_fn=lambda o, t: F.cross_entropy(o, t) + penalty.fc.weight.norm(),
+    )
+
+
+def test_layers_without_the_samples_first_are_refused():
+    x, y = data((6, 4))
+    folded = Mixing(lambda _, h: h.view(13, 6, 4).mean(1))
+    folded.forward = lambda x: Mixing.forward(folded, x.flatten(0, 1))
+    refused(folded, x, y, r"'fc.weight' must have the batch's 13 samples .* \[78, 4\]")
+
+
+def test_positions_first_are_refused_even_where_they_are_as_many_as_the_samples():
+    class PositionsFirst(Mixing):
+        def forward(self, x):
+            return self.head(self.fc(x.transpose(0, 1)).mean(0))
+
+    x, y = data((13, 4))
+    refused(PositionsFirst(None), x, y, r"batch's 1 samples .* \[13, 1, 4\]")
+
+
+def test_unsupported_layers_are_refused():
+    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 27, 5))
+    x, y = data((1, 5, 5, 5))
+    refused(model, x, y, "'0.weight', of Conv3d in Sequential, is used outside of")
+
+
+def test_attention_says_which_weight_to_leave_out():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(24, 5))
+    x, y = data((3, 4))
+    refused(
+        model,
+        x,
+        y,
+        "'1.self_attn.out_proj.weight', of NonDynamicallyQuantizableLinear in "
+        r"MultiheadAttention, .* leave it out, by parameters=.* or by "
+        r"prunable_parameters\(model, skip=\('1.self_attn.out_proj.weight', ...\)\)",
+    )
+    rest = fp.prunable_parameters(model)
+    del rest["1.self_attn.out_proj.weight"]
+    expected = truth.moments(model, x, y, rest)
+    assert_moments(fp.gradient_moments(model, [(x, y)], parameters=rest), expected)
+
+
+def test_gradients_that_overflow_name_the_parameter():
+    model, (x, y) = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5)), data((4,))
+    refused(
+        model,
+        x * 1e25,
+        y,
+        "the mean squared gradient of '0.weight' is NaN or infinite",
+        loss_fn=lambda o, t: o.sum(),
+    )
+
+
+def test_outputs_that_are_no_predictions():
+    model, (x, y) = nn.Sequential(nn.Linear(4, 4), nn.Flatten(0)), data((4,))
+    parameters = dict(model.named_parameters())
+    refused(model, x, y, "13 samples as its", parameters=parameters)
+
+
+def test_loss_without_parameters():
+    model, (x, y) = Mixing(lambda _, h: h.detach()), data((4,))
+    model.head.requires_grad_(False)
+    refused(model, x, y, "does not depend on any parameter")

@@ -1,0 +1,211 @@
+"""How watched parameters are used: computed weights, own gradients, checkpoints."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import truth
+from checks import assert_moments, refused
+from nets import Mixing, data
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
+
+import fisherprune as fp
+
+
+class Standardized(nn.Linear):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean(1, keepdim=True)
+        return F.linear(x, weight, self.bias)
+
+
+class StandardizedConv(nn.Conv1d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class DoubledBias(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight, 2 * self.bias)
+
+
+class Hypernetwork(nn.Linear):
+    """The weight is what another layer makes of a code, the bias its own."""
+
+    def __init__(self, *features):
+        super().__init__(*features)
+        self.weight = None
+        self.code = nn.Parameter(torch.randn(1, 3))
+        self.maker = nn.Linear(3, self.in_features * self.out_features, bias=False)
+
+    def forward(self, x):
+        weight = self.code @ self.maker.weight.T
+        return F.linear(x, weight.view(self.out_features, -1), self.bias)
+
+
+def computed(kind):
+    """Wrap a layer whose weight or bias is computed; inputs [N, 4]."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), kind(6, 6), nn.Linear(6, 5))
+    return model.eval()
+
+
+def pruned(*features):
+    layer = nn.Linear(*features)
+    prune.random_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+COMPUTED = {
+    "standardized": (Standardized, "2.weight"),
+    "conv": (
+        lambda *_: nn.Sequential(
+            nn.Unflatten(1, (6, 1)), StandardizedConv(6, 6, 1), nn.Flatten()
+        ),
+        "2.1.weight",
+    ),
+    "bias": (DoubledBias, "2.bias"),
+    "hypernetwork": (Hypernetwork, "2.code"),
+    "weight_norm": (
+        lambda *n: parametrizations.weight_norm(nn.Linear(*n)),
+        "2.parametrizations.weight.original0",
+    ),
+    "spectral_norm": (
+        lambda *n: parametrizations.spectral_norm(nn.Linear(*n)),
+        "2.parametrizations.weight.original",
+    ),
+    "pruned": (pruned, "2.weight_orig"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_what_weights_are_computed_from_is_refused_and_the_rest_is_right(kind):
+    make, name = COMPUTED[kind]
+    model, (x, y) = computed(make), data((4,))
+    parameters = dict(model.named_parameters())
+    refused(model, x, y, f"'{name}', of .*, is used outside", parameters=parameters)
+    own = "2.weight" if kind == "bias" else "2.bias"
+    chosen = ("0.weight", "0.bias", own, "2.1.bias", "3.bias")
+    rest = {n: p for n, p in parameters.items() if n in chosen}
+    found = fp.gradient_moments(model, [(x, y)], parameters=rest)
+    expected = per_sample_moments(model, x, y, rest)
+    assert_moments(found, expected)
+
+
+def per_sample_moments(model, x, y, parameters):
+    """As ``truth.moments``, in float32: models under hooks can't be copied."""
+    rows = [
+        torch.autograd.grad(
+            F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]),
+            list(parameters.values()),
+        )
+        for i in range(len(x))
+    ]
+    columns = (torch.stack(column).double() for column in zip(*rows, strict=True))
+    named = zip(parameters, columns, strict=True)
+    return {name: (g.mean(0), g.square().mean(0)) for name, g in named}
+
+
+class Recomputing(nn.Module):
+    """A block of square layers under a checkpoint; inputs [N, 8]."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.head(checkpoint(self.block, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_activations_are_refused(reentrant):
+    # As many samples as features: what is saved untapped is of the same shapes.
+    x, y = data((8,), samples=8)
+    match = "activation checkpointing runs layers again .* must be switched off for sco"
+    refused(Recomputing(reentrant), x, y, match)
+    with torch.autograd.graph.save_on_cpu():
+        refused(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 5)), x, y, match)
+
+
+def test_other_errors_of_a_forward_pass_and_a_backward_pass_are_shown():
+    def fail(_, h):
+        raise RuntimeError("out of paper")
+
+    class Failing(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, h: h.clone())
+        backward = staticmethod(fail)
+
+    x, y = data((4,))
+    for mix in (fail, lambda _, h: Failing.apply(h)):
+        with pytest.raises(RuntimeError, match="out of paper"):
+            fp.gradient_moments(Mixing(mix), [(x, y)])
+
+
+class Adversarial(nn.Module):
+    """Moves its inputs along a gradient taken in the forward pass; inputs [N, 4]."""
+
+    def __init__(self, create_graph=False):
+        super().__init__()
+        self.first, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head, self.create_graph = nn.Linear(4, 5), create_graph
+
+    def net(self, x):
+        return self.head(torch.tanh(self.again(torch.tanh(self.again(self.first(x))))))
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        total = self.net(x).square().sum()
+        (grad,) = torch.autograd.grad(total, x, create_graph=self.create_graph)
+        return self.net(x.detach() + grad)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_that_the_model_takes_itself_are_refused(create_graph):
+    model, (x, y) = Adversarial(create_graph), data((4,))
+    match = "takes gradients through the layer of 'again.weight' by itself"
+    refused(model, x, y, match)
+    refused(model, x, y, match, parameters={"again.weight": model.again.weight})
+
+
+def test_gradients_of_unwatched_layers_may_be_taken():
+    class Features(Mixing):
+        def __init__(self):
+            super().__init__(None)
+            self.energy = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self.energy(x).sum(), x)
+            return self.head(torch.tanh(self.fc(x + grad)))
+
+    model, (x, y) = Features(), data((4,))
+    parameters = {"fc.weight": model.fc.weight, "head.bias": model.head.bias}
+    found = fp.gradient_moments(model, [(x, y)], parameters=parameters)
+    assert_moments(found, truth.moments(model, x, y, parameters))
+
+
+def add_(h):
+    h += 1
+    return h
+
+
+@pytest.mark.parametrize("change", [torch.relu_, add_])
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_may_be_changed_in_place(change, bias):
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(3, 4, 2, bias=bias)
+            self.fc, self.head = nn.Linear(4, 6, bias=bias), nn.Linear(6, 5)
+
+        def forward(self, x):
+            x = change(self.conv(x)).mT
+            return self.head(change(self.fc(x)).mean(1))
+
+    model, (x, y) = Changing(), data((3, 7))
+    parameters = dict(model.named_parameters())
+    found = fp.gradient_moments(model, [(x, y)], parameters=parameters)
+    assert_moments(found, truth.moments(model, x, y, parameters))
