@@ -175,6 +175,18 @@ def test_what_killed_processes_left_goes_with_the_lock(folder):
     assert [path.name for path in folder.iterdir()] == [".other.1.abc"]
 
 
+def test_a_sweep_removes_what_nobody_holds(folder):
+    gone, mine = claimed(folder), Lock(folder, "other", 1)
+    assert mine.claim()
+    change(folder, 1, pid=2**22 + 1)
+    (folder / "far.1").write_text(json.dumps(FAR | {"beat": 0}))
+    locks.sweep(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["far.1", "other.1"]
+    gone.release()
+    mine.release(done=True)
+    locks.sweep(folder / "missing")
+
+
 def test_held_waits_and_says_for_whom(folder, monkeypatch):
     monkeypatch.setattr(locks, "POLL", 0.001)
     first, told = claimed(folder), []

@@ -44,6 +44,8 @@ class Batch:
         try:
             while self._step():
                 pass
+            for folder in {run.locks for run in self.plan.runs}:
+                locks.sweep(folder)
         except KeyboardInterrupt:
             self.interrupted = True
             self.say("interrupted; the same command goes on with the last epoch done")

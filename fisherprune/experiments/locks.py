@@ -85,6 +85,24 @@ def generations(folder: Path, name: str) -> list[int]:
     return sorted(int(n) for stem, _, n in found if stem == name and n.isdigit())
 
 
+def sweep(folder: Path) -> None:
+    """Remove the files of locks that nobody holds any more.
+
+    A process that was killed between its work and the end of its lock leaves them, and
+    whoever finds the work done has no need of the lock.
+    """
+    for name in {path.stem for path in folder.glob("[!.]*.*")}:
+        generation = Watch(folder, name).next()
+        if generation in (None, 1):
+            continue
+        lock = Lock(folder, name, generation)
+        try:
+            if lock.claim():
+                lock.release(done=True)
+        except OSError:  # a folder that can only be read keeps them
+            return
+
+
 class Watch:
     """Looks at a lock, and remembers since when its holder shows no sign of life."""
 
