@@ -250,6 +250,21 @@ def test_many_splits_and_flushes(tmp_path):
     check_all(named, tmp_path)
 
 
+def test_groups_shared_by_blocks(tmp_path):
+    """Fewer groups than blocks; a last group of fewer samples than blocks share it."""
+    named = []
+    for n, group_size, size in [(40, 40, 8), (40, 90, 3), (41, 20, 8), (35, 17, 8)]:
+        for tf32 in (False, True):  # in TF32 the images lie in shared memory
+            input, grad, weight, arguments = make(
+                n=n, c=2, o=9, size=(size, size), kernel=(3, 3), padding=(1, 1)
+            )
+            arguments |= {"group_size": group_size, "multiprocessors": 9}
+            arguments |= {"allow_tf32": tf32}
+            case = as_tf32(input), as_tf32(grad), weight, arguments
+            named.append((f"{n} samples, groups of {group_size}", case))
+    check_all(named, tmp_path)
+
+
 def test_moments_do_not_depend_on_the_threads_order(tmp_path):
     input, grad, weight, arguments = small("grouped_wide")
     cases = [

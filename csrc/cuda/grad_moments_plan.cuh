@@ -1,7 +1,8 @@
-// Plans of grad_moments: which kernel and tile, how many splits of the samples.
+// Plans of grad_moments: which kernel and tile, how the samples are split.
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "../check.h"
@@ -11,9 +12,18 @@ namespace fisherprune {
 
 enum class TileKind { small, square, tall, window, slim_window };
 
+// How the samples are shared out to the blocks of a tile.
+struct Shares {
+  int splits = 1;  // as many blocks
+  int parts = 1;   // of a group, each for a block; 1: a block has whole groups
+
+  // Floats a weight.
+  int64_t workspace() const { return parts > 1 ? splits : splits > 1 ? 2 * splits : 0; }
+};
+
 struct GradMomentsPlan {
   TileKind tile;
-  int splits;         // of the samples
+  Shares shares;
   int64_t workspace;  // floats
 };
 
@@ -112,26 +122,30 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
   return best;
 }
 
-// The fewest splits that leave hardly any of the `slots` for blocks idle in the last
-// wave.
+// The shares that keep the slots for blocks busy for the shortest time: whole groups
+// for each block, or parts of groups where these are too few. Counted in slabs of a
+// slot; the fewest splits of equals.
 template <class Tile>
-int choose_splits(const ConvShape& s, int64_t slots) {
-  const int64_t tiles = tiles_of<Tile>(s);
-  const int64_t slabs = s.samples * tiles_across(s.positions(), SLAB);
-  const int64_t most = std::min({tiles_across(s.samples, s.group_size),
-                                 MOST_WAVES * slots / tiles, slabs / LEAST_SLABS});
-  int best = 1;
-  double fullest = 0;
-  for (int splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
-    const int64_t blocks = tiles * splits;
-    const double full =
-        static_cast<double>(blocks) / (tiles_across(blocks, slots) * slots);
-    if (full > fullest) {
-      fullest = full;
-      best = splits;
-    }
-    if (full >= FULL_ENOUGH) break;
-  }
+Shares choose_shares(const ConvShape& s, int64_t slots) {
+  const int64_t tiles = tiles_of<Tile>(s), slabs = tiles_across(s.positions(), SLAB);
+  const int64_t group_size = std::min(s.group_size, s.samples);
+  const int64_t groups = tiles_across(s.samples, group_size);
+  const int64_t most =
+      std::min(MOST_WAVES * slots / tiles, s.samples * slabs / LEAST_SLABS);
+  Shares best;
+  int64_t shortest = std::numeric_limits<int64_t>::max();
+  const auto consider = [&](int64_t splits, int64_t parts, int64_t samples) {
+    const int64_t waves = tiles_across(tiles * splits, slots);
+    const int64_t time = waves * (samples * slabs + BLOCK_SLABS);
+    if (time >= shortest) return;
+    shortest = time;
+    best = {static_cast<int>(splits), static_cast<int>(parts)};
+  };
+  consider(1, 1, s.samples);
+  for (int64_t splits = 2; splits <= std::min(groups, most); ++splits)
+    consider(splits, 1, tiles_across(groups, splits) * group_size);
+  for (int64_t parts = 2; parts <= std::min(group_size, most / groups); ++parts)
+    consider(groups * parts, parts, tiles_across(group_size, parts));
   return best;
 }
 
@@ -148,11 +162,11 @@ auto with_tile(TileKind kind, Action action) {
 
 template <bool exact>
 GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiprocessors) {
-  const int splits = with_tile<exact>(kind, [&](auto tile) {
+  const Shares shares = with_tile<exact>(kind, [&](auto tile) {
     using Tile = decltype(tile);
-    return choose_splits<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
+    return choose_shares<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
   });
-  return {kind, splits, splits > 1 ? 2 * splits * s.outputs * s.patch() : 0};
+  return {kind, shares, shares.workspace() * s.outputs * s.patch()};
 }
 
 inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,

@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   const Lane<Tile> lane(task, tile);
   __syncthreads();
 
-  const SampleRange range(m);
+  const SampleRange range = sample_range(m);
   Cursor loaded{range.first, 0}, cursor = loaded;
   Moments<Tile> moments{};
   GroupCount count;
