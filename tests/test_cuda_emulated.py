@@ -1,6 +1,7 @@
 """The CUDA kernels' own source, run on the CPU by tests/emulator, against the twins."""
 
 import subprocess
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -141,6 +142,29 @@ def test_images_in_shared_memory(tile, tmp_path):
         arguments |= {"tile": tile, "allow_tf32": True}
         named.append((name, (as_tf32(input), as_tf32(grad), weight, arguments)))
     check_all(named, tmp_path)
+
+
+def most_words_in_a_bank(pitch, channel, stride, first):
+    """Count, of the words that a warp reads at once, those in the fullest bank.
+
+    Eight weights of 3 x 3 filters from `first` on, at four positions each.
+    """
+    words = {
+        weight // 9 * channel + weight % 9 // 3 * pitch + weight % 3 + position * stride
+        for weight in range(first, first + 8)
+        for position in range(4)
+    }
+    return max(Counter(word % 32 for word in words).values())
+
+
+@pytest.mark.parametrize(("stride", "bound"), [(1, 1), (2, 1.34)])
+def test_images_lie_in_different_banks(stride, bound, tmp_path):
+    widths = (4, 8, 16, 32)
+    asked = drive.run([drive.window_case(w, stride) for w in widths], tmp_path)
+    for width, answer in zip(widths, asked, strict=True):
+        place = np.frombuffer(answer, np.int64)
+        ways = [most_words_in_a_bank(*place, stride, i) for i in range(0, 288, 8)]
+        assert np.mean(ways) <= bound, width
 
 
 def test_images_in_shared_memory_are_the_plan_of_a_network_layer(tmp_path):

@@ -73,6 +73,12 @@ inline int64_t at_least(int64_t least, int64_t rest, int64_t modulus) {
   return least + ((rest - least) % modulus + modulus) % modulus;
 }
 
+// From row to row, so that rows of a filter's taps lie in different banks. Every second
+// position needs other distances than neighbours do.
+inline int64_t window_pitch(int64_t least, int64_t step) {
+  return step == 2 ? at_least(least, 12, 32) : at_least(least, 8, 16);
+}
+
 // How the tile's images lie in shared memory, where they can and fit.
 template <class Tile>
 std::optional<Window> find_window(const GradMoments& m) {
@@ -85,8 +91,8 @@ std::optional<Window> find_window(const GradMoments& m) {
   const int64_t rows =
       (w.unit / across - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h + 1;
   const int64_t left = at_least(s.pad_w, 0, 4);
-  const int64_t pitch = at_least(left + s.width, 8, 16);
-  const int64_t channel = at_least(rows * pitch + left, 24, 32);
+  const int64_t pitch = window_pitch(left + s.width, s.stride_w);
+  const int64_t channel = at_least(rows * pitch + left, s.kernel_h * pitch % 32, 32);
   const size_t limit = most_shared_bytes() / Tile::blocks - RESERVED_BYTES;
   if (channel * static_cast<int64_t>(sizeof(float)) > static_cast<int64_t>(limit))
     return std::nullopt;

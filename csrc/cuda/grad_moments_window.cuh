@@ -23,8 +23,8 @@ struct Window {
   int column_bits;  // of which 2^column_bits lie side by side
   int rows;         // of the image, that a unit sees
   int left;         // border before a row; the border behind it is the next row's
-  int pitch;        // from row to row: 8 mod 16, see the banks below
-  int channel;      // from channel to channel: 24 mod 32
+  int pitch;        // from row to row, see the banks below
+  int channel;      // from channel to channel, as if its rows went on
   int channels;     // that a tile's weights may belong to
 };
 
@@ -199,7 +199,10 @@ struct Lane {
 
 // One product of 8 positions: quads `quad` and `quad + 1` of the stage, whose first
 // positions are at `at` and `next` in the window. The words that a warp reads at once
-// lie in up to four runs of six for a 3 x 3 filter, 8 banks from each other.
+// lie in up to four runs of six for a 3 x 3 filter. A run is 8 or 24 banks behind the
+// one before, also from a channel's last run to the next channel's first: no two words
+// meet in a bank. Where every second position is read, one read in three takes two
+// turns.
 template <class Tile, bool first>
 __device__ inline void multiply_window(Moments<Tile>& moments, const Lane<Tile>& lane,
                                        const float* grad, int quad, const float* at,
