@@ -251,6 +251,18 @@ def test_moments_of_half_precision(tmp_path):
     check_all(named, tmp_path)
 
 
+@pytest.mark.parametrize("tile", ["small", "square", "tall"])
+def test_half_precision_fits_every_tile(tile, tmp_path):
+    """Rows that the threads of a block do not share out evenly, and are not there."""
+    named = []
+    for name in ("many_outputs", "everything_uneven", "few_positions"):
+        input, grad, weight, arguments = small(name)
+        pair = input.bfloat16(), grad.bfloat16()  # eight bits are a TF32 already
+        arguments |= {"tile": tile, "allow_tf32": True}
+        named.append((name, (*pair, weight, arguments)))
+    check_all(named, tmp_path)
+
+
 def test_extreme_half_floats(tmp_path):
     input = torch.tensor([6e-8, 6.1e-5, 65504.0, -1.0]).half().reshape(1, 1, 4, 1)
     grad = torch.ones(1, 1, 4, 1).half()
