@@ -92,6 +92,20 @@ void launch_tile(const GradMoments& m, const Shares& shares, float* workspace,
          task_of<Tile>(m, shares, workspace));
 }
 
+template <class Tile, int bits>
+auto window_kernel(int64_t step) {
+  return step == 1 ? grad_moments_window_kernel<Tile, bits, 1>
+                   : grad_moments_window_kernel<Tile, bits, 0>;
+}
+
+template <class Tile>
+auto window_kernel(int column_bits, int64_t step) {
+  if (column_bits == 2) return window_kernel<Tile, 2>(step);
+  if (column_bits == 3) return window_kernel<Tile, 3>(step);
+  if (column_bits == 4) return window_kernel<Tile, 4>(step);
+  return window_kernel<Tile, 5>(step);
+}
+
 template <class Tile>
 void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
                    Stream stream) {
@@ -99,7 +113,7 @@ void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
   WindowTask task{task_of<Tile>(m, shares, workspace), window};
   task.moments.input.order = Order::positions;  // which is that of the weights, too
   const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
-  launch(grad_moments_window_kernel<Tile>, grid, Tile::threads,
+  launch(window_kernel<Tile>(window.column_bits, m.shape.stride_w), grid, Tile::threads,
          window_memory_bytes<Tile>(window, task.moments.input.width), stream, task);
 }
 
