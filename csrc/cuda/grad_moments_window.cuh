@@ -102,6 +102,7 @@ struct GradCopies {
   static_assert(step % 8 == 0 && Tile::rows % step == 0);
   const char* from;  // the quad in the first row, where sample and position are 0
   int rows;          // that exist, from the first on
+  int to;            // the quad's word
 
   __device__ GradCopies(const WindowTask& task, const TilePlace& tile) {
     const GradMomentsTask& m = task.moments;
@@ -110,6 +111,7 @@ struct GradCopies {
     from = m.grad.data + row * m.grad_channel + sample(task) * m.grad.sample_stride +
            at(task) * sizeof(float);
     rows = m.rows - first;
+    to = opaque(grad_place(threadIdx.x / quads, threadIdx.x % quads));
   }
 
   // Where the quad lies behind the start of the stage.
@@ -127,11 +129,10 @@ struct GradCopies {
         cursor.sample + sample(task) < end && cursor.at + at(task) < m.positions;
     const char* row = from + cursor.sample * m.grad.sample_stride +
                       cursor.at * static_cast<int64_t>(sizeof(float));
-    float* to = grad + grad_place(threadIdx.x / quads, threadIdx.x % quads);
 #pragma unroll
     for (int i = 0; i < Tile::rows; i += step) {
       // Without a byte to read the address need not exist.
-      copy16_async(to + i * WINDOW, reinterpret_cast<const float*>(row),
+      copy16_async(grad + to + i * WINDOW, reinterpret_cast<const float*>(row),
                    exists && i < rows ? 16 : 0);
       row += step * m.grad_channel;
     }
@@ -157,6 +158,7 @@ __device__ inline void load_window(const WindowTask& task, const Piece* pieces,
   const int top = top_row(task.moments, cursor.at);
   const char* from = input.data + cursor.sample * input.sample_stride +
                      top * static_cast<int64_t>(input.stride_h);
+#pragma unroll 1  // mostly there is one
   for (int i = threadIdx.x; i < count; i += Tile::threads) {
     const int4 words = *reinterpret_cast<const int4*>(pieces + i);
     const uint64_t high = static_cast<uint32_t>(words.y);
