@@ -8,7 +8,15 @@ import pytest
 import torch
 import window_cases
 from emulator import drive
-from moment_cases import CASES, accumulators, make
+from moment_cases import (
+    CASES,
+    LAYOUTS,
+    STORED,
+    accumulators,
+    expanded,
+    make,
+    vectors_that_end_within_a_row,
+)
 from topk_cases import VALUES, case
 
 from fisherprune import reference
@@ -190,22 +198,10 @@ def test_every_tile_fits_every_case(tile, tmp_path):
     check_all(named, tmp_path)
 
 
-def layouts():
-    """Yield ways to store a [N, C, H, W] tensor of the same values."""
-    yield "channels_last", lambda x: x.contiguous(memory_format=torch.channels_last)
-    yield "transposed", lambda x: x.mT.contiguous().mT
-    yield (
-        "samples_last",
-        lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
-    )
-    yield "padded_rows", lambda x: torch.nn.functional.pad(x, (0, 3))[..., :-3]
-    yield "odd_start", lambda x: torch.nn.functional.pad(x, (1, 0))[..., 1:]
-
-
 def test_moments_of_every_layout(tmp_path):
     named = []
-    for name in ("plain_3x3", "pointwise", "grouped", "everything_uneven"):
-        for how, store in layouts():
+    for name in STORED:
+        for how, store in LAYOUTS.items():
             input, grad, weight, arguments = small(name)
             stored = (store(input), store(grad), weight, arguments)
             named.append((f"{name} {how}", stored))
@@ -213,22 +209,13 @@ def test_moments_of_every_layout(tmp_path):
 
 
 def test_expanded_tensors(tmp_path):
-    """Strides of 0: the gradient of a sum, the same image for all samples."""
-    input, grad, weight, arguments = small("plain_3x3")
-    grad = torch.full((1, 1, 1, 1), 0.3).expand(grad.shape)
-    check_all(
-        [("", (input[:1].expand(input.shape), grad, weight, arguments))], tmp_path
-    )
+    check_all([("", expanded())], tmp_path)
 
 
 def test_vectors_that_end_within_a_row(tmp_path):
     """Sixteen-byte copies of rows whose length is no multiple of four."""
-    input, grad = torch.randn(3, 5, 1, 24), torch.randn(3, 7, 1, 24)
-    named = []
-    for positions in (9, 15, 17, 22, 23):
-        pair = input[..., :positions], grad[..., :positions]
-        named.append((str(positions), (*pair, torch.Size((7, 5, 1, 1)), {})))
-    check_all(named, tmp_path)
+    cases = vectors_that_end_within_a_row()
+    check_all([(str(c[0].shape[-1]), c) for c in cases], tmp_path)
 
 
 def test_moments_of_unaligned_data(tmp_path):
