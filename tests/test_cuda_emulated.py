@@ -288,6 +288,17 @@ def test_groups_shared_by_blocks(tmp_path):
     check_all(named, tmp_path)
 
 
+def test_samples_of_few_positions(tmp_path):
+    """Two share a slab: odd and even numbers of them, groups that end between them."""
+    named = []
+    for positions in range(1, 10):
+        for n, group_size in [(1, 1), (6, 1), (7, 1), (7, 2), (8, 3), (5, 9)]:
+            case = make(n=n, c=9, o=5, positions=(positions,), group_size=group_size)
+            case[-1]["multiprocessors"] = 1 + positions % 2 * 30
+            named.append((f"{n} of {positions}, groups of {group_size}", case))
+    check_all(named, tmp_path)
+
+
 def test_moments_do_not_depend_on_the_threads_order(tmp_path):
     input, grad, weight, arguments = small("grouped_wide")
     cases = [

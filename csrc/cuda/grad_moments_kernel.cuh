@@ -1,8 +1,9 @@
 // grad_moments: a block owns a tile of the weight gradient (output channels x weights
 // of a filter) and a range of sample groups. For each sample it multiplies D[channels x
 // positions] with the patches [positions x weights] on the tensor cores, 16 positions
-// at a time out of shared memory; at the end of each group it adds the gradient and its
-// square to two more sets of registers, and every 256 groups those to memory.
+// at a time out of shared memory, or two samples of at most 8; at the end of each group
+// it adds the gradient and its square to two more sets of registers, and every 256
+// groups those to memory. Where groups are few a block has part of one.
 //
 // Memory traffic of a block: its rows of D and its patches once a sample, by cp.async
 // several slabs ahead; two floats an output every 256 groups. Per-sample gradients and
@@ -188,12 +189,13 @@ __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& sha
   for (int s = 0; s < Tile::slabs && cursor.sample < end; ++s) {
     float* slab = shared.slab[stage][s];
     load_slab<Tile::threads, Tile::rows, async>(task.grad, shared.rows, slab, cursor,
-                                                task.width_divider, task.out_width,
+                                                end, task.width_divider, task.out_width,
                                                 task.positions);
     load_slab<Tile::threads, Tile::columns, async>(
-        task.input, shared.rows + Tile::rows, slab + Tile::rows * SLAB, cursor,
+        task.input, shared.rows + Tile::rows, slab + Tile::rows * SLAB, cursor, end,
         task.width_divider, task.out_width, task.positions);
     cursor.advance(task.positions);
+    if (are_short(task.positions)) ++cursor.sample;
   }
 }
 
@@ -214,6 +216,35 @@ __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTas
   flush<Tile>(moments, task, count.fresh);
   count.groups = 0;
   count.fresh = false;
+}
+
+// The two samples of a slab, or the last one alone.
+template <class Tile, bool exact>
+__device__ inline void multiply_samples(Moments<Tile>& moments,
+                                        const GradMomentsTask& task, const float* slab,
+                                        Cursor& cursor, GroupCount& count, int end) {
+  __syncwarp();
+  const Fragments<Tile> read = read_fragments<Tile>(slab);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (cursor.sample == end) return;
+    __syncwarp();  // a flush may have split it
+    multiply_half<Tile, exact>(moments, read, half == 1, count.samples == 0);
+    close_sample<Tile>(moments, task, count, ++cursor.sample == end);
+  }
+}
+
+// A slab of a sample of more positions.
+template <class Tile, bool exact>
+__device__ inline void multiply_positions(Moments<Tile>& moments,
+                                          const GradMomentsTask& task,
+                                          const float* slab, Cursor& cursor,
+                                          GroupCount& count, int end) {
+  multiply_slab<Tile, exact>(moments, slab, count.samples == 0 && cursor.at == 0);
+  const int sample = cursor.sample;
+  cursor.advance(task.positions);
+  if (cursor.sample != sample)
+    close_sample<Tile>(moments, task, count, cursor.sample == end);
 }
 
 // The pipeline of all kernels: load(stage) starts the copies of what comes next,
@@ -258,12 +289,13 @@ __global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
       [&](int stage) {
 #pragma unroll 1
         for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
-          multiply_slab<Tile, exact>(moments, shared.slab[stage][s], task.positions,
-                                     count.samples == 0 && cursor.at == 0);
-          const int sample = cursor.sample;
-          cursor.advance(task.positions);
-          if (cursor.sample != sample)
-            close_sample<Tile>(moments, task, count, cursor.sample == range.end);
+          const float* slab = shared.slab[stage][s];
+          if (are_short(task.positions))
+            multiply_samples<Tile, exact>(moments, task, slab, cursor, count,
+                                          range.end);
+          else
+            multiply_positions<Tile, exact>(moments, task, slab, cursor, count,
+                                            range.end);
         }
       });
 }

@@ -77,10 +77,16 @@ __device__ inline int place(int row, int position) {
   return row * SLAB + (((position >> 2) ^ (row >> 1)) & 3) * 4 + (position & 3);
 }
 
-// Where position t of a sample with at most 8 positions goes: into the halves of the
-// quads that the first of the slab's two products reads, so that the second is left
-// out.
-__device__ inline int short_position(int t) { return (t >> 1) * 4 + (t & 1); }
+// Two samples of at most 8 positions share a slab: each goes into the halves of the
+// quads that one of the slab's two products reads.
+__host__ __device__ inline bool are_short(int positions) {
+  return positions <= SLAB / 2;
+}
+
+// Where position t of the slab's first sample goes, or t - 8 of its second.
+__device__ inline int short_position(int t) {
+  return (t >> 1 & 3) * 4 + (t >> 3) * 2 + (t & 1);
+}
 
 __device__ inline Corner corner_of(const Operand& op, Divider out_width, int columns,
                                    int t, int positions) {
@@ -171,18 +177,20 @@ __device__ inline void widen_column(const Operand& op, const Row* rows, float* t
 // positions, or eight rows of 4 where neighbouring rows are neighbours in memory.
 template <int threads, int count, bool async>
 __device__ inline void gather(const Operand& op, const Row* rows, float* slab,
-                              Cursor cursor, Divider out_width, int out_columns,
-                              int positions) {
+                              Cursor cursor, int end, Divider out_width,
+                              int out_columns, int positions) {
   constexpr int step = threads / SLAB;
   static_assert(step % 8 == 0, "all rows of a thread have their quads in one order");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool by_rows = op.order == Order::rows;
   const int t = by_rows ? lane / 8 + warp % 4 * 4 : threadIdx.x % SLAB;
   const int first = by_rows ? lane % 8 + warp / 4 * 8 : threadIdx.x / SLAB;
-  const bool is_short = positions <= SLAB / 2;
-  if (is_short && t >= SLAB / 2) return;
-  const Corner at = corner_of(op, out_width, out_columns, cursor.at + t, positions);
-  const char* base = op.data + cursor.sample * op.sample_stride + at.offset;
+  const bool is_short = are_short(positions);
+  const int sample = cursor.sample + (is_short ? t / (SLAB / 2) : 0);
+  const int position = is_short ? t % (SLAB / 2) : cursor.at + t;
+  const Corner at =
+      corner_of(op, out_width, out_columns, position, sample < end ? positions : 0);
+  const char* base = op.data + sample * op.sample_stride + at.offset;
   float* to = slab + place(first, is_short ? short_position(t) : t);
   if constexpr (async)
     copy_column<step, count>(op, rows, to, first, at, base);
@@ -196,12 +204,12 @@ __device__ inline void gather(const Operand& op, const Row* rows, float* slab,
 
 template <int threads, int count, bool async>
 __device__ inline void load_slab(const Operand& op, const Row* rows, float* slab,
-                                 Cursor cursor, Divider out_width, int out_columns,
-                                 int positions) {
+                                 Cursor cursor, int end, Divider out_width,
+                                 int out_columns, int positions) {
   if (async && op.order == Order::vectors)
     load_vectors<threads, count>(op, rows, slab, cursor, positions);
   else
-    gather<threads, count, async>(op, rows, slab, cursor, out_width, out_columns,
+    gather<threads, count, async>(op, rows, slab, cursor, end, out_width, out_columns,
                                   positions);
 }
 
