@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -33,6 +33,8 @@ MOMENTS = (
     "grouped_wide",
     "group_remainder",
     "few_positions",
+    "group_beyond_all",
+    "large_group",
     "many_samples",
     "zero_samples",
     "linear_wide",
@@ -46,26 +48,42 @@ WINDOWS = (
     "grouped_in_window",
     "many_samples_in_window",
 )
+STORED = ("plain_3x3", "8_wide")  # in every layout, and in bfloat16
 TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
 COUNTS = (37, 20_000)  # scores
 PRECISIONS = {"ieee": 1e-5, "tf32": TF32_KERNEL}
 
 
-def check_moments(name: str, setting: str, device: str) -> None:
-    """Run one case of grad_moments.
+def check_moments(name: str, case: tuple, setting: str, device: str) -> None:
+    """Run one case of grad_moments, as ``moment_cases.make`` returns it.
 
     Raises:
         WrongResult: where it differs from the float64 reference.
     """
-    shape = {**moment_cases.CASES, **window_cases.CASES}[name]
-    input, grad, weight, options = moment_cases.make(**shape)
+    input, grad, weight, options = case
     start = moment_cases.accumulators(weight)
     found = [a.to(device) for a in start]
     truth = [a.double() for a in start]
     with precision(setting):
         ops.grad_moments(input.to(device), grad.to(device), *found, **options)
-    reference.grad_moments(input, grad, *truth, **options)
+    reference.grad_moments(input.cpu(), grad.cpu(), *truth, **options)
     verify(name, [f.cpu() for f in found], truth, tolerance=PRECISIONS[setting])
+
+
+def moments_on(device: str) -> Iterator[tuple[str, tuple]]:
+    """Yield named cases of grad_moments, those stored in unusual ways on ``device``."""
+    shapes = {**moment_cases.CASES, **window_cases.CASES}
+    for name in (*MOMENTS, *WINDOWS):
+        yield name, moment_cases.make(**shapes[name])
+    for name in STORED:
+        input, grad, *rest = moment_cases.make(**shapes[name])
+        pair = input.to(device), grad.to(device)
+        yield f"{name} bfloat16", (*(x.bfloat16() for x in pair), *rest)
+        for layout, store in moment_cases.LAYOUTS.items():
+            yield f"{name} {layout}", (*map(store, pair), *rest)
+    yield "expanded", moment_cases.expanded(device)
+    for case in moment_cases.vectors_that_end_within_a_row(device):
+        yield f"{case[0].shape[-1]} positions", case
 
 
 def check_topk(name: str, count: int, device: str) -> None:
@@ -96,14 +114,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args(argv).device
-    for name in (*MOMENTS, *WINDOWS):
+    moments = list(moments_on(device))
+    for name, case in moments:
         for setting in PRECISIONS:
-            check_moments(name, setting, device)
+            check_moments(name, case, setting, device)
     for name in TOPK:
         for count in COUNTS:
             check_topk(name, count, device)
-    moments = len(MOMENTS) + len(WINDOWS)
-    print(f"{moments} cases of grad_moments, {len(TOPK)} of global_topk: right")
+    print(f"{len(moments)} cases of grad_moments, {len(TOPK)} of global_topk: right")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@
 // with t = (p, q) the output position, c' = c + (o's convolution group) * C / groups,
 // h = p * stride_h - pad_h + y * dilation_h (zero outside of the image), w likewise.
 // A linear layer with T positions is the 1 x 1 convolution of a [N, in, T, 1] view.
-// Which samples form a group is fixed by their order; the order of the additions is
-// fixed by the shape alone, so results are equal bit for bit whatever the number of
-// threads.
+// Which samples form a group is fixed by their order. The order of the additions
+// depends on the shape, on the device's kind, and on strides and alignment, by which a
+// kernel is chosen; not on values, nor on the number of threads. So the same call has
+// the same result, bit for bit.
 #pragma once
 
 #include <cstdint>

@@ -6,7 +6,10 @@ linear layer where ``positions`` is (its shape between samples and features, may
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
+from torch.nn.functional import pad
 
 CASES: dict[str, dict] = {
     # convolutions
@@ -128,6 +131,36 @@ CASES: dict[str, dict] = {
     "linear_zero_samples": dict(n=0, c=10, o=6, positions=()),
 }
 """The shapes on which every device's kernel is compared with the float64 reference."""
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "samples_last": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "padded_rows": lambda x: pad(x, (0, 3))[..., :-3],
+    "odd_start": lambda x: pad(x, (1, 0))[..., 1:],
+    "unaligned": lambda x: pad(x.flatten(), (1, 0))[1:].view(x.shape),
+}
+"""Ways to store a [N, C, H, W] tensor of the same values, on the device it is on."""
+
+STORED = ("plain_3x3", "pointwise", "grouped", "everything_uneven")
+"""The convolutions that are tried in every layout."""
+
+
+def vectors_that_end_within_a_row(device: str = "cpu") -> Iterator[tuple]:
+    """Yield cases whose rows are aligned, but of no multiple of four positions."""
+    random = torch.Generator().manual_seed(0)
+    input = torch.randn(3, 5, 1, 24, generator=random).to(device)
+    grad = torch.randn(3, 7, 1, 24, generator=random).to(device)
+    for positions in (9, 15, 17, 22, 23):
+        pair = input[..., :positions], grad[..., :positions]
+        yield (*pair, torch.Size((7, 5, 1, 1)), {})
+
+
+def expanded(device: str = "cpu") -> tuple:
+    """Return a case with strides of 0: the gradient of a sum, one image for all."""
+    input, grad, weight, options = make(**CASES["plain_3x3"])
+    one = torch.full((1, 1, 1, 1), 0.3, device=device).expand(grad.shape)
+    return input[:1].to(device).expand(input.shape), one, weight, options
 
 
 def _conv_extent(size: int, kernel: int, stride: int, padding: int, dilation: int):

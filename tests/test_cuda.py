@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from moment_cases import CASES, accumulators, make
+from moment_cases import (
+    CASES,
+    LAYOUTS,
+    STORED,
+    accumulators,
+    expanded,
+    make,
+    vectors_that_end_within_a_row,
+)
 from topk_cases import VALUES, case
 from torch.library import opcheck
 from window_cases import CASES as WINDOW_CASES
@@ -73,6 +81,40 @@ def test_moments(name, precision, bound, tf32):
     tf32(precision)
     case = make(**ALL_CASES[name])
     assert max(errors(on_gpu(*case), truth_of(*case))) <= bound
+
+
+@needs_gpu
+@pytest.mark.parametrize(("precision", "bound"), [("ieee", 1e-5), ("tf32", 2e-3)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", [*STORED, "8_wide", "32_wide"])
+def test_moments_of_every_layout(name, layout, precision, bound, tf32):
+    tf32(precision)
+    input, grad, *rest = make(**ALL_CASES[name])
+    stored = [LAYOUTS[layout](x.cuda()) for x in (input, grad)]
+    assert max(errors(on_gpu(*stored, *rest), truth_of(input, grad, *rest))) <= bound
+
+
+@needs_gpu
+@pytest.mark.parametrize(("precision", "bound"), [("ieee", 1e-5), ("tf32", 2e-3)])
+def test_moments_of_views(precision, bound, tf32):
+    """Expanded tensors, and copies that end within sixteen bytes."""
+    tf32(precision)
+    for view in (expanded("cuda"), *vectors_that_end_within_a_row("cuda")):
+        assert max(errors(on_gpu(*view), truth_of(*view))) <= bound
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("group_size", [40, 200, 300, 1000])
+@pytest.mark.parametrize("size", [2, 8, 16])
+def test_groups_shared_by_blocks(size, group_size, precision, tf32):
+    """Few groups, the last one small; the batch as one; twice, for equal bits."""
+    tf32(precision)
+    case = make(n=300, c=64, o=64, size=(size, size), kernel=(3, 3), padding=(1, 1))
+    case[-1]["group_size"] = group_size
+    got, truth = on_gpu(*case), truth_of(*case, device="cuda")
+    assert max(errors(got, truth)) <= (1e-5 if precision == "ieee" else 2e-3)
+    assert all(map(torch.equal, got, on_gpu(*case)))
 
 
 @needs_gpu

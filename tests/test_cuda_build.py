@@ -37,7 +37,7 @@ CUOBJDUMP = find_cuobjdump()
 @dataclass
 class Built:
     report: str  # what ptxas says
-    sass: dict[str, Counter]  # instructions of each kernel, by mangled name
+    sass: dict[str, list[str]]  # instructions of each kernel, by mangled name
 
 
 def start_nvcc(arch: str, cubin: Path) -> subprocess.Popen:
@@ -47,17 +47,18 @@ def start_nvcc(arch: str, cubin: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def instructions(cubin: Path) -> dict[str, Counter]:
+def instructions(cubin: Path) -> dict[str, list[str]]:
     if CUOBJDUMP is None:
         return {}
     dump = subprocess.run(
         [CUOBJDUMP, "-sass", cubin], capture_output=True, text=True, check=True
     ).stdout
-    counts = {}
-    for part in dump.split("Function : ")[1:]:
-        code = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*)", part)
-        counts[part.split()[0]] = Counter(code)
-    return counts
+    return {
+        part.split()[0]: re.findall(
+            r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*)", part
+        )
+        for part in dump.split("Function : ")[1:]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ each_arch = pytest.mark.parametrize("arch", ARCHS)
 def kernels_named(built: Built, name: str) -> dict[str, Counter]:
     if not built.sass:
         pytest.skip("no cuobjdump on this machine")
-    found = {k: c for k, c in built.sass.items() if name in k}
+    found = {k: Counter(code) for k, code in built.sass.items() if name in k}
     assert found, name
     return found
 
@@ -116,6 +117,17 @@ def test_grad_moments_copies_past_the_registers(arch, built):
         copies = number_of(counts, r"LDGSTS.*"), number_of(counts, r"LDGSTS.*\.128.*")
         float32_only = re.search(r"ELb[01]ELb1E", kernel)
         assert all(copies) if float32_only else not any(copies), kernel
+
+
+@each_arch
+def test_loads_of_halves_are_under_way_together(arch, built):
+    """Between two stores of a kernel lie no loads, or those of all its rows."""
+    for kernel in kernels_named(built[arch], "grad_moments_kernel"):
+        if re.search(r"ELb[01]ELb1E", kernel):
+            continue  # of float32
+        code = " ".join(built[arch].sass[kernel])
+        runs = [part.count("LDG.E.U16") for part in re.split(r"\bSTS\b", code)]
+        assert max(runs) <= 16 and min(filter(None, runs)) >= 4, kernel
 
 
 @each_arch

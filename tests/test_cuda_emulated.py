@@ -1,14 +1,22 @@
 """The CUDA kernels' own source, run on the CPU by tests/emulator, against the twins."""
 
 import subprocess
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import window_cases
 from emulator import drive
-from moment_cases import CASES, accumulators, make
-from topk_cases import VALUES, case
+from moment_cases import (
+    CASES,
+    LAYOUTS,
+    STORED,
+    accumulators,
+    expanded,
+    make,
+    vectors_that_end_within_a_row,
+)
 
 from fisherprune import reference
 
@@ -145,6 +153,29 @@ def test_images_in_shared_memory(tile, tmp_path):
     check_all(named, tmp_path)
 
 
+def most_words_in_a_bank(pitch, channel, stride, first):
+    """Count, of the words that a warp reads at once, those in the fullest bank.
+
+    Eight weights of 3 x 3 filters from `first` on, at four positions each.
+    """
+    words = {
+        weight // 9 * channel + weight % 9 // 3 * pitch + weight % 3 + position * stride
+        for weight in range(first, first + 8)
+        for position in range(4)
+    }
+    return max(Counter(word % 32 for word in words).values())
+
+
+@pytest.mark.parametrize(("stride", "bound"), [(1, 1), (2, 1.34)])
+def test_images_lie_in_different_banks(stride, bound, tmp_path):
+    widths = (4, 8, 16, 32)
+    asked = drive.run([drive.window_case(w, stride) for w in widths], tmp_path)
+    for width, answer in zip(widths, asked, strict=True):
+        place = np.frombuffer(answer, np.int64)
+        ways = [most_words_in_a_bank(*place, stride, i) for i in range(0, 288, 8)]
+        assert np.mean(ways) <= bound, width
+
+
 def test_images_in_shared_memory_are_the_plan_of_a_network_layer(tmp_path):
     """And no plan where float32 precision is asked for: the bits tell."""
     case = make(n=2, c=16, o=128, size=(8, 8), kernel=(3, 3), padding=(1, 1))
@@ -168,22 +199,10 @@ def test_every_tile_fits_every_case(tile, tmp_path):
     check_all(named, tmp_path)
 
 
-def layouts():
-    """Yield ways to store a [N, C, H, W] tensor of the same values."""
-    yield "channels_last", lambda x: x.contiguous(memory_format=torch.channels_last)
-    yield "transposed", lambda x: x.mT.contiguous().mT
-    yield (
-        "samples_last",
-        lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
-    )
-    yield "padded_rows", lambda x: torch.nn.functional.pad(x, (0, 3))[..., :-3]
-    yield "odd_start", lambda x: torch.nn.functional.pad(x, (1, 0))[..., 1:]
-
-
 def test_moments_of_every_layout(tmp_path):
     named = []
-    for name in ("plain_3x3", "pointwise", "grouped", "everything_uneven"):
-        for how, store in layouts():
+    for name in STORED:
+        for how, store in LAYOUTS.items():
             input, grad, weight, arguments = small(name)
             stored = (store(input), store(grad), weight, arguments)
             named.append((f"{name} {how}", stored))
@@ -191,22 +210,13 @@ def test_moments_of_every_layout(tmp_path):
 
 
 def test_expanded_tensors(tmp_path):
-    """Strides of 0: the gradient of a sum, the same image for all samples."""
-    input, grad, weight, arguments = small("plain_3x3")
-    grad = torch.full((1, 1, 1, 1), 0.3).expand(grad.shape)
-    check_all(
-        [("", (input[:1].expand(input.shape), grad, weight, arguments))], tmp_path
-    )
+    check_all([("", expanded())], tmp_path)
 
 
 def test_vectors_that_end_within_a_row(tmp_path):
     """Sixteen-byte copies of rows whose length is no multiple of four."""
-    input, grad = torch.randn(3, 5, 1, 24), torch.randn(3, 7, 1, 24)
-    named = []
-    for positions in (9, 15, 17, 22, 23):
-        pair = input[..., :positions], grad[..., :positions]
-        named.append((str(positions), (*pair, torch.Size((7, 5, 1, 1)), {})))
-    check_all(named, tmp_path)
+    cases = vectors_that_end_within_a_row()
+    check_all([(str(c[0].shape[-1]), c) for c in cases], tmp_path)
 
 
 def test_moments_of_unaligned_data(tmp_path):
@@ -226,6 +236,18 @@ def test_moments_of_half_precision(tmp_path):
             input, grad, weight, arguments = small(name)
             pair = input.to(input_dtype), grad.to(grad_dtype)
             named.append((f"{name} {input_dtype}", (*pair, weight, arguments)))
+    check_all(named, tmp_path)
+
+
+@pytest.mark.parametrize("tile", ["small", "square", "tall"])
+def test_half_precision_fits_every_tile(tile, tmp_path):
+    """Rows that the threads of a block do not share out evenly, and are not there."""
+    named = []
+    for name in ("many_outputs", "everything_uneven", "few_positions"):
+        input, grad, weight, arguments = small(name)
+        pair = input.bfloat16(), grad.bfloat16()  # eight bits are a TF32 already
+        arguments |= {"tile": tile, "allow_tf32": True}
+        named.append((name, (*pair, weight, arguments)))
     check_all(named, tmp_path)
 
 
@@ -249,6 +271,32 @@ def test_many_splits_and_flushes(tmp_path):
         case = make(n=n, c=2, o=o, size=(3, 3), kernel=(2, 2), group_size=group_size)
         case[-1]["multiprocessors"] = multiprocessors
         named.append((f"{n} samples", case))
+    check_all(named, tmp_path)
+
+
+def test_groups_shared_by_blocks(tmp_path):
+    """Fewer groups than blocks; a last group of fewer samples than blocks share it."""
+    named = []
+    for n, group_size, size in [(40, 40, 8), (40, 90, 3), (41, 20, 8), (35, 17, 8)]:
+        for tf32 in (False, True):  # in TF32 the images lie in shared memory
+            input, grad, weight, arguments = make(
+                n=n, c=2, o=9, size=(size, size), kernel=(3, 3), padding=(1, 1)
+            )
+            arguments |= {"group_size": group_size, "multiprocessors": 9}
+            arguments |= {"allow_tf32": tf32}
+            case = as_tf32(input), as_tf32(grad), weight, arguments
+            named.append((f"{n} samples, groups of {group_size}", case))
+    check_all(named, tmp_path)
+
+
+def test_samples_of_few_positions(tmp_path):
+    """Two share a slab: odd and even numbers of them, groups that end between them."""
+    named = []
+    for positions in range(1, 10):
+        for n, group_size in [(1, 1), (6, 1), (7, 1), (7, 2), (8, 3), (5, 9)]:
+            case = make(n=n, c=9, o=5, positions=(positions,), group_size=group_size)
+            case[-1]["multiprocessors"] = 1 + positions % 2 * 30
+            named.append((f"{n} of {positions}, groups of {group_size}", case))
     check_all(named, tmp_path)
 
 
@@ -277,132 +325,3 @@ def test_division_by_multiplication_is_exact(tmp_path):
     positions = near.clip(0, 2**31 - 1)
     [rows] = drive.run([drive.divider_case(positions, widths)], tmp_path)
     np.testing.assert_array_equal(np.frombuffer(rows, np.int64), positions // widths)
-
-
-# ---- global_topk ----
-
-
-def topk(cases, folder, **options):
-    """Run (scores, keep) cases, yield each one's masks, thresholds and nonfinite."""
-    encoded = [drive.topk_case(*c, **options) for c in cases]
-    arrays = iter(drive.run(encoded, folder))
-    for scores, keep in cases:
-        thresholds = np.frombuffer(next(arrays), np.float32)
-        nonfinite = np.frombuffer(next(arrays), np.int64)
-        masks = [
-            [np.frombuffer(next(arrays), bool).reshape(s.shape) for s in scores]
-            for _ in keep
-        ]
-        yield masks, thresholds, nonfinite
-
-
-def check_topk(cases, folder, **options):
-    for (scores, keep), (masks, thresholds, nonfinite) in zip(
-        cases, topk(cases, folder, **options), strict=True
-    ):
-        tensors = [torch.from_numpy(s) for s in scores]
-        expected, levels = reference.global_topk(tensors, keep)
-        assert not nonfinite.any()
-        np.testing.assert_array_equal(thresholds, levels.numpy())
-        for got, want in zip(masks, expected, strict=True):
-            for g, w in zip(got, want, strict=True):
-                np.testing.assert_array_equal(g, w.numpy())
-
-
-@pytest.mark.parametrize("which", [slice(6), slice(6, None)])
-def test_topk_of_every_case(which, tmp_path):
-    cases = [case(name, 1500) for name in VALUES]
-    check_topk([(scores, keep[which]) for scores, keep in cases], tmp_path)
-
-
-def test_topk_over_several_chunks(tmp_path):
-    cases = [
-        (scores, keep[4:8])
-        for name in ("gaussian", "all_equal", "few_distinct", "late_ties")
-        for scores, keep in [case(name, 30000)]
-    ]
-    check_topk(cases, tmp_path)
-
-
-@pytest.mark.parametrize("shift", [4, 8])
-def test_topk_of_unaligned_scores(shift, tmp_path):
-    """More than a chunk, so that whole ones are among them."""
-    scores, keep = case("few_distinct", 20000)
-    check_topk([(scores, keep[:3])], tmp_path, shift=shift)
-
-
-@pytest.mark.parametrize("tensors", [33, 350, 1100])
-def test_topk_of_many_tensors(tensors, tmp_path):
-    """More than a warp looks at once, than a launch's parameters hold, than a block."""
-    values = np.random.default_rng(0).integers(0, 9, 2 * tensors).astype(np.float32)
-    check_topk([(np.split(values, tensors), [tensors // 3, tensors])], tmp_path)
-
-
-def test_topk_does_not_depend_on_the_threads_order(tmp_path):
-    scores, keep = case("few_distinct", 9000)
-    for seed in (2, 3):
-        check_topk([(scores, keep[:6])], tmp_path, seed=seed, multiprocessors=1)
-
-
-@pytest.mark.parametrize("size", [0, 1, 255, 257, 2048, 70_001])
-def test_search_in_counts(size, tmp_path):
-    """More than a block shares out in two rounds: the chunks of 2^29 scores."""
-    counts = np.random.default_rng(0).integers(0, 4, size)
-    total, through = counts.sum(), counts.cumsum()
-    left = np.unique(np.linspace(1, total, 20).astype(np.int64)) if size else []
-    beyond = [0, total + 1, total + 10**12]
-    [found] = drive.run([drive.search_case(counts, [*left, *beyond])], tmp_path)
-    found = np.frombuffer(found, np.int64).reshape(-1, 3).tolist()
-    at = np.searchsorted(through, left)
-    truth = [[i, through[i] - counts[i], counts[i]] for i in at]
-    assert found == [*truth, [0, 0, 0], *[[size, total, 0]] * 2]
-
-
-def test_topk_of_nothing(tmp_path):
-    check_topk([([np.zeros((0, 3), np.float32)], [0])], tmp_path)
-
-
-@pytest.mark.parametrize("keep", [[], [5], [5, 9000]])
-def test_nonfinite_scores_are_counted_per_tensor(keep, tmp_path):
-    scores = np.split(np.random.default_rng(0).random(9000, np.float32), [100, 300])
-    scores[0][7], scores[2][[0, 8500]], scores[2][8192] = np.nan, np.inf, -np.inf
-    [(_, _, nonfinite)] = topk([(scores, keep)], tmp_path)
-    assert nonfinite.tolist() == [1, 0, 3]
-
-
-@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF])
-def test_one_score_that_is_not_finite_is_counted(bits, tmp_path):
-    """None but its own first digit says so: not that of the largest finite number."""
-    huge = np.finfo(np.float32).max
-    scores = [np.array([huge, -1] * 50, np.float32), np.zeros(9, np.float32)]
-    scores[1].view(np.uint32)[4] = bits
-    [(_, _, nonfinite)] = topk([(scores, [50])], tmp_path)
-    assert nonfinite.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("prefix_bits", "digit_bits"), [(0, 11), (11, 11), (22, 10), (3, 13), (0, 15)]
-)
-def test_histogram(prefix_bits, digit_bits, tmp_path):
-    scores, _ = case("squared", 3000)
-    tensors = [torch.from_numpy(s) for s in scores]
-    first_key = int(reference._keys(torch.cat([t.flatten() for t in tensors]))[0])
-    prefix = first_key >> (32 - prefix_bits)
-    arguments = prefix, prefix_bits, digit_bits
-    [counts] = drive.run([drive.histogram_case(scores, *arguments)], tmp_path)
-    expected = reference.topk_histogram(tensors, *arguments)
-    np.testing.assert_array_equal(np.frombuffer(counts, np.int64), expected.numpy())
-    assert expected.sum() > 0
-
-
-@pytest.mark.parametrize("threshold", [0.5, 1.0, 2.5])
-def test_masks_with_ties_per_tensor(threshold, tmp_path):
-    values, _ = case("few_distinct", 20000)
-    scores = [*values, np.zeros(0, np.float32)]
-    ties = [3, 0, 10**6, 900, 2000, *[1] * len(scores)][: len(scores)]
-    arrays = drive.run([drive.masks_case(scores, threshold, ties)], tmp_path)
-    expected = reference.topk_masks(
-        [torch.from_numpy(s) for s in scores], threshold, ties
-    )
-    for got, want in zip(arrays, expected, strict=True):
-        np.testing.assert_array_equal(np.frombuffer(got, bool), want.flatten().numpy())

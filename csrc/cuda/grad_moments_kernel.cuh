@@ -1,8 +1,9 @@
 // grad_moments: a block owns a tile of the weight gradient (output channels x weights
 // of a filter) and a range of sample groups. For each sample it multiplies D[channels x
 // positions] with the patches [positions x weights] on the tensor cores, 16 positions
-// at a time out of shared memory; at the end of each group it adds the gradient and its
-// square to two more sets of registers, and every 256 groups those to memory.
+// at a time out of shared memory, or two samples of at most 8; at the end of each group
+// it adds the gradient and its square to two more sets of registers, and every 256
+// groups those to memory. Where groups are few a block has part of one.
 //
 // Memory traffic of a block: its rows of D and its patches once a sample, by cp.async
 // several slabs ahead; two floats an output every 256 groups. Per-sample gradients and
@@ -26,8 +27,9 @@ struct GradMomentsTask {
   int kernel_h, kernel_w, dilation_h, dilation_w;
   int row_tiles, column_tiles;
   int samples, group_size;
+  int parts;   // of a group, each for a block of its own; 1: blocks have whole groups
   float* sum;  // of split 0; that of the others follow at split_stride
-  float* sum_sq;
+  float* sum_sq;  // none where groups are in parts
   int64_t split_stride;
   bool fresh;  // nothing is in sum and sum_sq yet
 };
@@ -93,6 +95,28 @@ __device__ inline void find_rows(const GradMomentsTask& task, const TilePlace& t
                   : patch_row(task, tile.conv_group, tile.column + i - Tile::rows);
 }
 
+// Where a column's weight lies in a filter.
+__device__ inline int weight_place(const GradMomentsTask& task, int column) {
+  if (task.input.order != Order::rows) return column;
+  const Weight weight = weight_of(task, column);
+  return weight.channel * task.kernel_h * task.kernel_w + weight.tap;
+}
+
+// Adds a column of a thread's values to the sums, of which `at` is the first.
+template <class Tile>
+__device__ inline void flush_column(const typename Moments<Tile>::Values& values, int j,
+                                    int side, float* at, int64_t row_words, int rows,
+                                    float scale, bool fresh) {
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float value = values[i][j][half * 2 + side] * scale;
+      if (i * 16 + half * 8 < rows) *at = fresh ? value : *at + value;
+      at += 8 * row_words;
+    }
+}
+
 // Adds the registers to this split's sums and clears them. The tile's place is found
 // again: kept, it would take registers from the products.
 template <class Tile>
@@ -100,38 +124,63 @@ __device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task
                              bool fresh) {
   const TilePlace tile = tile_place(task, Tile::rows, Tile::columns);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int row0 = tile.row + warp / Tile::warps_n * (Tile::products_m * 16) + lane / 4;
-  const int column0 =
+  const int row = tile.row + warp / Tile::warps_n * (Tile::products_m * 16) + lane / 4;
+  const int column =
       tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane % 4 * 2;
-  const int taps = task.kernel_h * task.kernel_w;
+  const int64_t output = static_cast<int64_t>(tile.conv_group) * task.rows + row;
+  const int64_t first = blockIdx.y * task.split_stride + output * task.columns;
   const float scale = 1.f / static_cast<float>(task.group_size);
-  for_each_value<Tile>([&](int i, int j, int e) {
-    const int row = row0 + i * 16 + e / 2 * 8, column = column0 + j * 8 + e % 2;
-    if (row < task.rows && column < task.columns) {
-      const Weight weight = weight_of(task, column);
-      const int64_t output = static_cast<int64_t>(tile.conv_group) * task.rows + row;
-      const int64_t at = blockIdx.y * task.split_stride + output * task.columns +
-                         weight.channel * taps + weight.tap;
-      const float sum = moments.sum[i][j][e] * scale;
-      const float sum_sq = moments.sum_sq[i][j][e] * scale * scale;
-      task.sum[at] = fresh ? sum : task.sum[at] + sum;
-      task.sum_sq[at] = fresh ? sum_sq : task.sum_sq[at] + sum_sq;
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j)
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      if (column + j * 8 + side >= task.columns) continue;
+      const int64_t at = first + weight_place(task, column + j * 8 + side);
+      flush_column<Tile>(moments.sum, j, side, task.sum + at, task.columns,
+                         task.rows - row, scale, fresh);
+      if (task.sum_sq)
+        flush_column<Tile>(moments.sum_sq, j, side, task.sum_sq + at, task.columns,
+                           task.rows - row, scale * scale, fresh);
     }
+  for_each_value<Tile>([&](int i, int j, int e) {
     moments.sum[i][j][e] = moments.sum_sq[i][j][e] = 0.f;
   });
 }
 
-// A block's samples: whole groups of them.
 struct SampleRange {
   int first, end;
-
-  __device__ explicit SampleRange(const GradMomentsTask& task) {
-    const int64_t groups = (task.samples - 1) / task.group_size + 1;
-    const int64_t last = groups * (blockIdx.y + 1) / gridDim.y * task.group_size;
-    first = static_cast<int>(groups * blockIdx.y / gridDim.y * task.group_size);
-    end = last < task.samples ? static_cast<int>(last) : task.samples;
-  }
 };
+
+// Whole groups for each of the blocks.
+__device__ inline SampleRange range_of_groups(const GradMomentsTask& task) {
+  const int64_t groups = (task.samples - 1) / task.group_size + 1;
+  const int64_t first = groups * blockIdx.y / gridDim.y * task.group_size;
+  const int64_t end = groups * (blockIdx.y + 1) / gridDim.y * task.group_size;
+  return {static_cast<int>(first),
+          end < task.samples ? static_cast<int>(end) : task.samples};
+}
+
+__device__ inline SampleRange range_of_group(int samples, int group_size, int group) {
+  const int first = group * group_size, left = samples - first;
+  return {first, first + (left < group_size ? left : group_size)};
+}
+
+// A group smaller than its parts leaves some of them empty.
+__device__ inline SampleRange range_of_part(const SampleRange& group, int parts,
+                                            int part) {
+  const int64_t size = group.end - group.first;
+  return {group.first + static_cast<int>(size * part / parts),
+          group.first + static_cast<int>(size * (part + 1) / parts)};
+}
+
+// A block's samples.
+__device__ inline SampleRange sample_range(const GradMomentsTask& task) {
+  if (task.parts == 1) return range_of_groups(task);
+  const int block = blockIdx.y;
+  return range_of_part(
+      range_of_group(task.samples, task.group_size, block / task.parts), task.parts,
+      block % task.parts);
+}
 
 template <class Tile, bool async>
 __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& shared,
@@ -140,12 +189,13 @@ __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& sha
   for (int s = 0; s < Tile::slabs && cursor.sample < end; ++s) {
     float* slab = shared.slab[stage][s];
     load_slab<Tile::threads, Tile::rows, async>(task.grad, shared.rows, slab, cursor,
-                                                task.width_divider, task.out_width,
+                                                end, task.width_divider, task.out_width,
                                                 task.positions);
     load_slab<Tile::threads, Tile::columns, async>(
-        task.input, shared.rows + Tile::rows, slab + Tile::rows * SLAB, cursor,
+        task.input, shared.rows + Tile::rows, slab + Tile::rows * SLAB, cursor, end,
         task.width_divider, task.out_width, task.positions);
     cursor.advance(task.positions);
+    if (are_short(task.positions)) ++cursor.sample;
   }
 }
 
@@ -166,6 +216,35 @@ __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTas
   flush<Tile>(moments, task, count.fresh);
   count.groups = 0;
   count.fresh = false;
+}
+
+// The two samples of a slab, or the last one alone.
+template <class Tile, bool exact>
+__device__ inline void multiply_samples(Moments<Tile>& moments,
+                                        const GradMomentsTask& task, const float* slab,
+                                        Cursor& cursor, GroupCount& count, int end) {
+  __syncwarp();
+  const Fragments<Tile> read = read_fragments<Tile>(slab);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (cursor.sample == end) return;
+    __syncwarp();  // a flush may have split it
+    multiply_half<Tile, exact>(moments, read, half == 1, count.samples == 0);
+    close_sample<Tile>(moments, task, count, ++cursor.sample == end);
+  }
+}
+
+// A slab of a sample of more positions.
+template <class Tile, bool exact>
+__device__ inline void multiply_positions(Moments<Tile>& moments,
+                                          const GradMomentsTask& task,
+                                          const float* slab, Cursor& cursor,
+                                          GroupCount& count, int end) {
+  multiply_slab<Tile, exact>(moments, slab, count.samples == 0 && cursor.at == 0);
+  const int sample = cursor.sample;
+  cursor.advance(task.positions);
+  if (cursor.sample != sample)
+    close_sample<Tile>(moments, task, count, cursor.sample == end);
 }
 
 // The pipeline of all kernels: load(stage) starts the copies of what comes next,
@@ -197,7 +276,7 @@ __global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
   find_rows<Tile>(task, tile_place(task, Tile::rows, Tile::columns), shared.rows);
   __syncthreads();
 
-  const SampleRange range(task);
+  const SampleRange range = sample_range(task);
   Cursor loaded{range.first, 0}, cursor = loaded;
   Moments<Tile> moments{};
   GroupCount count;
@@ -210,12 +289,13 @@ __global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
       [&](int stage) {
 #pragma unroll 1
         for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
-          multiply_slab<Tile, exact>(moments, shared.slab[stage][s], task.positions,
-                                     count.samples == 0 && cursor.at == 0);
-          const int sample = cursor.sample;
-          cursor.advance(task.positions);
-          if (cursor.sample != sample)
-            close_sample<Tile>(moments, task, count, cursor.sample == range.end);
+          const float* slab = shared.slab[stage][s];
+          if (are_short(task.positions))
+            multiply_samples<Tile, exact>(moments, task, slab, cursor, count,
+                                          range.end);
+          else
+            multiply_positions<Tile, exact>(moments, task, slab, cursor, count,
+                                            range.end);
         }
       });
 }
@@ -232,6 +312,31 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
   for (int split = 0; split < splits; ++split) {
     total += partial[2 * split * size + at];
     total_sq += partial[(2 * split + 1) * size + at];
+  }
+  sum[at] += total;
+  sum_sq[at] += total_sq;
+}
+
+// The same where blocks had parts of groups: adds a group's parts in their order, each
+// the mean gradient of its samples, then the group's gradient and its square.
+__global__ void __launch_bounds__(COMBINE_THREADS)
+    combine_parts(const float* partial, int64_t size, int samples, int group_size,
+                  int parts, float* sum, float* sum_sq) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * COMBINE_THREADS + threadIdx.x;
+  if (at >= size) return;
+  partial += at;
+  float total = 0.f, total_sq = 0.f;
+  for (int group = 0; group * group_size < samples; ++group) {
+    const SampleRange all = range_of_group(samples, group_size, group);
+    float gradient = 0.f;
+    for (int part = 0; part < parts; ++part, partial += size) {
+      const SampleRange range = range_of_part(all, parts, part);
+      if (range.first == range.end) continue;  // nobody wrote there
+      gradient = fmaf(*partial, static_cast<float>(range.end - range.first), gradient);
+    }
+    gradient /= static_cast<float>(all.end - all.first);
+    total += gradient;
+    total_sq = fmaf(gradient, gradient, total_sq);
   }
   sum[at] += total;
   sum_sq[at] += total_sq;

@@ -52,7 +52,7 @@ inline Operand input_operand(const GradMoments& m) {
 }
 
 template <class Tile>
-GradMomentsTask task_of(const GradMoments& m, int splits, float* workspace) {
+GradMomentsTask task_of(const GradMoments& m, const Shares& shares, float* workspace) {
   const ConvShape& s = m.shape;
   GradMomentsTask task{};
   task.grad = grad_operand(m);
@@ -73,29 +73,47 @@ GradMomentsTask task_of(const GradMoments& m, int splits, float* workspace) {
   task.samples = static_cast<int>(s.samples);
   task.group_size = static_cast<int>(std::min(s.group_size, s.samples));
   const int64_t size = s.outputs * s.patch();
-  task.fresh = splits > 1;
+  task.parts = shares.parts;
+  task.fresh = shares.splits > 1;
   task.sum = task.fresh ? workspace : m.sum;
   task.sum_sq = task.fresh ? workspace + size : m.sum_sq;
-  task.split_stride = 2 * size;
+  if (task.parts > 1) task.sum_sq = nullptr;
+  task.split_stride = task.parts > 1 ? size : 2 * size;
   return task;
 }
 
 template <class Tile, bool exact>
-void launch_tile(const GradMoments& m, int splits, float* workspace, Stream stream) {
+void launch_tile(const GradMoments& m, const Shares& shares, float* workspace,
+                 Stream stream) {
   const auto kernel = both_float32(m) ? grad_moments_kernel<Tile, exact, true>
                                       : grad_moments_kernel<Tile, exact, false>;
-  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), splits);
+  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
   launch(kernel, grid, Tile::threads, sizeof(Shared<Tile>), stream,
-         task_of<Tile>(m, splits, workspace));
+         task_of<Tile>(m, shares, workspace));
+}
+
+template <class Tile, int bits>
+auto window_kernel(int64_t step) {
+  return step == 1 ? grad_moments_window_kernel<Tile, bits, 1>
+                   : grad_moments_window_kernel<Tile, bits, 0>;
 }
 
 template <class Tile>
-void launch_window(const GradMoments& m, int splits, float* workspace, Stream stream) {
+auto window_kernel(int column_bits, int64_t step) {
+  if (column_bits == 2) return window_kernel<Tile, 2>(step);
+  if (column_bits == 3) return window_kernel<Tile, 3>(step);
+  if (column_bits == 4) return window_kernel<Tile, 4>(step);
+  return window_kernel<Tile, 5>(step);
+}
+
+template <class Tile>
+void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
+                   Stream stream) {
   const Window window = find_window<Tile>(m).value();
-  WindowTask task{task_of<Tile>(m, splits, workspace), window};
+  WindowTask task{task_of<Tile>(m, shares, workspace), window};
   task.moments.input.order = Order::positions;  // which is that of the weights, too
-  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), splits);
-  launch(grad_moments_window_kernel<Tile>, grid, Tile::threads,
+  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
+  launch(window_kernel<Tile>(window.column_bits, m.shape.stride_w), grid, Tile::threads,
          window_memory_bytes<Tile>(window, task.moments.input.width), stream, task);
 }
 
@@ -105,10 +123,26 @@ void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* wo
   with_tile<exact>(plan.tile, [&](auto tile) {
     using Tile = decltype(tile);
     if constexpr (Tile::window)
-      launch_window<Tile>(m, plan.splits, workspace, stream);
+      launch_window<Tile>(m, plan.shares, workspace, stream);
     else
-      launch_tile<Tile, exact>(m, plan.splits, workspace, stream);
+      launch_tile<Tile, exact>(m, plan.shares, workspace, stream);
   });
+}
+
+// Adds what the blocks left in the workspace.
+inline void launch_combine(const GradMoments& m, const Shares& shares,
+                           const float* workspace, Stream stream) {
+  const ConvShape& s = m.shape;
+  const int64_t size = s.outputs * s.patch();
+  const dim3 grid(static_cast<unsigned>(tiles_across(size, COMBINE_THREADS)));
+  if (shares.parts > 1)
+    launch(combine_parts, grid, COMBINE_THREADS, 0, stream, workspace, size,
+           static_cast<int>(s.samples),
+           static_cast<int>(std::min(s.group_size, s.samples)), shares.parts, m.sum,
+           m.sum_sq);
+  else if (shares.splits > 1)
+    launch(combine_moments, grid, COMBINE_THREADS, 0, stream, workspace, size,
+           shares.splits, m.sum, m.sum_sq);
 }
 
 // Enqueues the op on `stream`; `workspace` holds plan.workspace floats.
@@ -118,11 +152,7 @@ inline void run_grad_moments(const GradMoments& m, const GradMomentsPlan& plan,
     launch_planned<false>(m, plan, workspace, stream);
   else
     launch_planned<true>(m, plan, workspace, stream);
-  if (plan.splits == 1) return;
-  const int64_t size = m.shape.outputs * m.shape.patch();
-  const dim3 grid(static_cast<unsigned>(tiles_across(size, COMBINE_THREADS)));
-  launch(combine_moments, grid, COMBINE_THREADS, 0, stream,
-         static_cast<const float*>(workspace), size, plan.splits, m.sum, m.sum_sq);
+  launch_combine(m, plan.shares, workspace, stream);
 }
 
 // Whether there is anything to add.

@@ -77,10 +77,16 @@ __device__ inline int place(int row, int position) {
   return row * SLAB + (((position >> 2) ^ (row >> 1)) & 3) * 4 + (position & 3);
 }
 
-// Where position t of a sample with at most 8 positions goes: into the halves of the
-// quads that the first of the slab's two products reads, so that the second is left
-// out.
-__device__ inline int short_position(int t) { return (t >> 1) * 4 + (t & 1); }
+// Two samples of at most 8 positions share a slab: each goes into the halves of the
+// quads that one of the slab's two products reads.
+__host__ __device__ inline bool are_short(int positions) {
+  return positions <= SLAB / 2;
+}
+
+// Where position t of the slab's first sample goes, or t - 8 of its second.
+__device__ inline int short_position(int t) {
+  return (t >> 1 & 3) * 4 + (t >> 3) * 2 + (t & 1);
+}
 
 __device__ inline Corner corner_of(const Operand& op, Divider out_width, int columns,
                                    int t, int positions) {
@@ -106,11 +112,12 @@ __device__ inline bool falls_inside(const Operand& op, const Corner& at,
   return h & w;
 }
 
-__device__ inline float load_as_float(Dtype dtype, const char* from) {
-  if (dtype == Dtype::float32) return *reinterpret_cast<const float*>(from);
-  const uint16_t bits = *reinterpret_cast<const uint16_t*>(from);
-  if (dtype == Dtype::float16) return half_to_float(bits);
-  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+template <Dtype dtype>
+__device__ inline float to_float(uint32_t bits) {
+  if constexpr (dtype == Dtype::float16)
+    return half_to_float(static_cast<uint16_t>(bits));
+  else
+    return __uint_as_float(dtype == Dtype::float32 ? bits : bits << 16);
 }
 
 // Each thread copies one quad of a row at a time; quads past the end become zeros.
@@ -134,44 +141,75 @@ __device__ inline void load_vectors(const Operand& op, const Row* rows, float* s
   }
 }
 
+// A thread's position in every step-th row from `first` on, by asynchronous copies.
+template <int step, int count>
+__device__ inline void copy_column(const Operand& op, const Row* rows, float* to,
+                                   int first, const Corner& at, const char* base) {
+#pragma unroll 4
+  for (int row = 0; row < count; row += step) {
+    if (count % step != 0 && first + row >= count) return;
+    const Row r = read_row(rows + first + row);
+    copy4_async(to + row * SLAB, reinterpret_cast<const float*>(base + r.offset),
+                falls_inside(op, at, r));
+  }
+}
+
+// The same through registers, as float32: all loads start before the first is awaited.
+template <Dtype dtype, int step, int count>
+__device__ inline void widen_column(const Operand& op, const Row* rows, float* to,
+                                    int first, const Corner& at, const char* base) {
+  constexpr int loads = (count + step - 1) / step;
+  uint32_t bits[loads];
+#pragma unroll
+  for (int i = 0; i < loads; ++i) {
+    const int row = first + i * step;
+    const Row r = read_row(rows + (count % step == 0 || row < count ? row : first));
+    bits[i] = load_if<dtype == Dtype::float32 ? 4 : 2>(base + r.offset,
+                                                       falls_inside(op, at, r));
+  }
+#pragma unroll
+  for (int i = 0; i < loads; ++i)
+    if (count % step == 0 || first + i * step < count)
+      to[i * step * SLAB] = to_float<dtype>(bits[i]);
+}
+
 // Each thread keeps its position and walks over rows; its warp covers two rows of 16
 // positions, or eight rows of 4 where neighbouring rows are neighbours in memory.
 template <int threads, int count, bool async>
 __device__ inline void gather(const Operand& op, const Row* rows, float* slab,
-                              Cursor cursor, Divider out_width, int out_columns,
-                              int positions) {
+                              Cursor cursor, int end, Divider out_width,
+                              int out_columns, int positions) {
   constexpr int step = threads / SLAB;
   static_assert(step % 8 == 0, "all rows of a thread have their quads in one order");
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool by_rows = op.order == Order::rows;
   const int t = by_rows ? lane / 8 + warp % 4 * 4 : threadIdx.x % SLAB;
   const int first = by_rows ? lane % 8 + warp / 4 * 8 : threadIdx.x / SLAB;
-  const bool is_short = positions <= SLAB / 2;
-  if (is_short && t >= SLAB / 2) return;
-  const Corner at = corner_of(op, out_width, out_columns, cursor.at + t, positions);
-  const char* base = op.data + cursor.sample * op.sample_stride + at.offset;
+  const bool is_short = are_short(positions);
+  const int sample = cursor.sample + (is_short ? t / (SLAB / 2) : 0);
+  const int position = is_short ? t % (SLAB / 2) : cursor.at + t;
+  const Corner at =
+      corner_of(op, out_width, out_columns, position, sample < end ? positions : 0);
+  const char* base = op.data + sample * op.sample_stride + at.offset;
   float* to = slab + place(first, is_short ? short_position(t) : t);
-#pragma unroll 4
-  for (int row = 0; row < count; row += step) {
-    if (count % step != 0 && first + row >= count) return;
-    const Row r = read_row(rows + first + row);
-    const bool inside = falls_inside(op, at, r);
-    const char* from = base + r.offset;
-    if (async)
-      copy4_async(to + row * SLAB, reinterpret_cast<const float*>(from), inside);
-    else
-      to[row * SLAB] = inside ? load_as_float(op.dtype, from) : 0.f;
-  }
+  if constexpr (async)
+    copy_column<step, count>(op, rows, to, first, at, base);
+  else if (op.dtype == Dtype::float16)
+    widen_column<Dtype::float16, step, count>(op, rows, to, first, at, base);
+  else if (op.dtype == Dtype::bfloat16)
+    widen_column<Dtype::bfloat16, step, count>(op, rows, to, first, at, base);
+  else
+    widen_column<Dtype::float32, step, count>(op, rows, to, first, at, base);
 }
 
 template <int threads, int count, bool async>
 __device__ inline void load_slab(const Operand& op, const Row* rows, float* slab,
-                                 Cursor cursor, Divider out_width, int out_columns,
-                                 int positions) {
+                                 Cursor cursor, int end, Divider out_width,
+                                 int out_columns, int positions) {
   if (async && op.order == Order::vectors)
     load_vectors<threads, count>(op, rows, slab, cursor, positions);
   else
-    gather<threads, count, async>(op, rows, slab, cursor, out_width, out_columns,
+    gather<threads, count, async>(op, rows, slab, cursor, end, out_width, out_columns,
                                   positions);
 }
 

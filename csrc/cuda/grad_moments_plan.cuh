@@ -1,7 +1,8 @@
-// Plans of grad_moments: which kernel and tile, how many splits of the samples.
+// Plans of grad_moments: which kernel and tile, how the samples are split.
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "../check.h"
@@ -11,9 +12,18 @@ namespace fisherprune {
 
 enum class TileKind { small, square, tall, window, slim_window };
 
+// How the samples are shared out to the blocks of a tile.
+struct Shares {
+  int splits = 1;  // as many blocks
+  int parts = 1;   // of a group, each for a block; 1: a block has whole groups
+
+  // Floats a weight.
+  int64_t workspace() const { return parts > 1 ? splits : splits > 1 ? 2 * splits : 0; }
+};
+
 struct GradMomentsPlan {
   TileKind tile;
-  int splits;         // of the samples
+  Shares shares;
   int64_t workspace;  // floats
 };
 
@@ -63,6 +73,12 @@ inline int64_t at_least(int64_t least, int64_t rest, int64_t modulus) {
   return least + ((rest - least) % modulus + modulus) % modulus;
 }
 
+// From row to row, so that rows of a filter's taps lie in different banks. Every second
+// position needs other distances than neighbours do.
+inline int64_t window_pitch(int64_t least, int64_t step) {
+  return step == 2 ? at_least(least, 12, 32) : at_least(least, 8, 16);
+}
+
 // How the tile's images lie in shared memory, where they can and fit.
 template <class Tile>
 std::optional<Window> find_window(const GradMoments& m) {
@@ -75,8 +91,8 @@ std::optional<Window> find_window(const GradMoments& m) {
   const int64_t rows =
       (w.unit / across - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h + 1;
   const int64_t left = at_least(s.pad_w, 0, 4);
-  const int64_t pitch = at_least(left + s.width, 8, 16);
-  const int64_t channel = at_least(rows * pitch + left, 24, 32);
+  const int64_t pitch = window_pitch(left + s.width, s.stride_w);
+  const int64_t channel = at_least(rows * pitch + left, s.kernel_h * pitch % 32, 32);
   const size_t limit = most_shared_bytes() / Tile::blocks - RESERVED_BYTES;
   if (channel * static_cast<int64_t>(sizeof(float)) > static_cast<int64_t>(limit))
     return std::nullopt;
@@ -112,26 +128,30 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
   return best;
 }
 
-// The fewest splits that leave hardly any of the `slots` for blocks idle in the last
-// wave.
+// The shares that keep the slots for blocks busy for the shortest time: whole groups
+// for each block, or parts of groups where these are too few. Counted in slabs of a
+// slot; the fewest splits of equals.
 template <class Tile>
-int choose_splits(const ConvShape& s, int64_t slots) {
-  const int64_t tiles = tiles_of<Tile>(s);
-  const int64_t slabs = s.samples * tiles_across(s.positions(), SLAB);
-  const int64_t most = std::min({tiles_across(s.samples, s.group_size),
-                                 MOST_WAVES * slots / tiles, slabs / LEAST_SLABS});
-  int best = 1;
-  double fullest = 0;
-  for (int splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
-    const int64_t blocks = tiles * splits;
-    const double full =
-        static_cast<double>(blocks) / (tiles_across(blocks, slots) * slots);
-    if (full > fullest) {
-      fullest = full;
-      best = splits;
-    }
-    if (full >= FULL_ENOUGH) break;
-  }
+Shares choose_shares(const ConvShape& s, int64_t slots) {
+  const int64_t tiles = tiles_of<Tile>(s), slabs = tiles_across(s.positions(), SLAB);
+  const int64_t group_size = std::min(s.group_size, s.samples);
+  const int64_t groups = tiles_across(s.samples, group_size);
+  const int64_t most =
+      std::min(MOST_WAVES * slots / tiles, s.samples * slabs / LEAST_SLABS);
+  Shares best;
+  int64_t shortest = std::numeric_limits<int64_t>::max();
+  const auto consider = [&](int64_t splits, int64_t parts, int64_t samples) {
+    const int64_t waves = tiles_across(tiles * splits, slots);
+    const int64_t time = waves * (samples * slabs + BLOCK_SLABS);
+    if (time >= shortest) return;
+    shortest = time;
+    best = {static_cast<int>(splits), static_cast<int>(parts)};
+  };
+  consider(1, 1, s.samples);
+  for (int64_t splits = 2; splits <= std::min(groups, most); ++splits)
+    consider(splits, 1, tiles_across(groups, splits) * group_size);
+  for (int64_t parts = 2; parts <= std::min(group_size, most / groups); ++parts)
+    consider(groups * parts, parts, tiles_across(group_size, parts));
   return best;
 }
 
@@ -148,11 +168,11 @@ auto with_tile(TileKind kind, Action action) {
 
 template <bool exact>
 GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiprocessors) {
-  const int splits = with_tile<exact>(kind, [&](auto tile) {
+  const Shares shares = with_tile<exact>(kind, [&](auto tile) {
     using Tile = decltype(tile);
-    return choose_splits<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
+    return choose_shares<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
   });
-  return {kind, splits, splits > 1 ? 2 * splits * s.outputs * s.patch() : 0};
+  return {kind, shares, shares.workspace() * s.outputs * s.patch()};
 }
 
 inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,

@@ -138,17 +138,24 @@ __device__ inline void multiply_half(Moments<Tile>& moments,
     multiply<Tile, first>(moments, read, last);
 }
 
+// One half, `first` of the group or not.
+template <class Tile, bool exact>
+__device__ inline void multiply_half(Moments<Tile>& moments,
+                                     const Fragments<Tile>& read, bool last,
+                                     bool first) {
+  if (first)
+    multiply_half<Tile, exact, true>(moments, read, last);
+  else
+    multiply_half<Tile, exact, false>(moments, read, last);
+}
+
 // `first`: of the group.
 template <class Tile, bool exact>
 __device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
-                                     int positions, bool first) {
+                                     bool first) {
   __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
   const Fragments<Tile> read = read_fragments<Tile>(slab);
-  if (first)
-    multiply_half<Tile, exact, true>(moments, read, false);
-  else
-    multiply_half<Tile, exact, false>(moments, read, false);
-  if (positions <= SLAB / 2) return;
+  multiply_half<Tile, exact>(moments, read, false, first);
   multiply_half<Tile, exact, false>(moments, read, true);
 }
 

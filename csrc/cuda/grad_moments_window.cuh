@@ -23,8 +23,8 @@ struct Window {
   int column_bits;  // of which 2^column_bits lie side by side
   int rows;         // of the image, that a unit sees
   int left;         // border before a row; the border behind it is the next row's
-  int pitch;        // from row to row: 8 mod 16, see the banks below
-  int channel;      // from channel to channel: 24 mod 32
+  int pitch;        // from row to row, see the banks below
+  int channel;      // from channel to channel, as if its rows went on
   int channels;     // that a tile's weights may belong to
 };
 
@@ -102,6 +102,7 @@ struct GradCopies {
   static_assert(step % 8 == 0 && Tile::rows % step == 0);
   const char* from;  // the quad in the first row, where sample and position are 0
   int rows;          // that exist, from the first on
+  int to;            // the quad's word
 
   __device__ GradCopies(const WindowTask& task, const TilePlace& tile) {
     const GradMomentsTask& m = task.moments;
@@ -110,6 +111,7 @@ struct GradCopies {
     from = m.grad.data + row * m.grad_channel + sample(task) * m.grad.sample_stride +
            at(task) * sizeof(float);
     rows = m.rows - first;
+    to = opaque(grad_place(threadIdx.x / quads, threadIdx.x % quads));
   }
 
   // Where the quad lies behind the start of the stage.
@@ -127,11 +129,10 @@ struct GradCopies {
         cursor.sample + sample(task) < end && cursor.at + at(task) < m.positions;
     const char* row = from + cursor.sample * m.grad.sample_stride +
                       cursor.at * static_cast<int64_t>(sizeof(float));
-    float* to = grad + grad_place(threadIdx.x / quads, threadIdx.x % quads);
 #pragma unroll
     for (int i = 0; i < Tile::rows; i += step) {
       // Without a byte to read the address need not exist.
-      copy16_async(to + i * WINDOW, reinterpret_cast<const float*>(row),
+      copy16_async(grad + to + i * WINDOW, reinterpret_cast<const float*>(row),
                    exists && i < rows ? 16 : 0);
       row += step * m.grad_channel;
     }
@@ -143,6 +144,13 @@ __device__ inline int top_row(const GradMomentsTask& task, int at) {
   return task.width_divider(at) * task.input.step_h - task.input.pad_h;
 }
 
+// Where a unit starts in its rows; shorter rows are all in one unit.
+template <int bits>
+__device__ inline int first_column(const GradMomentsTask& task, int at) {
+  if constexpr (1 << bits < WINDOW) return 0;
+  return (at - task.width_divider(at) * task.out_width) * task.input.step_w;
+}
+
 template <class Tile>
 __device__ inline void load_window(const WindowTask& task, const Piece* pieces,
                                    int count, float* window, const Cursor& cursor) {
@@ -150,6 +158,7 @@ __device__ inline void load_window(const WindowTask& task, const Piece* pieces,
   const int top = top_row(task.moments, cursor.at);
   const char* from = input.data + cursor.sample * input.sample_stride +
                      top * static_cast<int64_t>(input.stride_h);
+#pragma unroll 1  // mostly there is one
   for (int i = threadIdx.x; i < count; i += Tile::threads) {
     const int4 words = *reinterpret_cast<const int4*>(pieces + i);
     const uint64_t high = static_cast<uint32_t>(words.y);
@@ -166,15 +175,15 @@ __device__ inline void load_window(const WindowTask& task, const Piece* pieces,
 // % 4.
 template <class Tile>
 struct Lane {
-  int row, half;  // of the matrices: quads of even or odd number
+  int grad;  // word of the matrices' first quad in the first stage
   int input[Tile::products_n];
 
   __device__ Lane(const WindowTask& task, const TilePlace& tile) {
     const GradMomentsTask& m = task.moments;
     const Window& w = task.window;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    row = warp / Tile::warps_n * (Tile::products_m * 16) + lane % 16;
-    half = lane / 16;
+    const int row = warp / Tile::warps_n * (Tile::products_m * 16) + lane % 16;
+    grad = grad_place(row, lane / 16);  // matrices of quads of even and of odd number
     const int taps = m.kernel_h * m.kernel_w, first = tile.column / taps;
     const int column =
         tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane / 4;
@@ -199,16 +208,19 @@ struct Lane {
 
 // One product of 8 positions: quads `quad` and `quad + 1` of the stage, whose first
 // positions are at `at` and `next` in the window. The words that a warp reads at once
-// lie in up to four runs of six for a 3 x 3 filter, 8 banks from each other.
+// lie in up to four runs of six for a 3 x 3 filter. A run is 8 or 24 banks behind the
+// one before, also from a channel's last run to the next channel's first: no two words
+// meet in a bank. Where every second position is read, one read in three takes two
+// turns.
 template <class Tile, bool first>
 __device__ inline void multiply_window(Moments<Tile>& moments, const Lane<Tile>& lane,
                                        const float* grad, int quad, const float* at,
                                        const float* next) {
   uint32_t a[Tile::products_m][4];
+  const float* row = grad + (lane.grad ^ quad * 4);
 #pragma unroll
   for (int i = 0; i < Tile::products_m; ++i) {
-    read_matrices(a[i],
-                  grad + i * 16 * WINDOW + grad_place(lane.row, quad + lane.half));
+    read_matrices(a[i], row + i * 16 * WINDOW);
 #pragma unroll
     for (int e = 0; e < 4; ++e) a[i][e] = to_tf32(__uint_as_float(a[i][e]));
   }
@@ -221,30 +233,44 @@ __device__ inline void multiply_window(Moments<Tile>& moments, const Lane<Tile>&
   }
 }
 
+// Where the positions of a unit lie in its window, in words, 2^bits side by side. All
+// is known to the compiler but the distance of rows, and of positions unless it is 1:
+// then a read takes one addition, or none.
+template <int bits, int known_step>
+struct Positions {
+  int row, step;
+
+  __device__ explicit Positions(const WindowTask& task)
+      : row(task.moments.input.step_h * task.window.pitch),
+        step(known_step ? known_step : task.moments.input.step_w) {}
+  __device__ int operator()(int t) const {
+    return (t >> bits) * row + (t & ((1 << bits) - 1)) * step;
+  }
+};
+
 // The products of one unit, whose quads begin at `quad`; `first` of the group.
-template <class Tile>
+template <class Tile, int bits, int step>
 __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& task,
                                      const Lane<Tile>& lane, const float* grad,
-                                     int quad, const float* window, int column,
-                                     bool first) {
+                                     int quad, const float* window, bool first) {
   __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
-  const int bits = task.window.column_bits, last_column = (1 << bits) - 1;
-  const int row_words = task.moments.input.step_h * task.window.pitch;
-  const int step = task.moments.input.step_w;
-  window += column * step;
-  const auto at = [&](int t) {
-    return window + (t >> bits) * row_words + (t & last_column) * step;
-  };
+  const Positions<bits, step> at(task);
   if (first)
-    multiply_window<Tile, true>(moments, lane, grad, quad, at(0), at(4));
+    multiply_window<Tile, true>(moments, lane, grad, quad, window, window + at(4));
   else
-    multiply_window<Tile, false>(moments, lane, grad, quad, at(0), at(4));
-#pragma unroll 1
-  for (int t = 8; t < task.window.unit; t += 8)
-    multiply_window<Tile, false>(moments, lane, grad, quad + t / 4, at(t), at(t + 4));
+    multiply_window<Tile, false>(moments, lane, grad, quad, window, window + at(4));
+  const auto more = [&](int t) {
+    multiply_window<Tile, false>(moments, lane, grad, quad + t / 4, window + at(t),
+                                 window + at(t + 4));
+  };
+  more(8);
+  if (task.window.unit == SLAB) return;
+  more(16);
+  more(24);
 }
 
-template <class Tile>
+// 2^bits positions lie side by side, `step` apart, or as far as the task says if 0.
+template <class Tile, int bits, int step>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     grad_moments_window_kernel(const WindowTask task) {
   const GradMomentsTask& m = task.moments;
@@ -257,7 +283,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   const Lane<Tile> lane(task, tile);
   __syncthreads();
 
-  const SampleRange range(m);
+  const SampleRange range = sample_range(m);
   Cursor loaded{range.first, 0}, cursor = loaded;
   Moments<Tile> moments{};
   GroupCount count;
@@ -281,9 +307,9 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
         const float* window = memory.windows + stage * memory.stage_words;
 #pragma unroll 1
         for (int t = 0; t < WINDOW && cursor.sample < range.end; t += w.unit) {
-          const int column = cursor.at - m.width_divider(cursor.at) * m.out_width;
-          multiply_unit<Tile>(moments, task, lane, grad, t / 4, window, column,
-                              count.samples == 0 && cursor.at == 0);
+          multiply_unit<Tile, bits, step>(moments, task, lane, grad, t / 4,
+                                          window + first_column<bits>(m, cursor.at),
+                                          count.samples == 0 && cursor.at == 0);
           window += memory.window_words;
           const int sample = cursor.sample;
           cursor.advance(m.positions, w.unit);

@@ -18,6 +18,8 @@ namespace fisherprune {
 using Stream = cudaStream_t;
 
 inline void check_cuda(cudaError_t error, const char* what) {
+  // The error is told here: kept, it would be told again by whatever is called next.
+  if (error != cudaSuccess) cudaGetLastError();
   check(error == cudaSuccess, "fisherprune: ", what, ": ", cudaGetErrorString(error));
 }
 

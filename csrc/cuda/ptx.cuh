@@ -34,6 +34,22 @@ __device__ inline void copy16_async(float* shared, const float* global, int byte
       : "memory");
 }
 
+// The bits of a value of 2 or 4 bytes, or zeros: without a branch, so that loads which
+// follow each other are under way together.
+template <int bytes>
+__device__ inline uint32_t load_if(const char* global, bool inside) {
+  uint32_t bits = 0;
+  if constexpr (bytes == 2)
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u16 %0, [%1];}"
+                 : "+r"(bits)
+                 : "l"(global), "r"(static_cast<uint32_t>(inside)));
+  else
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u32 %0, [%1];}"
+                 : "+r"(bits)
+                 : "l"(global), "r"(static_cast<uint32_t>(inside)));
+  return bits;
+}
+
 // Closes a group of this thread's copies.
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

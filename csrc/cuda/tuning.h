@@ -57,8 +57,9 @@ constexpr int RESERVED_BYTES = 1 << 10;
 // that the rounding errors of 40,000 samples stay near those of a few hundred.
 constexpr int FLUSH_GROUPS = 256;
 
-// Samples are split over blocks until the multiprocessors are this full.
-constexpr double FULL_ENOUGH = 0.9;
+// Samples are split over blocks. A block of its own costs as much as some slabs of 16
+// positions: its pipeline is filled, its sums go to memory and are read again.
+constexpr int BLOCK_SLABS = 24;
 constexpr int MOST_WAVES = 4;
 constexpr int LEAST_SLABS = 16;  // of work for a block
 

@@ -185,6 +185,24 @@ void search_case(Files& files) {
   files.write(places);
 }
 
+// How images in shared memory are planned to lie, or nothing.
+void window_case(Files& files) {
+  const ConvShape s = read_shape(files);
+  const auto images = [](int64_t channels, int64_t height, int64_t width) {
+    return View4{
+        nullptr, Dtype::float32, {channels * height * width, height * width, width, 1}};
+  };
+  const GradMoments m{s, images(s.channels, s.height, s.width),
+                      images(s.outputs, s.out_height, s.out_width), nullptr, nullptr};
+  const std::optional<Window> window = find_window<WindowTile>(m);
+  Array words(window ? 2 * sizeof(int64_t) : 0);
+  if (window) {
+    words.as<int64_t>()[0] = window->pitch;
+    words.as<int64_t>()[1] = window->channel;
+  }
+  files.write(words);
+}
+
 // Positions divided by widths, as the kernels find a position's row.
 void divider_case(Files& files) {
   const std::vector<int64_t> positions = files.numbers(), widths = files.numbers();
@@ -210,6 +228,7 @@ int main(int argc, char** argv) {
     if (op == 3) masks_case(files);
     if (op == 4) divider_case(files);
     if (op == 5) search_case(files);
+    if (op == 6) window_case(files);
   }
   std::fclose(files.out);
   return 0;

@@ -148,6 +148,14 @@ def masks_case(scores, threshold: float, ties) -> bytes:
     return words(3, 1, 2) + _scores(scores, 0) + value + numbers(ties)
 
 
+def window_case(width: int, stride: int) -> bytes:
+    """Encode the question how images lie in shared memory, for `width` positions."""
+    size, same = width * stride, [stride, stride, 1, 1, 1, 1]
+    return words(6, 1, 1) + numbers(
+        [2, 64, size, size, 64, width, width, 3, 3, *same, 1, 1]
+    )
+
+
 def divider_case(positions, widths) -> bytes:
     """Encode divisions of positions by image widths."""
     return words(4, 1, 1) + numbers(positions) + numbers(widths)

@@ -156,6 +156,14 @@ inline void copy16_async(float* shared, const float* global, int bytes) {
   emulator::start_copy({shared, global, 16, bytes});
 }
 
+template <int bytes>
+uint32_t load_if(const char* global, bool inside) {
+  uint32_t bits = 0;
+  if (inside && bytes == 2) bits = *reinterpret_cast<const uint16_t*>(global);
+  if (inside && bytes == 4) bits = *reinterpret_cast<const uint32_t*>(global);
+  return bits;
+}
+
 inline void commit_copies() {
   emulator::self().committed.push_back(std::move(emulator::self().open));
   emulator::self().open.clear();
