@@ -236,9 +236,9 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     bars = [r for r in rows if r["case"] == "keep 10 %"]
     drawn = left.barh([r["what"] for r in bars], [r["ms"] for r in bars])
-    left.bar_label(drawn, fmt="%.3g", padding=2)
+    left.bar_label(drawn, fmt="%.4g", padding=2)
     left.set(xlabel="ms", title=f"{bars[0]['scores']:,} scores, keep 10 %")
-    left.margins(x=0.15)
+    left.margins(x=0.2)
     left.invert_yaxis()
     for what in dict.fromkeys(r["what"] for r in rows if r["case"] == "scaling"):
         line = [r for r in rows if r["case"] == "scaling" and r["what"] == what]
