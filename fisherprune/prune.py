@@ -72,7 +72,16 @@ def score_all(
 
     Returns:
         Scores by parameter name, by criterion.
+
+    Raises:
+        FisherpruneError: for any reason of ``score``, and where ``criteria`` is one
+            string.
     """
+    if isinstance(criteria, str):
+        raise FisherpruneError(
+            f"score_all: criteria must be a list of codes, got {criteria!r}; score "
+            "takes one"
+        )
     codes = list(criteria)
     parameters = checked_parameters(model, parameters)
     statistics = statistics_of(

@@ -86,6 +86,8 @@ def test_mistakes_cost_no_pass_over_the_data():
     ]:
         with pytest.raises(fp.FisherpruneError, match=match):
             fp.prune(model, unread, **options)
+    with pytest.raises(fp.FisherpruneError, match="a list of codes, got 'fts'"):
+        fp.score_all(model, unread, "fts")
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
