@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(
         ("diverged", "lanes of a warp meet in different operations"),
         ("copies_left", "a thread ends with copies under way"),
         ("last_block", "right"),
-        ("first_block", "wrong"),
+        ("highest_block", "wrong"),
     ],
 )
 def test_emulator_notices(kernel, says):

@@ -203,23 +203,31 @@ inline void start_threads(unsigned count) {
   for (Thread& thread : block->threads) begin_in(thread.fiber, enter_thread);
 }
 
+// The blocks of a grid, in an order drawn at random.
+inline std::vector<dim3> blocks_of(dim3 grid, std::mt19937_64& random) {
+  std::vector<dim3> blocks;
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x; ++x) blocks.emplace_back(x, y, 0);
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  return blocks;
+}
+
 template <class Kernel>
 void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel) {
   std::mt19937_64 random(seed);
   gridDim = grid;
   blockDim = dim3(threads);
-  for (unsigned y = 0; y < grid.y; ++y)
-    for (unsigned x = 0; x < grid.x; ++x) {
-      Block now;
-      block = &now;
-      blockIdx = dim3(x, y, 0);
-      now.body = kernel;
-      now.shared.reset(new unsigned char[shared_bytes]);
-      std::memset(now.shared.get(), 0xff, shared_bytes);  // NaN
-      start_threads(threads);
-      run_block(random);
-      block = nullptr;
-    }
+  for (const dim3 place : blocks_of(grid, random)) {
+    Block now;
+    block = &now;
+    blockIdx = place;
+    now.body = kernel;
+    now.shared.reset(new unsigned char[shared_bytes]);
+    std::memset(now.shared.get(), 0xff, shared_bytes);  // NaN
+    start_threads(threads);
+    run_block(random);
+    block = nullptr;
+  }
 }
 
 // Meets the other lanes of the warp in `operation`; afterwards shown(lane) is theirs.
