@@ -208,9 +208,9 @@ def race(
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, for its next allocations (glibc only).
 
-    A call of a few milliseconds that returns megabytes takes several times as long
-    where the system must hand out new pages first, and glibc gives pages back or keeps
-    them by what happens to lie above them: one competitor pays, its neighbour does not.
+    A call of a few milliseconds that returns megabytes takes twice as long where the
+    system must hand out new pages first, and glibc gives pages back or keeps them by
+    what happens to lie above them: one competitor pays, its neighbour does not.
     """
     trim_threshold, mmap_max = -1, -4  # of mallopt(3)
     libc = ctypes.CDLL(None)
