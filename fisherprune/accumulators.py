@@ -102,6 +102,9 @@ class Moments:
 class BatchedMoments:
     """Moments of several parameters over batches; each may miss in some of them.
 
+    A parameter's accumulators are made when it is first added to: during a backward
+    pass, in the place of the activations that it frees.
+
     Args:
         parameters: by name.
         group_size: samples in a group.
@@ -109,29 +112,36 @@ class BatchedMoments:
 
     def __init__(self, parameters: Mapping[str, Tensor], group_size: int):
         self.groups = Groups(group_size)
-        self.moments = {name: Moments.like(p) for name, p in parameters.items()}
+        self.parameters = parameters
+        self.moments: dict[str, Moments] = {}  # of those that were added to
         self._parts: Parts | None = None
         self._missing: set[str] = set()
 
     def begin(self, n: int) -> None:
         """Begin a batch of ``n`` samples."""
-        self._parts, self._missing = self.groups.split(n), set(self.moments)
+        self._parts, self._missing = self.groups.split(n), set(self.parameters)
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Add the batch's per-sample gradients of a parameter."""
-        self.moments[name].add(contribution, self._parts)
+        self._moments_of(name).add(contribution, self._parts)
         self._missing.discard(name)
 
     def end(self) -> None:
         """End the batch: what was not added has had no gradient in its samples."""
         if self._parts.closes:
-            for name in self._missing:
+            for name in self._missing & self.moments.keys():
                 self.moments[name].close(self.groups.size)
 
     def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Close the last group; return the means of the gradients and their squares."""
-        for moment in self.moments.values():
+        found = {name: self._moments_of(name) for name in self.parameters}
+        for moment in found.values():
             moment.close(self.groups.open)
         count = self.groups.count
-        mean = {name: m.sum.div_(count) for name, m in self.moments.items()}
-        return mean, {name: m.sum_sq.div_(count) for name, m in self.moments.items()}
+        mean = {name: m.sum.div_(count) for name, m in found.items()}
+        return mean, {name: m.sum_sq.div_(count) for name, m in found.items()}
+
+    def _moments_of(self, name: str) -> Moments:
+        if name not in self.moments:
+            self.moments[name] = Moments.like(self.parameters[name])
+        return self.moments[name]

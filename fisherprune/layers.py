@@ -109,6 +109,20 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return values * 2 if len(values) == 1 else values
 
 
+CPU_BYTES = 4 << 20
+
+
+def _samples_at_once(input: Tensor) -> int:
+    """Return how many samples a convolution's backward pass should take at a time.
+
+    On the CPU it copies images into an order of its own and back: copies of a whole
+    batch leave the cache, and are pages that the system hands out anew in every layer.
+    """
+    if input.device.type != "cpu" or input.numel() == 0:
+        return len(input)
+    return max(1, CPU_BYTES // (input[0].numel() * input.element_size()))
+
+
 @dataclass(frozen=True)
 class Conv2dLayer:
     """conv2d, zero-padded alike on both sides."""
@@ -117,6 +131,7 @@ class Conv2dLayer:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+    input_grad_needs_input = True
 
     def forward(self, input, weight, bias):
         """``[N, C, H, W] -> [N, O, P, Q]``."""
@@ -126,6 +141,16 @@ class Conv2dLayer:
 
     def input_grad(self, grad, input, weight):
         """Return the gradient of the input alone."""
+        at_once = _samples_at_once(input)
+        if at_once >= len(input):
+            return self._input_grad(grad, input, weight)
+        result = torch.empty_like(input)
+        parts = (t.split(at_once) for t in (result, grad, input))
+        for part, *operands in zip(*parts, strict=True):
+            part.copy_(self._input_grad(*operands, weight))
+        return result
+
+    def _input_grad(self, grad, input, weight):
         size = self.stride, self.padding, self.dilation, False, (0, 0), self.groups
         return torch.ops.aten.convolution_backward(
             grad, input, weight, None, *size, (True, False, False)
@@ -145,6 +170,7 @@ class Conv1dLayer:
     """conv1d, as the conv2d over an image one pixel high."""
 
     conv2d: Conv2dLayer
+    input_grad_needs_input = True
 
     def forward(self, input, weight, bias):
         """``[N, C, L] -> [N, O, M]``."""
@@ -170,6 +196,8 @@ class Conv1dLayer:
 class LinearLayer:
     """Linear, with any positions between the samples and the features."""
 
+    input_grad_needs_input = False
+
     def forward(self, input, weight, bias):
         """``[N, *, in] -> [N, *, out]``."""
         return F.linear(input, weight, bias)
@@ -194,6 +222,7 @@ class BatchNormLayer:
     mean: Tensor
     var: Tensor
     eps: float
+    input_grad_needs_input = False
 
     def forward(self, input, weight, bias):
         """``[N, C, *] -> [N, C, *]``."""

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fisherprune.contributions import Contribution
 from fisherprune.errors import FisherpruneError
-from fisherprune.layers import CALLS, Call, owner
+from fisherprune.layers import CALLS, BatchNormLayer, Call, owner
 
 SUPPORTED = "conv1d, conv2d, linear and batch_norm"
 RECOMPUTING = (
@@ -83,9 +83,10 @@ class LayerTap(TorchFunctionMode):
             return func(*args, **kwargs)
         call = CALLS[func](*args, **kwargs)
         names = tuple(self.names.get(id(p)) for p in (call.weight, call.bias))
-        if names == (None, None):
+        if names != (None, None):
+            self._check_input(call, names[0] or names[1])
+        elif not isinstance(call.layer, BatchNormLayer):
             return func(*args, **kwargs)
-        self._check_input(call, names[0] or names[1])
         self.uses.update(name for name in names if name)
         computed = (
             None if name else _computed(operand)
@@ -168,9 +169,13 @@ class _TappedLayer(torch.autograd.Function):
             output = torch.ops.aten._unsafe_view(output, output.shape)
         # Not the call itself: its input would live until the whole backward pass ends.
         ctx.layer, ctx.names, ctx.tap = call.layer, names, tap
+        # A BatchNorm that is not watched, an affine map, is tapped for this alone: its
+        # input need not be kept, which halves the memory of many networks.
+        keep = names[0] or ctx.needs_input_grad[2] or call.layer.input_grad_needs_input
         # Under autocast the layer ran in the output's dtype: so must its backward.
         ctx.save_for_backward(
-            input.to(output.dtype), None if weight is None else weight.to(output.dtype)
+            input.to(output.dtype) if keep else None,
+            None if weight is None else weight.to(output.dtype),
         )
         return output
 
@@ -178,7 +183,7 @@ class _TappedLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         weight_name, bias_name = ctx.names
-        if not ctx.tap.running:
+        if (weight_name or bias_name) and not ctx.tap.running:
             raise FisherpruneError(
                 "gradient_moments: the model or the loss takes gradients through the "
                 f"layer of {weight_name or bias_name!r} by itself, which are no "

@@ -47,6 +47,21 @@ CASES: dict[str, dict] = {
     "pointwise_padded": dict(n=2, c=3, o=4, size=(3, 3), kernel=(1, 1), padding=(1, 2)),
     "rows_1x7": dict(n=2, c=2, o=6, size=(3, 12), kernel=(1, 7), padding=(0, 3)),
     "large_kernel": dict(n=2, c=3, o=6, size=(12, 12), kernel=(7, 7), stride=(2, 2)),
+    # wide enough for Winograd's way on the CPU
+    "wide_3x3": dict(n=3, c=50, o=66, size=(9, 10), kernel=(3, 3), padding=(1, 1)),
+    "wide_3x3_no_padding": dict(n=2, c=64, o=49, size=(11, 9), kernel=(3, 3)),
+    "wide_3x3_padding": dict(
+        n=2, c=49, o=64, size=(6, 9), kernel=(3, 3), padding=(3, 2)
+    ),
+    "wide_3x3_groups": dict(
+        n=7, c=51, o=50, size=(8, 8), kernel=(3, 3), padding=(1, 1), group_size=3
+    ),
+    "wide_3x3_large_image": dict(
+        n=3, c=49, o=49, size=(31, 41), kernel=(3, 3), padding=(1, 1), group_size=2
+    ),
+    "wide_3x3_long_rows": dict(
+        n=1, c=49, o=49, size=(7, 139), kernel=(3, 3), padding=(0, 1)
+    ),
     "one_position": dict(n=5, c=6, o=40, size=(3, 3), kernel=(3, 3)),
     "few_positions": dict(n=6, c=9, o=65, size=(2, 2), kernel=(3, 3), padding=(1, 1)),
     "short_groups": dict(
@@ -142,7 +157,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """Ways to store a [N, C, H, W] tensor of the same values, on the device it is on."""
 
-STORED = ("plain_3x3", "pointwise", "grouped", "everything_uneven")
+STORED = ("plain_3x3", "wide_3x3", "pointwise", "grouped", "everything_uneven")
 """The convolutions that are tried in every layout."""
 
 

@@ -104,6 +104,21 @@ def test_any_convolution_equals_float64(case):
     assert_right(*make(**case))
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 5),
+    c=st.integers(33, 80),
+    o=st.integers(49, 80),
+    size=st.tuples(st.integers(5, 14), st.integers(5, 14)),
+    kernel=st.just((3, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    group_size=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+)
+def test_any_wide_3x3_convolution_equals_float64(**case):
+    assert_right(*make(**case))
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     n=st.integers(1, 40),
@@ -118,10 +133,11 @@ def test_any_linear_equals_float64(**case):
 
 
 CONV = CASES["stride_2"]
+WIDE = CASES["wide_3x3"]
 DEPTHWISE = CASES["depthwise"]
 
 
-@pytest.mark.parametrize("case", [CONV, DEPTHWISE, CASES["pointwise_stride_2"]])
+@pytest.mark.parametrize("case", [CONV, DEPTHWISE, WIDE, CASES["pointwise_stride_2"]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "strided",
@@ -179,6 +195,7 @@ def test_groups_are_counted_from_the_first_sample():
     [
         dict(c=2, o=4, size=(4, 4), kernel=(3, 3), padding=(1, 1)),
         dict(c=3, o=4, size=(2, 2), kernel=(3, 3), padding=(1, 1)),
+        dict(c=49, o=49, size=(7, 7), kernel=(3, 3), padding=(1, 1)),
         dict(c=9, o=5, positions=()),
     ],
 )
@@ -212,12 +229,24 @@ def restore_threads():
 def test_same_bits_for_any_number_of_threads(name, restore_threads):
     arguments = make(**CASES[name])
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 16):
         torch.set_num_threads(threads)
         results.append(moments(ops.grad_moments, *arguments))
     for other in results[1:]:
         assert torch.equal(results[0][0], other[0])
         assert torch.equal(results[0][1], other[1])
+
+
+def test_a_dead_channel_has_no_moments():
+    """What is zero by arithmetic is zero, whichever way the kernel takes."""
+    input, grad, weight, options = make(**WIDE)
+    input[:, 7], grad[:, 60] = 0, 0
+    sum, sum_sq = torch.zeros(2, *weight)
+    ops.grad_moments(input, grad, sum, sum_sq, **options)
+    for found in (sum, sum_sq):
+        assert not found[:, 7].any()
+        assert not found[60].any()
+        assert found.count_nonzero() == 65 * 49 * 9
 
 
 def test_inputs_are_left_alone():

@@ -19,4 +19,17 @@ inline Floats new_floats(int64_t count) {
   return Floats(static_cast<float*>(::operator new(count * sizeof(float), kLineBytes)));
 }
 
+// Scratch memory of the calling thread, kept for its next call: to get new pages from
+// the system takes as long as to compute what fills them.
+inline float* scratch_floats(int64_t count) {
+  thread_local Floats kept;
+  thread_local int64_t size = 0;
+  if (count > size) {
+    kept = nullptr, size = 0;
+    kept = new_floats(count);
+    size = count;
+  }
+  return kept.get();
+}
+
 }  // namespace fisherprune

@@ -20,6 +20,7 @@
 #include "floats.h"
 #include "grad_moments_pack.h"
 #include "grad_moments_tiles.h"
+#include "grad_moments_winograd.h"
 #include "tuning.h"
 
 namespace fisherprune {
@@ -39,8 +40,8 @@ class Call {
         each_(each),
         plan_(plan_of(moments.shape, kernels)),
         tiles_(plan_, kernels, threads),
-        input_(new_floats(input_size())),
-        grad_(new_floats(grad_size())) {}
+        input_(scratch_floats(input_size() + grad_size())),
+        grad_(input_ + input_size()) {}
 
   void run();
 
@@ -62,12 +63,12 @@ class Call {
   const ParallelFor& each_;
   const Plan plan_;
   const Tiles tiles_;
-  const Floats input_, grad_;
+  float *const input_, *const grad_;  // packed
 };
 
 void Call::run() {
-  for (int64_t u = 0; u < plan_.units; u += plan_.block_units) {
-    const Block block = plan_.block_at(u);
+  for (int64_t u = 0; u < plan_.units.count; u += plan_.units.block_units) {
+    const Block block = plan_.units.block_at(u);
     pack(block);
     multiply(block, moments_.sum, plan_.products ? nullptr : moments_.sum_sq);
     if (!plan_.products) continue;
@@ -90,7 +91,7 @@ Image samples_as_row(const View4& view, int64_t samples) {
 
 void Call::pack(Block block) {
   const ConvShape& s = plan_.shape;
-  const bool row_in = single(s.height, s.width, plan_.input_window(0));
+  const bool row_in = single(s.height, s.width, plan_.input_window(0, 1));
   const bool row_out = s.positions() == 1;
   const int64_t in_units = row_in ? 1 : block.units();
   const int64_t out_units = row_out ? 1 : block.units();
@@ -101,17 +102,17 @@ void Call::pack(Block block) {
     const bool is_input = task < in_tasks;
     if (!is_input) task -= in_tasks;
     const int64_t place = task % (is_input ? in_units : out_units);
-    const int64_t unit = block.first + place, sample = unit / plan_.units_per_sample;
+    const int64_t unit = block.first + place, sample = plan_.units.sample_of(unit);
     if (is_input) {
       const Image image{moments_.input, s.height, s.width, sample};
       pack_input(task / in_units * kChannelsPerTask, place,
                  row_in ? samples_as_row(moments_.input, s.samples) : image,
-                 row_in ? row : plan_.input_window(unit));
+                 row_in ? row : plan_.input_window_of(unit));
     } else {
       const Image image{moments_.grad, s.out_height, s.out_width, sample};
       pack_grad(plan_.columns[task / out_units], place,
                 row_out ? samples_as_row(moments_.grad, s.samples) : image,
-                row_out ? row : plan_.grad_window(unit));
+                row_out ? row : plan_.grad_window_of(unit));
     }
   });
 }
@@ -122,7 +123,7 @@ void Call::pack_input(int64_t first, int64_t place, const Image& image,
   const ConvShape& s = plan_.shape;
   const int64_t last = std::min(first + kChannelsPerTask, plan_.input_rows);
   const int64_t stride = plan_.input_stride() * plan_.input_lanes;
-  float* to = input_.get() + first * stride + place * plan_.plane() * plan_.input_lanes;
+  float* to = input_ + first * stride + place * plan_.plane() * plan_.input_lanes;
   if (plan_.operand == Operand::broadcast) {
     pack_planes(image, {first, 1, last - first}, window, kernels_, to, stride);
     return;
@@ -140,10 +141,10 @@ void Call::pack_grad(const ColumnOfTiles& column, int64_t place, const Image& im
                      Window window) const {
   const int64_t width = column.vectors * kernels_.lanes;
   // Only blocks of one unit have units of fewer rows.
-  const int64_t position = place * plan_.unit_rows * plan_.shape.out_width;
+  const int64_t position = place * plan_.units.unit_rows * plan_.shape.out_width;
   pack_lanes(image, {column.first_output, column.output_step, column.lanes}, width,
              window, kernels_,
-             grad_.get() + column.grad_lane * plan_.most_positions + position * width);
+             grad_ + column.grad_lane * plan_.most_positions + position * width);
 }
 
 void square(float* values, int64_t count) {
@@ -157,12 +158,12 @@ void Call::square_packed() {
     const bool is_input = task < pieces;
     const int64_t begin = (is_input ? task : task - pieces) * kPiece;
     const int64_t size = is_input ? input_size() : grad_size();
-    square((is_input ? input_ : grad_).get() + begin, std::min(kPiece, size - begin));
+    square((is_input ? input_ : grad_) + begin, std::min(kPiece, size - begin));
   });
 }
 
 void Call::multiply(Block block, float* sum, float* sum_sq) {
-  Pass pass{input_.get(), grad_.get(), plan_.runs_of(block), {}, sum, sum_sq};
+  Pass pass{input_, grad_, plan_.runs_of(block), {}, sum, sum_sq};
   for (const Positions& some : plan_.positions)
     pass.places_of.push_back(some.places_of(pass.runs));
   each_(tiles_.tasks(), [&](int64_t task) { tiles_.run(pass, task); });
@@ -180,7 +181,11 @@ void grad_moments_core(const GradMoments& moments, Capability capability,
   if (s.samples == 0 || s.positions() == 0 || s.outputs == 0 || s.patch() == 0) return;
   const int64_t work = s.samples * s.positions() * s.outputs * s.patch();
   const ParallelFor each = work < tuning::kSerialWork ? one_by_one : parallel_for;
-  Call(moments, microkernels(capability), each, threads).run();
+  const Microkernels& kernels = microkernels(capability);
+  if (winograd_pays(s, kernels))
+    grad_moments_winograd(moments, kernels, each, threads);
+  else
+    Call(moments, kernels, each, threads).run();
 }
 
 }  // namespace fisherprune

@@ -55,38 +55,26 @@ void columns_over_groups(Plan& plan, const Microkernels& kernels) {
                  kernels.lanes);
 }
 
-// Cuts samples of which one column's gradient alone would leave the cache, or all
-// columns' would exceed the memory of a call.
-void choose_units(Plan& plan, int64_t lanes_of_tile) {
+// Samples of which one column's gradient alone would leave the cache, or all columns'
+// would exceed the memory of a call, are cut. A block is as many as may be packed at a
+// time.
+Units choose_units(const Plan& plan, int64_t lanes_of_tile) {
   const ConvShape& s = plan.shape;
   const int64_t rows =
       std::min(tuning::kGradBytes / (s.out_width * lanes_of_tile * 4),
                tuning::kMostBlockBytes / (s.out_width * plan.packed_lanes * 4));
-  plan.unit_rows = std::clamp<int64_t>(rows, 1, s.out_height);
-  plan.units_per_sample = ceil_div(s.out_height, plan.unit_rows);
-  plan.units = s.samples * plan.units_per_sample;
-}
-
-// As many samples as may be packed at a time, in blocks of equal size, and whole groups
-// where one fits.
-void choose_block(Plan& plan) {
-  plan.block_units = 1;
-  if (plan.units_per_sample > 1) return;
-  const ConvShape& s = plan.shape;
-  const int64_t unit_bytes = (s.positions() * plan.packed_lanes +
-                              plan.plane() * plan.input_rows * plan.input_lanes) *
-                             4;
+  const int64_t sample_bytes =
+      (s.positions() * plan.packed_lanes +
+       plan.input_window(0, s.out_height).size() * plan.input_rows * plan.input_lanes) *
+      4;
   const int64_t bytes =
       s.patch() <= tuning::kTileRows ? tuning::kOneTileBlockBytes : tuning::kBlockBytes;
   const int64_t wanted =
-      std::max(bytes / unit_bytes, ceil_div(tuning::kBlockPositions, s.positions()));
-  const int64_t most = std::clamp<int64_t>(
-      std::min(wanted, tuning::kMostBlockBytes / unit_bytes), 1, s.samples);
-  const int64_t equal = ceil_div(s.samples, ceil_div(s.samples, most));
-  const int64_t group = std::min(s.group_size, s.samples);
-  plan.block_units = equal;
-  if (group <= most)
-    plan.block_units = std::min(round_up(equal, group), most / group * group);
+      std::max(bytes / sample_bytes, ceil_div(tuning::kBlockPositions, s.positions()));
+  // Products are summed over all samples alike.
+  return units_of(s.samples, s.out_height, s.out_width,
+                  plan.products ? s.samples : s.group_size, rows,
+                  std::min(wanted, tuning::kMostBlockBytes / sample_bytes));
 }
 
 // In a packed input, one output position further is this many rows or columns: kernels
@@ -95,7 +83,7 @@ int64_t step(int64_t kernel, int64_t stride) { return kernel == 1 ? 1 : stride; 
 
 void fill_base(Plan& plan) {
   const ConvShape& s = plan.shape;
-  const int64_t cols = plan.input_window(0).cols;
+  const int64_t cols = plan.input_window(0, 1).cols;
   for (int64_t c = 0; c < s.group_channels(); ++c)
     for (int64_t y = 0; y < s.kernel_h; ++y)
       for (int64_t x = 0; x < s.kernel_w; ++x)
@@ -108,15 +96,15 @@ void fill_base(Plan& plan) {
 template <class Taken>
 Positions positions_where(const Plan& plan, const Taken& taken) {
   const ConvShape& s = plan.shape;
-  const int64_t row = plan.input_window(0).cols * step(s.kernel_h, s.stride_h);
+  const int64_t row = plan.input_window(0, 1).cols * step(s.kernel_h, s.stride_h);
   const int64_t col = step(s.kernel_w, s.stride_w);
   Positions found;
-  for (int64_t unit = 0; unit < plan.block_units; ++unit)
-    for (int64_t p = 0; p < plan.unit_rows; ++p)
+  for (int64_t unit = 0; unit < plan.units.block_units; ++unit)
+    for (int64_t p = 0; p < plan.units.unit_rows; ++p)
       for (int64_t q = 0; q < s.out_width; ++q) {
         if (!taken(p, q)) continue;
         found.position.push_back(
-            static_cast<int32_t>((unit * plan.unit_rows + p) * s.out_width + q));
+            static_cast<int32_t>((unit * plan.units.unit_rows + p) * s.out_width + q));
         found.offset.push_back(static_cast<int32_t>(
             (unit * plan.plane() + p * row + q * col) * plan.input_lanes));
       }
@@ -160,64 +148,32 @@ std::vector<Run> Positions::places_of(const std::vector<Run>& runs) const {
   return found;
 }
 
-int64_t Plan::rows_of(int64_t unit) const {
-  const int64_t first = unit % units_per_sample * unit_rows;
-  return std::min(unit_rows, shape.out_height - first);
-}
-
-int64_t Plan::positions_of(Block block) const {
-  int64_t rows = 0;
-  for (int64_t u = block.first; u < block.last; ++u) rows += rows_of(u);
-  return rows * shape.out_width;
-}
-
-Window Plan::input_window(int64_t unit) const {
+Window Plan::input_window(int64_t first, int64_t rows) const {
   const ConvShape& s = shape;
-  const int64_t first = unit % units_per_sample * unit_rows;
   const int64_t row_step = step(s.kernel_h, s.stride_h);
   const int64_t col_step = step(s.kernel_w, s.stride_w);
   return {first * s.stride_h - s.pad_h,
           -s.pad_w,
-          (rows_of(unit) - 1) * row_step + (s.kernel_h - 1) * s.dilation_h + 1,
+          (rows - 1) * row_step + (s.kernel_h - 1) * s.dilation_h + 1,
           (s.out_width - 1) * col_step + (s.kernel_w - 1) * s.dilation_w + 1,
           s.kernel_h == 1 ? s.stride_h : 1,
           s.kernel_w == 1 ? s.stride_w : 1};
 }
 
-Window Plan::grad_window(int64_t unit) const {
-  return {unit % units_per_sample * unit_rows, 0, rows_of(unit), shape.out_width, 1, 1};
+Window Plan::input_window_of(int64_t unit) const {
+  return input_window(units.first_row_of(unit), units.rows_of(unit));
 }
 
-int64_t Plan::plane() const { return input_window(0).size(); }
-
-Block Plan::block_at(int64_t first) const {
-  return {first, std::min(first + block_units, units)};
+Window Plan::grad_window_of(int64_t unit) const {
+  return {units.first_row_of(unit), 0, units.rows_of(unit), shape.out_width, 1, 1};
 }
+
+int64_t Plan::plane() const { return input_window(0, units.unit_rows).size(); }
 
 std::vector<Run> Plan::runs_of(Block block) const {
-  std::vector<Run> runs;
-  const int64_t group = std::min(shape.group_size, shape.samples);
-  // One position a sample and groups of one: the block's samples are all summed alike.
-  const int64_t group_units = products ? units : group * units_per_sample;
-  int64_t at = 0;
-  for (int64_t u = block.first; u < block.last;) {
-    const int64_t begun = u / group_units * group_units;
-    const int64_t complete = std::min(begun + group_units, units);
-    const int64_t stop = std::min(complete, block.last);
-    const int64_t end = at + positions_of({u, stop});
-    const int64_t members = (complete - begun) / units_per_sample;
-    bool continues = u > begun;
-    while (at < end) {
-      const int64_t next = std::min(at + tuning::kRunPositions, end);
-      const bool finishes = next == end && stop == complete;
-      runs.push_back({static_cast<int32_t>(at), static_cast<int32_t>(next),
-                      products ? 1.f : 1.f / static_cast<float>(members),
-                      continues && !products, finishes || products});
-      continues = true;
-      at = next;
-    }
-    u = stop;
-  }
+  std::vector<Run> runs = units.runs_of(block, tuning::kRunPositions);
+  if (products)
+    for (Run& run : runs) run = {run.begin, run.end, 1.f, false, true};
   return runs;
 }
 
@@ -234,13 +190,10 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
     columns_over_outputs(plan, kernels);
   else
     columns_over_groups(plan, kernels);
-  choose_units(plan, plan.columns[0].vectors * kernels.lanes);
-  choose_block(plan);
-  plan.most_positions = plan.positions_of(plan.block_at(0));
+  plan.units = choose_units(plan, plan.columns[0].vectors * kernels.lanes);
+  plan.most_positions = plan.units.positions_of(plan.units.block_at(0));
   fill_base(plan);
-  for (int64_t u = 0; u < plan.units; u += plan.block_units)
-    for (const Run& run : plan.runs_of(plan.block_at(u)))
-      plan.carries |= run.continues || !run.finishes;
+  plan.carries = !plan.products && plan.units.carries(tuning::kRunPositions);
   plan.short_runs &= !plan.carries;
   fill_positions(plan);
   return plan;

@@ -1,12 +1,12 @@
-// How grad_moments cuts one call: into blocks of samples (or of rows of one large
-// image), columns of tiles and runs of positions. Depends on the shape and the vector
-// instructions alone.
+// How grad_moments cuts one call: into units and blocks, columns of tiles and runs of
+// positions. Depends on the shape and the vector instructions alone.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "../grad_moments.h"
+#include "grad_moments_units.h"
 #include "microkernel.h"
 
 namespace fisherprune {
@@ -36,13 +36,6 @@ struct Positions {
   std::vector<Run> places_of(const std::vector<Run>& runs) const;
 };
 
-// The units [first, last) of one block. A unit is one sample, or a few output rows of
-// one sample where a whole one would leave the cache.
-struct Block {
-  int64_t first, last;
-  int64_t units() const { return last - first; }
-};
-
 struct Plan {
   ConvShape shape;
   Operand operand;
@@ -53,14 +46,11 @@ struct Plan {
   bool short_runs;  // groups of few positions: micro-tiles with their moments in
                     // registers
 
-  int64_t unit_rows;         // output rows of a unit
-  int64_t units_per_sample;  // 1 unless samples are cut
-  int64_t units;             // in all
-  int64_t block_units;       // at most, in one block
-  int64_t most_positions;    // of one block
-  int64_t packed_lanes;      // of the gradient, all columns
-  int64_t input_lanes;       // floats of one packed input: 1, or a vector of channels
-  int64_t input_rows;        // packed channels, all groups
+  Units units;             // of output rows
+  int64_t most_positions;  // of one block
+  int64_t packed_lanes;    // of the gradient, all columns
+  int64_t input_lanes;     // floats of one packed input: 1, or a vector of channels
+  int64_t input_rows;      // packed channels, all groups
 
   std::vector<ColumnOfTiles> columns;
   std::vector<int64_t> base;  // of each row of the patch, in the packed input
@@ -68,13 +58,12 @@ struct Plan {
   // images that have padding; otherwise one for all.
   std::vector<Positions> positions;
 
-  int64_t rows_of(int64_t unit) const;      // output rows of this unit
-  int64_t positions_of(Block block) const;  // of all its units
-  Window input_window(int64_t unit) const;
-  Window grad_window(int64_t unit) const;
+  // What `rows` output rows read of the input, from output row `first` on.
+  Window input_window(int64_t first, int64_t rows) const;
+  Window input_window_of(int64_t unit) const;
+  Window grad_window_of(int64_t unit) const;
   int64_t plane() const;  // floats of one packed input channel
-  int64_t input_stride() const { return plane() * block_units; }
-  Block block_at(int64_t first) const;
+  int64_t input_stride() const { return plane() * units.block_units; }
   std::vector<Run> runs_of(Block block) const;
 };
 

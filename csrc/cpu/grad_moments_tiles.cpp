@@ -78,8 +78,8 @@ void Tiles::run(const Pass& pass, int64_t task) const {
     runs = cached_runs(pass, runs.last, tile);
     micro_tiles(pass, runs, tile, sum, pass.sum_sq ? sum_sq : nullptr);
   }
-  add(sum, tile, pass.sum);
-  if (pass.sum_sq) add(sum_sq, tile, pass.sum_sq);
+  target(tile, pass.sum).add(kernels_, sum, width(tile.column));
+  if (pass.sum_sq) target(tile, pass.sum_sq).add(kernels_, sum_sq, width(tile.column));
 }
 
 // As many runs as have their packed gradient in the second-level cache (the first-level
@@ -128,33 +128,16 @@ void Tiles::micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* su
   }
 }
 
-// The accumulators lie in as many pages as the tile has lanes, which no hardware
-// prefetcher follows: they are asked for while the tile is computed, a part at a time.
+AccumulatorTile Tiles::target(const Tile& tile, float* accumulator) const {
+  const ColumnOfTiles& c = tile.column;
+  return {accumulator + c.first_output * patch_ + tile.row, c.output_step * patch_,
+          tile.rows(), c.lanes};
+}
+
 void Tiles::prefetch(const Pass& pass, const Tile& tile, int64_t part,
                      int64_t parts) const {
-  const int64_t share = ceil_div(tile.column.lanes, parts);
-  const int64_t last = std::min((part + 1) * share, tile.column.lanes);
-  for (int64_t lane = part * share; lane < last; ++lane) {
-    prefetch(pass.sum, tile, lane);
-    if (pass.sum_sq) prefetch(pass.sum_sq, tile, lane);
-  }
-}
-
-void Tiles::prefetch(const float* accumulator, const Tile& tile, int64_t lane) const {
-  constexpr int64_t kLineFloats = 16;
-  const ColumnOfTiles& c = tile.column;
-  const float* first =
-      accumulator + (c.first_output + lane * c.output_step) * patch_ + tile.row;
-  for (int64_t i = 0; i < tile.rows(); i += kLineFloats)
-    __builtin_prefetch(first + i, 1, 2);
-  __builtin_prefetch(first + tile.rows() - 1, 1, 2);
-}
-
-void Tiles::add(const float* moments, const Tile& tile, float* accumulator) const {
-  const ColumnOfTiles& c = tile.column;
-  kernels_.add_transposed(moments, width(c), tile.rows(), c.lanes,
-                          accumulator + c.first_output * patch_ + tile.row,
-                          c.output_step * patch_);
+  target(tile, pass.sum).prefetch(part, parts);
+  if (pass.sum_sq) target(tile, pass.sum_sq).prefetch(part, parts);
 }
 
 }  // namespace fisherprune

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "accumulator_tile.h"
 #include "floats.h"
 #include "grad_moments_plan.h"
 #include "microkernel.h"
@@ -47,9 +48,8 @@ class Tiles {
   void micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* sum,
                    float* sum_sq) const;
   float* carry_of(const Tile& tile) const;
+  AccumulatorTile target(const Tile& tile, float* accumulator) const;
   void prefetch(const Pass& pass, const Tile& tile, int64_t part, int64_t parts) const;
-  void prefetch(const float* accumulator, const Tile& tile, int64_t lane) const;
-  void add(const float* moments, const Tile& tile, float* accumulator) const;
 
   const Plan& plan_;
   const Microkernels& kernels_;

@@ -46,6 +46,43 @@ enum class Operand {
   lanes,      // lanes are convolution groups: every lane has its own input
 };
 
+namespace winograd {
+
+// Tiles of 4 x 4 positions meet 6 x 6 inputs: 36 products make the 9 taps of a kernel.
+constexpr int kEdge = 4, kReach = 6, kPlaces = kReach * kReach, kTaps = 9;
+
+// The tiles of one unit.
+struct Grid {
+  int64_t rows, cols;
+  int64_t stride;  // tiles from one place to the next in packed form
+};
+
+// from: the positions of a unit, [row][column][width]; to: [place][tile][width]
+using Transform = void (*)(const float* from, int64_t width, const Grid& grid,
+                           float* to);
+
+// What a micro-tile reads: [unit][place][tile][lane of a channel or of an output].
+struct Operands {
+  const float* input;  // from the micro-tile's first channel on
+  const float* grad;   // of its column
+  int64_t stride;      // of the grid
+};
+
+// Multiplies some channels by all lanes of a column, unit by unit: the runs are of one
+// unit each, in tiles. sum and sum_sq are [channel][tap][lane], the carry
+// [channel][vector][tap][lane].
+using MicroTile = void (*)(const Operands& operands, const Run* runs, int64_t run_count,
+                           float* sum, float* sum_sq, float* carry);
+
+struct Kernels {
+  int64_t rows;             // channels of a micro-tile
+  int64_t max_vectors;      // of outputs
+  MicroTile micro_tile[5];  // by the number of vectors, 1 to max_vectors
+  Transform input, grad;
+};
+
+}  // namespace winograd
+
 struct Microkernels {
   int lanes;                 // floats of one vector
   int max_vectors;           // vectors of one micro-tile
@@ -60,6 +97,7 @@ struct Microkernels {
   // to[c * to_stride + r] += from[r * from_stride + c]
   void (*add_transposed)(const float* from, int64_t from_stride, int64_t rows,
                          int64_t cols, float* to, int64_t to_stride);
+  winograd::Kernels winograd;
 };
 
 const Microkernels& microkernels(Capability capability);

@@ -238,6 +238,8 @@ FISHERPRUNE_TARGET void transpose_any(const float* from, int64_t from_stride,
     }
 }
 
+#include "winograd_body.h"
+
 constexpr Microkernels kTable = {
     kLanes,
 #if FISHERPRUNE_WIDE
@@ -261,4 +263,16 @@ constexpr Microkernels kTable = {
 #endif
     transpose_any<false>,
     transpose_any<true>,
+#if FISHERPRUNE_WIDE
+    {4,
+     4,
+     {nullptr, winograd_tile<4, 1>, winograd_tile<4, 2>, winograd_tile<4, 3>,
+      winograd_tile<4, 4>},
+#else
+    {4,
+     2,
+     {nullptr, winograd_tile<4, 1>, winograd_tile<4, 2>},
+#endif
+     transform<kReach, times_b>,
+     transform<kEdge, times_g>},
 };

@@ -41,6 +41,18 @@ constexpr int64_t kBlockBytes = 4 << 20;
 constexpr int64_t kBlockPositions = 4096;
 constexpr int64_t kMostBlockBytes = 16 << 20;
 
+// Winograd: tiles that a task transforms at a time, and its panels of channels at most:
+// the second-level cache holds what comes of them.
+constexpr int64_t kWinogradTiles = 32;
+constexpr int64_t kWinogradPanels = 4;
+
+// Tasks that there must be for it, or many threads would have none. What a tile and
+// what the end of a sample costs for each channel, in multiplications of a vector: the
+// 36 and the share of a transformation, and the way from 36 sums to 9 moments.
+constexpr int64_t kWinogradLeastTasks = 16;
+constexpr int64_t kWinogradTileCost = 42;
+constexpr int64_t kWinogradSampleCost = 160;
+
 // Positions added up in one register before they join the others: bounds the rounding
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;

@@ -4,6 +4,8 @@
 // source: csrc/cpu/grad_moments_pack.cpp
 // source: csrc/cpu/grad_moments_plan.cpp
 // source: csrc/cpu/grad_moments_tiles.cpp
+// source: csrc/cpu/grad_moments_units.cpp
+// source: csrc/cpu/grad_moments_winograd.cpp
 //
 // Random layers in every layout, dtype and instruction set, compared with a naive loop
 // in double. Operands lie in heap blocks of their exact size: a read or write beyond
@@ -219,6 +221,12 @@ int main() {
   test(shape(30, 2, 65, 24, 24, 3, 1, 29), Dtype::float32, nchw, nchw);
   test(shape(65, 2, 66, 12, 12, 2, 1, 9), Dtype::float32, nhwc, nchw);
   test(shape(3, 1, 9, 370, 190, 2, 1, 2), Dtype::float32, nchw, nhwc);
+  // Winograd: uneven tiles, rest panels, groups, images cut into rows, every layout.
+  for (int i = 0; i < kLayouts; ++i)
+    test(shape(5, 50, 66, draw(7, 11), draw(7, 11), 3, draw(0, 3), draw(1, 3)),
+         static_cast<Dtype>(i % 3), static_cast<Layout>(i),
+         static_cast<Layout>(draw(0, kLayouts - 1)));
+  test(shape(3, 49, 49, 21, 41, 3, 1, 2), Dtype::float32, nchw, nchw);
   // Linear layers: products over more samples than one run.
   test(shape(5000, 7, 9, 1, 1, 1, 0, 1), Dtype::float32, nchw, nchw);
   test(shape(5000, 3, 2, 1, 1, 1, 0, 3000), Dtype::bfloat16, nhwc, gaps);
