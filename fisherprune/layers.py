@@ -131,7 +131,6 @@ class Conv2dLayer:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-    input_grad_needs_input = True
 
     def forward(self, input, weight, bias):
         """``[N, C, H, W] -> [N, O, P, Q]``."""
@@ -170,7 +169,6 @@ class Conv1dLayer:
     """conv1d, as the conv2d over an image one pixel high."""
 
     conv2d: Conv2dLayer
-    input_grad_needs_input = True
 
     def forward(self, input, weight, bias):
         """``[N, C, L] -> [N, O, M]``."""
@@ -196,8 +194,6 @@ class Conv1dLayer:
 class LinearLayer:
     """Linear, with any positions between the samples and the features."""
 
-    input_grad_needs_input = False
-
     def forward(self, input, weight, bias):
         """``[N, *, in] -> [N, *, out]``."""
         return F.linear(input, weight, bias)
@@ -222,7 +218,6 @@ class BatchNormLayer:
     mean: Tensor
     var: Tensor
     eps: float
-    input_grad_needs_input = False
 
     def forward(self, input, weight, bias):
         """``[N, C, *] -> [N, C, *]``."""

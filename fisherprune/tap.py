@@ -83,16 +83,21 @@ class LayerTap(TorchFunctionMode):
             return func(*args, **kwargs)
         call = CALLS[func](*args, **kwargs)
         names = tuple(self.names.get(id(p)) for p in (call.weight, call.bias))
-        if names != (None, None):
-            self._check_input(call, names[0] or names[1])
-        elif not isinstance(call.layer, BatchNormLayer):
-            return func(*args, **kwargs)
+        if names == (None, None):
+            return self._unwatched(call, func, args, kwargs)
+        self._check_input(call, names[0] or names[1])
         self.uses.update(name for name in names if name)
         computed = (
-            None if name else _computed(operand)
+            operand if not name and _is_computed(operand) else None
             for name, operand in zip(names, (call.weight, call.bias), strict=True)
         )
         return _TappedLayer.apply(call.input, self.anchor, *computed, call, names, self)
+
+    def _unwatched(self, call: Call, func, args, kwargs) -> Tensor:
+        fixed = not any(map(_is_computed, (call.weight, call.bias)))
+        if fixed and isinstance(call.layer, BatchNormLayer):
+            return _FixedBatchNorm.apply(call.input, call)
+        return func(*args, **kwargs)
 
     def _check_input(self, call: Call, name: str) -> None:
         shape = tuple(call.input.shape)
@@ -147,9 +152,29 @@ class LayerTap(TorchFunctionMode):
         )
 
 
-def _computed(operand: Tensor | None) -> Tensor | None:
-    """Return the operand if autograd has to go on from it to what it comes from."""
-    return None if operand is None or operand.is_leaf else operand
+def _is_computed(operand: Tensor | None) -> bool:
+    """Return whether autograd has to go on from it to what it comes from."""
+    return operand is not None and not operand.is_leaf
+
+
+class _FixedBatchNorm(torch.autograd.Function):
+    """A BatchNorm that nobody watches, an affine map: its input is not kept.
+
+    That is half of what the backward pass of many networks keeps.
+    """
+
+    @staticmethod
+    def forward(ctx, input, call):
+        ctx.layer = call.layer
+        weight, bias = (
+            p if p is None else p.detach() for p in (call.weight, call.bias)
+        )
+        ctx.save_for_backward(weight)
+        return call.layer.forward(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.layer.input_grad(grad, None, *ctx.saved_tensors), None
 
 
 class _TappedLayer(torch.autograd.Function):
@@ -169,13 +194,9 @@ class _TappedLayer(torch.autograd.Function):
             output = torch.ops.aten._unsafe_view(output, output.shape)
         # Not the call itself: its input would live until the whole backward pass ends.
         ctx.layer, ctx.names, ctx.tap = call.layer, names, tap
-        # A BatchNorm that is not watched, an affine map, is tapped for this alone: its
-        # input need not be kept, which halves the memory of many networks.
-        keep = names[0] or ctx.needs_input_grad[2] or call.layer.input_grad_needs_input
         # Under autocast the layer ran in the output's dtype: so must its backward.
         ctx.save_for_backward(
-            input.to(output.dtype) if keep else None,
-            None if weight is None else weight.to(output.dtype),
+            input.to(output.dtype), None if weight is None else weight.to(output.dtype)
         )
         return output
 
@@ -183,7 +204,7 @@ class _TappedLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         weight_name, bias_name = ctx.names
-        if (weight_name or bias_name) and not ctx.tap.running:
+        if not ctx.tap.running:
             raise FisherpruneError(
                 "gradient_moments: the model or the loss takes gradients through the "
                 f"layer of {weight_name or bias_name!r} by itself, which are no "

@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fisherprune as fp
+from fisherprune import layers
 
 
 def test_default_is_conv_and_linear_weights_without_the_classifier():
@@ -96,3 +97,28 @@ def test_skip_must_be_parts_of_names():
     for skip in (3, [3], ["bias", None]):
         with pytest.raises(fp.FisherpruneError, match="skip must be parts of .*, got "):
             fp.prunable_parameters(conv_net(), skip)
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 1000, 2000])
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last]
+)
+def test_input_gradients_do_not_depend_on_how_many_samples_are_taken_at_a_time(
+    bytes_at_once, memory_format, monkeypatch
+):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(8, 6, 3, stride=2, groups=2),
+        nn.Flatten(2),
+        nn.Conv1d(6, 4, 3, dilation=2),
+        nn.Flatten(),
+        nn.Linear(20, 5),
+    ).to(memory_format=memory_format)
+    x = torch.randn(7, 3, 8, 8).contiguous(memory_format=memory_format)
+    batch = x, torch.randint(5, (7,))
+    expected = fp.gradient_moments(model, [batch])
+    monkeypatch.setattr(layers, "CPU_BYTES", bytes_at_once)
+    found = fp.gradient_moments(model, [batch])
+    for name in expected.mean:
+        torch.testing.assert_close(found.mean[name], expected.mean[name])
+        torch.testing.assert_close(found.fisher[name], expected.fisher[name])

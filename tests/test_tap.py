@@ -187,6 +187,54 @@ def test_gradients_of_unwatched_layers_may_be_taken():
     assert_moments(found, truth.moments(model, x, y, parameters))
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_that_nobody_watches_keeps_no_input(affine):
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=affine)
+            self.head = nn.Linear(4, 5)
+            self.norm.running_mean.normal_(), self.norm.running_var.uniform_(0.5, 2)
+
+        def forward(self, x):
+            h = self.norm(self.conv(x))
+            self.node = h.grad_fn
+            return self.head(torch.relu(h).mean((2, 3)))
+
+    model, (x, y) = Normed().eval(), data((3, 6, 6))
+    parameters = {"conv.weight": model.conv.weight, "conv.bias": model.conv.bias}
+    expected = truth.moments(model, x, y, parameters)
+    shapes = []
+
+    def loss(outputs, labels):  # after the forward pass, before the backward pass
+        kept = getattr(model.node, "saved_tensors", ())
+        shapes.extend(t.shape for t in kept if t is not None)
+        return F.cross_entropy(outputs, labels)
+
+    found = fp.gradient_moments(model, [(x, y)], loss, parameters=parameters)
+    assert_moments(found, expected)
+    assert shapes == [(4,)] * affine
+
+
+def test_a_model_may_differentiate_twice_through_a_batch_norm():
+    class Guided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(4, 6), nn.Linear(6, 5)
+            self.energy = nn.Sequential(nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
+
+        def forward(self, x):
+            h = torch.tanh(self.fc(x))
+            total = self.energy(h).square().sum()
+            (grad,) = torch.autograd.grad(total, h, create_graph=True)
+            return self.head(h + grad)
+
+    model, (x, y) = Guided().eval(), data((4,))
+    parameters = {"fc.weight": model.fc.weight}
+    found = fp.gradient_moments(model, [(x, y)], parameters=parameters)
+    assert_moments(found, truth.moments(model, x, y, parameters))
+
+
 def add_(h):
     h += 1
     return h
