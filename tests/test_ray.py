@@ -53,7 +53,17 @@ def test_a_study_on_ray(command, tmp_path, capsys):
     assert "3  finished before" in capsys.readouterr().out
 
 
-def test_ctrl_c_cancels_what_runs(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_ctrl_c_cancels_what_runs(lost, command, tmp_path, monkeypatch, capsys):
+    cancel, seen = ray.cancel, []
+
+    def lossy(ref, **options):
+        seen.append(options)
+        if len(seen) > lost:
+            cancel(ref, **options)
+
+    monkeypatch.setattr(ray, "cancel", lossy)
+    monkeypatch.setattr(rays, "GRACE", 5.0 if lost else rays.GRACE)
     endless = STUDY.replace("epochs = 1", "epochs = 100000")
     (tmp_path / "tiny.toml").write_text(endless.replace('"none", "fts", ', ""))
     wait = rays.Cluster.wait
@@ -68,6 +78,7 @@ def test_ctrl_c_cancels_what_runs(command, tmp_path, monkeypatch, capsys):
     (run,) = Plan([tmp_path / "tiny.toml"], Overrides(tmp_path / "out")).runs
     assert store.state(run) == "resumable"
     assert Watch(run.locks, run.identity).left()
+    assert len(seen) > lost and not any(seen)
 
 
 def test_what_no_machine_has(command):

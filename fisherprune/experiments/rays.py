@@ -15,8 +15,10 @@ from fisherprune.experiments import store
 from fisherprune.experiments.execute import Options, Outcome, attempt
 from fisherprune.experiments.store import Run
 
-GRACE = 30.0
-"""Seconds that a cancelled run has to end by itself."""
+GRACE = 10.0
+"""Seconds that a cancelled run has to end by itself before it is cancelled again."""
+ATTEMPTS = 3
+"""How often: an interrupt is lost where it meets Python in a destructor."""
 SLICE = 1.0
 """Seconds after which a wait for the cluster returns, so that files are looked at."""
 
@@ -115,13 +117,14 @@ class Cluster:
 
     def close(self) -> None:
         """Cancel what is running, let it release its locks, disconnect."""
-        refs = list(self._refs)
-        for ref in refs:
-            self.ray.cancel(ref)
-        if refs:
-            _, left = self.ray.wait(refs, num_returns=len(refs), timeout=GRACE)
+        left = list(self._refs)
+        for _ in range(ATTEMPTS):
             for ref in left:
-                self.ray.cancel(ref, force=True)
+                self.ray.cancel(ref)
+            if left:
+                _, left = self.ray.wait(left, num_returns=len(left), timeout=GRACE)
+        for ref in left:
+            self.ray.cancel(ref, force=True)
         self._refs.clear()
         if self._owned:
             self.ray.shutdown()
