@@ -4,7 +4,8 @@ Each shape is verified against the float64 reference, then timed beside torch's 
 weight gradient, which yields the sum alone. A model's total counts every shape as often
 as it occurs: the price of both moments over the price of an ordinary weight gradient.
 GFLOP/s count the multiplications and additions of the definition, of which Winograd's
-way needs fewer: they may exceed those of sgemm.
+way needs fewer: they may exceed those of sgemm. ``peak MB`` is what a call takes and
+gives back; scratch memory that the process keeps for the next call is there before.
 
     python -m benchmarks.moments [--output PATH] [--rounds N] [--batch N ...] [--plot]
 """

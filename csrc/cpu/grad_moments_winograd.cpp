@@ -1,13 +1,13 @@
 // Who does what. A task owns some channels of one column of outputs, and all samples.
 // It takes them a block at a time: it transforms the column's output gradients and
 // then, panel of channels by panel of channels, the inputs. The micro-kernel multiplies
-// them place by place, turns the 16 sums of a unit into 9 taps, and adds these and
+// them place by place, turns the 36 sums of a unit into 9 taps, and adds these and
 // their squares to the task's moments. At the end the moments are transposed and added
 // to the accumulators.
 //
-// Memory traffic. What a task transforms stays in its second-level cache: it is up to
-// four times as large as what it is made of, so that tasks which share it would wait
-// for memory longer than it takes to transform it again. The accumulators are read and
+// Memory traffic. A task reads what it transforms, and what it makes of it, more than
+// twice as large, stays in its second-level cache: tasks that share it would wait for
+// memory longer than it takes to transform it again. The accumulators are read and
 // written once.
 //
 // Every element has one owner and its additions one order: results are equal bit for
@@ -36,7 +36,7 @@ constexpr int64_t kHalo = kReach - kEdge;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Tiles of one unit in rows of tiles.
+// Rows of units are rows of tiles.
 Units choose_units(const ConvShape& s) {
   const int64_t rows = ceil_div(s.out_height, kEdge);
   const int64_t cols = ceil_div(s.out_width, kEdge);
@@ -237,8 +237,8 @@ int64_t positions_inside(int64_t size, int64_t out, int64_t pad) {
   return count;
 }
 
-// Multiplications of a vector, for each channel and sample, by the plain way: short
-// runs leave out the padding.
+// What a vector of outputs costs for each channel and sample, in its multiplications:
+// by the plain way, whose short runs leave out the padding, and by this one.
 int64_t plain_cost(const ConvShape& s) {
   const bool is_short =
       s.positions() * std::min(s.group_size, s.samples) <= tuning::kShortRunPositions;
