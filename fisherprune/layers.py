@@ -109,7 +109,8 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return values * 2 if len(values) == 1 else values
 
 
-CPU_BYTES = 4 << 20
+CPU_BYTES = 2 << 20
+"""Of a layer's input, for each thread, that its backward pass takes at a time."""
 
 
 def _samples_at_once(input: Tensor) -> int:
@@ -120,7 +121,8 @@ def _samples_at_once(input: Tensor) -> int:
     """
     if input.device.type != "cpu" or input.numel() == 0:
         return len(input)
-    return max(1, CPU_BYTES // (input[0].numel() * input.element_size()))
+    bytes_at_once = CPU_BYTES * torch.get_num_threads()
+    return max(1, bytes_at_once // (input[0].numel() * input.element_size()))
 
 
 @dataclass(frozen=True)
