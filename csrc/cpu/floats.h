@@ -20,7 +20,8 @@ inline Floats new_floats(int64_t count) {
 }
 
 // Scratch memory of the calling thread, kept for its next call: to get new pages from
-// the system takes as long as to compute what fills them.
+// the system takes as long as to compute what fills them. It is one for all: a caller
+// must not ask again while it uses it.
 inline float* scratch_floats(int64_t count) {
   thread_local Floats kept;
   thread_local int64_t size = 0;

@@ -1,3 +1,5 @@
+// A run ends where its group does, and where it has as many positions as one may have;
+// groups that outlast a block go on in the next one.
 #include "grad_moments_units.h"
 
 #include <algorithm>

@@ -5,7 +5,7 @@
 // a that they meet are A [(G d G^T) * (B a B^T)] A^T, 36 multiplications where 144 are
 // usual. The products of all tiles of a sample are added up before A is applied, once a
 // sample. Of the points that one may choose, 0, 1, -1, 1/2, -2 and infinity have the
-// least rounding: three times that of plain sums.
+// least rounding: about four times that of plain sums.
 //
 // Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016; Barabasz
 // et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
