@@ -107,13 +107,12 @@ def checked_scope(scope: str, densities: Mapping[str, float] | None = None) -> s
 
 
 def _checked_scores(name: str, scores: Tensor) -> Tensor:
-    if scores.dtype != torch.float32:
-        if scores.dtype not in (torch.float16, torch.bfloat16):
-            raise FisherpruneError(
-                f"select_masks: scores of {name!r} must be float32, got {scores.dtype}"
-            )
-        scores = scores.float()
-    return scores.detach() if scores.requires_grad else scores
+    """Return them as float32 without a gradient."""
+    if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise FisherpruneError(
+            f"select_masks: scores of {name!r} must be float32, got {scores.dtype}"
+        )
+    return scores.detach().float()
 
 
 def _select_global(tensors: dict[str, Tensor], keep: list[int]):
