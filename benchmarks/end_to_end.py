@@ -100,8 +100,12 @@ def compare(name, batch, device, rounds) -> list[dict]:
     return rows_of(name, batch, 32, 1, times)
 
 
-def compare_passes(name, batch, size, device, rounds) -> list[dict]:
-    """Race ours, plain and at one place BackPACK over a pass of several batches."""
+def passes_of(name, batch, size, device):
+    """Bind ours, plain and at one place BackPACK to a pass of several batches.
+
+    Returns:
+        the calls by name, and the check of their results.
+    """
     model, data = network(name, device), images(batch * PASS, size, device)
     batches = list(zip(*(part.split(batch) for part in data), strict=True))
     check = checker(model, *batches[0])
@@ -114,8 +118,25 @@ def compare_passes(name, batch, size, device, rounds) -> list[dict]:
     if (name, batch, size) in WITH_BACKPACK:
         backpack = ready("BackPACK", model)
         calls |= {"BackPACK": partial(backpack.over, batches)} if backpack else {}
-    times = race(calls, agreement(ours()), device=device, rounds=rounds)
-    return rows_of(name, batch, size, PASS, times)
+    return calls, agreement(ours())
+
+
+def compare_passes(cases, device, rounds) -> list[dict]:
+    """Race the passes of all cases (network, batch, image size) side by side."""
+    calls, checks = {}, {}
+    for case in cases:
+        ways, checks[case] = passes_of(*case, device)
+        calls |= {(case, what): call for what, call in ways.items()}
+
+    def check(way, result: peers.Moments) -> None:
+        case, what = way
+        checks[case](what, result)
+
+    times, rows = race(calls, check, device=device, rounds=rounds), []
+    for case in cases:
+        of_case = {what: time for (of, what), time in times.items() if of == case}
+        rows += rows_of(*case, PASS, of_case)
+    return rows
 
 
 def rows_of(name, batch, size, batches, times) -> list[dict]:
@@ -132,13 +153,14 @@ def rows_of(name, batch, size, batches, times) -> list[dict]:
 
 def scaling(device: str, rounds: int, small: bool) -> list[dict]:
     """Time passes over batch size, image size and model size."""
-    cases = [("resnet18", 32, 32), ("vgg19", 16, 32)]
-    cases += [("resnet18", batch, 32) for batch in (8, 256)]
-    cases += [("resnet18", 16, size) for size in (16, 64)]
-    cases += [(name, 16, 32) for name in ("resnet20", "resnet50")]
+    races = [[("resnet18", 32, 32)], [("vgg19", 16, 32)]]
+    # What is compared with each other meets the same changes of the machine's speed.
+    races += [[("resnet18", batch, 32) for batch in (8, 256)]]
+    races += [[("resnet18", 16, size)] for size in (16, 64)]
+    races += [[(name, 16, 32)] for name in ("resnet20", "resnet50")]
     rows = []
-    for name, batch, size in cases[: 1 if small else None]:
-        rows += compare_passes(name, batch, size, device, rounds)
+    for cases in races[: 1 if small else None]:
+        rows += compare_passes(cases, device, rounds)
     return rows
 
 

@@ -15,16 +15,18 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 FLUSH_BYTES = 512 << 20  # several times the L2 cache of any GPU
 LEAST_MS = 2.0  # a shorter call is repeated until one sample lasts this long
+
+Name = TypeVar("Name", bound=Hashable)  # of a competitor
 
 
 class WrongResult(AssertionError):
@@ -165,20 +167,20 @@ class _Stopwatch:
 
 
 def race(
-    competitors: Mapping[str, Callable[[], Any]],
-    check: Callable[[str, Any], None],
+    competitors: Mapping[Name, Callable[[], Any]],
+    check: Callable[[Name, Any], None],
     *,
     device: str | torch.device = "cpu",
     rounds: int = 7,
     warmup: int = 1,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Check every competitor's result, then time all of them side by side.
 
     One sample of each per round, the order rotating from round to round, so that a
     change of the machine's speed meets all alike and ratios hold.
 
     Args:
-        competitors: functions without arguments, by name.
+        competitors: functions without arguments, by name (any key of a dict).
         check: called as ``check(name, result)`` before anything is timed; must raise
             (``verify`` does) where the result is wrong.
         device: where the functions run; it is waited for around every sample.
@@ -197,7 +199,7 @@ def race(
         # Repetitions would find their data in the GPU's cache.
         short = once < LEAST_MS and watch.cache is None
         calls[name] = math.ceil(LEAST_MS / max(once, 1e-3)) if short else 1
-    samples: dict[str, list[float]] = {name: [] for name in competitors}
+    samples: dict[Name, list[float]] = {name: [] for name in competitors}
     names = list(competitors)
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
