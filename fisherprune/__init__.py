@@ -15,6 +15,7 @@ silence_interrupts()
 try:
     from fisherprune import baselines, models
     from fisherprune.criteria import criteria
+    from fisherprune.curvature import gauss_newton_diagonal
     from fisherprune.errors import FisherpruneError
     from fisherprune.layers import prunable_parameters
     from fisherprune.masks import Masks
@@ -38,6 +39,7 @@ __all__ = [
     "Masks",
     "baselines",
     "criteria",
+    "gauss_newton_diagonal",
     "gradient_moments",
     "models",
     "prunable_parameters",

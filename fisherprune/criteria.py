@@ -1,8 +1,9 @@
 """The pruning criteria: scores as pure functions of weights and statistics.
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
-``F`` the mean of its squared group gradients, ``Hm`` the Hessian-gradient product and
-``g`` the group size; see ``stats.py``. To add a criterion is to add a function here.
+``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
+the Hessian-gradient product and ``g`` the group size; see ``stats.py`` and
+``curvature.py``. To add a criterion is to add a function here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Statistics:
     m: Tensor | None = None
     F: Tensor | None = None
     Hm: Tensor | None = None
+    H: Tensor | None = None
     g: int = 1
     generator: torch.Generator | None = None
     """Of random numbers for this parameter alone, on the CPU."""
@@ -37,7 +39,8 @@ class Criterion:
     Attributes:
         code: the name users give.
         score: the formula, ``Statistics -> Tensor`` of the weight's shape.
-        needs: of "moments" (m, F) and "hessian" (Hm); empty = no data.
+        needs: of "moments" (m, F), "hessian" (Hm) and "gauss_newton" (H); empty = no
+            data.
     """
 
     code: str
@@ -102,6 +105,15 @@ def grasp(s: Statistics) -> Tensor:
 def grasp_reversed(s: Statistics) -> Tensor:
     """``-w Hm``, the other end, as in the published FTS code and its tables."""
     return -s.w * s.Hm
+
+
+@_criterion("gauss_newton")
+def obd(s: Statistics) -> Tensor:
+    """``w^2 H / 2``. LeCun et al. 1990, Optimal Brain Damage, with the exact diagonal.
+
+    C - 1 backward passes for C classes. Of a ReLU network H is the Hessian's diagonal.
+    """
+    return s.w.square() * s.H / 2
 
 
 @_criterion("moments")

@@ -301,8 +301,8 @@ def _batch_norm(
 ):
     if training or running_mean is None or running_var is None:
         raise FisherpruneError(
-            "gradient_moments: a BatchNorm layer uses batch statistics, which mix the "
-            "samples; it must run in eval mode with running statistics"
+            "a BatchNorm layer uses batch statistics, which mix the samples; it must "
+            "run in eval mode with running statistics"
         )
     layer = BatchNormLayer(running_mean, running_var, eps)
     return Call(layer, input, weight, bias, dims=None)

@@ -51,12 +51,7 @@ def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Te
         FisherpruneError: where outputs, labels or losses are not of such shapes, a
             label is no class, or a loss is not finite or depends on no parameter.
     """
-    if not isinstance(outputs, Tensor) or outputs.shape[:1] != labels.shape[:1]:
-        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)
-        raise FisherpruneError(
-            f"the model's output must have the batch's {len(labels)} samples as its "
-            f"first dimension, got {got}"
-        )
+    checked_outputs(outputs, labels)
     if loss_fn is None:
         losses = _cross_entropies(outputs, labels)
     else:
@@ -71,6 +66,21 @@ def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Te
     if not losses.requires_grad:
         raise FisherpruneError("the loss does not depend on any parameter of the model")
     return losses
+
+
+def checked_outputs(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return ``outputs`` if they are a tensor with the labels' samples first.
+
+    Raises:
+        FisherpruneError: where they are not.
+    """
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != labels.shape[:1]:
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)
+        raise FisherpruneError(
+            f"the model's output must have the batch's {len(labels)} samples as its "
+            f"first dimension, got {got}"
+        )
+    return outputs
 
 
 def _cross_entropies(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fisherprune.contents import UnreadableError
+from fisherprune.curvature import gauss_newton_diagonal, hessian_gradient_product
 from fisherprune.errors import FisherpruneError
 from fisherprune.fingerprint import fingerprint
 from fisherprune.guards import Batches, Parameters, checked_parameters, device_of
 from fisherprune.losses import LossFn
 from fisherprune.statistics_cache import FORMAT, Entry, StatisticsCache, notice
-from fisherprune.stats import (
-    GradientMoments,
-    checked_group_size,
-    gradient_moments,
-    hessian_gradient_product,
-)
+from fisherprune.stats import GradientMoments, checked_group_size, gradient_moments
 
-PARTS = {"moments": ("mean", "fisher"), "hessian": ("product",)}
+PARTS = {
+    "moments": ("mean", "fisher"),
+    "hessian": ("product",),
+    "gauss_newton": ("diagonal",),
+}
 """What each kind of pass yields for every parameter."""
 
 
@@ -34,6 +35,8 @@ class ModelStatistics:
     """Mean gradient and Fisher diagonal."""
     products: dict[str, Tensor] | None = None
     """Hessian-gradient products by parameter name."""
+    curvature: dict[str, Tensor] | None = None
+    """Gauss-Newton diagonal by parameter name."""
     seconds: float = 0.0
     """Wall time of the passes, when they were run."""
     cached: bool = False
@@ -42,7 +45,11 @@ class ModelStatistics:
     @property
     def kinds(self) -> frozenset[str]:
         """Return the kinds of statistics that are known."""
-        known = {"moments": self.moments, "hessian": self.products}
+        known = {
+            "moments": self.moments,
+            "hessian": self.products,
+            "gauss_newton": self.curvature,
+        }
         return frozenset(kind for kind, found in known.items() if found is not None)
 
     @property
@@ -69,8 +76,9 @@ def statistics_of(
         batches: not read where nothing is needed; read once for each pass and, with a
             cache, once for the key (an iterator that can be read only once is held in
             memory).
-        needs: of "moments" and "hessian", which includes the former.
-        loss_fn: left out with a cache, which can't tell one loss from another.
+        needs: of "moments", "hessian" and "gauss_newton", which include the first.
+        loss_fn: left out with a cache, which can't tell one loss from another, and
+            with "gauss_newton", which is of cross-entropy.
         group_size: samples whose mean gradient is squared as one.
         parameters: by name.
         cache: where passes are looked for, and kept; not used, with a notice on stderr,
@@ -83,7 +91,12 @@ def statistics_of(
     needs = _checked_needs(needs)
     if not needs:
         return ModelStatistics()
-    if isinstance(batches, Iterator) and (cache is not None or "hessian" in needs):
+    if loss_fn is not None and "gauss_newton" in needs:
+        raise FisherpruneError(
+            "statistics_of: loss_fn must be left out for gauss_newton, which is of "
+            "cross-entropy alone"
+        )
+    if isinstance(batches, Iterator) and (cache is not None or len(needs) > 1):
         batches = list(batches)
     key = None
     if cache is not None:
@@ -101,33 +114,49 @@ def statistics_of(
         }
         return cache.get(f"{key}-{kind}", shapes, lambda: _timed(run, device))
 
-    def run_moments() -> Entry:
-        m = gradient_moments(
-            model, batches, loss_fn, group_size=group_size, parameters=parameters
-        )
-        return Entry(_joined(mean=m.mean, fisher=m.fisher), m.samples, m.groups)
-
-    def run_hessian() -> Entry:
-        product = hessian_gradient_product(
-            model, batches, moments, loss_fn, parameters=parameters
-        )
-        return Entry(_joined(product=product), moments.samples, moments.groups)
-
-    entries = [obtain("moments", run_moments)]
-    mean, fisher = (_part(entries[0], part, parameters) for part in PARTS["moments"])
-    moments = GradientMoments(
-        mean, fisher, entries[0].samples, entries[0].groups, group_size
-    )
-    products = None
-    if "hessian" in needs:
-        entries.append(obtain("hessian", run_hessian))
-        products = _part(entries[1], "product", parameters)
+    data = {"model": model, "batches": batches, "parameters": parameters}
+    run = partial(_run_moments, **data, loss_fn=loss_fn, group_size=group_size)
+    entries = {"moments": obtain("moments", run)}
+    moments = _moments(entries["moments"], parameters, group_size)
+    more = {
+        "hessian": partial(_run_hessian, **data, moments=moments, loss_fn=loss_fn),
+        "gauss_newton": partial(_run_gauss_newton, **data, moments=moments),
+    }
+    found = {}
+    for kind in [kind for kind in more if kind in needs]:
+        entries[kind] = obtain(kind, more[kind])
+        found[kind] = _part(entries[kind], *PARTS[kind], parameters)
     return ModelStatistics(
         moments,
-        products,
-        seconds=sum(entry.seconds for entry in entries),
-        cached=all(entry.cached for entry in entries),
+        found.get("hessian"),
+        found.get("gauss_newton"),
+        seconds=sum(entry.seconds for entry in entries.values()),
+        cached=all(entry.cached for entry in entries.values()),
     )
+
+
+def _run_moments(model, batches, parameters, loss_fn, group_size) -> Entry:
+    m = gradient_moments(
+        model, batches, loss_fn, group_size=group_size, parameters=parameters
+    )
+    return Entry(_joined(mean=m.mean, fisher=m.fisher), m.samples, m.groups)
+
+
+def _run_hessian(model, batches, parameters, loss_fn, moments) -> Entry:
+    product = hessian_gradient_product(
+        model, batches, moments, loss_fn, parameters=parameters
+    )
+    return Entry(_joined(product=product), moments.samples, moments.groups)
+
+
+def _run_gauss_newton(model, batches, parameters, moments) -> Entry:
+    diagonal = gauss_newton_diagonal(model, batches, parameters=parameters)
+    return Entry(_joined(diagonal=diagonal), moments.samples, moments.groups)
+
+
+def _moments(entry: Entry, parameters: Parameters, group_size: int) -> GradientMoments:
+    mean, fisher = (_part(entry, part, parameters) for part in PARTS["moments"])
+    return GradientMoments(mean, fisher, entry.samples, entry.groups, group_size)
 
 
 def _checked_needs(needs: Iterable[str]) -> frozenset[str]:

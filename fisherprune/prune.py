@@ -32,9 +32,10 @@ def score(
     Args:
         model: float32 module; run in eval mode and left as found.
         batches: iterable of ``(inputs, labels)``; not read by data-free criteria. GraSP
-            reads it twice (an iterator that can be read only once is held in memory).
+            and OBD read it twice (an iterator that can be read only once is held in
+            memory).
         criterion: one of ``criteria()``.
-        loss_fn: as in ``gradient_moments``; cross-entropy by default.
+        loss_fn: as in ``gradient_moments``; cross-entropy by default, OBD's only one.
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
         seed: of the random criterion; a parameter's scores depend on it, the
@@ -154,13 +155,14 @@ def _scores(
     seed: int,
 ) -> dict[str, Tensor]:
     moments, products = statistics.moments, statistics.products
-    scores = {}
+    curvature, scores = statistics.curvature, {}
     for name, parameter in parameters.items():
         known = Statistics(
             w=parameter.detach(),
             m=moments and moments.mean[name],
             F=moments and moments.fisher[name],
             Hm=products and products[name],
+            H=curvature and curvature[name],
             g=moments.group_size if moments else 1,
             generator=stream(seed, name),
         )

@@ -1,19 +1,21 @@
-"""The statistics passes over the data: gradient moments, Hessian-gradient product.
+"""The statistics pass of first order, gradient moments, and how a tapped pass runs.
 
 A pass is slow and written once; what a criterion makes of it stands in ``criteria.py``.
 All passes run the model in eval mode, where samples do not mix, and leave weights,
-gradients, modes, buffers, hooks and the global random state as they found them.
+gradients, modes, buffers, hooks and the global random state as they found them. Those
+of second order stand in ``curvature.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.accumulators import BatchedMoments
+from fisherprune.contributions import Contribution
 from fisherprune.errors import FisherpruneError
 from fisherprune.guards import (
     Batches,
@@ -96,30 +98,65 @@ def gradient_moments(
         Gradient Descent", 2019, for F.
     """
     parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
-    check_unhooked(parameters)
-    model = eager(model)
-    group_size, checked = checked_group_size(group_size), False
+    group_size = checked_group_size(group_size)
+    moments = BatchedMoments(parameters, group_size)
+
+    def losses_of(outputs: Tensor, labels: Tensor) -> Tensor:
+        return sample_losses(outputs, labels, loss_fn)
+
+    op, model = "gradient_moments", eager(model)
     with evaluating(model):
-        moments = BatchedMoments(parameters, group_size)
-        for inputs, labels in checked_batches(batches, device_of(parameters)):
-            moments.begin(len(inputs))
-            tap = LayerTap(model, parameters, len(inputs), moments.add)
-            with tap.forward():
-                outputs = model(inputs)
-                losses = sample_losses(outputs, labels, loss_fn)
-            if not checked and len(inputs) > 1:
-                _check_samples_apart(model, inputs, outputs.detach(), parameters)
-                checked = True
+        for tap, n, losses in tapped_passes(
+            op, model, batches, parameters, losses_of, moments.add
+        ):
+            moments.begin(n)
             tap.backward(losses.sum())
             moments.end()
         samples, groups = moments.groups.samples, moments.groups.count
-        if samples == 0:
-            raise FisherpruneError(
-                "gradient_moments: batches must hold samples, got none"
-            )
         mean, fisher = moments.means()
     check_finite(fisher, "the mean squared gradient")  # then the mean is finite too
     return GradientMoments(mean, fisher, samples, groups, group_size)
+
+
+def tapped_passes(
+    op: str,
+    model: nn.Module,
+    batches: Batches,
+    parameters: Parameters,
+    head: Callable[[Tensor, Tensor], Tensor],
+    report: Callable[[str, Contribution], None],
+) -> Iterator[tuple[LayerTap, int, Tensor]]:
+    """Run the forward pass of each batch; what goes backward is the caller's.
+
+    Args:
+        op: named in errors.
+        model: within ``evaluating``.
+        batches: iterable of ``(inputs, labels)``.
+        parameters: the watched parameters by name.
+        head: ``(outputs, labels) -> Tensor``, what the caller goes backward from.
+        report: as of ``LayerTap``.
+
+    Yields:
+        the tap, the number of samples, and what ``head`` returned.
+
+    Raises:
+        FisherpruneError: where there is no batch, samples mix, or a parameter is hooked
+            or used outside of the supported layers.
+    """
+    check_unhooked(parameters)
+    empty, checked = True, False
+    for inputs, labels in checked_batches(batches, device_of(parameters)):
+        empty = False
+        tap = LayerTap(model, parameters, len(inputs), report, op)
+        with tap.forward():
+            outputs = model(inputs)
+            result = head(outputs, labels)
+        if not checked and len(inputs) > 1:
+            _check_samples_apart(op, model, inputs, outputs.detach(), parameters)
+            checked = True
+        yield tap, len(inputs), result
+    if empty:
+        raise FisherpruneError(f"{op}: batches must hold samples, got none")
 
 
 def checked_group_size(group_size: int) -> int:
@@ -139,21 +176,21 @@ def checked_group_size(group_size: int) -> int:
     return group_size
 
 
-def _check_samples_apart(model, inputs, outputs, parameters) -> None:
+def _check_samples_apart(op, model, inputs, outputs, parameters) -> None:
     """Run the last sample alone: its layers and its output must be the same.
 
     The last: what a sequence, a queue or a limited capacity makes of a sample depends
     on those before it.
     """
-    tap = LayerTap(model, parameters, 1, report=None)  # checks the layers' inputs
+    tap = LayerTap(model, parameters, 1, None, op)  # checks the layers' inputs
     with tap.forward():
         alone = model(inputs[-1:]).float()
     together = outputs[-1:].float()
     same = alone.shape == together.shape
     if not same or (alone - together).norm() > _tolerance(outputs) * together.norm():
         raise FisherpruneError(
-            "gradient_moments: samples mix: the model's output for a sample alone is "
-            "another than in a batch (or it is random in eval mode)"
+            f"{op}: samples mix: the model's output for a sample alone is another than "
+            "in a batch (or it is random in eval mode)"
         )
 
 
@@ -168,62 +205,3 @@ def _tolerance(outputs: Tensor) -> float:
         used = backends.mkldnn.matmul, backends.mkldnn.conv
     reduced = {"tf32": 1e-2, "bf16": 5e-2}
     return max(reduced.get(backend.fp32_precision, 1e-3) for backend in used)
-
-
-def hessian_gradient_product(
-    model: nn.Module,
-    batches: Batches,
-    moments: GradientMoments,
-    loss_fn: LossFn | None = None,
-    *,
-    parameters: Parameters | None = None,
-) -> dict[str, Tensor]:
-    r"""Compute :math:`H m`, the Hessian of the mean loss times its gradient.
-
-    :math:`H` is the Hessian of :math:`\frac1J \sum_j L_j` with respect to
-    ``parameters`` and :math:`m` its gradient, ``moments.mean``, over the same batches;
-    double backpropagation, one batch at a time.
-
-    Raises:
-        FisherpruneError: where the batches hold another number of samples this time.
-    """
-    parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
-    model = eager(model)
-    weights = list(parameters.values())
-    vector = [moments.mean[name] for name in parameters]
-    seen = 0
-    # Attention's fused kernels have no second derivative.
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
-        product = [torch.zeros_like(w) for w in weights]
-        for inputs, labels in checked_batches(batches, device_of(parameters)):
-            losses = sample_losses(model(inputs), labels, loss_fn)
-            share = _sample_weights(seen, len(inputs), moments).to(losses)
-            for total, part in zip(
-                product, _vector_hessian(losses @ share, weights, vector), strict=True
-            ):
-                total += part
-            seen += len(inputs)
-    if seen != moments.samples:
-        raise FisherpruneError(
-            "hessian_gradient_product: batches must hold the same "
-            f"{moments.samples} samples again, got {seen}; a list or DataLoader does"
-        )
-    return dict(zip(parameters, product, strict=True))
-
-
-def _vector_hessian(loss, weights, vector):
-    grads = torch.autograd.grad(
-        loss, weights, create_graph=True, materialize_grads=True
-    )
-    along = sum((g * v).sum() for g, v in zip(grads, vector, strict=True))
-    if not along.requires_grad:  # a loss that is linear in the weights
-        return [torch.zeros_like(w) for w in weights]
-    return torch.autograd.grad(along, weights, materialize_grads=True)
-
-
-def _sample_weights(first: int, count: int, moments: GradientMoments) -> Tensor:
-    """Return the weights of samples ``first ...`` in the mean over groups of means."""
-    g, last = moments.group_size, moments.groups - 1
-    group = torch.arange(first, first + count) // g
-    sizes = torch.where(group < last, g, moments.samples - last * g)
-    return 1.0 / (moments.groups * sizes.double())

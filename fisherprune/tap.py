@@ -25,8 +25,8 @@ from fisherprune.layers import CALLS, BatchNormLayer, Call, owner
 
 SUPPORTED = "conv1d, conv2d, linear and batch_norm"
 RECOMPUTING = (
-    "gradient_moments: activation checkpointing runs layers again untapped, and other "
-    "hooks on saved tensors may: they must be switched off for scoring"
+    "activation checkpointing runs layers again untapped, and other hooks on saved "
+    "tensors may: they must be switched off for scoring"
 )
 
 
@@ -37,8 +37,9 @@ class LayerTap(TorchFunctionMode):
         model: whose forward pass is tapped; only read, to say where a parameter is.
         parameters: the watched parameters by name.
         samples: N, the leading dimension that every watched layer's input must have.
-        report: called once per parameter: during the backward pass where the parameter
-            is used once, after it where several uses had to be joined.
+        report: called once per parameter and backward pass: during it where the
+            parameter is used once, after it where several uses had to be joined.
+        op: named in errors.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class LayerTap(TorchFunctionMode):
         parameters: dict[str, nn.Parameter],
         samples: int,
         report: Callable[[str, Contribution], None],
+        op: str,
     ):
         super().__init__()
         self.names = {id(p): name for name, p in parameters.items()}
@@ -54,6 +56,7 @@ class LayerTap(TorchFunctionMode):
         self.parameters = parameters
         self.samples = samples
         self.report = report
+        self.op = op
         self.uses = Counter()
         self.joined: dict[str, Contribution] = {}
         self.running = False  # whether the backward pass is the one of the losses
@@ -74,14 +77,14 @@ class LayerTap(TorchFunctionMode):
         except RuntimeError as error:
             if RECOMPUTING not in str(error):
                 raise
-            raise FisherpruneError(RECOMPUTING) from None
+            raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run supported functions of watched parameters through the tap."""
         kwargs = kwargs or {}
         if func not in CALLS:
             return func(*args, **kwargs)
-        call = CALLS[func](*args, **kwargs)
+        call = self._sorted_out(func, args, kwargs)
         names = tuple(self.names.get(id(p)) for p in (call.weight, call.bias))
         if names == (None, None):
             return self._unwatched(call, func, args, kwargs)
@@ -92,6 +95,12 @@ class LayerTap(TorchFunctionMode):
             for name, operand in zip(names, (call.weight, call.bias), strict=True)
         )
         return _TappedLayer.apply(call.input, self.anchor, *computed, call, names, self)
+
+    def _sorted_out(self, func, args, kwargs) -> Call:
+        try:
+            return CALLS[func](*args, **kwargs)
+        except FisherpruneError as error:
+            raise FisherpruneError(f"{self.op}: {error}") from None
 
     def _unwatched(self, call: Call, func, args, kwargs) -> Tensor:
         fixed = not any(map(_is_computed, (call.weight, call.bias)))
@@ -104,7 +113,7 @@ class LayerTap(TorchFunctionMode):
         fits = len(shape) == call.dims if call.dims else len(shape) >= 2
         if not fits or shape[0] != self.samples:
             raise FisherpruneError(
-                f"gradient_moments: the input of the layer of {name!r} must have the "
+                f"{self.op}: the input of the layer of {name!r} must have the "
                 f"batch's {self.samples} samples as its first dimension, got shape "
                 f"{list(shape)}"
             )
@@ -118,8 +127,12 @@ class LayerTap(TorchFunctionMode):
         else:
             self.joined[name] = contribution
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Run the backward pass of ``loss``; nothing receives a ``.grad``.
+
+        Args:
+            loss: a scalar.
+            again: whether another backward pass through the same calls follows.
 
         Raises:
             FisherpruneError: where a watched parameter is reached by another way than
@@ -128,11 +141,13 @@ class LayerTap(TorchFunctionMode):
         inputs = [self.anchor, *self.parameters.values()]
         self.running = True
         try:
-            outside = torch.autograd.grad(loss, inputs, allow_unused=True)
+            outside = torch.autograd.grad(
+                loss, inputs, allow_unused=True, retain_graph=again
+            )
         except RuntimeError as error:
             if "use_reentrant=True" not in str(error):
                 raise
-            raise FisherpruneError(RECOMPUTING) from None
+            raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
         finally:
             self.running = False
         for name, grad in zip(self.parameters, outside[1:], strict=True):
@@ -140,11 +155,12 @@ class LayerTap(TorchFunctionMode):
                 self._refuse(name)
         for name, contribution in self.joined.items():
             self.report(name, contribution)
+        self.joined.clear()
 
     def _refuse(self, name: str) -> None:
         where = owner(self.model, self.parameters[name])
         raise FisherpruneError(
-            f"gradient_moments: {name!r}, of {where}, is used outside of {SUPPORTED} "
+            f"{self.op}: {name!r}, of {where}, is used outside of {SUPPORTED} "
             "calls (in a fused or another kind of layer, or to compute a weight), "
             "where its per-sample gradients are not known: leave it out, by "
             "parameters={name: parameter, ...} of what can be scored or by "
@@ -206,7 +222,7 @@ class _TappedLayer(torch.autograd.Function):
         weight_name, bias_name = ctx.names
         if not ctx.tap.running:
             raise FisherpruneError(
-                "gradient_moments: the model or the loss takes gradients through the "
+                f"{ctx.tap.op}: the model or the loss takes gradients through the "
                 f"layer of {weight_name or bias_name!r} by itself, which are no "
                 "gradients of the samples' losses: leave it out of parameters"
             )

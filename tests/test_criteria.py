@@ -22,10 +22,11 @@ CODES = {
     "grasp_reversed",
     "fisher_diag",
     "fisher_pruner",
+    "obd",
     "fts",
     "fbss",
 }
-WITH_DATA = sorted(truth.formulas(*[torch.ones(1)] * 4, 1))
+WITH_DATA = sorted(truth.formulas(*[torch.ones(1)] * 5, 1))
 
 
 def test_codes():
@@ -39,11 +40,11 @@ def test_codes():
 
 @pytest.mark.parametrize("code", WITH_DATA)
 def test_formula(code):
-    w, m, hm = torch.randn(3, 50, dtype=torch.float64)
+    w, m, hm, h = torch.randn(4, 50, dtype=torch.float64)
     fisher = m.square() + torch.rand(50, dtype=torch.float64)
     fisher[:5] = m[:5] = 0
-    statistics = Statistics(w=w, m=m, F=fisher, Hm=hm, g=3)
-    expected = truth.formulas(w, m, fisher, hm, 3)[code]
+    statistics = Statistics(w=w, m=m, F=fisher, Hm=hm, H=h, g=3)
+    expected = truth.formulas(w, m, fisher, hm, h, 3)[code]
     torch.testing.assert_close(get_criterion(code).score(statistics), expected)
 
 
@@ -117,12 +118,17 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
     named = fp.prunable_parameters(model)
     moments = truth.moments(model, x, y, named, group_size)
     products = truth.hessian_gradient(model, x, y, named, group_size)
+    curvature = truth.gauss_newton_diagonal(model, x, named)
     found = fp.score_all(model, batches(x, y, 4), WITH_DATA, group_size=group_size)
     total = sum(p.numel() for p in named.values())
     for code in WITH_DATA:
         expected = {
             name: truth.formulas(
-                p.detach().double(), *moments[name], products[name], group_size
+                p.detach().double(),
+                *moments[name],
+                products[name],
+                curvature[name],
+                group_size,
             )[code]
             for name, p in named.items()
         }

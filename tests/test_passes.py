@@ -14,6 +14,7 @@ from fisherprune.passes import ModelStatistics, statistics_of
 from fisherprune.prune import needs_of, score_from
 from fisherprune.statistics_cache import StatisticsCache
 
+PASSES = ["gradient_moments", "hessian_gradient_product", "gauss_newton_diagonal"]
 CODES = [code for code in fp.criteria() if code != "none"]
 
 
@@ -29,7 +30,7 @@ def data():
 def runs(monkeypatch):
     """Name the passes that are run, in order."""
     names = []
-    for name in ("gradient_moments", "hessian_gradient_product"):
+    for name in PASSES:
         run = getattr(passes, name)
         monkeypatch.setattr(
             passes,
@@ -52,19 +53,21 @@ def test_cached_scores_are_the_same_bits(data, tmp_path, runs):
         for code in CODES:
             for name, s in plain[code].items():
                 assert torch.equal(scores[code][name], s), (code, name)
-    assert runs == ["gradient_moments", "hessian_gradient_product"]
+    assert runs == PASSES
     assert found.cached and found.samples == 13 and found.moments.groups == 7
 
 
-def test_grasp_after_others_runs_one_pass_more(data, tmp_path, runs):
+def test_second_order_after_others_runs_one_pass_more(data, tmp_path, runs):
     model, cache = conv_net(), StatisticsCache(tmp_path)
     first = statistics_of(model, data, ["moments"], cache=cache)
     more = statistics_of(model, data, needs_of(["grasp"]), cache=cache)
     again = statistics_of(model, data, needs_of(["fts", "grasp"]), cache=cache)
-    assert runs == ["gradient_moments", "hessian_gradient_product"]
+    curved = statistics_of(model, data, needs_of(["obd"]), cache=cache)
+    assert runs == PASSES
     assert [f.cached for f in (first, more, again)] == [False, False, True]
     assert more.seconds > first.seconds > 0 and again.seconds == more.seconds
     assert sorted(again.kinds) == ["hessian", "moments"] and first.products is None
+    assert sorted(curved.kinds) == ["gauss_newton", "moments"] and not curved.cached
 
 
 def test_other_data_and_other_arguments_run_anew(data, tmp_path, runs):
@@ -161,6 +164,8 @@ def test_mistakes(data, tmp_path):
         statistics_of(model, data, ["gradient"])
     with pytest.raises(fp.FisherpruneError, match="loss_fn must be left out where a"):
         statistics_of(model, data, ["moments"], loss_fn=torch.dot, cache=cache)
+    with pytest.raises(fp.FisherpruneError, match="loss_fn must be left out for gauss"):
+        statistics_of(model, data, needs_of(["obd"]), loss_fn=torch.dot)
     with pytest.raises(fp.FisherpruneError, match="group_size must be"):
         statistics_of(model, data, ["moments"], group_size=0, cache=cache)
     found = statistics_of(model, data, ["moments"])

@@ -27,7 +27,7 @@ def test_prune_by_layer():
     assert all(abs(d - 0.5) < 0.01 for d in masks.density().values())
 
 
-@pytest.mark.parametrize("code", ["grasp", "grasp_reversed"])
+@pytest.mark.parametrize("code", ["grasp", "grasp_reversed", "obd"])
 def test_data_that_can_be_read_only_once(code):
     model, (x, y) = conv_net(), data()
     once = fp.score(model, iter(batches(x, y, 5)), code)

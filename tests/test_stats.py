@@ -1,4 +1,4 @@
-"""gradient_moments and hessian_gradient_product against float64 loops."""
+"""gradient_moments against float64 loops."""
 
 import copy
 
@@ -6,12 +6,10 @@ import pytest
 import torch
 import truth
 from checks import assert_moments
-from nets import Mixing, SequenceNet, TwiceNet, batches, conv_net, data, randomized
+from nets import Mixing, SequenceNet, TwiceNet, batches, conv_net, data
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fisherprune as fp
-from fisherprune.stats import hessian_gradient_product
 
 NETS = {
     "conv": (conv_net, (3, 9, 9)),
@@ -208,24 +206,6 @@ def test_tied_weights():
     assert_moments(found, expected)
 
 
-@pytest.mark.parametrize("group_size", [1, 3])
-def test_hessian_gradient_product_equals_double_backpropagation(group_size):
-    model, (x, y) = randomized(conv_net()), data((3, 9, 9))
-    names = fp.prunable_parameters(model)
-    expected = truth.hessian_gradient(model, x, y, names, group_size)
-    found_moments = fp.gradient_moments(model, [(x, y)], group_size=group_size)
-    found = hessian_gradient_product(model, batches(x, y, 4), found_moments)
-    for name, product in expected.items():
-        assert truth.relative_error(found[name], product) < 1e-4, name
-
-
-def test_hessian_pass_refuses_other_data():
-    model, (x, y) = conv_net(), data((3, 9, 9))
-    moments = fp.gradient_moments(model, [(x, y)])
-    with pytest.raises(fp.FisherpruneError, match="same 13 samples again, got 5"):
-        hessian_gradient_product(model, [(x[:5], y[:5])], moments)
-
-
 class LongAlone(Mixing):
     """A layer that only long sequences pass; inputs [N, T, 4]."""
 
@@ -248,28 +228,3 @@ def test_a_parameter_that_some_batches_do_not_use(sizes, group_size):
         model, data, group_size=group_size, parameters=parameters
     )
     assert_moments(found, expected)
-
-
-class Attention(nn.Module):
-    """Fused attention between linear layers; inputs [N, T, 4]."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.head = nn.Linear(4, 24), nn.Linear(8, 5)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
-        h = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.head(h.squeeze(1).mean(1))
-
-
-def test_hessian_of_fused_attention():
-    model, (x, y) = Attention(), data((6, 4))
-    names = fp.prunable_parameters(model)
-    moments = fp.gradient_moments(model, [(x, y)])
-    assert_moments(moments, truth.moments(model, x, y, names))
-    found = hessian_gradient_product(model, batches(x, y, 4), moments)
-    with sdpa_kernel(SDPBackend.MATH):
-        expected = truth.hessian_gradient(model, x, y, names)
-    for name, product in expected.items():
-        assert truth.relative_error(found[name], product) < 1e-4

@@ -72,7 +72,45 @@ def hessian_gradient(model, x, y, names, group_size=1):
     return dict(zip(names, torch.autograd.grad(along, weights), strict=True))
 
 
-def formulas(w, m, fisher, hm, g):
+def gauss_newton_diagonal(model, x, names):
+    """Return {name: diagonal} of the matrix written out, one sample at a time."""
+    model = in_double(model)
+    named = dict(model.named_parameters())
+    weights = [named[name] for name in names]
+    total = [torch.zeros_like(w) for w in weights]
+    for i in range(len(x)):
+        scores = model(x[i : i + 1].double())[0]
+        rows = [
+            torch.autograd.grad(s, weights, retain_graph=True, materialize_grads=True)
+            for s in scores
+        ]
+        p = scores.detach().softmax(0)
+        hessian = p.diag() - p.outer(p)
+        for into, jacobian in zip(total, zip(*rows, strict=True), strict=True):
+            j = torch.stack(jacobian)
+            into += torch.einsum("c...,cd,d...->...", j, hessian, j)
+    return {name: t / len(x) for name, t in zip(names, total, strict=True)}
+
+
+def hessian_diagonal(model, x, y, names):
+    """Return {name: diagonal} of the mean loss's Hessian, one row at a time."""
+    model = in_double(model)
+    named = dict(model.named_parameters())
+    found = {}
+    for name in names:
+        weight = named[name]
+        (grad,) = torch.autograd.grad(
+            F.cross_entropy(model(x.double()), y), weight, create_graph=True
+        )
+        diagonal = [
+            torch.autograd.grad(g, weight, retain_graph=True)[0].view(-1)[i]
+            for i, g in enumerate(grad.view(-1))
+        ]
+        found[name] = torch.stack(diagonal).view_as(weight)
+    return found
+
+
+def formulas(w, m, fisher, hm, h, g):
     """Return the scores of every data-dependent criterion."""
     zero = torch.zeros_like(w)
     return {
@@ -81,6 +119,7 @@ def formulas(w, m, fisher, hm, g):
         "grasp": w * hm,
         "grasp_reversed": -w * hm,
         "fisher_diag": fisher,
+        "obd": w**2 * h / 2,
         "fisher_pruner": w**2 * fisher / 2,
         "fts": (w * m + g * w**2 * fisher / 2).abs(),
         "fts_deletion": (-w * m + g * w**2 * fisher / 2).abs(),

@@ -62,6 +62,7 @@ LOOKS = {
     "grasp_reversed": Look("#00875f", "<", DASHED),
     "fisher_diag": Look("#c9659a", "P", SOLID),
     "fisher_pruner": Look("#7a1f4f", "X", SOLID),
+    "obd": Look("#7a1f4f", "p", DASHED),
     "fts": Look("#d1450b", "*", SOLID),
     "fts_deletion": Look("#d1450b", ">", DASHED),
     "fbss": Look("#4b3bb3", "h", DOTTED),

@@ -1,0 +1,200 @@
+"""The passes of second order against float64 autograd, entry by entry."""
+
+import pytest
+import torch
+import truth
+from checks import assert_moments
+from nets import SequenceNet, TwiceNet, batches, conv_net, data, randomized
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fisherprune as fp
+from fisherprune.curvature import _softmax_hessian_root, hessian_gradient_product
+
+NETS = {
+    "conv": (conv_net, (3, 9, 9)),
+    "sequence": (SequenceNet, (4, 12)),
+    "twice": (TwiceNet, (4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("size", [1, 5, 13])
+def test_gauss_newton_diagonal_equals_that_of_the_matrix(net, size):
+    make, shape = NETS[net]
+    model, (x, y) = make(), data(shape)
+    parameters = dict(model.named_parameters())  # weights, biases, BatchNorm: all
+    expected = truth.gauss_newton_diagonal(model, x, parameters)
+    found = fp.gauss_newton_diagonal(model, batches(x, y, size), parameters=parameters)
+    assert list(found) == list(parameters)
+    for name, diagonal in expected.items():
+        assert found[name].dtype == torch.float32
+        assert truth.relative_error(found[name], diagonal) < 1e-4, name
+
+
+def relu_net(classes):
+    """Return piecewise linear layers of every kind; inputs [N, 2, 6, 6]."""
+    return randomized(
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(3, 4, 3),
+            nn.LeakyReLU(0.1),
+            nn.Flatten(),
+            nn.Linear(4, 6),
+            nn.Hardtanh(),
+            nn.Linear(6, classes),
+        )
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_of_a_piecewise_linear_network_it_is_the_hessians_diagonal(classes):
+    model, (x, y) = relu_net(classes), data((2, 6, 6), classes=classes)
+    parameters = dict(model.named_parameters())
+    expected = truth.hessian_diagonal(model, x, y, parameters)
+    found = fp.gauss_newton_diagonal(model, batches(x, y, 4), parameters=parameters)
+    for name, diagonal in expected.items():
+        assert truth.relative_error(found[name], diagonal) < 1e-4, name
+
+
+def test_labels_are_not_read():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    found = fp.gauss_newton_diagonal(model, [(x, y)])
+    other = fp.gauss_newton_diagonal(model, [(x, torch.full_like(y, 99))])
+    assert all(torch.equal(found[name], other[name]) for name in found)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 1e3, 1e6])
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+def test_root_of_the_softmax_hessian(spread, classes):
+    scores = torch.randn(20, classes) * spread
+    columns = list(_softmax_hessian_root(scores))
+    assert len(columns) == classes - 1
+    root = torch.stack(columns, 2).double()
+    p = scores.double().softmax(1)
+    hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    torch.testing.assert_close(root @ root.mT, hessian, rtol=1e-5, atol=1e-7)
+
+
+def test_a_network_that_is_sure_of_itself():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    with torch.no_grad():
+        model[-1].weight *= 1e4
+    found = fp.gauss_newton_diagonal(model, [(x, y)])
+    assert all(diagonal.isfinite().all() for diagonal in found.values())
+
+
+def test_autocast_goes_back_in_bfloat16():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    expected = fp.gauss_newton_diagonal(model, [(x, y)])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fp.gauss_newton_diagonal(model, [(x, y)])
+    for name, diagonal in expected.items():
+        assert 0 < truth.relative_error(found[name], diagonal.double()) < 0.1, name
+
+
+def test_everything_is_left_as_found():
+    model, (x, y) = conv_net().train(), data((3, 9, 9))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    random = torch.get_rng_state()
+    fp.gauss_newton_diagonal(model, [(x, y)])
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+class Reshaped(nn.Module):
+    """Class scores in another shape; inputs [N, 4]."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.fc, self.shape = nn.Linear(4, 6), shape
+
+    def forward(self, x):
+        return self.fc(x)[:, : self.shape[0]].view(-1, *self.shape[1:])
+
+
+@pytest.mark.parametrize(
+    "shape, came", [((1, 1), "4, 1"), ((1,), "4"), ((6, 3, 2), "4, 3, 2")]
+)
+def test_outputs_that_are_no_class_scores(shape, came):
+    model, (x, y) = Reshaped(shape), data((4,), 4)
+    match = rf"gauss_newton_diagonal: .* at least two classes, .* got \[{came}\]"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.gauss_newton_diagonal(model, [(x, y)], parameters={"fc": model.fc.weight})
+
+
+def test_other_outputs_that_are_refused():
+    model, (x, y) = Reshaped((6, 2)), data((4,), 4)
+    weight = {"fc": model.fc.weight}
+    match = r"must have the batch's 4 samples .* got \[12, 2\]"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
+    model.forward = lambda x: x
+    with pytest.raises(fp.FisherpruneError, match="does not depend on any parameter"):
+        fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
+    model.forward = lambda x: [x]
+    with pytest.raises(
+        fp.FisherpruneError, match="first dimension, got <class 'list'>"
+    ):
+        fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
+    with pytest.raises(
+        fp.FisherpruneError, match="gauss_newton_diagonal: batches must hold samples"
+    ):
+        fp.gauss_newton_diagonal(model, [], parameters=weight)
+
+
+def test_an_error_of_the_tap_names_the_pass():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    model[1].track_running_stats = False
+    model[1].running_mean = model[1].running_var = None
+    match = "gauss_newton_diagonal: a BatchNorm layer uses batch statistics"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.gauss_newton_diagonal(model, [(x, y)])
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_hessian_gradient_product_equals_double_backpropagation(group_size):
+    model, (x, y) = randomized(conv_net()), data((3, 9, 9))
+    names = fp.prunable_parameters(model)
+    expected = truth.hessian_gradient(model, x, y, names, group_size)
+    found_moments = fp.gradient_moments(model, [(x, y)], group_size=group_size)
+    found = hessian_gradient_product(model, batches(x, y, 4), found_moments)
+    for name, product in expected.items():
+        assert truth.relative_error(found[name], product) < 1e-4, name
+
+
+def test_hessian_pass_refuses_other_data():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    moments = fp.gradient_moments(model, [(x, y)])
+    with pytest.raises(fp.FisherpruneError, match="same 13 samples again, got 5"):
+        hessian_gradient_product(model, [(x[:5], y[:5])], moments)
+
+
+class Attention(nn.Module):
+    """Fused attention between linear layers; inputs [N, T, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 24), nn.Linear(8, 5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
+        h = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(h.squeeze(1).mean(1))
+
+
+def test_hessian_of_fused_attention():
+    model, (x, y) = Attention(), data((6, 4))
+    names = fp.prunable_parameters(model)
+    moments = fp.gradient_moments(model, [(x, y)])
+    assert_moments(moments, truth.moments(model, x, y, names))
+    found = hessian_gradient_product(model, batches(x, y, 4), moments)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = truth.hessian_gradient(model, x, y, names)
+    for name, product in expected.items():
+        assert truth.relative_error(found[name], product) < 1e-4
