@@ -50,6 +50,22 @@ def topk(record: dict) -> list[str]:
     return lines
 
 
+def curvature(record: dict) -> list[str]:
+    """Milliseconds and errors of every way to the Gauss-Newton diagonal."""
+    first = record["rows"][0]
+    lines = [
+        f"| Gauss-Newton diagonal, {first['network']}, batch {first['batch']} "
+        "| ms per image | times ours | error |",
+        "| --- | --- | --- | --- |",
+    ]
+    for r in record["rows"]:
+        what = f"**{r['what']}**" if r["what"] == "fisherprune" else r["what"]
+        lines.append(
+            f"| {what} | {r['ms']:.0f} | {r['to ours']:.2f} | {r['error']:.1e} |"
+        )
+    return lines
+
+
 def source(record: dict) -> str:
     """Say where and with what a table was measured."""
     e = record["environment"]
@@ -102,7 +118,7 @@ def age(record: dict) -> list[str]:
 def bodies() -> dict[str, str]:
     """Return what stands between the marks, by mark, as far as there are results."""
     found = {}
-    for table in (end_to_end, topk):
+    for table in (end_to_end, topk, curvature):
         path = RESULTS / f"{table.__name__}-cpu.json"
         if path.exists():
             record = json.loads(path.read_text())
