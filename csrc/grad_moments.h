@@ -13,9 +13,9 @@
 // h = p * stride_h - pad_h + y * dilation_h (zero outside of the image), w likewise.
 // A linear layer with T positions is the 1 x 1 convolution of a [N, in, T, 1] view.
 // Which samples form a group is fixed by their order. The order of the additions
-// depends on the shape, on the device's kind, and on strides and alignment, by which a
-// kernel is chosen; not on values, nor on the number of threads. So the same call has
-// the same result, bit for bit.
+// depends on the shape, on the device's kind, on strides and alignment, by which a
+// kernel is chosen, and where a kernel's rounding must be judged on the values; not on
+// the number of threads. So the same call has the same result, bit for bit.
 #pragma once
 
 #include <cstdint>

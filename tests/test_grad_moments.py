@@ -256,6 +256,48 @@ def test_what_is_zero_by_arithmetic_is_zero(name, density):
     assert found[1].count_nonzero() >= 0.99 * met[0].count_nonzero()
 
 
+def hidden(case, size, inputs=slice(None), outputs=slice(None)):
+    """Return a case in which large inputs lie where the gradient is zero."""
+    input, grad, weight, options = make(**case, seed=int(torch.randint(2**31, ())))
+    half = input.shape[-1] // 2
+    input[:, inputs, :, :half] *= size
+    grad[:, outputs, :, : half + 1] = 0
+    grad[:, :, :, : half + 1] *= 1e-3 / size  # of other outputs: they meet
+    return input, grad, weight, options
+
+
+@pytest.mark.parametrize("size", [10, 1e3, 1e5, 1e8])
+@pytest.mark.parametrize("name", [name for name in CASES if "wide_3x3" in name])
+def test_large_inputs_that_meet_no_gradient_spoil_nothing(name, size, restore_threads):
+    """Of a border that no loss sees, say: no weight may hear of its size."""
+    few = slice(3, 40), slice(20, 45)
+    for chosen in ((slice(None), slice(None)), few):
+        case = hidden(CASES[name], size, *chosen)
+        assert_right(*case)
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(moments(ops.grad_moments, *case))
+        assert all(map(torch.equal, *results))
+
+
+def test_products_beyond_float32_whose_sums_are_within():
+    input, grad, weight, options = make(**CASES["wide_3x3"])
+    assert_right(input * 2e18, grad * 0.01, weight, options)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_where_it_is_met(bad):
+    input, grad, weight, options = make(**CASES["wide_3x3_no_padding"])
+    input[0, 5, 0, 3] = bad
+    found = moments(ops.grad_moments, input, grad, weight, options)
+    truth = moments(reference.grad_moments, input, grad, weight, options, torch.float64)
+    for got, expected in zip(found, truth, strict=True):
+        fine = expected.isfinite()
+        assert torch.equal(got.isfinite(), fine) and not fine.all()
+        assert error(got[fine], expected[fine]) <= 1e-5
+
+
 def test_inputs_are_left_alone():
     input, grad, weight, options = make(**CASES["linear_wide"])
     before = input.clone(), grad.clone()

@@ -169,6 +169,36 @@ void Call::multiply(Block block, float* sum, float* sum_sq) {
   each_(tiles_.tasks(), [&](int64_t task) { tiles_.run(pass, task); });
 }
 
+const void* behind(const View4& view, int64_t channels) {
+  const int64_t bytes = view.dtype == Dtype::float32 ? 4 : 2;
+  return static_cast<const char*>(view.data) + channels * view.stride[1] * bytes;
+}
+
+// Adds the moments of a part of the weights of a 3 x 3 convolution, by way of
+// accumulators of its own.
+void add_part(const GradMoments& all, const Part& part, const Microkernels& kernels,
+              const ParallelFor& each, int64_t threads) {
+  GradMoments some = all;
+  some.shape.channels = part.channels;
+  some.shape.outputs = part.outputs;
+  some.input.data = behind(all.input, part.channel);
+  some.grad.data = behind(all.grad, part.output);
+  const int64_t patch = some.shape.patch(), size = part.outputs * patch;
+  const Floats own = new_floats(2 * size);
+  std::fill_n(own.get(), 2 * size, 0.f);
+  some.sum = own.get();
+  some.sum_sq = own.get() + size;
+  Call(some, kernels, each, threads).run();
+  const int64_t taps = all.shape.kernel_h * all.shape.kernel_w;
+  each(part.outputs, [&](int64_t o) {
+    const int64_t to = (part.output + o) * all.shape.patch() + part.channel * taps;
+    for (int64_t i = 0; i < patch; ++i) {
+      all.sum[to + i] += some.sum[o * patch + i];
+      all.sum_sq[to + i] += some.sum_sq[o * patch + i];
+    }
+  });
+}
+
 void one_by_one(int64_t count, const std::function<void(int64_t)>& body) {
   for (int64_t i = 0; i < count; ++i) body(i);
 }
@@ -182,10 +212,9 @@ void grad_moments_core(const GradMoments& moments, Capability capability,
   const int64_t work = s.samples * s.positions() * s.outputs * s.patch();
   const ParallelFor each = work < tuning::kSerialWork ? one_by_one : parallel_for;
   const Microkernels& kernels = microkernels(capability);
-  if (winograd_pays(s, kernels))
-    grad_moments_winograd(moments, kernels, each, threads);
-  else
-    Call(moments, kernels, each, threads).run();
+  if (!winograd_pays(s, kernels)) return Call(moments, kernels, each, threads).run();
+  for (const Part& part : grad_moments_winograd(moments, kernels, each, threads))
+    add_part(moments, part, kernels, each, threads);
 }
 
 }  // namespace fisherprune

@@ -3,7 +3,8 @@
 // then, panel of channels by panel of channels, the inputs. The micro-kernel multiplies
 // them place by place, turns the 36 sums of a unit into 9 taps, and adds these and
 // their squares to the task's moments. At the end the moments are transposed and added
-// to the accumulators.
+// to the accumulators, but for those that rounding has spoilt: they are left to the
+// plain way.
 //
 // Memory traffic. A task reads what it transforms, and what it makes of it, more than
 // twice as large, stays in its second-level cache: tasks that share it would wait for
@@ -15,6 +16,8 @@
 #include "grad_moments_winograd.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "accumulator_tile.h"
@@ -70,7 +73,8 @@ class Winograd {
   // `threads` only decides how much a task owns, never the result.
   Winograd(const GradMoments& moments, const Microkernels& kernels, int64_t threads);
   int64_t tasks() const { return columns_ * tasks_per_column_; }
-  void run(int64_t task) const;
+  void run(int64_t task);
+  std::vector<Part> lost() const;
 
  private:
   // Some channels of one column.
@@ -88,6 +92,7 @@ class Winograd {
     float* sum;
     float* sum_sq;
     float* carry;  // sums of unfinished groups
+    float* power;  // [panel][vector][3][lane], as the micro-kernel adds it
   };
 
   Tile tile_of(int64_t task) const;
@@ -96,6 +101,7 @@ class Winograd {
   void transform_grad(Block block, const Tile& tile, const Scratch& scratch) const;
   void multiply(const std::vector<Run>& runs, const Tile& tile, int64_t channel,
                 const Scratch& scratch) const;
+  void leave_out_lost(const Tile& tile, const Scratch& scratch);
   AccumulatorTile target(const Tile& tile, float* accumulator) const;
 
   winograd::Grid grid_of(int64_t unit) const {
@@ -117,6 +123,8 @@ class Winograd {
   const int64_t tiles_;   // of a full unit
   const int64_t stride_;  // tiles from one place to the next: odd, so that places lie
                           // in several sets of the cache
+  const int64_t panels_, vectors_;  // in all
+  std::vector<uint8_t> lost_;       // [vector][panel]
 };
 
 Winograd::Winograd(const GradMoments& moments, const Microkernels& kernels,
@@ -135,7 +143,10 @@ Winograd::Winograd(const GradMoments& moments, const Microkernels& kernels,
       tasks_per_column_(ceil_div(shape_.channels, task_channels_)),
       units_(choose_units(shape_)),
       tiles_(units_.unit_rows * units_.cols),
-      stride_(tiles_ | 1) {}
+      stride_(tiles_ | 1),
+      panels_(ceil_div(shape_.channels, lanes_)),
+      vectors_(ceil_div(shape_.outputs, lanes_)),
+      lost_(panels_ * vectors_) {}
 
 Winograd::Tile Winograd::tile_of(int64_t task) const {
   const int64_t channel = task % tasks_per_column_ * task_channels_;
@@ -151,17 +162,26 @@ Winograd::Scratch Winograd::scratch() const {
   const int64_t input = units_.block_units * unit_floats(lanes_);
   const int64_t grad = units_.block_units * unit_floats(column_);
   const int64_t moments = task_channels_ * kTaps * column_;
-  float* const all = scratch_floats(round_up(packed, 16) + input + grad + 3 * moments);
+  const int64_t power = 3 * task_.panels * column_;
+  float* const all =
+      scratch_floats(round_up(packed, 16) + input + grad + 3 * moments + power);
   float* const first = all + round_up(packed, 16);
   float* const sum = first + input + grad;
-  return {all, first, first + input, sum, sum + moments, sum + 2 * moments};
+  return {all,
+          first,
+          first + input,
+          sum,
+          sum + moments,
+          sum + 2 * moments,
+          sum + 3 * moments};
 }
 
-void Winograd::run(int64_t task) const {
+void Winograd::run(int64_t task) {
   const Tile tile = tile_of(task);
   const Scratch own = scratch();
   std::fill_n(own.sum, task_channels_ * kTaps * tile.width, 0.f);
   std::fill_n(own.sum_sq, task_channels_ * kTaps * tile.width, 0.f);
+  std::fill_n(own.power, 3 * task_.panels * tile.width, 0.f);
   for (int64_t u = 0; u < units_.count; u += units_.block_units) {
     const Block block = units_.block_at(u);
     const std::vector<Run> runs = units_.runs_of(block, tiles_);
@@ -171,6 +191,7 @@ void Winograd::run(int64_t task) const {
       multiply(runs, tile, c, own);
     }
   }
+  leave_out_lost(tile, own);
   target(tile, moments_.sum).add(kernels_, own.sum, tile.width);
   target(tile, moments_.sum_sq).add(kernels_, own.sum_sq, tile.width);
 }
@@ -217,11 +238,68 @@ void Winograd::multiply(const std::vector<Run>& runs, const Tile& tile, int64_t 
   const int64_t rows = winograd_.rows;
   const winograd::MicroTile micro_tile = winograd_.micro_tile[tile.width / lanes_];
   const int64_t last = std::min(first + lanes_, tile.channels);
+  float* const power = own.power + 3 * first / lanes_ * tile.width;
   for (int64_t c = first; c < last; c += rows) {
     const int64_t at = c * kTaps * tile.width;
     micro_tile({own.input + (c - first), own.grad, stride_}, runs.data(), runs.size(),
-               own.sum + at, own.sum_sq + at, own.carry + at);
+               own.sum + at, own.sum_sq + at, own.carry + at, power);
   }
+}
+
+float sum_of(const float* values, int64_t count) {
+  return std::accumulate(values, values + count, 0.f);
+}
+
+// Whether the rounding of the products, which are of this power, or what was taken for
+// zero may be more than the taps can bear.
+bool is_lost(const float* power, int64_t lanes) {
+  const float products = sum_of(power, lanes), taps = sum_of(power + lanes, lanes);
+  const float zeros = sum_of(power + 2 * lanes, lanes);
+  return !(std::isfinite(products) && products <= tuning::kWinogradMostLoss * taps &&
+           zeros <= tuning::kWinogradMostZeros * taps);
+}
+
+// Notes which panels are lost for which vectors, and clears their moments.
+void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
+  const int64_t vectors = tile.width / lanes_;
+  for (int64_t c = 0; c < tile.channels; c += lanes_)
+    for (int64_t v = 0; v < vectors; ++v) {
+      if (!is_lost(own.power + 3 * (c / lanes_ * tile.width + v * lanes_), lanes_))
+        continue;
+      lost_[(tile.output / lanes_ + v) * panels_ + (tile.channel + c) / lanes_] = 1;
+      const int64_t first = c * kTaps,
+                    last = std::min(c + lanes_, tile.channels) * kTaps;
+      for (int64_t row = first; row < last; ++row) {
+        std::fill_n(own.sum + row * tile.width + v * lanes_, lanes_, 0.f);
+        std::fill_n(own.sum_sq + row * tile.width + v * lanes_, lanes_, 0.f);
+      }
+    }
+}
+
+// As few rectangles as panels side by side make that are the same for vectors side by
+// side.
+std::vector<Part> Winograd::lost() const {
+  std::vector<Part> parts;
+  for (int64_t v = 0; v < vectors_; ++v) {
+    const uint8_t* const lost = lost_.data() + v * panels_;
+    const int64_t output = v * lanes_, end = std::min(output + lanes_, shape_.outputs);
+    for (int64_t p = 0, last; p < panels_; p = last + 1) {
+      last = std::find(lost + p, lost + panels_, 0) - lost;
+      if (last == p) continue;
+      const int64_t channel = p * lanes_;
+      const int64_t channels = std::min(last * lanes_, shape_.channels) - channel;
+      const auto above =
+          std::find_if(parts.begin(), parts.end(), [&](const Part& part) {
+            return part.channel == channel && part.channels == channels &&
+                   part.output + part.outputs == output;
+          });
+      if (above != parts.end())
+        above->outputs = end - above->output;
+      else
+        parts.push_back({channel, channels, output, end - output});
+    }
+  }
+  return parts;
 }
 
 AccumulatorTile Winograd::target(const Tile& tile, float* accumulator) const {
@@ -265,10 +343,12 @@ bool winograd_pays(const ConvShape& s, const Microkernels& kernels) {
          winograd_cost(s) < plain_cost(s);
 }
 
-void grad_moments_winograd(const GradMoments& moments, const Microkernels& kernels,
-                           const ParallelFor& each, int64_t threads) {
-  const Winograd winograd(moments, kernels, threads);
+std::vector<Part> grad_moments_winograd(const GradMoments& moments,
+                                        const Microkernels& kernels,
+                                        const ParallelFor& each, int64_t threads) {
+  Winograd winograd(moments, kernels, threads);
   each(winograd.tasks(), [&](int64_t task) { winograd.run(task); });
+  return winograd.lost();
 }
 
 }  // namespace fisherprune

@@ -2,6 +2,9 @@
 // multiplications where 144 are usual. Free of torch.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "../grad_moments.h"
 #include "grad_moments_core.h"
 #include "microkernel.h"
@@ -12,7 +15,17 @@ namespace fisherprune {
 // instructions alone.
 bool winograd_pays(const ConvShape& shape, const Microkernels& kernels);
 
-void grad_moments_winograd(const GradMoments& moments, const Microkernels& kernels,
-                           const ParallelFor& each, int64_t threads);
+// A rectangle of the weights.
+struct Part {
+  int64_t channel, channels, output, outputs;
+};
+
+// Adds the moments, but of parts where rounding would be too much of them; these are
+// returned, with nothing added. That is where products much larger than the gradients
+// cancel, since large inputs lie beside what meets a gradient, and where numbers
+// overflow or are none. Which parts depends on the numbers, not on the threads.
+std::vector<Part> grad_moments_winograd(const GradMoments& moments,
+                                        const Microkernels& kernels,
+                                        const ParallelFor& each, int64_t threads);
 
 }  // namespace fisherprune

@@ -70,9 +70,10 @@ struct Operands {
 
 // Multiplies some channels by all lanes of a column, unit by unit: the runs are of one
 // unit each, in tiles. sum and sum_sq are [channel][tap][lane], the carry
-// [channel][vector][tap][lane].
+// [channel][vector][tap][lane]. To the power, [vector][3][lane], it adds the squares of
+// the 36 sums, of the taps that come of them, and of those that it takes for zero.
 using MicroTile = void (*)(const Operands& operands, const Run* runs, int64_t run_count,
-                           float* sum, float* sum_sq, float* carry);
+                           float* sum, float* sum_sq, float* carry, float* power);
 
 struct Kernels {
   int64_t rows;             // channels of a micro-tile

@@ -5,7 +5,7 @@
 // a that they meet are A [(G d G^T) * (B a B^T)] A^T, 36 multiplications where 144 are
 // usual. The products of all tiles of a sample are added up before A is applied, once a
 // sample. Of the points that one may choose, 0, 1, -1, 1/2, -2 and infinity have the
-// least rounding: about four times that of plain sums.
+// least rounding: about four times that of plain sums of dense data.
 //
 // Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016; Barabasz
 // et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
@@ -117,9 +117,10 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_tiles(const float* input,
 
 // g = A m A^T. A tap whose inputs never meet a gradient is zero, but as sums of the 36
 // products only up to rounding, 2^-21 of their norm and seldom 2^-19: what is less than
-// 2^-18 is taken for zero. So weights without a gradient have no moments at all.
+// 2^-18 is taken for zero. So weights without a gradient have no moments, unless much
+// larger products cancelled.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void taps_of(const float* products, int64_t place,
-                                                   Vec* g) {
+                                                   Vec* g, Vec* power) {
   Vec half[3][kReach], squares[3] = {};
   FISHERPRUNE_UNROLL
   for (int x = 0; x < kReach; ++x) {
@@ -133,11 +134,22 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void taps_of(const float* products, int64_
     FISHERPRUNE_UNROLL
     for (int i = 0; i < 3; ++i) half[i][x] = y[i];
   }
-  const Vec least = (squares[0] + squares[1] + squares[2]) * 0x1p-36f;
+  const Vec all = squares[0] + squares[1] + squares[2], least = all * 0x1p-36f;
+  power[0] += all;
   FISHERPRUNE_UNROLL
-  for (int i = 0; i < 3; ++i) times_a(half[i], g + i * 3);
-  FISHERPRUNE_UNROLL
-  for (int i = 0; i < kTaps; ++i) g[i] = g[i] * g[i] < least ? Vec{} : g[i];
+  for (int i = 0; i < 3; ++i) {
+    times_a(half[i], g + i * 3);
+    Vec taps{}, zeros{};
+    FISHERPRUNE_UNROLL
+    for (int j = i * 3; j < i * 3 + 3; ++j) {
+      const Vec square = g[j] * g[j];
+      taps += square;
+      zeros += square < least ? square : Vec{};
+      g[j] = square < least ? Vec{} : g[j];
+    }
+    power[1] += taps;
+    power[2] += zeros;
+  }
 }
 
 // One call runs over some units of a block for R channels and V vectors of outputs: the
@@ -146,8 +158,9 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void taps_of(const float* products, int64_
 template <int R, int V>
 FISHERPRUNE_TARGET void winograd_tile(const winograd::Operands& operands,
                                       const Run* runs, int64_t run_count, float* sum,
-                                      float* sum_sq, float* carry) {
+                                      float* sum_sq, float* carry, float* power) {
   constexpr int64_t place = R * V * kLanes;
+  Vec powers[3 * V] = {};
   alignas(64) float products[kPlaces * place];
   const float *input = operands.input, *grad = operands.grad;
   for (const Run* run = runs; run < runs + run_count; ++run) {
@@ -159,10 +172,12 @@ FISHERPRUNE_TARGET void winograd_tile(const winograd::Operands& operands,
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
         Vec taps[kTaps];
-        taps_of(products + (r * V + v) * kLanes, place, taps);
+        taps_of(products + (r * V + v) * kLanes, place, taps, powers + 3 * v);
         const int64_t at = (r * kTaps * V + v) * kLanes;
         end_run<kTaps, 1>(*run, taps, V * kLanes, sum + at, sum_sq + at,
                           carry + (r * V + v) * kTaps * kLanes);
       }
   }
+  for (int i = 0; i < 3 * V; ++i)
+    store(power + i * kLanes, load(power + i * kLanes) + powers[i]);
 }
