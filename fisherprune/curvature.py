@@ -5,6 +5,7 @@ Like those of ``stats.py`` they leave everything as they found it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -30,6 +31,9 @@ from fisherprune.losses import (
     sample_losses,
 )
 from fisherprune.stats import GradientMoments, tapped_passes
+
+GRADIENT_TOLERANCE = 5e-2
+"""Of the same gradient found twice, where TF32 or bfloat16 may be at work."""
 
 
 def gauss_newton_diagonal(
@@ -66,6 +70,13 @@ def gauss_newton_diagonal(
         Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient
         Descent", 2002; Dangel et al., "BackPACK", 2020.
     """
+    return gauss_newton_pass(model, batches, parameters)[0]
+
+
+def gauss_newton_pass(
+    model: nn.Module, batches: Batches, parameters: Parameters | None = None
+) -> tuple[dict[str, Tensor], int]:
+    """Return ``gauss_newton_diagonal`` and the number of samples seen."""
     parameters, samples = checked_parameters(model, parameters), 0
     moments = BatchedMoments(parameters, group_size=1)
     op, model = "gauss_newton_diagonal", eager(model)
@@ -83,20 +94,27 @@ def gauss_newton_diagonal(
         _, squares = moments.means()
         diagonal = {name: s.mul_(columns / samples) for name, s in squares.items()}
     check_finite(diagonal, "the Gauss-Newton diagonal")
-    return diagonal
+    return diagonal, samples
 
 
 def _class_scores(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return the model's outputs if they are class scores of the batch."""
-    shape = list(checked_outputs(outputs, labels).shape)
+    op, shape = "gauss_newton_diagonal", list(checked_outputs(outputs, labels).shape)
     if len(shape) != 2 or shape[1] < 2:
         raise FisherpruneError(
-            "gauss_newton_diagonal: the model's output must be scores of at least two "
-            f"classes, [N, classes], got {shape}"
+            f"{op}: the model's output must be scores of at least two classes, "
+            f"[N, classes], got {shape}"
         )
     if not outputs.requires_grad:
         raise FisherpruneError(
-            "the model's output does not depend on any parameter of the model"
+            f"{op}: the model's output must depend on a parameter of the model"
+        )
+    finite = outputs.detach().isfinite().all(1)
+    if not finite.all():
+        bad = int((~finite).nonzero()[0, 0])
+        raise FisherpruneError(
+            f"{op}: the model's output must be finite, got "
+            f"{outputs[bad].tolist()} for sample {bad} of a batch"
         )
     return outputs
 
@@ -141,7 +159,8 @@ def hessian_gradient_product(
     double backpropagation, one batch at a time.
 
     Raises:
-        FisherpruneError: where the batches hold another number of samples this time.
+        FisherpruneError: where the batches hold other samples this time, by their
+            number or by their gradient.
     """
     parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
     model = eager(model)
@@ -150,31 +169,49 @@ def hessian_gradient_product(
     seen = 0
     # Attention's fused kernels have no second derivative.
     with evaluating(model), sdpa_kernel(SDPBackend.MATH):
-        product = [torch.zeros_like(w) for w in weights]
+        product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
         for inputs, labels in checked_batches(batches, device_of(parameters)):
             losses = sample_losses(model(inputs), labels, loss_fn)
             share = _sample_weights(seen, len(inputs), moments).to(losses)
-            for total, part in zip(
-                product, _vector_hessian(losses @ share, weights, vector), strict=True
-            ):
-                total += part
+            parts = _vector_hessian(losses @ share, weights, vector)
+            for totals, some in zip((gradient, product), parts, strict=True):
+                for total, part in zip(totals, some, strict=True):
+                    total += part.detach()
             seen += len(inputs)
     if seen != moments.samples:
         raise FisherpruneError(
             "hessian_gradient_product: batches must hold the same "
             f"{moments.samples} samples again, got {seen}; a list or DataLoader does"
         )
+    if not _is_gradient(gradient, vector, moments):
+        raise FisherpruneError(
+            "hessian_gradient_product: batches must hold the same samples again, but "
+            "their gradient is another; a DataLoader with a generator of its own draws "
+            "others each time: make a list of its batches"
+        )
     return dict(zip(parameters, product, strict=True))
 
 
 def _vector_hessian(loss, weights, vector):
+    """Return the gradient and the product."""
     grads = torch.autograd.grad(
         loss, weights, create_graph=True, materialize_grads=True
     )
     along = sum((g * v).sum() for g, v in zip(grads, vector, strict=True))
     if not along.requires_grad:  # a loss that is linear in the weights
-        return [torch.zeros_like(w) for w in weights]
-    return torch.autograd.grad(along, weights, materialize_grads=True)
+        return grads, [torch.zeros_like(w) for w in weights]
+    return grads, torch.autograd.grad(along, weights, materialize_grads=True)
+
+
+def _is_gradient(found, expected, moments: GradientMoments) -> bool:
+    """Return whether it is ``expected``, up to what rounding does to single samples."""
+
+    def norm(tensors) -> float:
+        return math.hypot(*(torch.linalg.vector_norm(t).item() for t in tensors))
+
+    error = norm(f - e for f, e in zip(found, expected, strict=True))
+    single = math.sqrt(sum(f.sum().item() for f in moments.fisher.values()))
+    return error <= GRADIENT_TOLERANCE * (norm(expected) + 0.02 * single)
 
 
 def _sample_weights(first: int, count: int, moments: GradientMoments) -> Tensor:

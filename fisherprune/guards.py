@@ -21,8 +21,10 @@ Parameters = dict[str, nn.Parameter]
 def evaluating(model: nn.Module):
     """Eval mode with gradients on; what the model's forward may change is put back.
 
-    That is modes, buffers and the global random state. Inference mode is left, and
-    compiled parts run as they are written: compiled code can't be tapped.
+    That is modes, buffers, embeddings that it renormalizes and the global random state.
+    Modes are set without ``eval()`` and ``train()``, in which some modules change
+    weights. Inference mode is left, and compiled parts run as they are written:
+    compiled code can't be tapped.
     """
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
@@ -32,8 +34,10 @@ def evaluating(model: nn.Module):
         torch.enable_grad(),
         _uncompiled(),
         _kept_buffers(model),
+        _kept_embeddings(model),
     ):
-        model.eval()
+        for module, _ in modes:
+            module.training = False
         try:
             yield
         finally:
@@ -50,21 +54,47 @@ def _uncompiled() -> AbstractContextManager:
 
 @contextmanager
 def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    kept = [
-        (module._buffers, name, buffer, buffer._version, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if not buffer.is_inference()  # those can't be changed
+    """Put back the values of buffers, and which buffers there are."""
+    kept = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    values = [
+        (buffer, buffer._version, buffer.detach().clone())
+        for _, buffers in kept
+        for buffer in buffers.values()
+        if buffer is not None and not buffer.is_inference()  # those can't be changed
     ]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffers, name, buffer, version, before in kept:
-                if buffer._version != version:
-                    buffer.copy_(before)
-                if name not in buffers or buffers[name] is not buffer:
-                    buffers[name] = buffer
+        for now, before in kept:
+            if [*now] != [*before] or any(now[n] is not b for n, b in before.items()):
+                now.clear()
+                now.update(before)
+        _put_back(values)
+
+
+@torch.no_grad()
+def _put_back(values: list[tuple[Tensor, int, Tensor]]) -> None:
+    for tensor, version, before in values:
+        if tensor.shape != before.shape:
+            tensor.resize_(before.shape)
+        # What changes ``tensor.data`` counts no version.
+        if tensor._version != version or not torch.equal(tensor, before):
+            tensor.copy_(before)
+
+
+@contextmanager
+def _kept_embeddings(model: nn.Module) -> Iterator[None]:
+    """Put back the weights that a lookup with ``max_norm`` scales."""
+    values = [
+        (module.weight, module.weight._version, module.weight.detach().clone())
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        and module.max_norm is not None
+    ]
+    try:
+        yield
+    finally:
+        _put_back(values)
 
 
 def eager(model: nn.Module) -> nn.Module:
@@ -97,7 +127,7 @@ def checked_batches(batches: Batches, device: torch.device) -> Iterator:
                 f"batch {i} must have at least one sample and one label for each, got "
                 f"{len(inputs)} inputs and {len(labels)} labels"
             )
-        yield _usable(inputs, device), _usable(labels, device)
+        yield _own(inputs, device), _usable(labels, device)
 
 
 def _described(value: object) -> str:
@@ -109,6 +139,12 @@ def _described(value: object) -> str:
         return kind
     items = [_described(item) for item in value[:4]] + ["..."] * (len(value) > 4)
     return f"{kind} of ({', '.join(items)})"
+
+
+def _own(inputs: Tensor, device: torch.device) -> Tensor:
+    """Return the inputs on ``device``, a copy: the model may change them in place."""
+    moved = _usable(inputs, device)
+    return moved.clone() if moved is inputs else moved
 
 
 def _usable(tensor: Tensor, device: torch.device) -> Tensor:

@@ -37,6 +37,8 @@ class Hold:
             hooks.callback(after_step.remove)
             self._hooks = hooks.pop_all()
         self._zero()
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.state.clear()  # its history is of all parameters in one vector
         self._zero_state(optimizer)
 
     def _own(self, module: nn.Module) -> dict[str, Tensor]:
@@ -78,9 +80,22 @@ def _on_gradient(parameter: nn.Parameter, hook):
 
 def _mask_grad(out: Tensor):
     def hook(parameter: nn.Parameter) -> None:
-        parameter.grad.masked_fill_(out, 0.0)
+        if parameter.grad.is_sparse:
+            parameter.grad = _mask_rows(parameter.grad, out)
+        else:
+            parameter.grad.masked_fill_(out, 0.0)
 
     return hook
+
+
+def _mask_rows(grad: Tensor, out: Tensor) -> Tensor:
+    """Mask the sparse gradient of an embedding, which holds some of its rows."""
+    grad = grad.coalesce()
+    rows = grad.indices()[0]
+    values = grad.values().masked_fill(out[rows], 0.0)
+    return torch.sparse_coo_tensor(
+        grad.indices(), values, grad.shape, check_invariants=False, is_coalesced=True
+    )
 
 
 class _AfterLoad:

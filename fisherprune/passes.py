@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.contents import UnreadableError
-from fisherprune.curvature import gauss_newton_diagonal, hessian_gradient_product
+from fisherprune.curvature import gauss_newton_pass, hessian_gradient_product
 from fisherprune.errors import FisherpruneError
 from fisherprune.fingerprint import fingerprint
 from fisherprune.guards import Batches, Parameters, checked_parameters, device_of
@@ -37,6 +37,8 @@ class ModelStatistics:
     """Hessian-gradient products by parameter name."""
     curvature: dict[str, Tensor] | None = None
     """Gauss-Newton diagonal by parameter name."""
+    samples: int = 0
+    """Samples that a pass saw; 0 without a pass."""
     seconds: float = 0.0
     """Wall time of the passes, when they were run."""
     cached: bool = False
@@ -51,11 +53,6 @@ class ModelStatistics:
             "gauss_newton": self.curvature,
         }
         return frozenset(kind for kind, found in known.items() if found is not None)
-
-    @property
-    def samples(self) -> int:
-        """Samples that a pass saw; 0 without a pass."""
-        return self.moments.samples if self.moments else 0
 
 
 def statistics_of(
@@ -76,7 +73,7 @@ def statistics_of(
         batches: not read where nothing is needed; read once for each pass and, with a
             cache, once for the key (an iterator that can be read only once is held in
             memory).
-        needs: of "moments", "hessian" and "gauss_newton", which include the first.
+        needs: of "moments", "hessian", which includes the former, and "gauss_newton".
         loss_fn: left out with a cache, which can't tell one loss from another, and
             with "gauss_newton", which is of cross-entropy.
         group_size: samples whose mean gradient is squared as one.
@@ -93,8 +90,8 @@ def statistics_of(
         return ModelStatistics()
     if loss_fn is not None and "gauss_newton" in needs:
         raise FisherpruneError(
-            "statistics_of: loss_fn must be left out for gauss_newton, which is of "
-            "cross-entropy alone"
+            "loss_fn must be left out for the Gauss-Newton diagonal (criterion obd), "
+            "which is that of cross-entropy"
         )
     if isinstance(batches, Iterator) and (cache is not None or len(needs) > 1):
         batches = list(batches)
@@ -114,22 +111,29 @@ def statistics_of(
         }
         return cache.get(f"{key}-{kind}", shapes, lambda: _timed(run, device))
 
+    entries, moments = {}, None
     data = {"model": model, "batches": batches, "parameters": parameters}
-    run = partial(_run_moments, **data, loss_fn=loss_fn, group_size=group_size)
-    entries = {"moments": obtain("moments", run)}
-    moments = _moments(entries["moments"], parameters, group_size)
-    more = {
-        "hessian": partial(_run_hessian, **data, moments=moments, loss_fn=loss_fn),
-        "gauss_newton": partial(_run_gauss_newton, **data, moments=moments),
-    }
-    found = {}
-    for kind in [kind for kind in more if kind in needs]:
-        entries[kind] = obtain(kind, more[kind])
-        found[kind] = _part(entries[kind], *PARTS[kind], parameters)
+    if "moments" in needs:
+        run = partial(_run_moments, **data, loss_fn=loss_fn, group_size=group_size)
+        entries["moments"] = obtain("moments", run)
+        moments = _moments(entries["moments"], parameters, group_size)
+    if "hessian" in needs:
+        run = partial(_run_hessian, **data, moments=moments, loss_fn=loss_fn)
+        entries["hessian"] = obtain("hessian", run)
+    if "gauss_newton" in needs:
+        run = partial(_run_gauss_newton, **data)
+        entries["gauss_newton"] = obtain("gauss_newton", run)
+
+    def found(kind: str) -> dict[str, Tensor] | None:
+        if kind not in entries:
+            return None
+        return _part(entries[kind], *PARTS[kind], parameters)
+
     return ModelStatistics(
         moments,
-        found.get("hessian"),
-        found.get("gauss_newton"),
+        found("hessian"),
+        found("gauss_newton"),
+        samples=next(iter(entries.values())).samples,
         seconds=sum(entry.seconds for entry in entries.values()),
         cached=all(entry.cached for entry in entries.values()),
     )
@@ -149,9 +153,9 @@ def _run_hessian(model, batches, parameters, loss_fn, moments) -> Entry:
     return Entry(_joined(product=product), moments.samples, moments.groups)
 
 
-def _run_gauss_newton(model, batches, parameters, moments) -> Entry:
-    diagonal = gauss_newton_diagonal(model, batches, parameters=parameters)
-    return Entry(_joined(diagonal=diagonal), moments.samples, moments.groups)
+def _run_gauss_newton(model, batches, parameters) -> Entry:
+    diagonal, samples = gauss_newton_pass(model, batches, parameters)
+    return Entry(_joined(diagonal=diagonal), samples, samples)
 
 
 def _moments(entry: Entry, parameters: Parameters, group_size: int) -> GradientMoments:
@@ -165,7 +169,7 @@ def _checked_needs(needs: Iterable[str]) -> frozenset[str]:
         raise FisherpruneError(
             f"needs must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}"
         )
-    return needs | {"moments"} if needs else needs
+    return needs | {"moments"} if "hessian" in needs else needs
 
 
 def _key(

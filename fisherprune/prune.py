@@ -32,8 +32,7 @@ def score(
     Args:
         model: float32 module; run in eval mode and left as found.
         batches: iterable of ``(inputs, labels)``; not read by data-free criteria. GraSP
-            and OBD read it twice (an iterator that can be read only once is held in
-            memory).
+            reads it twice (an iterator that can be read only once is held in memory).
         criterion: one of ``criteria()``.
         loss_fn: as in ``gradient_moments``; cross-entropy by default, OBD's only one.
         group_size: as in ``gradient_moments``.

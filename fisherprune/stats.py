@@ -146,15 +146,20 @@ def tapped_passes(
     check_unhooked(parameters)
     empty, checked = True, False
     for inputs, labels in checked_batches(batches, device_of(parameters)):
-        empty = False
-        tap = LayerTap(model, parameters, len(inputs), report, op)
+        empty, n = False, len(inputs)
+        check = not checked and n > 1
+        # First: what its forward pass changes, the batch's graph may not have saved.
+        one = _run_last(op, model, inputs, labels, parameters, head) if check else None
+        tap = LayerTap(model, parameters, n, report, op, keep_last=check)
         with tap.forward():
             outputs = model(inputs)
             result = head(outputs, labels)
-        if not checked and len(inputs) > 1:
-            _check_samples_apart(op, model, inputs, outputs.detach(), parameters)
-            checked = True
-        yield tap, len(inputs), result
+        if isinstance(one, FisherpruneError):
+            raise one  # the whole batch runs
+        if one is not None:
+            _check_apart(op, one, _Seen(outputs, result, tap.last_inputs))
+            tap.last_inputs, checked, one = [], True, None
+        yield tap, n, result
     if empty:
         raise FisherpruneError(f"{op}: batches must hold samples, got none")
 
@@ -176,22 +181,57 @@ def checked_group_size(group_size: int) -> int:
     return group_size
 
 
-def _check_samples_apart(op, model, inputs, outputs, parameters) -> None:
-    """Run the last sample alone: its layers and its output must be the same.
+@dataclass(frozen=True)
+class _Seen:
+    """What a forward pass came to: outputs, the head's result, calls' last inputs."""
+
+    outputs: Tensor
+    result: Tensor
+    last_inputs: list[Tensor]
+
+
+def _run_last(op, model, inputs, labels, parameters, head) -> _Seen | FisherpruneError:
+    """Run the last sample alone; return why where that fails.
 
     The last: what a sequence, a queue or a limited capacity makes of a sample depends
     on those before it.
     """
-    tap = LayerTap(model, parameters, 1, None, op)  # checks the layers' inputs
-    with tap.forward():
-        alone = model(inputs[-1:]).float()
-    together = outputs[-1:].float()
-    same = alone.shape == together.shape
-    if not same or (alone - together).norm() > _tolerance(outputs) * together.norm():
-        raise FisherpruneError(
-            f"{op}: samples mix: the model's output for a sample alone is another than "
-            "in a batch (or it is random in eval mode)"
+    tap = LayerTap(model, parameters, 1, None, op, keep_last=True)
+    try:
+        with tap.forward():
+            outputs = model(inputs[-1:].clone())
+            result = head(outputs, labels[-1:])
+    except Exception as error:
+        reason = f"{error}".partition("\n")[0] or type(error).__name__
+        failure = FisherpruneError(
+            f"{op}: the model must run with one sample, by which is seen whether "
+            f"samples mix; alone, the last of the first batch fails: {reason}"
         )
+        failure.__cause__ = error
+        return failure
+    return _Seen(outputs.detach(), result.detach(), tap.last_inputs)
+
+
+def _check_apart(op: str, alone: _Seen, together: _Seen) -> None:
+    """Refuse where the last sample is another alone than in its batch."""
+    tolerance = _tolerance(together.outputs)
+    pairs = [
+        ("the model's output for", alone.outputs[-1], together.outputs[-1]),
+        ("the loss of", alone.result[-1], together.result[-1]),
+    ]
+    calls = zip(alone.last_inputs, together.last_inputs, strict=False)
+    pairs += [("what a layer reads of", *pair) for pair in calls]
+    for what, one, other in pairs:
+        if not _is_same(one.detach().float(), other.detach().float(), tolerance):
+            raise FisherpruneError(
+                f"{op}: samples mix: {what} a sample alone is another than in a batch "
+                "(or it is random in eval mode, or samples change places on the way)"
+            )
+
+
+def _is_same(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    same = one.shape == other.shape
+    return same and not (one - other).norm() > tolerance * other.norm()
 
 
 def _tolerance(outputs: Tensor) -> float:

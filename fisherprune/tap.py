@@ -15,13 +15,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from fisherprune.contributions import Contribution
 from fisherprune.errors import FisherpruneError
-from fisherprune.layers import CALLS, BatchNormLayer, Call, owner
+from fisherprune.layers import CALLS, BatchNormLayer, Call, LinearLayer, owner
 
 SUPPORTED = "conv1d, conv2d, linear and batch_norm"
 RECOMPUTING = (
@@ -40,6 +40,7 @@ class LayerTap(TorchFunctionMode):
         report: called once per parameter and backward pass: during it where the
             parameter is used once, after it where several uses had to be joined.
         op: named in errors.
+        keep_last: whether to keep what each call reads of the last sample.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LayerTap(TorchFunctionMode):
         samples: int,
         report: Callable[[str, Contribution], None],
         op: str,
+        keep_last: bool = False,
     ):
         super().__init__()
         self.names = {id(p): name for name, p in parameters.items()}
@@ -56,8 +58,10 @@ class LayerTap(TorchFunctionMode):
         self.parameters = parameters
         self.samples = samples
         self.report = report
-        self.op = op
+        self.op, self.keep_last = op, keep_last
         self.uses = Counter()
+        self.hidden: str | None = None  # a parameter used where autograd does not look
+        self.last_inputs: list[Tensor] = []  # of the last sample, a row for each call
         self.joined: dict[str, Contribution] = {}
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
@@ -88,7 +92,9 @@ class LayerTap(TorchFunctionMode):
         names = tuple(self.names.get(id(p)) for p in (call.weight, call.bias))
         if names == (None, None):
             return self._unwatched(call, func, args, kwargs)
-        self._check_input(call, names[0] or names[1])
+        name = names[0] or names[1]
+        self._check_input(call, name)
+        self._note(call, name)
         self.uses.update(name for name in names if name)
         computed = (
             operand if not name and _is_computed(operand) else None
@@ -110,6 +116,11 @@ class LayerTap(TorchFunctionMode):
 
     def _check_input(self, call: Call, name: str) -> None:
         shape = tuple(call.input.shape)
+        if isinstance(call.layer, LinearLayer) and call.weight.dim() != 2:
+            raise FisherpruneError(
+                f"{self.op}: the weight {name!r} of a linear call must have 2 "
+                f"dimensions, got {call.weight.dim()}: leave it out of parameters"
+            )
         fits = len(shape) == call.dims if call.dims else len(shape) >= 2
         if not fits or shape[0] != self.samples:
             raise FisherpruneError(
@@ -117,6 +128,12 @@ class LayerTap(TorchFunctionMode):
                 f"batch's {self.samples} samples as its first dimension, got shape "
                 f"{list(shape)}"
             )
+
+    def _note(self, call: Call, name: str) -> None:
+        if not torch.is_grad_enabled():
+            self.hidden = name
+        if self.keep_last:
+            self.last_inputs.append(call.input[-1].detach().clone())
 
     def collect(self, name: str, contribution: Contribution) -> None:
         """Hand one use's contribution to ``report``, or join it with other uses'."""
@@ -138,6 +155,8 @@ class LayerTap(TorchFunctionMode):
             FisherpruneError: where a watched parameter is reached by another way than
                 the tapped layers.
         """
+        if self.hidden and _has_own_functions(loss):
+            raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
         inputs = [self.anchor, *self.parameters.values()]
         self.running = True
         try:
@@ -166,6 +185,25 @@ class LayerTap(TorchFunctionMode):
             "parameters={name: parameter, ...} of what can be scored or by "
             f"prunable_parameters(model, skip=({name!r}, ...))"
         )
+
+
+def _has_own_functions(loss: Tensor) -> bool:
+    """Return whether autograd passes functions written in Python that are not ours.
+
+    Such may run layers in their forward pass without autograd, and again, untapped, in
+    their backward pass: reentrant checkpointing, reversible blocks.
+    """
+    ours = (_TappedLayer._backward_cls, _FixedBatchNorm._backward_cls)
+    todo, seen = [loss.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction) and not isinstance(node, ours):
+            return True
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+    return False
 
 
 def _is_computed(operand: Tensor | None) -> bool:

@@ -79,6 +79,16 @@ def test_root_of_the_softmax_hessian(spread, classes):
     torch.testing.assert_close(root @ root.mT, hessian, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_scores_that_are_not_finite_are_refused(bad):
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    with torch.no_grad():
+        model[-1].bias[2] = bad
+    match = f"output must be finite, got .*{bad}.* for sample 0 of a batch"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.gauss_newton_diagonal(model, [(x, y)])
+
+
 def test_a_network_that_is_sure_of_itself():
     model, (x, y) = conv_net(), data((3, 9, 9))
     with torch.no_grad():
@@ -135,7 +145,7 @@ def test_other_outputs_that_are_refused():
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
     model.forward = lambda x: x
-    with pytest.raises(fp.FisherpruneError, match="does not depend on any parameter"):
+    with pytest.raises(fp.FisherpruneError, match="must depend on a parameter"):
         fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
     model.forward = lambda x: [x]
     with pytest.raises(
@@ -166,6 +176,15 @@ def test_hessian_gradient_product_equals_double_backpropagation(group_size):
     found = hessian_gradient_product(model, batches(x, y, 4), found_moments)
     for name, product in expected.items():
         assert truth.relative_error(found[name], product) < 1e-4, name
+
+
+def test_hessian_pass_refuses_samples_that_were_drawn_anew():
+    model, (x, y) = conv_net(), data((3, 9, 9), samples=40)
+    drawn, other = batches(x[:20], y[:20], 5), batches(x[20:], y[20:], 5)
+    moments = fp.gradient_moments(model, drawn)
+    hessian_gradient_product(model, drawn[::-1], moments)
+    with pytest.raises(fp.FisherpruneError, match="but their gradient is another"):
+        hessian_gradient_product(model, other, moments)
 
 
 def test_hessian_pass_refuses_other_data():

@@ -174,3 +174,54 @@ def test_compiled_parts_run_as_written_and_stay_compiled():
     assert not compiled
     model(x)
     assert len(compiled) == 1
+
+
+class Merging(nn.Linear):
+    """Changes its weight on the way to eval mode, as adapters that are merged do."""
+
+    def train(self, mode=True):
+        with torch.no_grad():
+            self.weight += 1.0 if self.training and not mode else 0.0
+        return super().train(mode)
+
+
+class Busy(nn.Module):
+    """Changes what it can in its forward pass; inputs [N, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 4, max_norm=0.1)
+        self.fc, self.head = Merging(4, 4), nn.Linear(4, 5)
+        self.register_buffer("calls", torch.zeros(3))
+        self.register_buffer("cache", None)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x):
+        self.calls.data += 1
+        self.cache = x.detach() * 2
+        self.register_buffer("more", torch.ones(2))
+        self.scale.mul_(1)  # another version
+        h = self.fc(x) * self.scale + self.embed(torch.arange(4)).mean(0)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("compute", [fp.gradient_moments, fp.gauss_newton_diagonal])
+def test_what_a_forward_pass_changes_is_put_back(compute):
+    model, (x, y) = Busy().train(), data((4,))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    kept = x.clone()
+    compute(model, [(x, y)])
+    after = model.state_dict()
+    assert [*after] == [*before] and model.cache is None and not hasattr(model, "more")
+    assert all(torch.equal(after[name], t) for name, t in before.items())
+    assert torch.equal(x, kept) and all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.Hardtanh(inplace=True)])
+def test_a_model_that_changes_its_input(first):
+    model, (x, y) = nn.Sequential(first, nn.Linear(4, 6), nn.Linear(6, 5)), data((4,))
+    kept = x.clone()
+    found = fp.gradient_moments(model, batches(x, y, 5))
+    assert torch.equal(x, kept)
+    expected = truth.moments(model, x, y, found.mean)
+    assert_moments(found, expected)

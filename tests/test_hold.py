@@ -211,3 +211,37 @@ def test_gradient_norm_is_that_of_the_pruned_network():
     nn.functional.cross_entropy(model(x), y).backward()
     for name, mask in masks.items():
         assert not model.get_parameter(name).grad[~mask].any()
+
+
+def test_the_history_of_lbfgs_is_forgotten():
+    model, x, y = nn.Linear(6, 3), torch.randn(20, 6), torch.randint(3, (20,))
+    optimizer, seen = torch.optim.LBFGS(model.parameters(), max_iter=3), []
+
+    def closure():
+        optimizer.zero_grad()
+        seen.append(model.weight.detach().clone())
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    mask = torch.rand(3, 6) < 0.5
+    with Masks({"weight": mask}).hold(model, optimizer):
+        seen.clear()
+        for _ in range(3):
+            optimizer.step(closure)
+        assert len(seen) > 3 and not any(w[~mask].any() for w in seen)
+
+
+def test_sparse_gradients_of_an_embedding():
+    model = nn.Embedding(9, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    mask = torch.rand(9, 4) < 0.5
+    with Masks({"weight": mask}).hold(model, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.tensor([1, 1, 7])).square().sum().backward()
+            assert model.weight.grad.is_sparse
+            assert not model.weight.grad.to_dense()[~mask].any()
+            optimizer.step()
+    assert not model.weight[~mask].any()

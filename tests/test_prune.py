@@ -27,6 +27,12 @@ def test_prune_by_layer():
     assert all(abs(d - 0.5) < 0.01 for d in masks.density().values())
 
 
+def test_obd_reads_data_once_and_no_label():
+    model, (x, y) = conv_net(), data()
+    found = fp.score(model, iter([(x, torch.full_like(y, 99))]), "obd")
+    assert found.keys() == fp.prunable_parameters(model).keys()
+
+
 @pytest.mark.parametrize("code", ["grasp", "grasp_reversed", "obd"])
 def test_data_that_can_be_read_only_once(code):
     model, (x, y) = conv_net(), data()

@@ -169,3 +169,42 @@ def test_loss_without_parameters():
     model, (x, y) = Mixing(lambda _, h: h.detach()), data((4,))
     model.head.requires_grad_(False)
     refused(model, x, y, "does not depend on any parameter")
+
+
+class Sorted(Mixing):
+    """Sorts its samples before the first layer and back after it."""
+
+    def forward(self, x):
+        order = x.norm(dim=1).argsort()
+        return self.head(torch.tanh(self.fc(x[order]))[order.argsort()] + self.fc(x))
+
+
+def test_samples_that_change_places_are_refused():
+    x, y = data((4,))
+    x *= torch.arange(13, 0, -1)[:, None]
+    refused(Sorted(None), x, y, "samples mix: what a layer reads of a sample alone")
+
+
+class Penalized(Mixing):
+    """Leaves a penalty of the whole batch behind, as variational models do."""
+
+    def forward(self, x):
+        h = torch.tanh(self.fc(x))
+        self.penalty = h.square().sum()
+        return self.head(h)
+
+
+def test_a_loss_that_reads_what_the_model_made_of_the_batch_is_refused():
+    model, (x, y) = Penalized(None), data((4,))
+
+    def loss(outputs, labels):
+        return F.cross_entropy(outputs, labels) + model.penalty
+
+    refused(model, x, y, "samples mix: the loss of a sample alone", loss_fn=loss)
+
+
+def test_a_model_that_can_not_run_one_sample():
+    x, y = data((4,))
+    model = Mixing(lambda _, h: h.view(13, 4))
+    match = "must run with one sample, .* alone, the last of the first batch fails: sha"
+    refused(model, x, y, match)
