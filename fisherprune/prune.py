@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fisherprune.criteria import Criterion, Statistics, get_criterion
 from fisherprune.errors import FisherpruneError
 from fisherprune.guards import Batches, Parameters, check_finite, checked_parameters
+from fisherprune.layers import checked_model
 from fisherprune.losses import LossFn
 from fisherprune.masks import Masks
 from fisherprune.passes import ModelStatistics, statistics_of
@@ -170,6 +171,17 @@ def _scores(
     return scores
 
 
+def _check_names(model: nn.Module, parameters: Parameters | None) -> None:
+    """Refuse names under which the masks would not find their parameters."""
+    own = dict(checked_model(model).named_parameters())
+    for name in parameters or ():
+        if name not in own:
+            raise FisherpruneError(
+                f"parameters: {name!r} must be a name of the model's "
+                "named_parameters(), by which masks are applied"
+            )
+
+
 def prune(
     model: nn.Module,
     batches: Batches,
@@ -194,6 +206,7 @@ def prune(
     """
     checked_sparsity(sparsity)
     checked_scope(scope, densities)
+    _check_names(model, parameters)
     scores = score(
         model,
         batches,

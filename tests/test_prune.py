@@ -21,6 +21,14 @@ def test_prune_scores_selects_and_applies():
         assert not model.get_parameter(name)[~mask].any()
 
 
+def test_names_that_masks_would_not_find_are_refused_before_the_pass():
+    model = conv_net()
+    parameters = {"mine": model[0].weight}
+    with pytest.raises(fp.FisherpruneError, match="'mine' must be a name of the model"):
+        fp.prune(model, None, parameters=parameters)
+    assert fp.score(model, [data()], parameters=parameters).keys() == {"mine"}
+
+
 def test_prune_by_layer():
     model = conv_net()
     masks = fp.prune(model, [data()], "snip", 0.5, scope="layer")
