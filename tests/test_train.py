@@ -292,7 +292,6 @@ def test_command_line(tmp_path, capsys):
         ("--method obs", "method must be one of none, random"),
         ("--device cuda:99", "device cuda:99 must be present"),
         ("--device cuda:99999999999999", "device must be cuda:999 at most, got cuda:9"),
-        ("--image-size 65536", "can't allocate memory: you tried to allocate"),
         ("--train-samples 5000", "train_samples must be at most the 1149 training"),
         ("--score-samples 41", "score_samples must be at most the 40 training"),
         ("--dataset folder --data-dir /nowhere", "/nowhere/train must be a folder"),
@@ -373,6 +372,14 @@ def test_out_of_memory_is_a_mistake_too(error, reason, monkeypatch, capsys):
     assert err.startswith(f"fisherprune.train: error: {reason}")
     assert "; a smaller --batch-size, --score-batch-size or --image-size needs" in err
     assert err.count("\n") == 1 and "detail" not in err
+
+
+def test_more_memory_than_a_cpu_can_address(monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda *_, **__: torch.empty(2**58))
+    assert train.main([]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("fisherprune.train: error: can't allocate memory: you tried")
+    assert err.count("\n") == 1
 
 
 def test_other_runtime_errors_are_shown_as_they_are(monkeypatch):
