@@ -69,8 +69,8 @@ GROUPS = {
         "dataset": f"images: {', '.join(IMAGE_SIZES)}. folder reads image files "
         "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*; digits is built in",
         "data_dir": "folder of the data, cifar10 and cifar100 are downloaded to it",
-        "data_mirror": "download the archive from this address instead of its "
-        "authors'; it must have the same checksum",
+        "data_mirror": "download the archive from the folder at this address instead "
+        "of its authors' server; it must have the same checksum",
         "image_size": "resize the images to this height and width "
         f"{_by_dataset(IMAGE_SIZES)}",
         "train_samples": "train on a stratified subset of this many images "
@@ -107,7 +107,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "str": str,
     "tuple[int, ...]": whole,
     "tuple[str, ...]": str,
-    "Mapping[str, float]": reader(read_densities),
+    "Mapping[str, float]": reader(lambda text: read_densities(path(text))),
 }
 """How the values of an option are read, by the field's type."""
 

@@ -20,7 +20,9 @@ from fisherprune.threshold import SCOPES, checked_scope, checked_sparsity
 BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
 """Images per step where none is asked for."""
 MIRRORED = ("cifar10", "cifar100")
-MIN_IMAGE_SIZE = 8
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2**16
+MAX_WHOLE = 2**31 - 1
+"""Largest whole number of a run but for the seed; more is more than PyTorch takes."""
 VALIDATION_METRICS = ("accuracy", "f1")
 NOTHING_PRUNED = {
     "scope": "global",
@@ -41,7 +43,8 @@ MASK_FIELDS = (
     "score_samples",
     "score_batch_size",
 )
-"""Fields beside ``sparsity`` without a meaning for a run that prunes nothing."""
+"""Fields beside ``sparsity`` that change no training of a run that prunes nothing;
+``skip`` still says which of its weights are counted."""
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 
 
@@ -114,7 +117,7 @@ class TrainConfig:
     validation_every: int = 1
     """Epochs from one validation to the next; the first is always validated."""
     validation_metric: str = "accuracy"
-    """What the best weights are best in: a key of VALIDATION_METRICS."""
+    """What the best weights are best in: one of VALIDATION_METRICS."""
     amp: bool = False
     """Whether to train in bfloat16 by autocast."""
     memory_format: str = "auto"
@@ -156,11 +159,13 @@ class TrainConfig:
         _one_of("validation_metric", self.validation_metric, VALIDATION_METRICS)
         _one_of("memory_format", self.memory_format, MEMORY_FORMATS)
         _require(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device),
+            re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?", self.device),
             "device",
             "auto, cpu, cuda or cuda:INDEX",
             self.device,
         )
+        digits = self.device.partition(":")[2]
+        _require(len(digits) <= 3, "device", "cuda:999 at most", self.device)
         for name in ("data_dir", "output_dir"):
             value = getattr(self, name)
             _require(value, name, "the name of a folder", repr(value))
@@ -179,13 +184,22 @@ class TrainConfig:
             "validation_every": 1,
         }.items():
             value = getattr(self, name)
-            _require(value is None or value >= least, name, f"at least {least}", value)
-        _require(self.lr > 0 and math.isfinite(self.lr), "lr", "above 0", self.lr)
+            if value is None:
+                continue
+            most = MAX_IMAGE_SIZE if name == "image_size" else MAX_WHOLE
+            _require(value >= least, name, f"at least {least}", shown(value))
+            _require(value <= most, name, f"at most {most}", shown(value))
+        _require(
+            self.lr > 0 and math.isfinite(self.lr),
+            "lr",
+            "above 0 and finite",
+            self.lr,
+        )
         _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         _require(
             self.weight_decay >= 0 and math.isfinite(self.weight_decay),
             "weight_decay",
-            "at least 0",
+            "at least 0 and finite",
             self.weight_decay,
         )
         _require(
@@ -195,11 +209,11 @@ class TrainConfig:
             self.lr_drop_factor,
         )
         _require(
-            all(drop >= 1 for drop in self.lr_drops)
+            all(1 <= drop <= MAX_WHOLE for drop in self.lr_drops)
             and sorted(set(self.lr_drops)) == list(self.lr_drops),
             "lr_drops",
-            "growing numbers of epochs from 1 on",
-            " ".join(map(str, self.lr_drops)),
+            f"growing numbers of epochs from 1 to {MAX_WHOLE}",
+            " ".join(map(shown, self.lr_drops)),
         )
 
     def _check_together(self) -> None:
@@ -260,15 +274,17 @@ def resolve_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not available:
+    if name == "cpu":
+        return torch.device(name)
+    if not available:
         raise FisherpruneError(
             f"device {name} must be present, but torch {torch.__version__} finds no "
             "CUDA device on this machine; use cpu or auto"
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    index = int(name.partition(":")[2] or 0)  # torch.device takes it modulo 256
+    if index >= torch.cuda.device_count():
         raise FisherpruneError(
             f"device {name} must be present, but this machine has "
             f"{torch.cuda.device_count()} CUDA devices, counted from cuda:0"
         )
-    return device
+    return torch.device(name)

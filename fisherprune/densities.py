@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
+from fisherprune.kinds import NUMBER
 from fisherprune.masks import Masks
 
 
@@ -32,7 +33,7 @@ def read_densities(path: str | Path) -> dict[str, float]:
             f"densities must be in a file that can be read, got {path}: "
             f"{error.strerror}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FisherpruneError(f"densities file {path} is no JSON: {error}") from None
     return checked_densities(content, f"densities of {path}")
 
@@ -46,11 +47,10 @@ def checked_densities(content: object, name: str = "densities") -> dict[str, flo
     if not isinstance(content, Mapping) or not content:
         raise FisherpruneError(f"{name} must map parameter names to numbers")
     for key, value in content.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0:
+        if not NUMBER.accepts(value) or not math.isfinite(value) or value < 0:
             raise FisherpruneError(
-                f"{name} must be finite numbers of at least 0, got {value!r} for "
-                f"{key!r}"
+                f"{name} must be finite numbers of at least 0, got {shown(value)} for "
+                f"{shown(key)}"
             )
     return {str(key): float(value) for key, value in content.items()}
 

@@ -7,5 +7,8 @@ class FisherpruneError(ValueError):
 
 def shown(value: object) -> str:
     """Return what came, in at most 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        text = f"{type(value).__name__} too large to show"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -15,11 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fisherprune.config import TrainConfig
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import write_bytes, write_text
 from fisherprune.identity import distinct, identity
 from fisherprune.masks import Masks
@@ -32,6 +33,7 @@ CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
 FILES = (CONFIG, METRICS, MASKS, "last.safetensors", "best.safetensors")
 FILES += (CHECKPOINT, RESULTS)
 """All files of a run."""
+CONFIG_FIELDS = tuple(field.name for field in fields(TrainConfig))
 METRIC_NAMES = tuple(field.name for field in fields(Metrics))
 
 
@@ -128,14 +130,43 @@ class RunFolder:
         state = {k: v.detach().contiguous() for k, v in state.items()}
         write_bytes(self.path / f"{name}.safetensors", save(state))
 
-    def load_weights(self, name: str) -> dict[str, Tensor]:
-        """Read what ``save_weights`` wrote."""
-        return load_file(self.path / f"{name}.safetensors")
+    def load_weights(self, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Read what ``save_weights`` wrote.
+
+        Args:
+            name: as it was saved.
+            like: a state dict of the same model.
+
+        Raises:
+            FisherpruneError: where the file is missing, damaged or of another model.
+        """
+        path = self.path / f"{name}.safetensors"
+        if not path.is_file():
+            raise _no_weights(path, "is no file" if path.exists() else "is missing")
+        try:
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise _no_weights(path, f"can't be read: {error}") from error
+        if _kinds(weights) != _kinds(like):
+            raise _no_weights(path, "holds weights of another model")
+        return weights
 
     def close(self) -> None:
         """End what is written in the background."""
         if self._curves is not None:
             self._curves.close()
+
+
+def _no_weights(path: Path, reason: str) -> FisherpruneError:
+    return FisherpruneError(
+        f"weights of the run must be in {path}, which {reason}; the run can't be "
+        "resumed, start it anew in another folder"
+    )
+
+
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple]:
+    """Return what tells the weights of one model from those of another."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
 def run_name(config: TrainConfig) -> str:
@@ -154,16 +185,27 @@ def read_config(folder: Path) -> TrainConfig:
     """
     path = folder / CONFIG
     try:
-        return TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
+        return _config(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise FisherpruneError(
             f"a run's folder must hold {CONFIG}, but {path} can't be read: "
             f"{error.strerror}"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise FisherpruneError(
             f"{path} is no configuration of a run: {error}"
         ) from error
+
+
+def _config(content: object) -> TrainConfig:
+    if not isinstance(content, dict):
+        raise FisherpruneError(f"it must be a JSON object, got {shown(content)}")
+    unknown = [key for key in content if key not in CONFIG_FIELDS]
+    if unknown:
+        raise FisherpruneError(
+            f"every field must be one of this version's, got {shown(unknown[0])}"
+        )
+    return TrainConfig(**content)
 
 
 def _claim(path: Path, config: TrainConfig) -> None:

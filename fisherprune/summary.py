@@ -189,7 +189,7 @@ def _test_lines(result: RunResult) -> list[str]:
 
 def duration(seconds: float) -> str:
     """Return a time span as people write it."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

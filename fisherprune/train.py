@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fisherprune import cli
 from fisherprune.baselines import reinitialize_
@@ -114,7 +114,10 @@ def run(
     except KeyboardInterrupt:
         raise Interrupted(place.path) from None
     except RuntimeError as error:
-        raise explained(error) from error
+        shorter = explained(error)
+        if shorter is None:
+            raise
+        raise shorter from error
     finally:
         checkpoint.close()
         place.close()
@@ -184,7 +187,7 @@ class Run:
         layers = count_layers(prunable_parameters(model, config.skip), trainer.masks)
         last = best = evaluate(model, self.parts.test, "test, last", self.quiet)
         if trainer.best_epoch != config.epochs:
-            model.load_state_dict(self.folder.load_weights("best"))
+            model.load_state_dict(self._best_weights())
             best = evaluate(model, self.parts.test, "test, best", self.quiet)
         self.clock.lap("testing")
         return RunResult(
@@ -228,16 +231,21 @@ class Run:
             self.devices = state["devices"]
         if self.trainer.is_best:  # ended before they were written
             self._save_best(state)
+        elif self.trainer.best_epoch > 0:  # before the rest is trained in vain
+            self._best_weights()
+
+    def _best_weights(self) -> dict[str, Tensor]:
+        return self.folder.load_weights("best", self.model.state_dict())
 
     def _save_best(self, state: dict) -> None:
         """Write the best weights: after the checkpoint, so never ahead of it."""
         self.folder.save_weights("best", state["model"])
 
 
-def explained(error: RuntimeError) -> Exception:
+def explained(error: RuntimeError) -> FisherpruneError | None:
     """Return a shorter error where torch.compile can't work on this machine."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return error
+        return None
     reason = str(error).partition("\n")[0]
     return FisherpruneError(
         f"compile: torch.compile must work on this machine, but {reason}; leave the "
@@ -282,14 +290,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("fisherprune.train", lambda: _command(argv))
 
 
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""What PyTorch's message names where the CPU's memory does not suffice."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or CPU_ALLOCATOR in str(error)
+
+
 def _command(argv: Sequence[str] | None) -> int:
     try:
         command = cli.parse(argv)
         print(table(run(command.config, folder=command.folder, quiet=command.quiet)))
-    except torch.OutOfMemoryError as error:
-        reason = f"{error}".splitlines()[0]
-        hint = "a smaller --batch-size or --score-batch-size needs less memory"
-        raise FisherpruneError(f"{reason}; {hint}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = (f"{error}".splitlines() or ["out of memory"])[0]
+        reason = reason.rpartition(f"{CPU_ALLOCATOR}: ")[2]
+        hint = "a smaller --batch-size, --score-batch-size or --image-size needs less"
+        raise FisherpruneError(f"{reason}; {hint} memory") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

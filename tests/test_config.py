@@ -15,12 +15,15 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"method": "obd"}, "method must be one of none, .*fbss; got 'obd'"),
+        ({"method": "obs"}, "method must be one of none, .*fbss.*; got 'obs'"),
         ({"model": "alexnet"}, "model must be one of resnet18, .*; got 'alexnet'"),
         ({"dataset": "mnist"}, "dataset must be one of cifar10, .*; got 'mnist'"),
         ({"scope": "block"}, "scope must be one of global, layer, .*; got 'block'"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:INDEX, got gpu"),
         ({"device": "cuda:"}, "device must be auto"),
+        ({"device": "cuda:01"}, "device must be auto, cpu, .* got cuda:01"),
+        ({"device": "cuda:\u0663"}, "device must be auto, cpu, .* got cuda:\u0663"),
+        ({"device": "cuda:1000"}, "device must be cuda:999 at most, got cuda:1000"),
         ({"sparsity": 1.5}, r"sparsity must be .* in \[0, 1\], got 1.5"),
         ({"sparsity": -0.1}, "sparsity must be"),
         ({"sparsity": NAN}, "sparsity must be .* got nan"),
@@ -32,15 +35,33 @@ NAN, INF = float("nan"), float("inf")
         ({"score_samples": 0}, "score_samples must be at least 1, got 0"),
         ({"group_size": 0}, "group_size must be at least 1, got 0"),
         ({"score_batch_size": 0}, "score_batch_size must be at least 1, got 0"),
-        ({"lr": 0.0}, "lr must be above 0, got 0"),
-        ({"lr": NAN}, "lr must be above 0, got nan"),
-        ({"lr": INF}, "lr must be above 0, got inf"),
+        ({"lr": 0.0}, "lr must be above 0 and finite, got 0"),
+        ({"lr": NAN}, "lr must be above 0 and finite, got nan"),
+        ({"lr": INF}, "lr must be above 0 and finite, got inf"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
-        ({"weight_decay": NAN}, "weight_decay must be at least 0, got nan"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1"),
+        ({"weight_decay": NAN}, "weight_decay must be at least 0 and finite, got nan"),
+        ({"weight_decay": INF}, "weight_decay must be at least 0 and finite, got inf"),
         ({"lr_drop_factor": 0.0}, r"lr_drop_factor must be in \(0, 1\], got 0.0"),
         ({"lr_drops": (60, 60)}, "lr_drops must be growing .* got 60 60"),
-        ({"lr_drops": (0,)}, "lr_drops must be growing .* from 1 on, got 0"),
+        ({"lr_drops": (0,)}, "lr_drops must be growing .* from 1 to .*, got 0"),
+        ({"lr_drops": (1, 2**31)}, "from 1 to 2147483647, got 1 2147483648"),
+        *(
+            ({name: 2**31}, f"^{name} must be at most 2147483647, got 2147483648$")
+            for name in [
+                "train_samples",
+                "group_size",
+                "warmup_epochs",
+                "score_samples",
+                "score_batch_size",
+                "epochs",
+                "batch_size",
+                "validation_every",
+            ]
+        ),
+        ({"image_size": 2**31}, "image_size must be at most 65536, got 2147483648"),
+        ({"epochs": 10**100}, r"epochs must be at most 2147483647, got 10+\.\.\.$"),
+        ({"epochs": 10**9999}, "epochs must be at most .*, got int too large to show"),
         ({"method": "none"}, "sparsity must be 0 for method none, .* got 0.9"),
         *(
             (
@@ -174,5 +195,12 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == torch.device("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(FisherpruneError, match="device cuda:2 .* has 2 CUDA devices"):
-        resolve_device("cuda:2")
+    for index in (2, 256, 999):  # to torch.device 256 is 0, and 999 is -25
+        message = f"device cuda:{index} must be present, .* has 2 CUDA devices"
+        with pytest.raises(FisherpruneError, match=message):
+            resolve_device(f"cuda:{index}")
+
+
+def test_whole_numbers_up_to_the_largest():
+    config = TrainConfig(group_size=2**31 - 1, image_size=2**16, seed=2**99)
+    assert (config.group_size, config.seed) == (2**31 - 1, 2**99)

@@ -1,9 +1,12 @@
 import hashlib
 import io
 import pickle
+import socket
 import tarfile
 import threading
+from contextlib import suppress
 from functools import partial
+from http.client import HTTPException
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -99,6 +102,74 @@ def test_an_archive_put_there_by_hand_is_enough(mirror, tmp_path):
     archive.rename(tmp_path / "data" / archive.name)
     train, _ = data.load("cifar10", tmp_path / "data", mirror="http://127.0.0.1:9/")
     assert len(train) == 60
+
+
+@pytest.fixture
+def broken():
+    """Serve an answer that is no HTTP, or ends too soon."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer(content):
+            def serve():
+                with suppress(OSError):  # closed at the end
+                    while True:
+                        with server.accept()[0] as connection:
+                            connection.recv(9999)
+                            connection.sendall(content)
+
+            threading.Thread(target=serve, daemon=True).start()
+            return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        yield answer
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"no HTTP\r\n\r\n", "failed: no HTTP; put"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc",
+            r"failed: IncompleteRead\(.*\); put",
+        ),
+    ],
+)
+def test_a_server_that_breaks_off(content, reason, broken, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(FisherpruneError, match=reason) as caught:
+        data.load("cifar10", tmp_path / "data", mirror=broken(content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://127.0.0.1:port", "nonnumeric port: 'port'"),
+        ("http://127.0.0.1:9/a b", "URL can't contain control characters"),
+    ],
+)
+def test_an_address_that_is_none(url, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with pytest.raises(FisherpruneError, match=f"the download of .* failed: {reason}"):
+        data.load("cifar10", tmp_path / "data", mirror=url)
+
+
+def test_an_error_without_words_is_named(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise HTTPException
+
+    monkeypatch.setattr(datasets.CIFAR10, "__init__", fail)
+    with pytest.raises(FisherpruneError, match="failed: HTTPException; put"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_a_file_is_no_folder_of_data(below, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / below
+    message = f"^data_dir must be a folder, got {place}: {tmp_path / 'file'} is none$"
+    with pytest.raises(FisherpruneError, match=message):
+        data.load("cifar10", place, mirror="http://127.0.0.1:9/")
 
 
 @pytest.mark.parametrize("trouble", ["corrupted", "absent", "no server"])

@@ -53,6 +53,13 @@ def test_images_of_all_kinds(tree):
     assert train.mean == test.mean and len(train.mean) == 3
 
 
+def test_names_that_are_not_utf_8(tree):
+    odd = os.fsdecode(b"\xff")
+    (tree / "train" / "cat" / "a.png").rename(tree / "train" / "cat" / f"{odd}.png")
+    place = tree.rename(tree.parent / odd)
+    assert len(load(place)[0]) == len(load(place)[0]) == 7
+
+
 def test_resizing_is_pillows(tree):
     train, _ = load(tree, 16)
     expected = Image.fromarray(noise(32, 32, 3)).resize((16, 16), Image.BILINEAR)

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherprune as fp
-from fisherprune.densities import erk_densities, keep_counts
+from fisherprune.densities import (
+    checked_densities,
+    erk_densities,
+    keep_counts,
+    read_densities,
+)
 
 LAYERS = st.lists(
     st.tuples(st.integers(0, 10**6), st.floats(0, 1e3, allow_subnormal=False)),
@@ -122,3 +127,33 @@ def test_erk_of_resnet18_keeps_small_layers_dense():
     assert sum(counts.values()) == keep
     assert counts["conv1.weight"] == sizes["conv1.weight"]
     assert counts["layer4.1.conv2.weight"] < 0.08 * sizes["layer4.1.conv2.weight"]
+
+
+@pytest.mark.parametrize(
+    "value, came",
+    [
+        (10**400, r"10+\.\.\."),
+        pytest.param(10**5000, "int too large to show", id="digits"),
+        (float("inf"), "inf"),
+        (-1, "-1"),
+        (True, "True"),
+        ("1", "'1'"),
+        ("x" * 99, r"'x+\.\.\."),
+    ],
+)
+def test_densities_are_finite_numbers(value, came):
+    message = f"^densities must be finite numbers of at least 0, got {came} for 'a'$"
+    with pytest.raises(fp.FisherpruneError, match=message):
+        checked_densities({"a": value})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 99999, '{"a": ' * 99999, '{"a"'],
+    ids=["lists", "objects", "cut off"],
+)
+def test_a_file_of_densities_that_is_no_json(content, tmp_path):
+    (tmp_path / "file.json").write_text(content)
+    with pytest.raises(fp.FisherpruneError, match="file.json is no JSON: .") as caught:
+        read_densities(tmp_path / "file.json")
+    assert "\n" not in str(caught.value)

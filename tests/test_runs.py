@@ -11,6 +11,7 @@ from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 from fisherprune.metrics import Metrics
 from fisherprune.runs import RunFolder, check_writable, environment
+from fisherprune.summary import duration
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_each_epoch_is_a_row(config):
 def test_weights_come_back_bit_for_bit(config):
     folder, model = RunFolder(config), models.create("resnet20", seed=3)
     folder.save_weights("last", model.state_dict())
-    loaded = folder.load_weights("last")
+    loaded = folder.load_weights("last", model.state_dict())
     state = model.state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
@@ -68,3 +69,19 @@ def test_environment_says_where_numbers_come_from():
     facts = environment(torch.device("cpu"))
     assert facts["torch"] == torch.__version__ and facts["device"]
     assert facts["commit"] is None or len(facts["commit"].split("+")[0]) == 40
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0, "0.0 s"),
+        (59.94, "59.9 s"),
+        (59.97, "1:00 min"),
+        (60.4, "1:00 min"),
+        (3599.4, "59:59 min"),
+        (3599.7, "1:00:00 h"),
+        (3725, "1:02:05 h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text

@@ -93,7 +93,7 @@ def test_a_gpu_is_taken_where_there_is_one(exp, written, monkeypatch):
     "place, value, message",
     [
         ("training.optimizer.learning_rate", "fast", "must be a number, got 'fast'"),
-        ("training.optimizer.learning_rate", 0, "must be above 0, got 0.0"),
+        ("training.optimizer.learning_rate", 0, "must be above 0 and finite, got 0.0"),
         ("training.optimizer.momentum", True, "must be a number, got True"),
         ("training.optimizer.lr_drops", [60, "x"], "must be a list of whole numbers"),
         ("training.optimizer.lr_drops", [90, 60], "must be growing numbers of epochs"),
@@ -280,7 +280,7 @@ def test_every_field_of_a_run_can_be_set_but_for_its_place():
         ("[run]\nmethod = 3", "run.method must be a string, got 3"),
         ("[run]\nmethods = 3", r"run.methods is unknown \(is method meant\?\)"),
         ("[run]\nlr = true", "run.lr must be a number, got True"),
-        ("[run]\nlr = inf", "run.lr must be above 0, got inf"),
+        ("[run]\nlr = inf", "run.lr must be above 0 and finite, got inf"),
         ("[run]\namp = 1", "run.amp must be true or false, got 1"),
         ("[run]\nepochs = 1.0", "run.epochs must be a whole number, got 1.0"),
         ("[run]\noutput_dir = 'x'", "run.output_dir can't be set by a study; --outp"),
@@ -292,8 +292,8 @@ def test_every_field_of_a_run_can_be_set_but_for_its_place():
             "grid.lr_drops must be a list of whole numbers",
         ),
         (
-            "[grid]\nmethod = ['snip', 'obd']",
-            "grid.method must be one of .*; got 'obd'",
+            "[grid]\nmethod = ['snip', 'obs']",
+            "grid.method must be one of .*; got 'obs'",
         ),
         (
             "[run]\nseed = 1\n[grid]\nseed = [2]",

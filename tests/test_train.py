@@ -289,15 +289,17 @@ def test_command_line(tmp_path, capsys):
         ("--sparsity much", "argument --sparsity: must be a number, got 'much'"),
         ("--lr-drops 2 3.5", "--lr-drops: must be a whole number, got '3.5'"),
         ("--epoch 2", "unrecognized arguments: --epoch 2"),
-        ("--method obd", "method must be one of none, random"),
+        ("--method obs", "method must be one of none, random"),
         ("--device cuda:99", "device cuda:99 must be present"),
-        ("--train-samples 5000", "train_samples must be from 1 to the 1149 training"),
-        ("--score-samples 41", "score_samples must be from 1 to the 40 training"),
+        ("--device cuda:99999999999999", "device must be cuda:999 at most, got cuda:9"),
+        ("--train-samples 5000", "train_samples must be at most the 1149 training"),
+        ("--score-samples 41", "score_samples must be at most the 40 training"),
         ("--dataset folder --data-dir /nowhere", "/nowhere/train must be a folder"),
         ("--output-dir /dev/null/x", "output_dir must be a folder that can be written"),
         ("--lr 1e30 --epochs 9", "training: the loss must stay finite"),
         ("--output-dir=", "output_dir must be the name of a folder, got ''"),
         ("--resume=", "argument --resume: must be a path, got ''"),
+        ("--densities=", "argument --densities: must be a path, got ''"),
         (
             "--scope densities --densities /nowhere",
             "argument --densities: densities must be in a file that can be read, got "
@@ -346,14 +348,47 @@ def test_interrupted(monkeypatch, capsys):
     assert capsys.readouterr().err == "fisherprune.train: interrupted\n"
 
 
-def test_out_of_memory_is_a_mistake_too(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nMuch detail"), "CUDA out of m"),
+        (MemoryError(), "out of memory"),
+        (MemoryError("Unable to allocate 7 PiB\nMuch detail"), "Unable to allocate 7"),
+        (
+            RuntimeError(
+                "[fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory"
+            ),
+            "can't allocate memory",
+        ),
+    ],
+)
+def test_out_of_memory_is_a_mistake_too(error, reason, monkeypatch, capsys):
     def exhaust(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nMuch detail")
+        raise error
 
     monkeypatch.setattr(train, "run", exhaust)
     assert train.main([]) == 2
     err = capsys.readouterr().err
-    assert "CUDA out of memory.; a smaller --batch-size" in err and "detail" not in err
+    assert err.startswith(f"fisherprune.train: error: {reason}")
+    assert "; a smaller --batch-size, --score-batch-size or --image-size needs" in err
+    assert err.count("\n") == 1 and "detail" not in err
+
+
+def test_more_memory_than_a_cpu_can_address(monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda *_, **__: torch.empty(2**58))
+    assert train.main([]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("fisherprune.train: error: can't allocate memory: you tried")
+    assert err.count("\n") == 1
+
+
+def test_other_runtime_errors_are_shown_as_they_are(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("of another kind")
+
+    monkeypatch.setattr(train, "run", fail)
+    with pytest.raises(RuntimeError, match="^of another kind$"):
+        train.main([])
 
 
 def test_help_names_groups_and_defaults(capsys):

@@ -170,8 +170,17 @@ def test_a_compiler_that_does_not_work_is_a_mistake(small, monkeypatch, tmp_path
     torch.compiler.reset()
     with pytest.raises(FisherpruneError, match="compile: .*C.. compiler.* leave the"):
         train.run(config, quiet=True)
-    error = RuntimeError("of another kind")
-    assert train.explained(error) is error
+    assert train.explained(RuntimeError("of another kind")) is None
+
+
+def test_an_error_of_another_kind_is_not_its_own_cause(small, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("of another kind")
+
+    monkeypatch.setattr(train, "make_masks", fail)
+    with pytest.raises(RuntimeError, match="of another kind") as caught:
+        train.run(small, quiet=True)
+    assert caught.value.__cause__ is None
 
 
 def points(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fisherprune import runs, train
 from fisherprune.checkpoint import Checkpoint
@@ -275,6 +276,71 @@ def test_a_damaged_checkpoint_names_itself(small, tmp_path, capsys, truth):
     assert contents(tmp_path) == truth(small)
 
 
+def garble(path):
+    path.write_bytes(b"\xff" * 200)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def take_others(path):
+    save_file({"x": torch.ones(3)}, path)
+
+
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (truncate, "can't be read: "),
+        (garble, "can't be read: "),
+        (Path.unlink, "is missing"),
+        (make_folder, "is no file"),
+        (take_others, "holds weights of another model"),
+    ],
+)
+def test_damaged_best_weights_end_a_resumed_run_at_once(
+    small, spoil, reason, tmp_path, monkeypatch, capsys
+):
+    values, saves = iter((0.5, 0.25)), []
+    judge = train.Trainer._judge
+    monkeypatch.setattr(
+        train.Trainer, "_judge", lambda self, _: judge(self, next(values))
+    )
+
+    def stop():
+        saves.append(1)
+        if len(saves) == 4:  # warm-up, mask, the best epoch, another one
+            raise Stop
+
+    with pytest.raises(Stop):
+        train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
+    best = tmp_path / "best.safetensors"
+    spoil(best)
+    monkeypatch.setattr(train.Trainer, "epoch", None)  # nothing is trained
+    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"weights of the run must be in {best}, which {reason}" in err
+    assert "; the run can't be resumed, start it anew in another folder" in err
+
+
+def test_best_weights_that_are_written_anew_may_be_damaged(
+    small, tmp_path, monkeypatch, truth
+):
+    place = STOPS["between the checkpoint and the best weights"]
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, *place)
+        train.run(small, folder=tmp_path, quiet=True)
+    garble(tmp_path / "best.safetensors")
+    train.run(small, folder=tmp_path, quiet=True)
+    assert contents(tmp_path) == truth(small)
+
+
 def test_another_device_is_noted(small, tmp_path, monkeypatch):
     def stop():
         raise Stop
@@ -311,9 +377,10 @@ def test_folders_that_hold_no_run(small, tmp_path, capsys):
     with pytest.raises(FisherpruneError, match="holds results.json but no config"):
         train.run(small, folder=tmp_path)
     for content, reason in {
-        "[1]": "is no configuration of a run",
+        "[1]": r"is no configuration of a run: it must be a JSON object, got \[1\]$",
+        "[" * 99999: "is no configuration of a run: maximum recursion",
         '{"epochs"': "is no configuration of a run",
-        '{"epoch": 3}': "unexpected keyword argument 'epoch'",
+        '{"epoch": 3}': "every field must be one of this version's, got 'epoch'$",
         '{"epochs": "3"}': "is no configuration of a run",
         '{"epochs": -3}': "epochs must be at least 0, got -3",
     }.items():

@@ -38,7 +38,8 @@ def load(
             ``digits`` (inside scikit-learn, needs no files) or ``folder`` (the images
             ``data_dir/train/CLASS/*`` and ``data_dir/test/CLASS/*``).
         data_dir: folder of the data.
-        mirror: address to download from instead of the original; the same checksums.
+        mirror: address of the folder to download the archive from, instead of its
+            authors' server; the checksums stay.
         image_size: height and width to resize to; None is ``IMAGE_SIZES[name]``.
         quiet: no progress bar.
 

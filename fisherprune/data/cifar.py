@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -29,15 +31,28 @@ def load(
         image_size: 32 leaves the images as they are.
 
     Raises:
-        FisherpruneError: where the data are neither there nor to be had.
+        FisherpruneError: where the data are neither there nor to be had, or
+            ``data_dir`` can't be a folder.
     """
+    _check_folder(data_dir)
     source = _source(name, mirror)
     try:
         parts = [source(data_dir, train=part, download=part) for part in (True, False)]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException, ValueError) as error:
         raise FisherpruneError(_no_data(name, source, data_dir, error)) from error
     train, test = (_dataset(name, part, image_size) for part in parts)
     return train, test
+
+
+def _check_folder(data_dir: Path) -> None:
+    """Raise where ``data_dir`` is a file, or would be in one."""
+    for path in (data_dir, *data_dir.parents):
+        if os.path.isdir(path):
+            return
+        if os.path.exists(path):
+            raise FisherpruneError(
+                f"data_dir must be a folder, got {data_dir}: {path} is none"
+            )
 
 
 def _source(name: str, mirror: str | None) -> type:
@@ -57,9 +72,10 @@ def _source(name: str, mirror: str | None) -> type:
 
 
 def _no_data(name: str, source: type, data_dir: Path, error: Exception) -> str:
+    reason = " ".join(f"{error}".split()) or type(error).__name__
     return (
         f"{name}: no complete data in {data_dir / source.base_folder}, and the "
-        f"download of {source.url} failed: {error}; put {source.filename} (md5 "
+        f"download of {source.url} failed: {reason}; put {source.filename} (md5 "
         f"{source.tgz_md5}) into {data_dir} or name another address with "
         f"--data-mirror; --dataset digits needs neither files nor a network"
     )

@@ -88,7 +88,7 @@ def cache_file(data_dir: Path, image_size: int) -> Path:
     else:
         xdg = os.environ.get("XDG_CACHE_HOME")
         folder = (Path(xdg) if xdg else Path.home() / ".cache") / "fisherprune"
-    place = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
+    place = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
     return folder / f"folder-{place}-{image_size}.safetensors"
 
 
@@ -145,7 +145,8 @@ def _fingerprint(
         for entry, _ in files[part]:
             stat = entry.stat()
             name = os.path.relpath(entry.path, data_dir)
-            digest.update(f"\0{name}\0{stat.st_size} {stat.st_mtime_ns}".encode())
+            text = f"\0{name}\0{stat.st_size} {stat.st_mtime_ns}"
+            digest.update(os.fsencode(text))
     return digest.hexdigest()
 
 

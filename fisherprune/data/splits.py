@@ -68,9 +68,11 @@ def stratified_choice(
         FisherpruneError: where ``size`` is not in [1, N].
     """
     labels = labels.cpu()
-    if not 1 <= size <= len(labels):
+    if size < 1:
+        raise FisherpruneError(f"{name} must be at least 1, got {size}")
+    if size > len(labels):
         raise FisherpruneError(
-            f"{name} must be from 1 to the {len(labels)} training images there are, "
+            f"{name} must be at most the {len(labels)} training images there are, "
             f"got {size}"
         )
     counts = torch.bincount(labels).tolist()
