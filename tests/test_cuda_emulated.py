@@ -37,6 +37,7 @@ pytestmark = pytest.mark.skipif(
         ("no_wait", "wrong"),
         ("within_shared", "right"),
         ("past_shared", "heap-buffer-overflow"),
+        ("read_past_shared", "heap-buffer-overflow"),
         ("past_global", "heap-buffer-overflow"),
         ("lonely_barrier", "threads wait for others in vain"),
         ("diverged", "lanes of a warp meet in different operations"),
