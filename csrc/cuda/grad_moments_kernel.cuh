@@ -229,7 +229,7 @@ __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTas
 }
 
 // The two samples of a slab, or the last one alone.
-template <class Tile, bool exact>
+template <class Tile, Products products>
 __device__ inline void multiply_samples(Moments<Tile>& moments,
                                         const GradMomentsTask& task, const float* slab,
                                         Cursor& cursor, GroupCount& count, int end) {
@@ -239,18 +239,18 @@ __device__ inline void multiply_samples(Moments<Tile>& moments,
   for (int half = 0; half < 2; ++half) {
     if (cursor.sample == end) return;
     __syncwarp();  // a flush may have split it
-    multiply_half<Tile, exact>(moments, read, half == 1, count.samples == 0);
+    multiply_half<Tile, products>(moments, read, half == 1, count.samples == 0);
     close_sample<Tile>(moments, task, count, ++cursor.sample == end);
   }
 }
 
 // A slab of a sample of more positions.
-template <class Tile, bool exact>
+template <class Tile, Products products>
 __device__ inline void multiply_positions(Moments<Tile>& moments,
                                           const GradMomentsTask& task,
                                           const float* slab, Cursor& cursor,
                                           GroupCount& count, int end) {
-  multiply_slab<Tile, exact>(moments, slab, count.samples == 0 && cursor.at == 0);
+  multiply_slab<Tile, products>(moments, slab, count.samples == 0 && cursor.at == 0);
   const int sample = cursor.sample;
   cursor.advance(task.positions);
   if (cursor.sample != sample)
@@ -279,8 +279,9 @@ __device__ inline void run_pipeline(const SampleRange& range, const Cursor& curs
   }
 }
 
-template <class Tile, bool exact, bool async>
-__global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
+template <class Tile, Products products, bool async>
+__global__ void __launch_bounds__(
+    Tile::threads, resident_blocks<Tile, products != Products::rounded>())
     grad_moments_kernel(const GradMomentsTask task) {
   Shared<Tile>& shared = *reinterpret_cast<Shared<Tile>*>(dynamic_shared());
   find_rows<Tile>(task, tile_place(task, Tile::rows, Tile::columns), shared.rows);
@@ -301,11 +302,11 @@ __global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
         for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
           const float* slab = shared.slab[stage][s];
           if (are_short(task.positions))
-            multiply_samples<Tile, exact>(moments, task, slab, cursor, count,
-                                          range.end);
+            multiply_samples<Tile, products>(moments, task, slab, cursor, count,
+                                             range.end);
           else
-            multiply_positions<Tile, exact>(moments, task, slab, cursor, count,
-                                            range.end);
+            multiply_positions<Tile, products>(moments, task, slab, cursor, count,
+                                               range.end);
         }
       });
 }
