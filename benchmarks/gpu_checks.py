@@ -7,6 +7,7 @@ and what they say is read.
 from __future__ import annotations
 
 import glob
+import importlib
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from fisherprune.sources import source_hash
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TESTS = ("tests/test_cuda.py", "tests/test_doctor.py")  # all that use a GPU
+NEEDED = ("numpy", "safetensors", "tqdm", "fisherprune.masks", "benchmarks.gpu_rows")
 TAIL = 30  # lines of a failed command's output that are kept
 FOUND = 9  # the sanitizer's exit status where it found something
 
@@ -87,14 +89,19 @@ def _end_group(process: subprocess.Popen) -> None:
 # --- build ----------------------------------------------------------------------------
 
 
-def covers(archs: str, capability: tuple[int, int]) -> bool:
+def covers(archs: str, capability: tuple[int, int]) -> bool | None:
     """Say whether kernels for TORCH_CUDA_ARCH_LIST ``archs`` run on a device.
+
+    None where that hangs on a word other than a version: "Hopper", "native", nothing at
+    all, which torch takes for the devices of the machine that builds.
 
     Machine code runs on its own major version from its minor version on, code of an
     architecture's own features ("9.0a") there alone, PTX wherever it is not newer.
     """
+    otherwise: bool | None = False
     for arch in re.split(r"[;\s]+", archs.strip()):
         if not (found := re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)):
+            otherwise = None
             continue
         built = int(found[1]), int(found[2])
         if built == capability:
@@ -102,7 +109,18 @@ def covers(archs: str, capability: tuple[int, int]) -> bool:
         if not found[3] and built < capability:
             if built[0] == capability[0] or found[4]:
                 return True
-    return False
+    return otherwise
+
+
+def import_faults() -> list[str]:
+    """Name what the later steps import and this machine lacks."""
+    faults = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            faults.append(f"the steps must be able to import {name}: {error}")
+    return faults
 
 
 def build_facts(capability: tuple[int, int]) -> dict[str, Any]:
@@ -111,7 +129,7 @@ def build_facts(capability: tuple[int, int]) -> dict[str, Any]:
     faults = []
     if not kernels.CUDA_VERSION:
         faults.append(f"the loaded kernels are built without CUDA; {kernels.MEND}")
-    elif not covers(kernels.CUDA_ARCHS, capability):
+    elif covers(kernels.CUDA_ARCHS, capability) is False:
         faults.append(
             f"the kernels must cover compute capability {wanted}, they are built for "
             f"{kernels.CUDA_ARCHS}; set TORCH_CUDA_ARCH_LIST and {kernels.MEND}"

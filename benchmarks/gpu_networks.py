@@ -54,7 +54,7 @@ def scoring(
     name: str = "resnet18",
     count: int = 40_000,
     batch: int = 512,
-    looped: int = 500,
+    looped: int = 200,
     rounds: int = 5,
 ) -> Iterator[dict]:
     """Time exact fts scores of the published setting, and the one-image loop."""

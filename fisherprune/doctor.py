@@ -21,7 +21,9 @@ Versions, what was built, which kernels each device uses, how to mend what is wr
 Exit code: 0 where fisherprune works, with or without a GPU, 1 where it does not, 2 for
 a mistake in the command.
 """
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors", "tqdm")
+# The dependencies, named here so that a source folder that is not installed has them.
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn")
+PACKAGES += ("tqdm", "tomli") if sys.version_info < (3, 11) else ("tqdm",)
 REINSTALL = "run `pip install --no-build-isolation .` in the source folder"
 
 
@@ -144,12 +146,20 @@ def _try_kernels(report: Report, device: str) -> str:
         report.trouble(f"the kernels fail on {device}: {error}", REINSTALL, broken=True)
         return "broken"
     reference.grad_moments(input, grad, *truth, padding=(1, 1))
-    pairs = zip(found, truth, strict=True)
-    right = all(torch.allclose(a.cpu().double(), b, rtol=1e-2) for a, b in pairs)
-    if not right or sum(int(mask.sum()) for mask in masks[0]) != 7:
+    twins, _ = reference.global_topk([f.cpu() for f in found], [7])
+    right = all(map(_close, found, truth)) and all(
+        torch.equal(mask.cpu(), twin)
+        for mask, twin in zip(masks[0], twins[0], strict=True)
+    )
+    if not right:
         report.trouble(f"the kernels compute wrongly on {device}", REINSTALL, True)
         return "broken"
     return "works"
+
+
+def _close(found, truth) -> bool:
+    """Compare norms: in TF32, a GPU's default, a single small entry may be far off."""
+    return bool((found.cpu().double() - truth).norm() <= 5e-3 * truth.norm())
 
 
 def main(argv: list[str] | None = None) -> int:

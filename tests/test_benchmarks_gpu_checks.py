@@ -7,6 +7,7 @@ import pytest
 from benchmarks import gpu, gpu_checks
 from benchmarks.gpu_checks import Outcome
 from benchmarks.gpu_measure import NotHere
+from benchmarks.gpu_run import Unusable
 from fisherprune import kernels
 
 
@@ -23,11 +24,14 @@ from fisherprune import kernels
         ("9.0a", (9, 0), True),
         ("9.0a+PTX", (10, 0), False),
         ("7.5 10.0", (10, 3), True),
-        ("", (9, 0), False),
+        ("", (9, 0), None),
+        ("native", (9, 0), None),
+        ("Ampere;9.0", (9, 0), True),
+        ("Hopper 8.0", (9, 0), None),
     ],
 )
 def test_architectures(archs, capability, covered):
-    assert gpu_checks.covers(archs, capability) == covered
+    assert gpu_checks.covers(archs, capability) is covered
 
 
 def test_faults_of_the_build_are_named(monkeypatch):
@@ -45,6 +49,19 @@ def test_faults_of_the_build_are_named(monkeypatch):
     )
     monkeypatch.setattr(kernels, "SOURCE_HASH", "now")
     assert gpu_checks.build_facts((8, 6))["faults"] == []
+    monkeypatch.setattr(kernels, "CUDA_ARCHS", "native")
+    assert gpu_checks.build_facts((9, 0))["faults"] == []
+
+
+def test_what_the_steps_can_not_import_is_named(monkeypatch):
+    assert gpu_checks.import_faults() == []
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    (fault,) = gpu_checks.import_faults()
+    assert "must be able to import tqdm: " in fault
+    monkeypatch.setattr(gpu.torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu_checks, "build_facts", lambda _: {"faults": []})
+    with pytest.raises(Unusable, match="import tqdm"):
+        gpu.check_build(10)
 
 
 def test_a_command_is_ended_with_its_children():

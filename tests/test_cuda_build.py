@@ -111,11 +111,23 @@ def test_grad_moments_multiplies_on_tensor_cores(arch, built):
 
 
 @each_arch
+def test_whole_operands_take_a_third_of_the_products(arch, built):
+    """Of 16 bits nothing is left out by TF32."""
+    found = kernels_named(built[arch], "grad_moments_kernel")
+    whole = [kernel for kernel in found if "ProductsE2E" in kernel]
+    assert whole
+    for kernel in whole:
+        split = found[kernel.replace("ProductsE2E", "ProductsE1E")]
+        products = [number_of(c, r"HMMA.*") for c in (found[kernel], split)]
+        assert products[0] * 3 == products[1], kernel
+
+
+@each_arch
 def test_grad_moments_copies_past_the_registers(arch, built):
     """Kernels of float32 operands use asynchronous copies, of 16 bytes too."""
     for kernel, counts in kernels_named(built[arch], "grad_moments_kernel").items():
         copies = number_of(counts, r"LDGSTS.*"), number_of(counts, r"LDGSTS.*\.128.*")
-        float32_only = re.search(r"ELb[01]ELb1E", kernel)
+        float32_only = re.search(r"ELb1EEEv", kernel)
         assert all(copies) if float32_only else not any(copies), kernel
 
 
@@ -123,11 +135,21 @@ def test_grad_moments_copies_past_the_registers(arch, built):
 def test_loads_of_halves_are_under_way_together(arch, built):
     """Between two stores of a kernel lie no loads, or those of all its rows."""
     for kernel in kernels_named(built[arch], "grad_moments_kernel"):
-        if re.search(r"ELb[01]ELb1E", kernel):
+        if re.search(r"ELb1EEEv", kernel):
             continue  # of float32
         code = " ".join(built[arch].sass[kernel])
         runs = [part.count("LDG.E.U16") for part in re.split(r"\bSTS\b", code)]
         assert max(runs) <= 16 and min(filter(None, runs)) >= 4, kernel
+
+
+@each_arch
+def test_a_flush_waits_for_memory_once_a_column(arch, built):
+    """Between two stores lie no loads, or those of all the column's rows."""
+    for kernel in kernels_named(built[arch], "grad_moments"):
+        products_m = re.search(r"TileShapeILi\d+ELi\d+ELi(\d+)E", kernel)
+        code = " ".join(built[arch].sass[kernel])
+        runs = [part.count("LDG.E") for part in re.split(r"\bSTG\.E\b", code)]
+        assert min(filter(None, runs)) == 2 * int(products_m[1]), kernel
 
 
 @each_arch

@@ -1,5 +1,6 @@
 """The doctor, and kernels that do not load."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import fisherprune as fp
-from fisherprune import doctor, kernels
+from fisherprune import doctor, kernels, ops, reference
 from fisherprune.sources import source_hash
 
 PACKAGE = Path(fp.__file__).parent
@@ -75,6 +76,61 @@ def test_kernels_that_compute_wrongly_are_reported(monkeypatch):
     report = doctor.examine()
     assert report.broken
     assert any("compute wrongly on cpu" in trouble for trouble in report.troubles)
+
+
+def as_tf32(x):
+    """Round to ten bits behind the point, as the tensor cores take their operands."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_kernels_that_round_to_tf32_are_right(monkeypatch):
+    off = []
+
+    def rounded(input, grad, *sums, **options):
+        truth = [torch.zeros_like(s) for s in sums]
+        reference.grad_moments(input, grad, *truth, **options)
+        reference.grad_moments(as_tf32(input), as_tf32(grad), *sums, **options)
+        pairs = zip(sums, truth, strict=True)
+        off.append(max(((s - t) / t).abs().max().item() for s, t in pairs))
+
+    monkeypatch.setattr("fisherprune.ops.grad_moments", rounded)
+    report = doctor.Report()
+    assert doctor._try_kernels(report, "cpu") == "works"
+    assert not report.broken
+    assert off[0] > 1e-2  # of the smallest entries, which the norm does not see
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_moments_that_are_slightly_wrong_are_reported(wrong, monkeypatch):
+    def scaled(input, grad, *sums, **options):
+        reference.grad_moments(input, grad, *sums, **options)
+        sums[wrong].mul_(1.01)
+
+    monkeypatch.setattr("fisherprune.ops.grad_moments", scaled)
+    report = doctor.Report()
+    assert doctor._try_kernels(report, "cpu") == "broken"
+    assert "compute wrongly on cpu" in report.troubles[0]
+
+
+def test_masks_of_the_right_size_in_the_wrong_place_are_reported(monkeypatch):
+    right = ops.global_topk
+
+    def smallest(scores, keep):
+        return right([-s for s in scores], keep)
+
+    monkeypatch.setattr("fisherprune.ops.global_topk", smallest)
+    report = doctor.Report()
+    assert doctor._try_kernels(report, "cpu") == "broken"
+    assert "compute wrongly on cpu" in report.troubles[0]
+
+
+def test_every_dependency_is_looked_for():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    listed = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    names = set(re.findall(r'^ *"([\w-]+)', listed[1], re.MULTILINE))
+    if sys.version_info >= (3, 11):
+        names.remove("tomli")
+    assert set(doctor.PACKAGES) == names
 
 
 def test_source_hash_sees_every_change(tmp_path):

@@ -102,23 +102,33 @@ __device__ inline int weight_place(const GradMomentsTask& task, int column) {
   return weight.channel * task.kernel_h * task.kernel_w + weight.tap;
 }
 
-// Adds a column of a thread's values to the sums, of which `at` is the first.
+// Adds a column of a thread's values to the sums, of which `at` is the first. All of
+// the column is read before any of it is written: the compiler moves no load across a
+// store that might be to the same place, and would wait for memory once a value.
 template <class Tile>
 __device__ inline void flush_column(const typename Moments<Tile>::Values& values, int j,
                                     int side, float* at, int64_t row_words, int rows,
                                     float scale, bool fresh) {
+  float before[Tile::products_m][2];
 #pragma unroll
   for (int i = 0; i < Tile::products_m; ++i)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float value = values[i][j][half * 2 + side] * scale;
-      if (i * 16 + half * 8 < rows) *at = fresh ? value : *at + value;
-      at += 8 * row_words;
-    }
+    for (int half = 0; half < 2; ++half)
+      before[i][half] = !fresh && i * 16 + half * 8 < rows
+                            ? at[(i * 16 + half * 8) * row_words]
+                            : 0.f;
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (i * 16 + half * 8 < rows)
+        at[(i * 16 + half * 8) * row_words] =
+            fmaf(values[i][j][half * 2 + side], scale, before[i][half]);
 }
 
 // Adds the registers to this split's sums and clears them. The tile's place is found
-// again: kept, it would take registers from the products.
+// again: kept, it would take registers from the products. The closed group is cleared,
+// too, though nobody reads it: so its registers are free for what is read here.
 template <class Tile>
 __device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task,
                              bool fresh) {
@@ -143,7 +153,7 @@ __device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task
                            task.rows - row, scale * scale, fresh);
     }
   for_each_value<Tile>([&](int i, int j, int e) {
-    moments.sum[i][j][e] = moments.sum_sq[i][j][e] = 0.f;
+    moments.group[i][j][e] = moments.sum[i][j][e] = moments.sum_sq[i][j][e] = 0.f;
   });
 }
 
@@ -219,7 +229,7 @@ __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTas
 }
 
 // The two samples of a slab, or the last one alone.
-template <class Tile, bool exact>
+template <class Tile, Products products>
 __device__ inline void multiply_samples(Moments<Tile>& moments,
                                         const GradMomentsTask& task, const float* slab,
                                         Cursor& cursor, GroupCount& count, int end) {
@@ -229,18 +239,18 @@ __device__ inline void multiply_samples(Moments<Tile>& moments,
   for (int half = 0; half < 2; ++half) {
     if (cursor.sample == end) return;
     __syncwarp();  // a flush may have split it
-    multiply_half<Tile, exact>(moments, read, half == 1, count.samples == 0);
+    multiply_half<Tile, products>(moments, read, half == 1, count.samples == 0);
     close_sample<Tile>(moments, task, count, ++cursor.sample == end);
   }
 }
 
 // A slab of a sample of more positions.
-template <class Tile, bool exact>
+template <class Tile, Products products>
 __device__ inline void multiply_positions(Moments<Tile>& moments,
                                           const GradMomentsTask& task,
                                           const float* slab, Cursor& cursor,
                                           GroupCount& count, int end) {
-  multiply_slab<Tile, exact>(moments, slab, count.samples == 0 && cursor.at == 0);
+  multiply_slab<Tile, products>(moments, slab, count.samples == 0 && cursor.at == 0);
   const int sample = cursor.sample;
   cursor.advance(task.positions);
   if (cursor.sample != sample)
@@ -269,8 +279,9 @@ __device__ inline void run_pipeline(const SampleRange& range, const Cursor& curs
   }
 }
 
-template <class Tile, bool exact, bool async>
-__global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
+template <class Tile, Products products, bool async>
+__global__ void __launch_bounds__(
+    Tile::threads, resident_blocks<Tile, products != Products::rounded>())
     grad_moments_kernel(const GradMomentsTask task) {
   Shared<Tile>& shared = *reinterpret_cast<Shared<Tile>*>(dynamic_shared());
   find_rows<Tile>(task, tile_place(task, Tile::rows, Tile::columns), shared.rows);
@@ -291,11 +302,11 @@ __global__ void __launch_bounds__(Tile::threads, resident_blocks<Tile, exact>())
         for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {
           const float* slab = shared.slab[stage][s];
           if (are_short(task.positions))
-            multiply_samples<Tile, exact>(moments, task, slab, cursor, count,
-                                          range.end);
+            multiply_samples<Tile, products>(moments, task, slab, cursor, count,
+                                             range.end);
           else
-            multiply_positions<Tile, exact>(moments, task, slab, cursor, count,
-                                            range.end);
+            multiply_positions<Tile, products>(moments, task, slab, cursor, count,
+                                               range.end);
         }
       });
 }

@@ -83,13 +83,21 @@ GradMomentsTask task_of(const GradMoments& m, const Shares& shares, float* works
 }
 
 template <class Tile, bool exact>
+auto moments_kernel(const GradMoments& m) {
+  constexpr Products products = exact ? Products::split : Products::rounded;
+  if (both_float32(m)) return grad_moments_kernel<Tile, products, true>;
+  if constexpr (exact)
+    if (m.input.dtype != Dtype::float32 && m.grad.dtype != Dtype::float32)
+      return grad_moments_kernel<Tile, Products::whole, false>;
+  return grad_moments_kernel<Tile, products, false>;
+}
+
+template <class Tile, bool exact>
 void launch_tile(const GradMoments& m, const Shares& shares, float* workspace,
                  Stream stream) {
-  const auto kernel = both_float32(m) ? grad_moments_kernel<Tile, exact, true>
-                                      : grad_moments_kernel<Tile, exact, false>;
   const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
-  launch(kernel, grid, Tile::threads, sizeof(Shared<Tile>), stream,
-         task_of<Tile>(m, shares, workspace));
+  launch(moments_kernel<Tile, exact>(m), grid, Tile::threads, sizeof(Shared<Tile>),
+         stream, task_of<Tile>(m, shares, workspace));
 }
 
 template <class Tile, int bits>

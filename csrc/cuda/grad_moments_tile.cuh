@@ -8,6 +8,13 @@
 
 namespace fisherprune {
 
+// How operands are multiplied.
+enum class Products {
+  rounded,  // to TF32
+  split,    // in two TF32s each, to float32 precision
+  whole     // 16 bits, which are a TF32 as they are; sums to float32 precision
+};
+
 // What a thread holds of its warp's tile, in the layout of the products.
 template <class Tile>
 struct Moments {
@@ -94,10 +101,10 @@ __device__ inline void multiply(Moments<Tile>& moments, const Fragments<Tile>& r
   }
 }
 
-// The same to float32 precision: high x high + high x low + low x high. The tensor
-// cores cut off what they add; so they add 8 positions only, and the rest is added
-// outside.
-template <class Tile, bool first>
+// The same to float32 precision: high x high + high x low + low x high, of which whole
+// operands have the first alone. The tensor cores cut off what they add; so they add 8
+// positions only, and the rest is added outside.
+template <class Tile, Products products, bool first>
 __device__ inline void multiply_exactly(Moments<Tile>& moments,
                                         const Fragments<Tile>& read, bool last) {
   uint32_t high[Tile::products_m][4], low[Tile::products_m][4];
@@ -119,8 +126,10 @@ __device__ inline void multiply_exactly(Moments<Tile>& moments,
 #pragma unroll
     for (int i = 0; i < Tile::products_m; ++i) {
       float c[4] = {0.f, 0.f, 0.f, 0.f};
-      multiply_tf32(c, low[i], b_high);
-      multiply_tf32(c, high[i], b_low);
+      if constexpr (products == Products::split) {
+        multiply_tf32(c, low[i], b_high);
+        multiply_tf32(c, high[i], b_low);
+      }
       multiply_tf32(c, high[i], b_high);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
@@ -129,34 +138,34 @@ __device__ inline void multiply_exactly(Moments<Tile>& moments,
   }
 }
 
-template <class Tile, bool exact, bool first>
+template <class Tile, Products products, bool first>
 __device__ inline void multiply_half(Moments<Tile>& moments,
                                      const Fragments<Tile>& read, bool last) {
-  if constexpr (exact)
-    multiply_exactly<Tile, first>(moments, read, last);
-  else
+  if constexpr (products == Products::rounded)
     multiply<Tile, first>(moments, read, last);
+  else
+    multiply_exactly<Tile, products, first>(moments, read, last);
 }
 
 // One half, `first` of the group or not.
-template <class Tile, bool exact>
+template <class Tile, Products products>
 __device__ inline void multiply_half(Moments<Tile>& moments,
                                      const Fragments<Tile>& read, bool last,
                                      bool first) {
   if (first)
-    multiply_half<Tile, exact, true>(moments, read, last);
+    multiply_half<Tile, products, true>(moments, read, last);
   else
-    multiply_half<Tile, exact, false>(moments, read, last);
+    multiply_half<Tile, products, false>(moments, read, last);
 }
 
 // `first`: of the group.
-template <class Tile, bool exact>
+template <class Tile, Products products>
 __device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
                                      bool first) {
   __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
   const Fragments<Tile> read = read_fragments<Tile>(slab);
-  multiply_half<Tile, exact>(moments, read, false, first);
-  multiply_half<Tile, exact, false>(moments, read, true);
+  multiply_half<Tile, products>(moments, read, false, first);
+  multiply_half<Tile, products, false>(moments, read, true);
 }
 
 // Adds the group's gradient and its square. A last group of fewer samples is lifted to

@@ -170,12 +170,14 @@ __device__ inline void load_window(const WindowTask& task, const Piece* pieces,
   }
 }
 
-// What a lane reads of a stage: its row of the gradient's matrices, and for each of its
-// products' columns the place, in bytes, of a weight's image value at position lane
+constexpr int WORD = sizeof(float);  // bytes
+
+// What a lane reads of a stage, in bytes: its row of the gradient's matrices, and for
+// each of its products' columns the place of a weight's image value at position lane
 // % 4.
 template <class Tile>
 struct Lane {
-  int grad;  // word of the matrices' first quad in the first stage
+  int grad;  // the matrices' first quad in the first stage
   int input[Tile::products_n];
 
   __device__ Lane(const WindowTask& task, const TilePlace& tile) {
@@ -183,7 +185,8 @@ struct Lane {
     const Window& w = task.window;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = warp / Tile::warps_n * (Tile::products_m * 16) + lane % 16;
-    grad = grad_place(row, lane / 16);  // matrices of quads of even and of odd number
+    // Matrices of quads of even and of odd number.
+    grad = grad_place(row, lane / 16) * WORD;
     const int taps = m.kernel_h * m.kernel_w, first = tile.column / taps;
     const int column =
         tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane / 4;
@@ -196,13 +199,12 @@ struct Lane {
                        tap / m.kernel_w * m.dilation_h * w.pitch +
                        tap % m.kernel_w * m.dilation_w + w.left - m.input.pad_w +
                        lane % 4 * m.input.step_w;
-      input[j] = opaque(word * static_cast<int>(sizeof(float)));
+      input[j] = word * WORD;
     }
   }
 
-  __device__ uint32_t read_input(int j, const float* window) const {
-    const char* at = reinterpret_cast<const char*>(window) + input[j];
-    return to_tf32(*reinterpret_cast<const float*>(at));
+  __device__ uint32_t read_input(int j, SharedAddress window) const {
+    return to_tf32(load_shared(window + input[j]));
   }
 };
 
@@ -214,13 +216,13 @@ struct Lane {
 // turns.
 template <class Tile, bool first>
 __device__ inline void multiply_window(Moments<Tile>& moments, const Lane<Tile>& lane,
-                                       const float* grad, int quad, const float* at,
-                                       const float* next) {
+                                       SharedAddress grad, int quad, SharedAddress at,
+                                       SharedAddress next) {
   uint32_t a[Tile::products_m][4];
-  const float* row = grad + (lane.grad ^ quad * 4);
+  const SharedAddress row = grad + (lane.grad ^ quad * 4 * WORD);
 #pragma unroll
   for (int i = 0; i < Tile::products_m; ++i) {
-    read_matrices(a[i], row + i * 16 * WINDOW);
+    read_matrices(a[i], row + i * 16 * WINDOW * WORD);
 #pragma unroll
     for (int e = 0; e < 4; ++e) a[i][e] = to_tf32(__uint_as_float(a[i][e]));
   }
@@ -233,7 +235,7 @@ __device__ inline void multiply_window(Moments<Tile>& moments, const Lane<Tile>&
   }
 }
 
-// Where the positions of a unit lie in its window, in words, 2^bits side by side. All
+// Where the positions of a unit lie in its window, in bytes, 2^bits side by side. All
 // is known to the compiler but the distance of rows, and of positions unless it is 1:
 // then a read takes one addition, or none.
 template <int bits, int known_step>
@@ -241,8 +243,8 @@ struct Positions {
   int row, step;
 
   __device__ explicit Positions(const WindowTask& task)
-      : row(task.moments.input.step_h * task.window.pitch),
-        step(known_step ? known_step : task.moments.input.step_w) {}
+      : row(opaque(task.moments.input.step_h * task.window.pitch * WORD)),
+        step((known_step ? known_step : task.moments.input.step_w) * WORD) {}
   __device__ int operator()(int t) const {
     return (t >> bits) * row + (t & ((1 << bits) - 1)) * step;
   }
@@ -251,8 +253,8 @@ struct Positions {
 // The products of one unit, whose quads begin at `quad`; `first` of the group.
 template <class Tile, int bits, int step>
 __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& task,
-                                     const Lane<Tile>& lane, const float* grad,
-                                     int quad, const float* window, bool first) {
+                                     const Lane<Tile>& lane, SharedAddress grad,
+                                     int quad, SharedAddress window, bool first) {
   __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
   const Positions<bits, step> at(task);
   if (first)
@@ -283,6 +285,9 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   const Lane<Tile> lane(task, tile);
   __syncthreads();
 
+  const SharedAddress grad_address = shared_address(memory.grad);
+  const SharedAddress windows_address =  // of memory.windows; it takes no register
+      grad_address + Tile::stages * Tile::rows * WINDOW * WORD;
   const SampleRange range = sample_range(m);
   Cursor loaded{range.first, 0}, cursor = loaded;
   Moments<Tile> moments{};
@@ -303,14 +308,15 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
         }
       },
       [&](int stage) {
-        const float* grad = memory.grad + stage * Tile::rows * WINDOW;
-        const float* window = memory.windows + stage * memory.stage_words;
+        const SharedAddress grad = grad_address + stage * Tile::rows * WINDOW * WORD;
+        SharedAddress window = windows_address + stage * memory.stage_words * WORD;
 #pragma unroll 1
         for (int t = 0; t < WINDOW && cursor.sample < range.end; t += w.unit) {
-          multiply_unit<Tile, bits, step>(moments, task, lane, grad, t / 4,
-                                          window + first_column<bits>(m, cursor.at),
-                                          count.samples == 0 && cursor.at == 0);
-          window += memory.window_words;
+          multiply_unit<Tile, bits, step>(
+              moments, task, lane, grad, t / 4,
+              window + first_column<bits>(m, cursor.at) * WORD,
+              count.samples == 0 && cursor.at == 0);
+          window += memory.window_words * WORD;
           const int sample = cursor.sample;
           cursor.advance(m.positions, w.unit);
           if (cursor.sample != sample)

@@ -7,14 +7,24 @@
 
 namespace fisherprune {
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+// Where something lies in shared memory: a number of 32 bits to which bytes are added.
+// Of a pointer the compiler finds the same number anew wherever it is used.
+using SharedAddress = uint32_t;
+
+__device__ inline SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
 // The same number, of which the compiler forgets how it came about: it would otherwise
 // undo a multiplication to repeat it where the product is used.
 __device__ inline int opaque(int value) {
   asm("" : "+r"(value));
+  return value;
+}
+
+__device__ inline float load_shared(SharedAddress from) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
   return value;
 }
 
@@ -75,10 +85,10 @@ __device__ inline uint32_t to_tf32(float value) {
 
 // Reads four 8 x 4 matrices of words: lanes 8 e to 8 e + 7 give the rows of matrix e,
 // each 16 bytes, of which lane l gets (l / 4, l % 4) as words[e].
-__device__ inline void read_matrices(uint32_t (&words)[4], const float* row) {
+__device__ inline void read_matrices(uint32_t (&words)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 

@@ -185,21 +185,36 @@ void search_case(Files& files) {
   files.write(places);
 }
 
-// How images in shared memory are planned to lie, or nothing.
-void window_case(Files& files) {
-  const ConvShape s = read_shape(files);
+// The op of contiguous images that are nowhere.
+GradMoments planned_moments(const ConvShape& s) {
   const auto images = [](int64_t channels, int64_t height, int64_t width) {
     return View4{
         nullptr, Dtype::float32, {channels * height * width, height * width, width, 1}};
   };
-  const GradMoments m{s, images(s.channels, s.height, s.width),
-                      images(s.outputs, s.out_height, s.out_width), nullptr, nullptr};
-  const std::optional<Window> window = find_window<WindowTile>(m);
+  return {s, images(s.channels, s.height, s.width),
+          images(s.outputs, s.out_height, s.out_width), nullptr, nullptr};
+}
+
+// How images in shared memory are planned to lie, or nothing.
+void window_case(Files& files) {
+  const std::optional<Window> window =
+      find_window<WindowTile>(planned_moments(read_shape(files)));
   Array words(window ? 2 * sizeof(int64_t) : 0);
   if (window) {
     words.as<int64_t>()[0] = window->pitch;
     words.as<int64_t>()[1] = window->channel;
   }
+  files.write(words);
+}
+
+// The plan in TF32: splits, parts of a group, bytes of the workspace.
+void plan_case(Files& files) {
+  const GradMoments m = planned_moments(read_shape(files));
+  const GradMomentsPlan plan = plan_grad_moments(m, true, multiprocessors());
+  Array words(3 * sizeof(int64_t));
+  words.as<int64_t>()[0] = plan.shares.splits;
+  words.as<int64_t>()[1] = plan.shares.parts;
+  words.as<int64_t>()[2] = plan.workspace * static_cast<int64_t>(sizeof(float));
   files.write(words);
 }
 
@@ -229,6 +244,7 @@ int main(int argc, char** argv) {
     if (op == 4) divider_case(files);
     if (op == 5) search_case(files);
     if (op == 6) window_case(files);
+    if (op == 7) plan_case(files);
   }
   std::fclose(files.out);
   return 0;

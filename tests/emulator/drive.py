@@ -156,6 +156,16 @@ def window_case(width: int, stride: int) -> bytes:
     )
 
 
+def plan_case(
+    n: int, channels: int, outputs: int, size: int, group_size: int = 1
+) -> bytes:
+    """Encode the question how a 3 x 3 convolution is planned on an H100."""
+    same = [1, 1, 1, 1, 1, 1, 1, group_size]
+    return words(7, 1, 132) + numbers(
+        [n, channels, size, size, outputs, size, size, 3, 3, *same]
+    )
+
+
 def divider_case(positions, widths) -> bytes:
     """Encode divisions of positions by image widths."""
     return words(4, 1, 1) + numbers(positions) + numbers(widths)

@@ -144,7 +144,18 @@ inline unsigned char* dynamic_shared() { return emulator::block->shared.get(); }
 
 // ---- what ptx.cuh gives ----
 
+// A pointer, so that the address sanitizer sees what is read there.
+using SharedAddress = const char*;
+
+inline SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(pointer);
+}
+
 inline int opaque(int value) { return value; }
+
+inline float load_shared(SharedAddress from) {
+  return *reinterpret_cast<const float*>(from);
+}
 
 inline void copy4_async(float* shared, const float* global, bool inside) {
   emulator::start_copy({shared, global, 4, inside ? 4 : 0});
@@ -191,14 +202,14 @@ inline float half_to_float(uint16_t bits) {
                           : std::ldexp(static_cast<float>(fraction), -24));
 }
 
-inline void read_matrices(uint32_t (&words)[4], const float* row) {
+inline void read_matrices(uint32_t (&words)[4], SharedAddress row) {
   if (reinterpret_cast<uintptr_t>(row) % 16)
     emulator::fail("read_matrices: addresses must be multiples of 16");
   emulator::show(7, row);
   const unsigned lane = emulator::block->current % 32;
   for (unsigned e = 0; e < 4; ++e)
-    words[e] =
-        __float_as_uint(emulator::shown<const float*>(8 * e + lane / 4)[lane % 4]);
+    words[e] = __float_as_uint(
+        load_shared(emulator::shown<SharedAddress>(8 * e + lane / 4) + lane % 4 * 4));
 }
 
 // Toward zero, as tensor cores do where they add.

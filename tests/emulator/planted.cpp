@@ -26,6 +26,10 @@ void reverse(int* out, Meet meet) {
 
 void write_past_shared(int beyond) { shared_floats()[threadIdx.x + beyond] = 1.f; }
 
+void read_past_shared(float* out) {
+  out[threadIdx.x] = load_shared(shared_address(shared_floats() + threadIdx.x + 1));
+}
+
 void write_past_global(int* out) { out[threadIdx.x + 1] = 1; }
 
 void wait_without_one() {
@@ -93,6 +97,7 @@ bool copies(bool wait) {
 int main(int, char** argv) {
   const std::string which = argv[1];
   const std::vector<float> in(THREADS);
+  std::vector<float> results(THREADS);
   std::unique_ptr<int[]> out(new int[THREADS]);
   bool right = true;
   if (which == "barrier") right = reverses(Meet::block);
@@ -106,6 +111,8 @@ int main(int, char** argv) {
     launch(write_past_shared, dim3(1), THREADS, THREADS * 4, nullptr, 0);
   if (which == "past_shared")
     launch(write_past_shared, dim3(1), THREADS, THREADS * 4, nullptr, 1);
+  if (which == "read_past_shared")
+    launch(read_past_shared, dim3(1), THREADS, THREADS * 4, nullptr, results.data());
   if (which == "past_global")
     launch(write_past_global, dim3(1), THREADS, 0, nullptr, out.get());
   if (which == "lonely_barrier") launch(wait_without_one, dim3(1), THREADS, 0, nullptr);
