@@ -292,8 +292,8 @@ def test_every_field_of_a_run_can_be_set_but_for_its_place():
             "grid.lr_drops must be a list of whole numbers",
         ),
         (
-            "[grid]\nmethod = ['snip', 'obd']",
-            "grid.method must be one of .*; got 'obd'",
+            "[grid]\nmethod = ['snip', 'obs']",
+            "grid.method must be one of .*; got 'obs'",
         ),
         (
             "[run]\nseed = 1\n[grid]\nseed = [2]",
@@ -336,6 +336,27 @@ def test_a_plan_tells_all_wrong_files_at_once(written, tmp_path):
         Plan([tmp_path], Overrides())
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [str(one), str(two)]
+
+
+def test_numbers_that_nothing_can_hold_are_one_files_mistake(exp, written, tmp_path):
+    wrong = {
+        "a.toml": "lr = " + 401 * "9",
+        "b.toml": "lr = 0x" + 6000 * "f",  # more digits than Python writes
+        "c.toml": f"device = 'cuda:{30 * '9'}'",
+        "d.toml": "scope = 'densities'\ndensities = {a = " + 401 * "9" + "}",
+    }
+    for name, line in wrong.items():
+        written(f"name = 'a'\n[run]\n{line}\n", name)
+    put(exp, "model.num_classes", 10**400)
+    written(exp, "e.json")
+    with pytest.raises(FisherpruneError) as caught:
+        Plan([tmp_path], Overrides())
+    lines = str(caught.value).splitlines()
+    names = [*wrong, "e.json"]
+    assert [line.split(": ")[0] for line in lines] == [str(tmp_path / n) for n in names]
+    assert f"run.lr must be a number, got {57 * '9'}..." in lines[0]
+    assert "holds a value that no run can have: Exceeds the limit" in lines[1]
+    assert f"the classes of cifar10, got 1{56 * '0'}..." in lines[4]
 
 
 @pytest.mark.parametrize(
