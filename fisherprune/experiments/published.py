@@ -178,8 +178,8 @@ def _after_warmup(training: Section, steps: int, values: dict) -> dict[str, obje
     if warmup and early:
         raise training.error(
             "training.optimizer.lr_drops",
-            f"must be after the warm-up of {shown(warmup)} epochs, which keeps the first "
-            f"learning rate; got {shown(early[0])}",
+            f"must be after the warm-up of {shown(warmup)} epochs, which keeps the "
+            f"first learning rate; got {shown(early[0])}",
         )
     return {"epochs": steps - warmup, "lr_drops": tuple(x - warmup for x in drops)}
 
@@ -210,7 +210,7 @@ def _compressor(compressor: Section) -> dict[str, object]:
     if code == "none" and values["sparsity"] != 0:
         raise compressor.error(
             "training.compressor.sparsity",
-            f"must be 0 for none, which prunes nothing, got {shown(values['sparsity'])}",
+            f"must be 0 for none, which prunes nothing, got {values['sparsity']}",
         )
     return values
 
