@@ -88,13 +88,14 @@ def test_a_source_archive_holds_all_that_is_needed(tmp_path):
     for junk in ("csrc/cpu/x.o", "tests/__pycache__/x.txt", "fisherprune/_C.x.so"):
         (tmp_path / junk).parent.mkdir(exist_ok=True)
         (tmp_path / junk).touch()
-    command = [sys.executable, "setup.py", "-q", "egg_info", "build_py"]
+    command = [sys.executable, "setup.py", "-q", "egg_info"]
+    command += ["build_py", "--build-lib", "built"]
     environment = os.environ | {"FISHERPRUNE_CUDA": "0"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     listed = (tmp_path / "fisherprune.egg-info" / "SOURCES.txt").read_text().split()
     assert set(names) - {".gitignore"} <= set(listed)
     assert not [name for name in listed if "/x." in name or name.endswith(".so")]
-    assert (tmp_path / "build/lib/fisherprune/py.typed").is_file()
+    assert (tmp_path / "built/fisherprune/py.typed").is_file()
 
 
 def test_no_make_target_builds_with_a_second_torch():
