@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # torch first, then build against it: no second torch in an isolated build.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-SOURCES := setup.py pyproject.toml $(shell find csrc fisherprune -type f \
+SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisherprune -type f \
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css')
 
 .PHONY: help demo test lint format sanitize bench clean
@@ -57,7 +57,7 @@ sanitize:
 	tests/sanitize/run.sh
 
 bench: $(VENV)/installed
-	$(INSTALL) ".[bench]"
+	$(INSTALL) --no-build-isolation ".[bench]"
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -25,16 +25,30 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 
 def find_cuda_home():
-    """Ask nvcc itself: it may be a wrapper script far from its toolkit."""
+    """Return the toolkit's folder, or None, and the environment variable it is from.
+
+    Without a variable nvcc itself is asked: it may be a wrapper script far from its
+    toolkit.
+    """
     for name in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(name):
-            return os.environ[name]
+        if home := os.environ.get(name):
+            return (home if has_nvcc(home) else None), name
+    return ask_nvcc(), None
+
+
+def has_nvcc(home):
+    """Return whether a folder is that of a CUDA toolkit."""
+    return Path(home, "bin", "nvcc").is_file()
+
+
+def ask_nvcc():
+    """Return the folder of the toolkit that nvcc on the PATH uses, or the usual one."""
     if nvcc := shutil.which("nvcc"):
         command = [nvcc, "--dryrun", "x.cu"]
         dryrun = subprocess.run(command, capture_output=True, text=True, check=False)
         if top := re.search(r"^#\$ TOP=(.+)$", dryrun.stderr, re.MULTILINE):
             return str(Path(top[1]).resolve())
-    return "/usr/local/cuda" if Path("/usr/local/cuda/bin/nvcc").exists() else None
+    return "/usr/local/cuda" if has_nvcc("/usr/local/cuda") else None
 
 
 def nvcc_version(cuda_home):
@@ -46,10 +60,12 @@ def nvcc_version(cuda_home):
     return re.search(r"release (\d+\.\d+)", text.stdout)[1]
 
 
-def why_no_cuda(wish, cuda_home, torch_cuda):
+def why_no_cuda(wish, cuda_home, variable, torch_cuda):
     """Return why the CUDA kernels can't be built, or None if they can."""
     if wish == "0":
         return "FISHERPRUNE_CUDA=0"
+    if cuda_home is None and variable:
+        return f"{variable} is {os.environ[variable]}, which has no bin/nvcc"
     if cuda_home is None:
         return "no CUDA toolkit found (nvcc is not on the PATH, CUDA_HOME is not set)"
     if torch_cuda is None:
@@ -65,12 +81,12 @@ def choose_cuda():
     wish = os.environ.get("FISHERPRUNE_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         raise SystemExit(f"FISHERPRUNE_CUDA must be auto, 0 or 1, got {wish!r}")
-    cuda_home = None if wish == "0" else find_cuda_home()
+    cuda_home, variable = (None, None) if wish == "0" else find_cuda_home()
     if cuda_home:
         os.environ["CUDA_HOME"] = cuda_home
     import torch  # after CUDA_HOME is set: torch reads it at import
 
-    reason = why_no_cuda(wish, cuda_home, torch.version.cuda)
+    reason = why_no_cuda(wish, cuda_home, variable, torch.version.cuda)
     if reason is None:
         return nvcc_version(cuda_home)
     if wish == "1":

@@ -5,19 +5,19 @@ Each is a process of its own, so that none finds the memory as another left it.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 
 from benchmarks import targets
+from benchmarks.record import Parser, add_rounds
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run all and print the targets; the result files go to benchmarks/results/."""
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="samples per competitor")
+    parser = Parser("python -m benchmarks", description=__doc__)
+    add_rounds(parser)
     parser.add_argument("--plot", action="store_true", help="draw PNGs as well")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     arguments = ["--rounds", str(options.rounds)] + ["--plot"] * options.plot
     for name in ("topk", "moments", "end_to_end", "curvature", "training"):
         print(f"\n# benchmarks.{name}\n", flush=True)

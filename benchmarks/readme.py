@@ -72,7 +72,8 @@ def source(record: dict) -> str:
     place = (
         e["device"] if e["device"] != "cpu" else f"{e['cpu']}, {e['threads']} threads"
     )
-    return f"{place}, torch {e['torch']}, commit {(e['commit'] or '')[:10]}."
+    changes = "+changes" if e.get("dirty") else ""
+    return f"{place}, torch {e['torch']}, commit {(e['commit'] or '')[:10]}{changes}."
 
 
 def number(value: float) -> str:

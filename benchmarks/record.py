@@ -11,14 +11,17 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from fisherprune import kernels
+from fisherprune.errors import shown
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+SOURCES = ("--", ".", ":(exclude)benchmarks/results")
+"""Paths whose changes count, for git: not what the benchmarks themselves write."""
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -35,7 +38,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "fisherprune": _version(),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", *SOURCES)),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
     }
 
@@ -105,13 +108,34 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_rounds(parser: argparse.ArgumentParser) -> None:
+    """Add the option of how often is measured."""
+    parser.add_argument(
+        "--rounds", type=_rounds, default=7, metavar="N", help="samples per competitor"
+    )
+
+
+def _rounds(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least 1, got {shown(text)}"
+        )
+    return int(text)
+
+
 def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks share."""
-    parser = argparse.ArgumentParser(
-        f"python -m benchmarks.{name}", description=description
-    )
+    parser = Parser(f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
-    parser.add_argument("--rounds", type=int, default=7, help="samples per competitor")
+    add_rounds(parser)
     parser.add_argument("--output", type=Path, help="result file, default in results/")
     parser.add_argument("--plot", action="store_true", help="draw a PNG beside it")
     return parser

@@ -1,11 +1,22 @@
 """The equipment of the benchmarks: refuses wrong results, writes files whole."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 
-from benchmarks import harness, record, topk, training
+from benchmarks import __main__ as everything
+from benchmarks import (
+    curvature,
+    end_to_end,
+    harness,
+    moments,
+    readme,
+    record,
+    topk,
+    training,
+)
 from benchmarks.harness import Timing, WrongResult, race, verify
 from fisherprune import reference
 
@@ -122,6 +133,56 @@ def test_finish_records_where_it_was_measured(tmp_path, capsys):
     assert place["torch"] == torch.__version__
     assert {"device", "cpu", "cores", "threads", "commit", "dirty", "date"} < set(place)
     assert "name" in capsys.readouterr().out
+
+
+def test_what_the_benchmarks_write_makes_no_source_dirty(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    files = tmp_path / "benchmarks" / "results" / "a.json", tmp_path / "setup.py"
+    files[0].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("before")
+    name = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*name, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    for file, dirty in zip(files, (False, True), strict=True):
+        file.write_text("after")
+        assert record.environment()["dirty"] is dirty
+
+
+@pytest.mark.parametrize(
+    "dirty, shown", [(True, "a+changes."), (False, "a."), (None, "a.")]
+)
+def test_the_readme_says_where_sources_were_changed(dirty, shown):
+    place = record.environment() | {"commit": "aaaaaaaaaabb", "dirty": dirty}
+    assert readme.source({"environment": place}).endswith(f", commit aaaaaaaaa{shown}")
+
+
+def test_rows_are_per_image_but_for_their_rounds():
+    times = {"fisherprune": Timing((8.0, 8.0, 8.0)), "x": Timing((16.0, 16.0))}
+    ours, other = end_to_end.rows_of("net", 4, 32, 2, times)
+    assert [ours[q] for q in ("ms", "q1", "q3", "rounds")] == [1, 1, 1, 3]
+    assert [other[q] for q in ("ms", "rounds", "to ours", "ours to it")] == [
+        2,
+        2,
+        2,
+        0.5,
+    ]
+
+
+@pytest.mark.parametrize(
+    "main",
+    [topk.main, training.main, moments.main, end_to_end.main, curvature.main]
+    + [everything.main],
+)
+@pytest.mark.parametrize("rounds", ["0", "-3", "1.5", "many"])
+def test_rounds_are_at_least_one(main, rounds, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--rounds", rounds])
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    message = f"argument --rounds: must be a whole number of at least 1, got '{rounds}'"
+    assert err.startswith("python -m benchmarks") and err.count("\n") == 1
+    assert err.endswith(f": error: {message}\n")
 
 
 def test_topk_peers_make_the_masks_that_follow_from_the_ranks():

@@ -188,6 +188,18 @@ def damaged(change):
         ),
         (damaged(lambda c: c["config"].update(lr=-1)), "config: lr must be above 0"),
         (damaged(lambda c: c["test"].pop("best")), "test.best.loss must be a number"),
+        (
+            damaged(lambda c: c["test"]["best"].update(loss=10**400)),
+            "test.best.loss must be a number, got 1000",
+        ),
+        (
+            damaged(lambda c: c["seconds"].update(training=10**400)),
+            "seconds must be numbers by phase, got {'training': 1000",
+        ),
+        (
+            damaged(lambda c: c["config"].update(densities={"a": 10**400})),
+            "config: ",
+        ),
         (damaged(lambda c: c.pop("seconds")), "seconds must be numbers by phase"),
     ],
 )
@@ -356,6 +368,28 @@ def test_an_interrupted_run_needs_less(trained, batch, runs):
     (run.folder / "checkpoint.pt").touch()
     (run.folder / "metrics.csv").write_text("epoch\n1\n2\n3\n")
     assert estimate.seconds_needed(run) == 1.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amp": True},
+        {"compile": True},
+        {"memory_format": "contiguous"},
+        {"validation_every": 2},
+    ],
+)
+def test_runs_whose_epochs_take_another_time_tell_nothing(trained, batch, runs, change):
+    assert batch() == 0
+    other = replace(runs["fts"], config=replace(runs["fts"].config, **change))
+    assert estimate.seconds_needed(other) is None
+
+
+def test_numbers_that_nothing_can_hold_tell_nothing(trained, batch, runs):
+    assert batch() == 0
+    damaged(lambda c: c["config"].update(epochs=10**400))(runs["none"])
+    damaged(lambda c: c["seconds"].update(training=10**400))(runs["snip"])
+    assert estimate.seconds_needed(runs["fts"]) == 6.0
 
 
 def test_a_dry_run_lists_and_makes_nothing(trained, batch, runs, tmp_path, capsys):

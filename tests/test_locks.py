@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import threading
@@ -158,6 +159,38 @@ def test_a_holder_that_was_taken_for_dead_stops_without_harm(folder):
     assert Watch(folder, "run").next() is None
     second.release(done=True)
     assert not (folder / "run.2").exists()
+
+
+def test_a_holder_that_slept_through_the_end_of_another_has_lost(folder):
+    first = claimed(folder, heartbeat=3600)  # stopped: it shows no sign of life
+    second = claimed(folder, 2)
+    second.release(done=True)
+    assert list(folder.iterdir()) == []
+    assert first.lost()
+    with pytest.raises(LockLost, match="run.1: another process has taken over"):
+        first.check()
+    first.heartbeat = 0  # it goes on, with the sign of life that is due
+    first._stop.wait = lambda seconds: False
+    first._beat()
+    first._write("held")  # had it looked just before the other's end
+    assert list(folder.iterdir()) == []
+    third = claimed(folder)  # the first number is given again
+    assert first.lost()
+    first.release(done=True)
+    third.check()
+    assert Watch(folder, "run").next() is None
+    third.release(done=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_claim_that_can_not_be_written_is_withdrawn(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        Lock(folder, "run", 1).claim()
+    assert list(folder.iterdir()) == []
 
 
 def test_a_claim_below_a_higher_one_is_withdrawn(folder):

@@ -52,6 +52,24 @@ BROKEN = {
     "seconds.data must be a finite number": broken(
         lambda c: c["seconds"].update(data=float("nan"))
     ),
+    "layers must hold at least one layer, got {}": broken(
+        lambda c: c.update(layers={})
+    ),
+    "best_epoch must be in [0, 160], the epochs of the run, got 161": broken(
+        lambda c: c.update(best_epoch=161)
+    ),
+    "seconds.training must be a finite number, got 1000": broken(
+        lambda c: c["seconds"].update(training=10**400)
+    ),
+    "test.best.loss must be a number, got 1000": broken(
+        lambda c: c["test"]["best"].update(loss=10**400)
+    ),
+    "parameters must be a whole number in [0, 2^63), got 1000": broken(
+        lambda c: c.update(parameters=10**400)
+    ),
+    "config.": broken(
+        lambda c: c["config"].update(scope="layer", densities={"a": 10**400})
+    ),
     "warnings must be a list, got 'x'": broken(lambda c: c.update(warnings="x")),
 }
 
@@ -114,13 +132,32 @@ def test_broken_files_beside_a_result(tmp_path, capsys):
         assert part in err
 
 
+@pytest.mark.parametrize("text", ["", "a,b\n", "a,b\n1,2\n", "phase,epoch\n", "x"])
+def test_a_table_of_something_else(text, tmp_path):
+    folder = trees.add_run(tmp_path, 0.5)
+    (folder / "metrics.csv").write_text(text)
+    message = "metrics.csv is no table of epochs: truncated, or not written by fisherpr"
+    with pytest.raises(FisherpruneError, match=message):
+        load.load([folder])
+
+
+def test_a_results_folder_has_a_format_of_its_own(tmp_path, monkeypatch):
+    trees.add_run(tmp_path, 0.5)
+    monkeypatch.setattr(load, "FOLDER_FORMAT", 2)
+    (tmp_path / load.MARK).write_text('{"format": 2}')
+    assert len(load.load([tmp_path]).runs) == 1
+    (tmp_path / load.MARK).write_text('{"format": 1}')
+    with pytest.raises(FisherpruneError, match="format must be 2, got 1"):
+        load.load([tmp_path])
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda p: None, "no runs in "),
         (lambda p: (p / "x.json").write_text("{}"), "no runs in "),
-        (lambda p: (p / load.MARKER).write_text('{"format": 2}'), "format must be 1"),
-        (lambda p: (p / load.MARKER).write_text("{"), f"{load.MARKER}: is no JSON"),
+        (lambda p: (p / load.MARK).write_text('{"format": 2}'), "format must be 1"),
+        (lambda p: (p / load.MARK).write_text("{"), f"{load.MARK}: is no JSON"),
     ],
 )
 def test_nothing_to_report(make, message, tmp_path, capsys):

@@ -32,6 +32,16 @@ def test_the_page_shows_what_the_tables_hold(study):
     assert any("dense" in text for text in page.texts)
 
 
+def test_every_letter_of_the_formulas_is_explained_on_both_pages(study):
+    folder, _ = study
+    _, output = report.write_report([folder])
+    for letter in ("w", "m", "F", "H", "Hm", "g"):
+        assert f" {letter}: " in f" {words.LEGEND}"
+    text = "diagonal of the generalized Gauss-Newton matrix"
+    assert text in (output / "report.html").read_text()
+    assert text in (output / "report.md").read_text()
+
+
 def test_html_is_one_well_formed_page_without_clashes(study):
     folder, _ = study
     trees.add_run(folder, 0.5, method="fts", shuffle_masks=True)  # a second group

@@ -58,6 +58,53 @@ def test_one_fails_where_the_toolkit_does_not_fit(tmp_path):
     assert reason in result.stderr
 
 
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_a_home_without_a_compiler_is_named(tmp_path, variable):
+    reason = f"{variable} is /nonexistent, which has no bin/nvcc"
+    for wish, fails in (("auto", False), ("1", True)):
+        source = tmp_path / wish
+        source.mkdir()
+        given = {"FISHERPRUNE_CUDA": wish, variable: "/nonexistent"}
+        result = decide(source, **given)
+        assert (result.returncode != 0) == fails
+        assert reason in (result.stderr if fails else result.stdout)
+        assert "Traceback" not in result.stderr
+
+
+def tracked():
+    """Return the files that git knows and are there."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in found.stdout.split("\0") if (ROOT / name).is_file()]
+
+
+def test_a_source_archive_holds_all_that_is_needed(tmp_path):
+    names = tracked()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for junk in ("csrc/cpu/x.o", "tests/__pycache__/x.txt", "fisherprune/_C.x.so"):
+        (tmp_path / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / junk).touch()
+    command = [sys.executable, "setup.py", "-q", "egg_info"]
+    command += ["build_py", "--build-lib", "built"]
+    environment = os.environ | {"FISHERPRUNE_CUDA": "0"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    listed = (tmp_path / "fisherprune.egg-info" / "SOURCES.txt").read_text().split()
+    assert set(names) - {".gitignore"} <= set(listed)
+    assert not [name for name in listed if "/x." in name or name.endswith(".so")]
+    assert (tmp_path / "built/fisherprune/py.typed").is_file()
+
+
+def test_no_make_target_builds_with_a_second_torch():
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    builds = [x for x in lines if x.startswith("\t$(INSTALL)") and '".[' in x]
+    assert len(builds) == 2
+    assert all("--no-build-isolation" in line for line in builds)
+
+
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the PATH")
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
 def test_auto_honours_the_architectures(tmp_path):

@@ -338,6 +338,27 @@ def test_a_plan_tells_all_wrong_files_at_once(written, tmp_path):
     assert [line.split(": ")[0] for line in lines] == [str(one), str(two)]
 
 
+def test_numbers_that_nothing_can_hold_are_one_files_mistake(exp, written, tmp_path):
+    wrong = {
+        "a.toml": "lr = " + 401 * "9",
+        "b.toml": "lr = 0x" + 6000 * "f",  # more digits than Python writes
+        "c.toml": f"device = 'cuda:{30 * '9'}'",
+        "d.toml": "scope = 'densities'\ndensities = {a = " + 401 * "9" + "}",
+    }
+    for name, line in wrong.items():
+        written(f"name = 'a'\n[run]\n{line}\n", name)
+    put(exp, "model.num_classes", 10**400)
+    written(exp, "e.json")
+    with pytest.raises(FisherpruneError) as caught:
+        Plan([tmp_path], Overrides())
+    lines = str(caught.value).splitlines()
+    names = [*wrong, "e.json"]
+    assert [line.split(": ")[0] for line in lines] == [str(tmp_path / n) for n in names]
+    assert f"run.lr must be a number, got {57 * '9'}..." in lines[0]
+    assert "holds a value that no run can have: Exceeds the limit" in lines[1]
+    assert f"the classes of cifar10, got 1{56 * '0'}..." in lines[4]
+
+
 @pytest.mark.parametrize(
     "name, message",
     [

@@ -13,6 +13,7 @@ from fisherprune.files import read_json
 from fisherprune.runs import CHECKPOINT, METRICS, RESULTS, device_name
 
 ALIKE = ("model", "dataset", "image_size", "train_samples", "batch_size")
+ALIKE += ("amp", "compile", "memory_format", "validation_every")
 """Fields in which runs must agree for their epochs to take the same time."""
 
 
@@ -44,8 +45,9 @@ def _finished(run: Run) -> list[tuple[float, int]]:
             config, there = content["config"], content["environment"]["device"]
             alike = all(config[k] == getattr(run.config, k) for k in ALIKE)
             if alike and there == device:
-                found.append((sum(content["seconds"].values()), _epochs(config)))
-        except (FisherpruneError, LookupError, TypeError):
+                seconds, epochs = sum(content["seconds"].values()), _epochs(config)
+                found.append((float(seconds), int(float(epochs))))
+        except (FisherpruneError, LookupError, TypeError, ValueError, OverflowError):
             continue  # told where the run itself is looked at
     return found
 

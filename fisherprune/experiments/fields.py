@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 from fisherprune.kinds import Kind
 
 
@@ -25,7 +25,7 @@ class Section:
         self.file, self.path = file, path
         if not isinstance(content, dict):
             name = path or "the whole of it"
-            raise self.error(name, f"must be a table of fields, got {content!r}")
+            raise self.error(name, f"must be a table of fields, got {shown(content)}")
         self.content = content
         self._read: list[str] = []
 
@@ -47,7 +47,7 @@ class Section:
         words = kind.words if choices is None else _one_of(choices)
         value = self._required(name, words)
         if not kind.accepts(value) or (choices is not None and value not in choices):
-            raise self.error(self.full(name), f"must be {words}, got {value!r}")
+            raise self.error(self.full(name), f"must be {words}, got {shown(value)}")
         return kind.convert(value)
 
     def section(self, name: str) -> Section:
@@ -79,5 +79,5 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def _one_of(choices: list) -> str:
-    shown = [repr(choice) for choice in choices]
-    return shown[0] if len(shown) == 1 else f"one of {', '.join(shown)}"
+    names = [repr(choice) for choice in choices]
+    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"

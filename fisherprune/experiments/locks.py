@@ -5,23 +5,24 @@ created exclusively, so that one claimant wins. Its holder rewrites it every few
 with a growing counter. It is free again when it says so, when its process is gone (seen
 on the same machine), or when the counter stood still for EXPIRY seconds of the
 watcher's monotonic clock: no clock is compared with another. To take a lock over is to
-create the next N. Nobody renames or removes another's file, and a holder that finds a
-higher N has lost the lock and stops.
+create the next N. Whoever is done for good removes the files of all generations up to
+its own. A holder that finds a higher N, or its own file gone or another's, has lost the
+lock and stops: it writes to the file it created alone, and never creates it anew.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.files import write_text
 
 HEARTBEAT = 5.0
 """Seconds between two signs of life."""
@@ -176,6 +177,7 @@ class Lock:
         self.path = folder / f"{name}.{generation}"
         self.heartbeat = HEARTBEAT if heartbeat is None else heartbeat
         self._beats = 0
+        self._handle: int | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -187,17 +189,18 @@ class Lock:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            self._handle = os.open(self.path, flags, 0o666)
         except FileExistsError:
             return False
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(self._text("held"))
+            self._write("held")
+            lost = self.lost()
         except OSError:
-            self.path.unlink(missing_ok=True)
+            self._withdraw()
             raise
-        if self.lost():  # others went on from a generation that is removed by now
-            self.path.unlink(missing_ok=True)
+        if lost:  # others went on from a generation that is removed by now
+            self._withdraw()
             return False
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -205,7 +208,22 @@ class Lock:
 
     def lost(self) -> bool:
         """Return whether another process has taken the lock over."""
-        return max(generations(self.folder, self.name), default=0) > self.generation
+        highest = max(generations(self.folder, self.name), default=0)
+        return highest > self.generation or (
+            self._handle is not None and not self._is_there()
+        )
+
+    def _is_there(self) -> bool:
+        """Return whether the file at our path is the one that ``claim`` created.
+
+        As long as it is open here, no other file gets its number.
+        """
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._handle))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False
+            raise
 
     def check(self) -> None:
         """Raise LockLost where another process has taken the lock over."""
@@ -222,15 +240,27 @@ class Lock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self.lost():
-            return
-        if done:
-            self._remove()
-            return
         try:
-            write_text(self.path, self._text("released"))
-        except OSError:  # a full disk: free as soon as this process ends
-            pass
+            if self._handle is None or self.lost():
+                return
+            if done:
+                self._remove()
+                return
+            with suppress(OSError):  # a full disk: free as soon as this process ends
+                self._write("released")
+        finally:
+            self._close()
+
+    def _withdraw(self) -> None:
+        """Undo a claim."""
+        if self._is_there():
+            self.path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def _remove(self) -> None:
         """Remove this and all earlier files, and what killed processes left of them."""
@@ -239,6 +269,15 @@ class Lock:
                 (self.folder / f"{self.name}.{number}").unlink(missing_ok=True)
         for left in self.folder.glob(f".{self.name}.*"):
             left.unlink(missing_ok=True)
+
+    def _write(self, state: str) -> None:
+        """Rewrite the file in place: one that was removed does not come back.
+
+        A reader that comes in between sees other text than before, a sign of life.
+        """
+        data = self._text(state).encode()
+        os.ftruncate(self._handle, os.pwrite(self._handle, data, 0))
+        os.fsync(self._handle)
 
     def _text(self, state: str) -> str:
         pid = os.getpid()
@@ -257,7 +296,7 @@ class Lock:
                 if self.lost():
                     return
                 self._beats += 1
-                write_text(self.path, self._text("held"))
+                self._write("held")
             except OSError:  # a full disk: perhaps the next one comes through
                 pass
 

@@ -17,7 +17,7 @@ import torch
 
 from fisherprune.config import TrainConfig
 from fisherprune.data import IMAGE_SIZES
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 from fisherprune.experiments.dense import collapsed
 from fisherprune.experiments.fields import Section
 from fisherprune.kinds import NUMBER, TEXT, WHOLE, list_of
@@ -108,10 +108,11 @@ def _general(general: Section) -> tuple[str, str, int]:
     gpu.done()
     if count not in (0, 1):
         raise gpu.error(
-            "general.gpu.ngpus", f"must be 0 or 1, a run takes one device; got {count}"
+            "general.gpu.ngpus",
+            f"must be 0 or 1, a run takes one device; got {shown(count)}",
         )
     if index < 0:
-        raise gpu.error("general.gpu.gpu_id", f"must be at least 0, got {index}")
+        raise gpu.error("general.gpu.gpu_id", f"must be at least 0, got {shown(index)}")
     general.get("experiment", TEXT, ["pbt"])
     seed, output = general.get("seed", WHOLE), general.get("output_dir", TEXT)
     general.done()
@@ -136,7 +137,7 @@ def _model(section: Section, dataset: str) -> dict[str, object]:
     if classes != wanted:
         raise section.error(
             "model.num_classes",
-            f"must be {wanted}, the classes of {dataset}, got {classes}",
+            f"must be {wanted}, the classes of {dataset}, got {shown(classes)}",
         )
     return {"model": model}
 
@@ -146,7 +147,7 @@ def _named(section: Section, name: str, known) -> str:
     value = section.get(name, TEXT)
     if value.lower() not in known:
         raise section.error(
-            section.full(name), f"must be one of {', '.join(known)}; got {value!r}"
+            section.full(name), f"must be one of {', '.join(known)}; got {shown(value)}"
         )
     return value.lower()
 
@@ -170,15 +171,15 @@ def _after_warmup(training: Section, steps: int, values: dict) -> dict[str, obje
     if warmup and warmup >= steps:
         raise training.error(
             "training.compressor.warmup",
-            f"must be below num_steps, which counts the warm-up too: {steps}; got "
-            f"{warmup}, which leaves no epoch after the mask",
+            f"must be below num_steps, which counts the warm-up too: {shown(steps)}; "
+            f"got {shown(warmup)}, which leaves no epoch after the mask",
         )
     early = [drop for drop in drops if drop <= warmup]
     if warmup and early:
         raise training.error(
             "training.optimizer.lr_drops",
-            f"must be after the warm-up of {warmup} epochs, which keeps the first "
-            f"learning rate; got {early[0]}",
+            f"must be after the warm-up of {shown(warmup)} epochs, which keeps the "
+            f"first learning rate; got {shown(early[0])}",
         )
     return {"epochs": steps - warmup, "lr_drops": tuple(x - warmup for x in drops)}
 

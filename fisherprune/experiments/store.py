@@ -19,9 +19,10 @@ from functools import cached_property
 from pathlib import Path
 
 from fisherprune.config import TrainConfig
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import read_json, write_text
 from fisherprune.identity import identity
+from fisherprune.kinds import NUMBER
 from fisherprune.runs import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
 from fisherprune.runs import FORMAT as RUN_FORMAT
 
@@ -79,8 +80,8 @@ def check_folder(results: Path) -> None:
     content = read_json(mark)
     if content.get("format") != FORMAT:
         raise FisherpruneError(
-            f"{mark}: format must be {FORMAT}, got {content.get('format')!r}: these "
-            "are results of another version; give another folder by --output"
+            f"{mark}: format must be {FORMAT}, got {shown(content.get('format'))}: "
+            "these are results of another version; give another folder by --output"
         )
 
 
@@ -117,7 +118,8 @@ def read_results(run: Run) -> dict | None:
         content = read_json(path)
         if content.get("format") != RUN_FORMAT:
             raise FisherpruneError(
-                f"{path}: format must be {RUN_FORMAT}, got {content.get('format')!r}"
+                f"{path}: format must be {RUN_FORMAT}, got "
+                f"{shown(content.get('format'))}"
             )
         _check_config(path, content.get("config"), run)
         _check_numbers(path, content)
@@ -131,11 +133,12 @@ def _check_config(path: Path, content: object, run: Run) -> None:
     known = {field.name for field in fields(TrainConfig)}
     if not isinstance(content, dict) or not set(content) <= known:
         raise FisherpruneError(
-            f"{path}: config must be a configuration of this version, got {content!r}"
+            f"{path}: config must be a configuration of this version, got "
+            f"{shown(content)}"
         )
     try:
         stored = identity(TrainConfig(**content))
-    except (FisherpruneError, TypeError) as error:
+    except (FisherpruneError, TypeError, OverflowError) as error:
         raise FisherpruneError(f"{path}: config: {error}") from None
     if stored != run.identity:
         raise FisherpruneError(
@@ -149,16 +152,16 @@ def _check_numbers(path: Path, content: dict) -> None:
         values = test.get(part) if isinstance(test, dict) else None
         for name in METRIC_NAMES:
             value = values.get(name) if isinstance(values, dict) else None
-            if not isinstance(value, int | float) or isinstance(value, bool):
+            if not NUMBER.accepts(value):
                 raise FisherpruneError(
-                    f"{path}: test.{part}.{name} must be a number, got {value!r}"
+                    f"{path}: test.{part}.{name} must be a number, got {shown(value)}"
                 )
     seconds = content.get("seconds")
     if not isinstance(seconds, dict) or not all(
-        isinstance(s, int | float) and math.isfinite(s) for s in seconds.values()
+        NUMBER.accepts(s) and math.isfinite(s) for s in seconds.values()
     ):
         raise FisherpruneError(
-            f"{path}: seconds must be numbers by phase, got {seconds!r}"
+            f"{path}: seconds must be numbers by phase, got {shown(seconds)}"
         )
 
 

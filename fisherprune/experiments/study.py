@@ -27,7 +27,7 @@ from pathlib import Path
 
 from fisherprune.config import TrainConfig
 from fisherprune.densities import checked_densities, read_densities
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, shown
 from fisherprune.experiments.dense import collapsed
 from fisherprune.experiments.fields import Section, near
 from fisherprune.identity import identity
@@ -68,7 +68,7 @@ def read_study(path: Path) -> Study:
     name = whole.get("name", TEXT)
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise whole.error(
-            "name", f"must be letters, digits, '.', '_' or '-', got {name!r}"
+            "name", f"must be letters, digits, '.', '_' or '-', got {shown(name)}"
         )
     for optional in ("description", "run", "grid"):
         whole.content.setdefault(optional, "" if optional == "description" else {})

@@ -14,7 +14,6 @@ from fisherprune.summary import duration
 
 BAND = 0.16
 """Opacity of bands."""
-WEIGHTS = {"best": "best validation weights", "last": "last epoch"}
 
 
 def counts(cells: Iterable[Cell]) -> str:

@@ -243,8 +243,7 @@ def _words(report: Report) -> str:
     methods = words.method_lines(words.methods_of(report))
     formulas = (
         '<h3 style="margin-top:18px">Methods</h3>\n'
-        '<p class="about">w: weight, m: its mean gradient, F: mean of its squared '
-        "gradients, Hm: Hessian-gradient product, g: group size.</p>\n"
+        f'<p class="about">{escape(words.LEGEND)}</p>\n'
         f"{_definitions(methods, 'words')}\n"
         if methods
         else ""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.experiments.store import ERROR, MARK
+from fisherprune.experiments.store import FORMAT as FOLDER_FORMAT
 from fisherprune.identity import identity
 from fisherprune.report.runfile import (
     Run,
@@ -17,10 +19,9 @@ from fisherprune.report.runfile import (
     read_fields,
     read_run,
 )
+from fisherprune.runs import CONFIG, METRICS, RESULTS
 
-MARKER = "fisherprune-results.json"
-"""At the top of a results folder: its format."""
-RUN_FILES = ("results.json", "error.json", "config.json")
+RUN_FILES = (RESULTS, ERROR, CONFIG)
 """A folder with one of them is a run's; the first that is there says its state."""
 
 
@@ -82,14 +83,14 @@ def _folders(root: Path, study: Study) -> Iterator[tuple[Path, str]]:
     if not root.exists():
         raise FisherpruneError(f"results must be a folder that exists, got {root}")
     if not root.is_dir():
-        if root.name != RUN_FILES[0]:
+        if root.name != RESULTS:
             raise FisherpruneError(
                 f"results must be a folder or a results.json, got {root}"
             )
         yield root.parent, root.parent.resolve().name
         return
-    if (root / MARKER).exists():
-        check_format(read_fields(root / MARKER))
+    if (root / MARK).exists():
+        check_format(read_fields(root / MARK), FOLDER_FORMAT)
 
     def unreadable(error: OSError) -> None:
         where = os.path.relpath(error.filename, root)
@@ -118,16 +119,16 @@ def _without(folder: Path, text: str) -> str:
 
 
 def _read(study: Study, folder: Path, name: str) -> None:
-    if (folder / "results.json").exists():
-        study.runs.append(read_run(folder / "results.json", name))
-        if (metrics := folder / "metrics.csv").exists():
+    if (folder / RESULTS).exists():
+        study.runs.append(read_run(folder / RESULTS, name))
+        if (metrics := folder / METRICS).exists():
             study.runs[-1] = replace(study.runs[-1], epochs=read_epochs(metrics))
-    elif (folder / "error.json").exists():
-        error = read_fields(folder / "error.json")
+    elif (folder / ERROR).exists():
+        error = read_fields(folder / ERROR)
         text = error.take("error", lambda v: isinstance(v, str), "text")
         study.failed.append(Remark(name, " ".join(text.split())))
     else:
-        config = as_config(read_fields(folder / "config.json"))
+        config = as_config(read_fields(folder / CONFIG))
         study.unfinished.append(Remark(name, f"{config.epochs} epochs asked for"))
 
 

@@ -12,8 +12,7 @@ from fisherprune.masks import Masks
 from fisherprune.report.load import Remark
 from fisherprune.report.runfile import Run
 from fisherprune.report.tables import Group
-
-MASKS = "masks.safetensors"
+from fisherprune.runs import MASKS
 
 
 @dataclass(frozen=True)

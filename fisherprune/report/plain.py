@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 
 from fisherprune.config import TrainConfig
 from fisherprune.report import words
-from fisherprune.report.runfile import METRICS, WEIGHTS, Run
+from fisherprune.report.runfile import WEIGHTS, Run
 from fisherprune.report.tables import DENSE, Group
 from fisherprune.report.words import Report
+from fisherprune.runs import METRIC_NAMES
 
 AXES = ("dataset", "model", "method", "sparsity", "seed")
 """Columns of report.csv whether they vary or not."""
@@ -51,9 +52,15 @@ def markdown(report: Report) -> str:
         parts += ["", f"## {heading}", ""]
         parts += [f"- {escape(x.name)}: {escape(x.text)}" for x in found]
     parts += ["", "## Words", ""]
-    lines = words.DEFINITIONS | words.method_lines(words.methods_of(report))
-    parts += [f"- **{escape(k)}**: {escape(v)}" for k, v in lines.items()]
+    parts += _markdown_words(words.DEFINITIONS)
+    if methods := words.method_lines(words.methods_of(report)):
+        parts += ["", "## Methods", "", escape(words.LEGEND), ""]
+        parts += _markdown_words(methods)
     return "\n".join(parts) + "\n"
+
+
+def _markdown_words(lines: Mapping[str, str]) -> list[str]:
+    return [f"- **{escape(k)}**: {escape(v)}" for k, v in lines.items()]
 
 
 def _markdown_group(each: Group) -> list[str]:
@@ -104,7 +111,7 @@ def _run_row(run: Run, varying, phases, machine) -> dict[str, object]:
     config = asdict(run.config)
     row = {"folder": run.name} | {name: config[name] for name in (*AXES, *varying)}
     for weights in WEIGHTS:
-        for metric in METRICS:
+        for metric in METRIC_NAMES:
             row[f"test_{weights}_{metric}"] = run.test[weights][metric]
     row |= {
         "best_epoch": run.best_epoch,

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fisherprune.config import TrainConfig
+from fisherprune.experiments.published import SKIP
 from fisherprune.report.settings import setting
 
 HOW_ONLY = ("amp", "memory_format", "compile", "score_batch_size")
 """Fields that say how a number is computed, not which."""
-SKIP = ("bias", "linear", "bn")
-"""The published code's choice of what stays unpruned."""
 
 
 @dataclass(frozen=True)

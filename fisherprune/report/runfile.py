@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,11 @@ from pathlib import Path
 from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import read_json
-from fisherprune.summary import FORMAT
+from fisherprune.kinds import NUMBER
+from fisherprune.runs import FORMAT, METRIC_NAMES
 
 WEIGHTS = ("best", "last")
 """Which weights were tested: of the best validation, of the last epoch."""
-METRICS = ("loss", "accuracy", "precision", "recall", "f1")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Run:
     """Its folder, seen from the folder that was given."""
     config: TrainConfig
     test: Mapping[str, Mapping[str, float]]
-    """METRICS on the test images for each of WEIGHTS."""
+    """METRIC_NAMES on the test images for each of WEIGHTS."""
     best_epoch: int
     parameters: int
     layers: Mapping[str, tuple[int, int]]
@@ -105,13 +105,13 @@ class Fields:
         return Fields(value, self.path, f"{self.place}.{key}" if self.place else key)
 
     def take_count(self, key: str) -> int:
-        """Return a whole number of at least 0."""
-        fits = lambda v: _is(int, v) and v >= 0  # noqa: E731
-        return self.take(key, fits, "a whole number of at least 0")
+        """Return a whole number of at least 0, and no more than a count can be."""
+        fits = lambda v: _is(int, v) and 0 <= v < 2**63  # noqa: E731
+        return self.take(key, fits, "a whole number in [0, 2^63)")
 
     def take_number(self, key: str) -> float:
         """Return any number; a loss may be infinite or not a number."""
-        return float(self.take(key, lambda v: _is((int, float), v), "a number"))
+        return float(self.take(key, NUMBER.accepts, "a number"))
 
     def take_share(self, key: str) -> float:
         """Return a number in [0, 1]."""
@@ -120,7 +120,7 @@ class Fields:
 
     def take_seconds(self, key: str) -> float:
         """Return a span of time: finite; a clock that jumped may make it negative."""
-        fits = lambda v: _is((int, float), v) and math.isfinite(v)  # noqa: E731
+        fits = lambda v: NUMBER.accepts(v) and math.isfinite(v)  # noqa: E731
         return float(self.take(key, fits, "a finite number"))
 
 
@@ -148,16 +148,17 @@ def read_run(path: Path, name: str) -> Run:
     """
     content = read_fields(path)
     check_format(content)
-    test, layers = content.take_fields("test"), content.take_fields("layers")
+    test, config = content.take_fields("test"), take_config(content)
+    layers = content.take_fields("layers")
     seconds = content.take_fields("seconds")
     return Run(
         folder=path.parent,
         name=name,
-        config=take_config(content),
+        config=config,
         test={weights: _metrics(test.take_fields(weights)) for weights in WEIGHTS},
-        best_epoch=content.take_count("best_epoch"),
+        best_epoch=_best_epoch(content, config),
         parameters=content.take_count("parameters"),
-        layers={layer: _counts(layers.take_fields(layer)) for layer in layers.content},
+        layers=_layers(layers),
         seconds={phase: seconds.take_seconds(phase) for phase in seconds.content},
         environment=content.take_fields("environment").content,
         notes=_notes(content, layers),
@@ -166,12 +167,12 @@ def read_run(path: Path, name: str) -> Run:
     )
 
 
-def check_format(content: Fields) -> None:
+def check_format(content: Fields, wanted: int = FORMAT) -> None:
     """Raise FisherpruneError where a file says that it is of another format."""
     number = content.content.get("format")
-    if not _is(int, number) or number != FORMAT:
+    if not _is(int, number) or number != wanted:
         raise FisherpruneError(
-            f"{content.path}: format must be {FORMAT}, got {shown(number)}: not "
+            f"{content.path}: format must be {wanted}, got {shown(number)}: not "
             "written by this version of fisherprune"
         )
 
@@ -200,7 +201,7 @@ def as_config(config: Fields) -> TrainConfig:
         )
     try:
         return TrainConfig(**config.content)
-    except FisherpruneError as error:
+    except (FisherpruneError, OverflowError) as error:
         raise FisherpruneError(f"{config.path}: {where}{error}") from None
 
 
@@ -225,8 +226,24 @@ def _reused(content: Fields) -> float | None:
 
 
 def _metrics(content: Fields) -> dict[str, float]:
-    values = {name: content.take_share(name) for name in METRICS if name != "loss"}
+    values = {name: content.take_share(name) for name in METRIC_NAMES if name != "loss"}
     return {"loss": content.take_number("loss")} | values
+
+
+def _best_epoch(content: Fields, config: TrainConfig) -> int:
+    return content.take(
+        "best_epoch",
+        lambda v: _is(int, v) and 0 <= v <= config.epochs,
+        f"in [0, {config.epochs}], the epochs of the run",
+    )
+
+
+def _layers(content: Fields) -> dict[str, tuple[int, int]]:
+    if not content.content:
+        raise FisherpruneError(
+            f"{content.path}: layers must hold at least one layer, got {{}}"
+        )
+    return {name: _counts(content.take_fields(name)) for name in content.content}
 
 
 def _counts(content: Fields) -> tuple[int, int]:
@@ -251,7 +268,9 @@ def read_epochs(path: Path) -> tuple[dict[str, float | None], ...]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            _check_columns(reader.fieldnames or ())
+            rows = list(reader)
         return tuple(_epoch(row) for row in rows if row["phase"] == "train")
     except OSError as error:
         raise FisherpruneError(f"{path} can't be read: {error.strerror}") from None
@@ -260,6 +279,12 @@ def read_epochs(path: Path) -> tuple[dict[str, float | None], ...]:
             f"{path} is no table of epochs: truncated, or not written by fisherprune "
             f"({type(error).__name__}: {error})"
         ) from None
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    needed = ("phase", "epoch", "train_loss", "validation_accuracy")
+    if missing := [name for name in needed if name not in names]:
+        raise ValueError(f"no column {missing[0]}")
 
 
 def _epoch(row: dict[str, str]) -> dict[str, float | None]:
@@ -271,5 +296,4 @@ def _epoch(row: dict[str, str]) -> dict[str, float | None]:
     for needed in ("epoch", "train_loss"):
         if values[needed] is None:
             raise ValueError(f"no {needed} in a row")
-    values["validation_accuracy"]  # noqa: B018  # a KeyError where there is no column
     return values

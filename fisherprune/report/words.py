@@ -36,6 +36,12 @@ DEFINITIONS = {
     "at least one.",
 }
 
+LEGEND = (
+    "w: weight, m: its mean gradient, F: mean of its squared gradients, H: diagonal of "
+    "the generalized Gauss-Newton matrix, Hm: Hessian-gradient product, g: group size."
+)
+"""What the letters in the methods' formulas mean."""
+
 
 @dataclass(frozen=True)
 class Report:
