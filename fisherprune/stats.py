@@ -213,25 +213,31 @@ def _run_last(op, model, inputs, labels, parameters, head) -> _Seen | Fisherprun
 
 
 def _check_apart(op: str, alone: _Seen, together: _Seen) -> None:
-    """Refuse where the last sample is another alone than in its batch."""
-    tolerance = _tolerance(together.outputs)
+    """Refuse where the last sample is another alone than in its batch.
+
+    A small loss, or a layer's input that is nearly zero, has the rounding errors of the
+    larger numbers that it is made of.
+    """
+    size = float(together.outputs[-1].detach().float().norm())
+    inputs = max((float(x.float().norm()) for x in together.last_inputs), default=0.0)
     pairs = [
-        ("the model's output for", alone.outputs[-1], together.outputs[-1]),
-        ("the loss of", alone.result[-1], together.result[-1]),
+        ("the model's output for", 0.0, alone.outputs[-1], together.outputs[-1]),
+        ("the loss of", size, alone.result[-1], together.result[-1]),
     ]
     calls = zip(alone.last_inputs, together.last_inputs, strict=False)
-    pairs += [("what a layer reads of", *pair) for pair in calls]
-    for what, one, other in pairs:
-        if not _is_same(one.detach().float(), other.detach().float(), tolerance):
+    pairs += [("what a layer reads of", 1e-3 * inputs, *pair) for pair in calls]
+    tolerance = _tolerance(together.outputs)
+    for what, least, one, other in pairs:
+        if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
             raise FisherpruneError(
                 f"{op}: samples mix: {what} a sample alone is another than in a batch "
                 "(or it is random in eval mode, or samples change places on the way)"
             )
 
 
-def _is_same(one: Tensor, other: Tensor, tolerance: float) -> bool:
+def _is_same(one: Tensor, other: Tensor, tolerance: float, least: float) -> bool:
     same = one.shape == other.shape
-    return same and not (one - other).norm() > tolerance * other.norm()
+    return same and not (one - other).norm() > tolerance * (other.norm() + least)
 
 
 def _tolerance(outputs: Tensor) -> float:

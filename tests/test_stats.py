@@ -228,3 +228,19 @@ def test_a_parameter_that_some_batches_do_not_use(sizes, group_size):
         model, data, group_size=group_size, parameters=parameters
     )
     assert_moments(found, expected)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_losses_near_zero_are_no_reason_to_refuse(net):
+    """Of a network that has learned them: they are all rounding."""
+    make, shape = NETS[net]
+    model, (x, _) = make().eval(), data(shape)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 5:
+            with torch.no_grad():
+                module.weight *= 300
+    y = model(x).argmax(1)
+    losses = nn.functional.cross_entropy(model(x), y, reduction="none")
+    assert losses.median() < 1e-3
+    found = fp.gradient_moments(model, batches(x, y, 5))
+    assert found.samples == len(x)
