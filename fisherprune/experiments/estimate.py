@@ -12,8 +12,17 @@ from fisherprune.experiments.store import Run
 from fisherprune.files import read_json
 from fisherprune.runs import CHECKPOINT, METRICS, RESULTS, device_name
 
-ALIKE = ("model", "dataset", "image_size", "train_samples", "batch_size")
-ALIKE += ("amp", "compile", "memory_format", "validation_every")
+ALIKE = (
+    "model",
+    "dataset",
+    "image_size",
+    "train_samples",
+    "batch_size",
+    "amp",
+    "compile",
+    "memory_format",
+    "validation_every",
+)
 """Fields in which runs must agree for their epochs to take the same time."""
 
 

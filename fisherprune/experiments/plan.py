@@ -90,8 +90,6 @@ class Plan:
                 content = self._load(file)
             except FisherpruneError as error:
                 content = str(error)
-            except (ArithmeticError, ValueError, RuntimeError) as error:
-                content = f"{file}: holds a value that no run can have: {error}"
             self._read[file] = (stamp, content)
         return content
 

@@ -138,7 +138,7 @@ def _check_config(path: Path, content: object, run: Run) -> None:
         )
     try:
         stored = identity(TrainConfig(**content))
-    except (FisherpruneError, TypeError, OverflowError) as error:
+    except (FisherpruneError, TypeError) as error:
         raise FisherpruneError(f"{path}: config: {error}") from None
     if stored != run.identity:
         raise FisherpruneError(

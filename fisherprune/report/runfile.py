@@ -201,7 +201,7 @@ def as_config(config: Fields) -> TrainConfig:
         )
     try:
         return TrainConfig(**config.content)
-    except (FisherpruneError, OverflowError) as error:
+    except FisherpruneError as error:
         raise FisherpruneError(f"{config.path}: {where}{error}") from None
 
 
