@@ -154,6 +154,18 @@ def test_images_in_shared_memory(tile, tmp_path):
     check_all(named, tmp_path)
 
 
+@pytest.mark.parametrize("tile", ["window", "slim_window"])
+def test_images_are_rounded_in_shared_memory(tile, tmp_path):
+    """To the bit as if they had been rounded before."""
+    for shape in window_cases.CASES.values():
+        input, grad, weight, arguments = make(**shape)
+        arguments |= {"tile": tile, "allow_tf32": True}
+        given = (input, grad), (as_tf32(input), as_tf32(grad))
+        cases = [(*operands, weight, dict(arguments)) for operands in given]
+        (raw, _), (rounded, _) = moments(cases, tmp_path)
+        assert all(map(torch.equal, raw, rounded)), shape
+
+
 def most_words_in_a_bank(pitch, channel, stride, first):
     """Count, of the words that a warp reads at once, those in the fullest bank.
 

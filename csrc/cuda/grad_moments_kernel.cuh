@@ -2,8 +2,8 @@
 // of a filter) and a range of sample groups. For each sample it multiplies D[channels x
 // positions] with the patches [positions x weights] on the tensor cores, 16 positions
 // at a time out of shared memory, or two samples of at most 8; at the end of each group
-// it adds the gradient and its square to two more sets of registers, and every 256
-// groups those to memory. Where groups are few a block has part of one.
+// it adds the gradient and its square to two more sets of registers, and those to
+// memory after 256 groups or a few more. Where groups are few a block has part of one.
 //
 // Memory traffic of a block: its rows of D and its patches once a sample, by cp.async
 // several slabs ahead; two floats an output every 256 groups. Per-sample gradients and
@@ -212,20 +212,17 @@ __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& sha
 // Samples of the open group and groups since the last flush.
 struct GroupCount {
   int samples = 0, groups = 0;
-  bool fresh;
+  int fresh;
 };
 
-// After a sample: closes its group where it was the group's last, flushes in time.
+// After a sample: closes its group where it was the group's last.
 template <class Tile>
 __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTask& task,
                                     GroupCount& count, bool last) {
   if (++count.samples < task.group_size && !last) return;
   close_group<Tile>(moments, count.samples, task.group_size);
   count.samples = 0;
-  if (++count.groups < FLUSH_GROUPS && !last) return;
-  flush<Tile>(moments, task, count.fresh);
-  count.groups = 0;
-  count.fresh = false;
+  ++count.groups;
 }
 
 // The two samples of a slab, or the last one alone.
@@ -238,7 +235,6 @@ __device__ inline void multiply_samples(Moments<Tile>& moments,
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (cursor.sample == end) return;
-    __syncwarp();  // a flush may have split it
     multiply_half<Tile, products>(moments, read, half == 1, count.samples == 0);
     close_sample<Tile>(moments, task, count, ++cursor.sample == end);
   }
@@ -258,24 +254,39 @@ __device__ inline void multiply_positions(Moments<Tile>& moments,
 }
 
 // The pipeline of all kernels: load(stage) starts the copies of what comes next,
-// multiply(stage) works on what has landed, until `cursor` has passed the range.
-template <int stages, class Load, class Multiply>
-__device__ inline void run_pipeline(const SampleRange& range, const Cursor& cursor,
-                                    Load load, Multiply multiply) {
+// multiply(stage) works on what has landed, until `cursor` has passed the range. With
+// `ahead`, prepare(stage) comes in between, a stage before: each thread may change what
+// it copied itself. Now and then, between two stages, the sums are flushed: in a loop
+// of its own, as the compiler would otherwise move registers to and fro in each stage.
+template <class Tile, int ahead, class Load, class Prepare, class Multiply>
+__device__ inline void run_pipeline(Moments<Tile>& moments, const GradMomentsTask& task,
+                                    GroupCount& count, const SampleRange& range,
+                                    const Cursor& cursor, Load load, Prepare prepare,
+                                    Multiply multiply) {
+  constexpr int stages = Tile::stages;
+  const auto behind = [](int stage) { return stage + 1 < stages ? stage + 1 : 0; };
   int fill = 1 - stages;  // below 0 while the pipeline is filled
-  for (int stage = 0, next = 0; cursor.sample < range.end;) {
-    if (fill >= 0) {
-      await_copies<stages - 2>();
-      // Everybody's copies have landed, and nobody reads the stage that is next.
-      __syncthreads();
-    }
-    load(next);
-    commit_copies();
-    next = next + 1 < stages ? next + 1 : 0;
-    if (fill++ < 0) continue;
-    fill = 0;
-    multiply(stage);
-    stage = stage + 1 < stages ? stage + 1 : 0;
+  int stage = 0, next = 0;
+  while (cursor.sample < range.end) {
+    do {
+      const bool landed = fill >= -ahead;
+      if (landed) {
+        await_copies<stages - 2 - ahead>();
+        // Everybody's copies have landed, and nobody reads the stage that is next.
+        __syncthreads();
+      }
+      load(next);
+      commit_copies();
+      next = behind(next);
+      if (ahead && landed) prepare(fill < 0 ? stage : behind(stage));
+      if (fill++ < 0) continue;
+      fill = 0;
+      multiply(stage);
+      stage = behind(stage);
+    } while (cursor.sample < range.end && count.groups < FLUSH_GROUPS);
+    flush<Tile>(moments, task, count.fresh);
+    count.groups = 0;
+    count.fresh = false;
   }
 }
 
@@ -292,11 +303,12 @@ __global__ void __launch_bounds__(
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = task.fresh;
-  run_pipeline<Tile::stages>(
-      range, cursor,
+  run_pipeline<Tile, 0>(
+      moments, task, count, range, cursor,
       [&](int stage) {
         load_stage<Tile, async>(task, shared, stage, loaded, range.end);
       },
+      [](int) {},
       [&](int stage) {
 #pragma unroll 1
         for (int s = 0; s < Tile::slabs && cursor.sample < range.end; ++s) {

@@ -101,28 +101,47 @@ void launch_tile(const GradMoments& m, const Shares& shares, float* workspace,
 }
 
 template <class Tile, int bits>
-auto window_kernel(int64_t step) {
-  return step == 1 ? grad_moments_window_kernel<Tile, bits, 1>
-                   : grad_moments_window_kernel<Tile, bits, 0>;
+auto window_kernel(const Window& window, const ConvShape& s) {
+  const auto is_usual = [&](int stride) {
+    return s.stride_h == stride && s.stride_w == stride &&
+           (1 << bits == WINDOW || window.pitch == usual_pitch(1 << bits, stride));
+  };
+  return is_usual(1)   ? grad_moments_window_kernel<Tile, bits, 1>
+         : is_usual(2) ? grad_moments_window_kernel<Tile, bits, 2>
+                       : grad_moments_window_kernel<Tile, bits, 0>;
 }
 
 template <class Tile>
-auto window_kernel(int column_bits, int64_t step) {
-  if (column_bits == 2) return window_kernel<Tile, 2>(step);
-  if (column_bits == 3) return window_kernel<Tile, 3>(step);
-  if (column_bits == 4) return window_kernel<Tile, 4>(step);
-  return window_kernel<Tile, 5>(step);
+auto window_kernel(const Window& window, const ConvShape& s) {
+  if (window.column_bits == 2) return window_kernel<Tile, 2>(window, s);
+  if (window.column_bits == 3) return window_kernel<Tile, 3>(window, s);
+  if (window.column_bits == 4) return window_kernel<Tile, 4>(window, s);
+  return window_kernel<Tile, 5>(window, s);
+}
+
+template <class Tile>
+WindowTask window_task_of(const GradMoments& m, const Window& window,
+                          const Shares& shares, float* workspace) {
+  WindowTask task{};
+  task.window = window;
+  task.moments = task_of<Tile>(m, shares, workspace);
+  GradMomentsTask& moments = task.moments;
+  moments.input.order = Order::positions;  // which is that of the weights, too
+  task.grad_step = Copies<Tile>::step * moments.grad_channel;
+  task.next_grad = window.units * moments.grad.sample_stride;
+  task.next_input = window.units * moments.input.sample_stride;
+  task.row_step = moments.input.step_h * window.pitch * WORD;
+  return task;
 }
 
 template <class Tile>
 void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
                    Stream stream) {
   const Window window = find_window<Tile>(m).value();
-  WindowTask task{task_of<Tile>(m, shares, workspace), window};
-  task.moments.input.order = Order::positions;  // which is that of the weights, too
   const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
-  launch(window_kernel<Tile>(window.column_bits, m.shape.stride_w), grid, Tile::threads,
-         window_memory_bytes<Tile>(window, task.moments.input.width), stream, task);
+  launch(window_kernel<Tile>(window, m.shape), grid, Tile::threads,
+         window_memory_bytes<Tile>(window), stream,
+         window_task_of<Tile>(m, window, shares, workspace));
 }
 
 template <bool exact>

@@ -130,13 +130,13 @@ __device__ inline void load_vectors(const Operand& op, const Row* rows, float* s
   const int at = cursor.at + quad;
   const int left = positions - at < 0 ? 0 : positions - at < 4 ? positions - at : 4;
   const char* from = op.data + cursor.sample * op.sample_stride + at * sizeof(float);
-  float* to = slab + place(first, quad);
+  const SharedAddress to = shared_address(slab + place(first, quad));
 #pragma unroll
   for (int row = 0; row < count; row += step) {
     if (count % step != 0 && first + row >= count) return;
     const Row r = read_row(rows + first + row);
     // Without a byte to read the address need not exist.
-    copy16_async(to + row * SLAB, reinterpret_cast<const float*>(from + r.offset),
+    copy16_async(to + row * SLAB * static_cast<int>(sizeof(float)), from + r.offset,
                  r.dy < 0 ? 0 : left * static_cast<int>(sizeof(float)));
   }
 }

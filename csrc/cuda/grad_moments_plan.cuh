@@ -68,17 +68,6 @@ inline bool window_suits(const GradMoments& m) {
          rows_are_vectors(m.grad, s.out_height, s.out_width);
 }
 
-// The least number of at least `least` that leaves `rest` when divided by `modulus`.
-inline int64_t at_least(int64_t least, int64_t rest, int64_t modulus) {
-  return least + ((rest - least) % modulus + modulus) % modulus;
-}
-
-// From row to row, so that rows of a filter's taps lie in different banks. Every second
-// position needs other distances than neighbours do.
-inline int64_t window_pitch(int64_t least, int64_t step) {
-  return step == 2 ? at_least(least, 12, 32) : at_least(least, 8, 16);
-}
-
 // How the tile's images lie in shared memory, where they can and fit.
 template <class Tile>
 std::optional<Window> find_window(const GradMoments& m) {
@@ -86,6 +75,7 @@ std::optional<Window> find_window(const GradMoments& m) {
   if (!window_suits(m)) return std::nullopt;
   Window w{};
   w.unit = s.positions() <= SLAB ? SLAB : WINDOW;
+  w.units = WINDOW / w.unit;
   const int64_t across = std::min<int64_t>(s.out_width, WINDOW);
   while (1 << w.column_bits < across) ++w.column_bits;
   const int64_t rows =
@@ -103,8 +93,9 @@ std::optional<Window> find_window(const GradMoments& m) {
   w.channel = static_cast<int>(channel);
   w.channels = static_cast<int>(
       std::min(s.group_channels(), (Tile::columns + taps - 2) / taps + 1));
-  if (window_memory_bytes<Tile>(w, static_cast<int>(s.width)) > limit)
-    return std::nullopt;
+  w.pieces = w.channels * w.rows * static_cast<int>(s.width / 4);
+  w.bytes = w.channels * w.channel * WORD;
+  if (window_memory_bytes<Tile>(w) > limit) return std::nullopt;
   return w;
 }
 

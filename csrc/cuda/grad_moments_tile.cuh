@@ -162,7 +162,7 @@ __device__ inline void multiply_half(Moments<Tile>& moments,
 template <class Tile, Products products>
 __device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
                                      bool first) {
-  __syncwarp();  // a product takes the whole warp; loads and flushes may have split it
+  __syncwarp();  // a product takes the whole warp; loads may have split it
   const Fragments<Tile> read = read_fragments<Tile>(slab);
   multiply_half<Tile, products>(moments, read, false, first);
   multiply_half<Tile, products, false>(moments, read, true);

@@ -11,15 +11,15 @@ namespace fisherprune {
 // Of a pointer the compiler finds the same number anew wherever it is used.
 using SharedAddress = uint32_t;
 
-__device__ inline SharedAddress shared_address(const void* pointer) {
+__device__ inline SharedAddress shared_address(void* pointer) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
-// The same number, of which the compiler forgets how it came about: it would otherwise
-// undo a multiplication to repeat it where the product is used.
-__device__ inline int opaque(int value) {
-  asm("" : "+r"(value));
-  return value;
+// The same number, kept in a register: by way of a lane's own shuffle, behind which the
+// compiler can't look. It would otherwise repeat the arithmetic wherever the number is
+// used. For whole warps.
+__device__ inline int kept(int value) {
+  return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x % 32));
 }
 
 __device__ inline float load_shared(SharedAddress from) {
@@ -37,11 +37,11 @@ __device__ inline void copy4_async(float* shared, const float* global, bool insi
 }
 
 // 16 bytes, of which the first `bytes` are read and the others are zeros.
-__device__ inline void copy16_async(float* shared, const float* global, int bytes) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-      "l"(global), "r"(bytes)
-      : "memory");
+__device__ inline void copy16_async(SharedAddress shared, const char* global,
+                                    int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared),
+               "l"(global), "r"(bytes)
+               : "memory");
 }
 
 // The bits of a value of 2 or 4 bytes, or zeros: without a branch, so that loads which
@@ -81,6 +81,18 @@ __device__ inline uint32_t to_tf32(float value) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
 #endif
   return bits;
+}
+
+// Rounds 16 bytes of shared memory to tf32.
+__device__ inline void round_shared(SharedAddress at) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(at)
+               : "memory");
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(to_tf32(v.x)),
+               "r"(to_tf32(v.y)), "r"(to_tf32(v.z)), "r"(to_tf32(v.w))
+               : "memory");
 }
 
 // Reads four 8 x 4 matrices of words: lanes 8 e to 8 e + 7 give the rows of matrix e,

@@ -145,13 +145,13 @@ inline unsigned char* dynamic_shared() { return emulator::block->shared.get(); }
 // ---- what ptx.cuh gives ----
 
 // A pointer, so that the address sanitizer sees what is read there.
-using SharedAddress = const char*;
+using SharedAddress = char*;
 
-inline SharedAddress shared_address(const void* pointer) {
+inline SharedAddress shared_address(void* pointer) {
   return static_cast<SharedAddress>(pointer);
 }
 
-inline int opaque(int value) { return value; }
+inline int kept(int value) { return value; }
 
 inline float load_shared(SharedAddress from) {
   return *reinterpret_cast<const float*>(from);
@@ -161,7 +161,7 @@ inline void copy4_async(float* shared, const float* global, bool inside) {
   emulator::start_copy({shared, global, 4, inside ? 4 : 0});
 }
 
-inline void copy16_async(float* shared, const float* global, int bytes) {
+inline void copy16_async(SharedAddress shared, const char* global, int bytes) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 ||
       reinterpret_cast<uintptr_t>(global) % 16)
     emulator::fail("copy16_async: addresses must be multiples of 16");
@@ -192,6 +192,13 @@ void await_copies() {
 inline uint32_t to_tf32(float value) {
   const uint32_t bits = __float_as_uint(value);
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : bits + 0x1000u;
+}
+
+inline void round_shared(SharedAddress at) {
+  if (reinterpret_cast<uintptr_t>(at) % 16)
+    emulator::fail("round_shared: the address must be a multiple of 16");
+  uint32_t* words = reinterpret_cast<uint32_t*>(at);
+  for (int i = 0; i < 4; ++i) words[i] = to_tf32(__uint_as_float(words[i]));
 }
 
 inline float half_to_float(uint16_t bits) {
