@@ -46,6 +46,28 @@ CASES: dict[str, dict] = {
     "group_beyond_all_in_window": dict(
         n=3, c=3, o=6, size=(4, 4), kernel=(3, 3), padding=(1, 1), group_size=9
     ),
+    "2_wide": dict(n=13, c=19, o=130, size=(2, 2), kernel=(3, 3), padding=(1, 1)),
+    "2_wide_wide_padding": dict(
+        n=3, c=5, o=6, size=(2, 2), kernel=(5, 7), padding=(2, 3)
+    ),
+    "2_wide_unlike_sides": dict(
+        n=3, c=5, o=6, size=(2, 2), kernel=(3, 1), padding=(1, 0)
+    ),
+    "2_wide_stride_3": dict(
+        n=3, c=5, o=6, size=(2, 2), kernel=(3, 3), stride=(3, 3), padding=(2, 2)
+    ),
+    "2_wide_dilation": dict(
+        n=3, c=5, o=6, size=(2, 2), kernel=(2, 3), dilation=(2, 1), padding=(1, 1)
+    ),
+    "2_wide_grouped": dict(
+        n=9, c=12, o=9, size=(2, 2), kernel=(3, 3), padding=(1, 1), groups=3
+    ),
+    "2_wide_group_remainder": dict(
+        n=19, c=3, o=6, size=(2, 2), kernel=(3, 3), padding=(1, 1), group_size=6
+    ),
+    "2_wide_many_samples": dict(
+        n=530, c=1, o=2, size=(2, 2), kernel=(3, 3), padding=(1, 1)
+    ),
     "many_samples_in_window": dict(
         n=270, c=1, o=2, size=(4, 4), kernel=(2, 3), padding=(0, 1)
     ),

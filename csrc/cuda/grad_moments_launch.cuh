@@ -113,6 +113,7 @@ auto window_kernel(const Window& window, const ConvShape& s) {
 
 template <class Tile>
 auto window_kernel(const Window& window, const ConvShape& s) {
+  if (window.column_bits == 1) return grad_moments_window_kernel<Tile, 1, 1>;
   if (window.column_bits == 2) return window_kernel<Tile, 2>(window, s);
   if (window.column_bits == 3) return window_kernel<Tile, 3>(window, s);
   if (window.column_bits == 4) return window_kernel<Tile, 4>(window, s);

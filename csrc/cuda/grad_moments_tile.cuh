@@ -70,9 +70,9 @@ struct Split {
 };
 
 // A group's gradient begins with its first product: nothing is cleared before.
-template <bool first>
-__device__ inline void multiply_into(float (&group)[4], const uint32_t (&a)[4],
-                                     const uint32_t (&b)[2]) {
+template <bool first, int a_words, int b_words>
+__device__ inline void multiply_into(float (&group)[4], const uint32_t (&a)[a_words],
+                                     const uint32_t (&b)[b_words]) {
   if constexpr (first) group[0] = group[1] = group[2] = group[3] = 0.f;
   multiply_tf32(group, a, b);
 }

@@ -2,11 +2,11 @@
 // of the image that some output positions see lie in shared memory as they are, with a
 // border of zeros, and the patches are read out of them by the lanes of a product.
 //
-// A stage of the pipeline holds 32 positions: a unit of one sample, or two units of 16
-// positions where samples are that small. Per stage a block copies the output gradient
-// of its rows and the image rows of its channels, 16 bytes at a time; the thread that
-// copied them rounds them to TF32 where they lie, a stage ahead, and each thread's
-// share of a product's operands comes straight from there.
+// A stage of the pipeline holds 32 positions: a unit of one sample, two units of 16
+// positions where samples are that small, or eight of 4. Per stage a block copies the
+// output gradient of its rows and the image rows of its channels, 16 bytes at a time;
+// the thread that copied them rounds them to TF32 where they lie, a stage ahead, and
+// each thread's share of a product's operands comes straight from there.
 //
 // Everything else, and what is added in which order, is as in the other kernel.
 #pragma once
@@ -18,18 +18,19 @@ namespace fisherprune {
 // What a lane reads of a stage, in bytes: its row of the gradient's matrices, and for
 // each of its products' columns the place of a weight's image value at position lane
 // % 4.
-template <class Tile>
+template <class Tile, bool small>
 struct Lane {
   int grad;  // the matrices' first quad in the first stage
   int input[Tile::products_n];
 
   __device__ Lane(const WindowTask& task, const TilePlace& tile) {
     const GradMomentsTask& m = task.moments;
-    const Window& w = task.window;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int row = warp / Tile::warps_n * (Tile::products_m * 16) + lane % 16;
-    // Matrices of quads of even and of odd number.
-    grad = kept(grad_place(row, lane / 16) * WORD);
+    const int row = warp / Tile::warps_n * (Tile::products_m * 16);
+    // Matrices of quads of even and of odd number, or of more rows.
+    grad = kept(
+        (small ? grad_place(row + lane, 0) : grad_place(row + lane % 16, lane / 16)) *
+        WORD);
     const int taps = m.kernel_h * m.kernel_w, first = tile.column / taps;
     const int column =
         tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane / 4;
@@ -37,13 +38,23 @@ struct Lane {
     for (int j = 0; j < Tile::products_n; ++j) {
       // Columns that don't exist read something that does, for nobody.
       const int exists = column + j * 8 < m.columns ? column + j * 8 : tile.column;
-      const int tap = exists % taps;
-      const int word = (exists / taps - first) * w.channel +
-                       tap / m.kernel_w * m.dilation_h * w.pitch +
-                       tap % m.kernel_w * m.dilation_w + w.left - m.input.pad_w +
-                       lane % 4 * m.input.step_w;
-      input[j] = kept(word * WORD);
+      const int channel = (exists / taps - first) * task.window.channel;
+      input[j] = kept((channel + place_of(task, exists % taps, lane % 4)) * WORD);
     }
+  }
+
+  // Of a tap's value at position t, in a channel's window. An image of 2 x 2 has zeros
+  // behind it, for what lies outside.
+  __device__ static int place_of(const WindowTask& task, int tap, int t) {
+    const GradMomentsTask& m = task.moments;
+    const Operand& image = m.input;
+    const int dy = tap / m.kernel_w * m.dilation_h;
+    const int dx = tap % m.kernel_w * m.dilation_w - image.pad_w;
+    if constexpr (!small)
+      return dy * task.window.pitch + dx + task.window.left + t * image.step_w;
+    const int h = t / 2 * image.step_h + dy - image.pad_h;
+    const int w = t % 2 * image.step_w + dx;
+    return h >= 0 && h < 2 && w >= 0 && w < 2 ? h * 2 + w : SMALL;
   }
 
   __device__ uint32_t read_input(int j, SharedAddress window) const {
@@ -58,7 +69,8 @@ struct Lane {
 // meet in a bank. Where every second position is read, one read in three takes two
 // turns.
 template <class Tile, bool first>
-__device__ inline void multiply_window(Moments<Tile>& moments, const Lane<Tile>& lane,
+__device__ inline void multiply_window(Moments<Tile>& moments,
+                                       const Lane<Tile, false>& lane,
                                        SharedAddress grad, int quad, SharedAddress at,
                                        SharedAddress next) {
   uint32_t a[Tile::products_m][4];
@@ -72,6 +84,30 @@ __device__ inline void multiply_window(Moments<Tile>& moments, const Lane<Tile>&
 #pragma unroll
     for (int i = 0; i < Tile::products_m; ++i)
       multiply_into<first>(moments.group[i][j], a[i], b);
+  }
+}
+
+// One product of the 4 positions of a small image. Eight weights of 3 x 3 filters are
+// of two channels: their 16 words, with the zeros, lie in different banks.
+template <class Tile, bool first>
+__device__ inline void multiply_small(Moments<Tile>& moments,
+                                      const Lane<Tile, true>& lane, SharedAddress grad,
+                                      int quad, SharedAddress window) {
+  uint32_t a[Tile::products_m / 2][2][2];
+  const SharedAddress row = grad + (lane.grad ^ quad * 4 * WORD);
+#pragma unroll
+  for (int i = 0; i < Tile::products_m / 2; ++i) {
+    uint32_t words[4];
+    read_matrices(words, row + i * 32 * WINDOW * WORD);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) a[i][e / 2][e % 2] = words[e];
+  }
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; ++j) {
+    const uint32_t b[1] = {lane.read_input(j, window)};
+#pragma unroll
+    for (int i = 0; i < Tile::products_m; ++i)
+      multiply_into<first>(moments.group[i][j], a[i / 2][i % 2], b);
   }
 }
 
@@ -93,9 +129,8 @@ struct Positions {
 // The products of one unit, whose quads begin at `quad`; `first` of the group.
 template <class Tile, int bits, int stride>
 __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& task,
-                                     const Lane<Tile>& lane, SharedAddress grad,
+                                     const Lane<Tile, false>& lane, SharedAddress grad,
                                      int quad, SharedAddress window, bool first) {
-  __syncwarp();  // a product takes the whole warp; loads may have split it
   const Positions<bits, stride> at(task);
   if (first)
     multiply_window<Tile, true>(moments, lane, grad, quad, window, window + at(4));
@@ -111,7 +146,18 @@ __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& t
   more(24);
 }
 
-// 2^bits positions lie side by side, `stride` apart in windows of the usual pitch.
+template <class Tile, int bits, int stride>
+__device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask&,
+                                     const Lane<Tile, true>& lane, SharedAddress grad,
+                                     int quad, SharedAddress window, bool first) {
+  if (first)
+    multiply_small<Tile, true>(moments, lane, grad, quad, window);
+  else
+    multiply_small<Tile, false>(moments, lane, grad, quad, window);
+}
+
+// 2^bits positions lie side by side, `stride` apart in windows of the usual pitch; two
+// are those of a small image.
 template <class Tile, int bits, int stride>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     grad_moments_window_kernel(const WindowTask task) {
@@ -122,7 +168,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   prepare_windows<Tile>(task, memory, tile);
   const SampleRange range = sample_range(m);
   Copies<Tile> copies(task, tile, range);
-  const Lane<Tile> lane(task, tile);
+  const Lane<Tile, bits == 1> lane(task, tile);
   __syncthreads();
 
   constexpr int grad_bytes = Tile::rows * WINDOW * WORD;
@@ -152,6 +198,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
         SharedAddress window = windows_address + stage * windows_bytes;
 #pragma unroll 1
         for (int t = 0; t < WINDOW && cursor.sample < range.end; t += w.unit) {
+          __syncwarp();  // a product takes the whole warp; loads may have split it
           multiply_unit<Tile, bits, stride>(
               moments, task, lane, grad, t / 4,
               window + first_column<bits>(m, cursor.at) * WORD,

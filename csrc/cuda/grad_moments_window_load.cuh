@@ -1,6 +1,7 @@
 // Images on their way to shared memory as they are: windows of them, and the output
 // gradient. A window holds the image rows that a unit of output positions sees, with a
-// border of zeros, of each channel of a tile.
+// border of zeros, of each channel of a tile; or each channel's image of 2 x 2, with
+// zeros behind it.
 #pragma once
 
 #include "grad_moments_kernel.cuh"
@@ -9,6 +10,7 @@ namespace fisherprune {
 
 constexpr int WINDOW = 32;           // positions of a stage
 constexpr int WORD = sizeof(float);  // bytes
+constexpr int SMALL = 4;             // positions of an image of 2 x 2, from such a one
 
 // The least number of at least `least` that leaves `rest` when divided by `modulus`.
 __host__ __device__ constexpr int64_t at_least(int64_t least, int64_t rest,
@@ -29,10 +31,11 @@ __host__ __device__ constexpr int usual_pitch(int across, int stride) {
 
 // Where a unit's image rows lie in shared memory, in words.
 struct Window {
-  int unit;         // positions of a stage that are of one sample: 16 or 32
+  int unit;         // positions of a stage that are of one sample: 4, 16 or 32
   int units;        // of a stage
   int column_bits;  // of which 2^column_bits lie side by side
-  int rows;         // of the image, that a unit sees
+  int rows;         // of the image, that are copied for a unit
+  int first_row;    // of them, counted from where the first tap sees the unit
   int left;         // border before a row; the border behind it is the next row's
   int pitch;        // from row to row, see the banks below
   int channel;      // from channel to channel, as if its rows went on
@@ -84,11 +87,12 @@ __device__ inline void prepare_windows(const WindowTask& task,
                                        const TilePlace& tile) {
   const GradMomentsTask& m = task.moments;
   const Window& w = task.window;
-  const int across = m.input.width / 4, taps = m.kernel_h * m.kernel_w;
+  const int across = (m.input.width + 3) / 4, taps = m.kernel_h * m.kernel_w;
   const int first = tile.column / taps, channels = m.columns / taps;
   const int64_t from = static_cast<int64_t>(tile.conv_group) * channels + first;
   for (int i = threadIdx.x; i < w.units * w.pieces; i += Tile::threads) {
-    const int column = i % across * 4, row = i / across % w.rows;
+    const int column = i % across * 4, line = i / across % w.rows;
+    const int row = w.first_row + line;
     const int channel = i / across / w.rows % w.channels;
     const int unit = i / across / w.rows / w.channels;
     memory.pieces[i] = {
@@ -96,7 +100,7 @@ __device__ inline void prepare_windows(const WindowTask& task,
             row * m.input.stride_h + column * WORD,
         first + channel < channels ? row : OUTSIDE,
         unit * w.bytes +
-            (channel * w.channel + row * w.pitch + w.left + column) * WORD};
+            (channel * w.channel + line * w.pitch + w.left + column) * WORD};
   }
   for (int i = threadIdx.x; i < Tile::stages * w.units * (w.bytes / WORD);
        i += Tile::threads)
@@ -142,7 +146,7 @@ struct Copies {
     const int first = tile.row + static_cast<int>(threadIdx.x) / quads;
     const int64_t row = static_cast<int64_t>(tile.conv_group) * m.rows + first;
     const int quad = static_cast<int>(threadIdx.x) % quads, t = quad * 4;
-    const int unit = t >= task.window.unit, at = t - unit * task.window.unit;
+    const int unit = t / task.window.unit, at = t - unit * task.window.unit;
     grad = m.grad.data + row * m.grad_channel +
            (range.first + unit) * m.grad.sample_stride + at * WORD;
     image = m.input.data + range.first * m.input.sample_stride;
@@ -173,8 +177,8 @@ struct Copies {
     const Operand& input = task.moments.input;
     const int top = top_row(task.moments, next.at);
     const char* from = image + top * static_cast<int64_t>(input.stride_h);
-    const bool all = next.sample + task.window.units <= last;
-    const int count = all ? task.window.units * task.window.pieces : task.window.pieces;
+    const int left = last - next.sample, units = task.window.units;
+    const int count = (left < units ? left : units) * task.window.pieces;
 #pragma unroll 1  // mostly there is one
     for (int i = threadIdx.x; i < count; i += Tile::threads) {
       const int4 words = *reinterpret_cast<const int4*>(pieces + i);

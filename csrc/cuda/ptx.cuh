@@ -123,6 +123,16 @@ __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same of half the depth, a (16 x 4) b (4 x 8): of a lane's a and b the first half.
+__device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
+                                     const uint32_t (&b)[1]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+}
+
 }  // namespace fisherprune
 
 #endif  // __CUDACC__

@@ -207,14 +207,15 @@ void window_case(Files& files) {
   files.write(words);
 }
 
-// The plan in TF32: splits, parts of a group, bytes of the workspace.
+// The plan in TF32: splits, parts of a group, bytes of the workspace, the tile.
 void plan_case(Files& files) {
   const GradMoments m = planned_moments(read_shape(files));
   const GradMomentsPlan plan = plan_grad_moments(m, true, multiprocessors());
-  Array words(3 * sizeof(int64_t));
+  Array words(4 * sizeof(int64_t));
   words.as<int64_t>()[0] = plan.shares.splits;
   words.as<int64_t>()[1] = plan.shares.parts;
   words.as<int64_t>()[2] = plan.workspace * static_cast<int64_t>(sizeof(float));
+  words.as<int64_t>()[3] = static_cast<int64_t>(plan.tile);
   files.write(words);
 }
 

@@ -250,4 +250,10 @@ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
   for (unsigned e = 0; e < 4; ++e) c[e] = cut_to_float(sum[e]);
 }
 
+// "mma.m16n8k4": a[e] is (r + 8 e, i), b[0] is (i, r).
+inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
+                          const uint32_t (&b)[1]) {
+  multiply_tf32(c, {a[0], a[1], 0, 0}, {b[0], 0});
+}
+
 }  // namespace fisherprune
