@@ -134,6 +134,9 @@ CASES: dict[str, dict] = {
     "many_samples_few_positions": dict(
         n=600, c=7, o=20, size=(2, 2), kernel=(3, 3), padding=(1, 1)
     ),
+    "pointwise_of_one_pixel": dict(
+        n=9, c=1030, o=516, size=(1, 1), kernel=(1, 1), groups=2
+    ),
     # linear layers
     "linear": dict(n=9, c=21, o=37, positions=()),
     "linear_one": dict(n=1, c=1, o=1, positions=()),
@@ -142,6 +145,9 @@ CASES: dict[str, dict] = {
     "linear_group_of_all": dict(n=11, c=20, o=17, positions=(), group_size=11),
     "linear_positions": dict(n=4, c=10, o=19, positions=(7,)),
     "linear_positions_2d": dict(n=3, c=10, o=6, positions=(3, 4), group_size=2),
+    "linear_large": dict(n=23, c=512, o=520, positions=()),
+    "linear_large_few_samples": dict(n=3, c=512, o=520, positions=()),
+    "linear_large_groups": dict(n=5, c=512, o=520, positions=(), group_size=2),
     "linear_zero_positions": dict(n=3, c=10, o=6, positions=(0,)),
     "linear_zero_samples": dict(n=0, c=10, o=6, positions=()),
 }

@@ -281,7 +281,7 @@ def test_moments_of_half_precision(tmp_path):
         (torch.float32, torch.bfloat16),
         (torch.float16, torch.float32),
     ]:
-        for name in ("plain_3x3", "linear_positions"):
+        for name in ("plain_3x3", "linear_positions", "linear_large"):
             input, grad, weight, arguments = small(name)
             pair = input.to(input_dtype), grad.to(grad_dtype)
             named.append((f"{name} {input_dtype}", (*pair, weight, arguments)))

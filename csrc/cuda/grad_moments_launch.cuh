@@ -173,14 +173,21 @@ inline void launch_combine(const GradMoments& m, const Shares& shares,
            shares.splits, m.sum, m.sum_sq);
 }
 
-// Enqueues the op on `stream`; `workspace` holds plan.workspace floats.
-inline void run_grad_moments(const GradMoments& m, const GradMomentsPlan& plan,
-                             bool allow_tf32, float* workspace, Stream stream) {
+inline void launch_moments(const GradMoments& m, const GradMomentsPlan& plan,
+                           bool allow_tf32, float* workspace, Stream stream) {
   if (allow_tf32)
     launch_planned<false>(m, plan, workspace, stream);
   else
     launch_planned<true>(m, plan, workspace, stream);
   launch_combine(m, plan.shares, workspace, stream);
+}
+
+// Enqueues the op on `stream`; `workspace` holds plan.workspace floats.
+inline void run_grad_moments(const GradMoments& m, const GradMomentsPlan& plan,
+                             bool allow_tf32, float* workspace, Stream stream) {
+  if (!plan.products) return launch_moments(m, plan, allow_tf32, workspace, stream);
+  for (const GradMoments& part : {m, squares_of(m, workspace, stream)})
+    launch_moments(samples_as_positions(part), plan, allow_tf32, nullptr, stream);
 }
 
 // Whether there is anything to add.

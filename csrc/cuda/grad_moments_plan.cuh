@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "../check.h"
+#include "grad_moments_products.cuh"
 #include "grad_moments_window.cuh"
 
 namespace fisherprune {
@@ -24,7 +25,8 @@ struct Shares {
 struct GradMomentsPlan {
   TileKind tile;
   Shares shares;
-  int64_t workspace;  // floats
+  int64_t workspace;      // floats
+  bool products = false;  // two of them, see grad_moments_products.cuh
 };
 
 inline int64_t tiles_across(int64_t size, int64_t tile) {
@@ -188,14 +190,20 @@ GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiproce
     using Tile = decltype(tile);
     return choose_shares<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
   });
-  return {kind, shares, shares.workspace() * s.outputs * s.patch()};
+  return {kind, shares, shares.workspace() * s.outputs * s.patch(), false};
 }
 
 inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
                                          int multiprocessors) {
-  const TileKind kind = choose_tile(m, !allow_tf32);
-  return allow_tf32 ? plan_with_tile<false>(m.shape, kind, multiprocessors)
-                    : plan_with_tile<true>(m.shape, kind, multiprocessors);
+  const bool products = are_products(m.shape);
+  const GradMoments part = products ? samples_as_positions(m) : m;
+  const TileKind kind = choose_tile(part, !allow_tf32);
+  GradMomentsPlan plan = allow_tf32
+                             ? plan_with_tile<false>(part.shape, kind, multiprocessors)
+                             : plan_with_tile<true>(part.shape, kind, multiprocessors);
+  plan.products = products;
+  if (products) plan.workspace += square_floats(m.shape);
+  return plan;
 }
 
 // The kernels count samples, and what lies within one, in 32 bits.

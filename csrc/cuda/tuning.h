@@ -63,6 +63,10 @@ constexpr int BLOCK_SLABS = 24;
 constexpr int MOST_WAVES = 4;
 constexpr int LEAST_SLABS = 16;  // of work for a block
 
+// Weights of a layer from which on its moments are taken as two products: each has a
+// block for a tile of weights, and of fewer there would be idle multiprocessors.
+constexpr int64_t PRODUCTS_LEAST = 1 << 18;
+
 // global_topk: scores a block takes at a time, and the selections that share a pass.
 constexpr int TOPK_THREADS = 256;
 constexpr int TOPK_CHUNK = 8192;
