@@ -39,12 +39,16 @@ MOMENTS = (
     "zero_samples",
     "linear_wide",
     "linear_positions_2d",
+    "linear_large",
 )
 WINDOWS = (
+    "2_wide",
+    "2_wide_group_remainder",
     "4_wide",
     "8_wide",
     "64_wide",
     "stride_2_in_window",
+    "wide_padding_in_window",
     "grouped_in_window",
     "many_samples_in_window",
 )
