@@ -101,11 +101,12 @@ BENCHMARKS = {
     "ceilings": (25, "matmul in fp32, TF32 and bf16; memory copy and read"),
     "scoring": (45, "fts scores of 40,000 images, ResNet18; the one-image loop"),
     "topk": (35, "11.2 M scores to masks, with ties, for five; cat + topk"),
-    "kernel": (40, "grad_moments on the largest layers, over the TF32 matmul"),
+    "kernel": (35, "grad_moments on the largest layers, over the TF32 matmul"),
     "pass-resnet18": (30, "gradient_moments over forward + backward"),
     "pass-vgg19": (30, "gradient_moments over forward + backward"),
     "memory": (15, "peak memory above forward + backward, batch 512"),
-    "topk-large": (30, "2^30 scores to masks, over the copy bandwidth"),
+    "sequences": (10, "grad_moments of a transformer's layer, over the bf16 matmul"),
+    "topk-large": (25, "2^30 scores to masks, over the copy bandwidth"),
 }
 """Seconds and what is measured, the most telling first."""
 

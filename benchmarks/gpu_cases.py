@@ -19,6 +19,7 @@ from fisherprune import ops, reference
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+import dense_cases  # noqa: E402
 import moment_cases  # noqa: E402
 import topk_cases  # noqa: E402
 import window_cases  # noqa: E402
@@ -52,6 +53,7 @@ WINDOWS = (
     "grouped_in_window",
     "many_samples_in_window",
 )
+DENSE = ("16_positions", "197_positions", "group_remainder_of_positions")
 STORED = ("plain_3x3", "8_wide")  # in every layout, and in bfloat16
 TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
 COUNTS = (37, 20_000)  # scores
@@ -79,6 +81,10 @@ def moments_on(device: str) -> Iterator[tuple[str, tuple]]:
     shapes = {**moment_cases.CASES, **window_cases.CASES}
     for name in (*MOMENTS, *WINDOWS):
         yield name, moment_cases.make(**shapes[name])
+    for name in DENSE:
+        for dtype in (torch.float16, torch.bfloat16):
+            case = moment_cases.make(**dense_cases.CASES[name], dtype=dtype)
+            yield f"{name} {dtype}", case
     for name in STORED:
         input, grad, *rest = moment_cases.make(**shapes[name])
         pair = input.to(device), grad.to(device)

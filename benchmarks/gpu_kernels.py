@@ -80,6 +80,41 @@ def kernel(
         )
 
 
+def sequences(
+    device: str,
+    batch: int = 64,
+    positions: int = 197,
+    features: tuple[int, int] = (768, 3072),
+    n: int = 8192,
+    rounds: int = 20,
+) -> Rows:
+    """Time grad_moments of a vision transformer's linear layer in bfloat16."""
+    peak = matmul_rates(device, n)["bf16_matmul_tflops"]
+    layer, weight = moments.Layer(*features, size=0), torch.Size(features[::-1])
+    input, grad = (
+        torch.randn(batch, positions, f, device=device, dtype=torch.bfloat16)
+        for f in features
+    )
+    sums = torch.zeros(2, *weight, device=device)
+    call = partial(ops.grad_moments, input, grad, *sums)
+    call()
+    truth = moments.true_moments(layer, input, grad, weight)
+    verify("sum and sum_sq in bfloat16", sums, truth, tolerance=1e-5)
+    times = device_times(call, device, rounds)
+    rates = [positions * layer.flops(batch) / us / 1e6 for us in times]
+    return [
+        row(
+            f"grad_moments, {layer}, {positions} positions in bfloat16, batch {batch}: "
+            "share of bfloat16 matmul",
+            "of matmul",
+            [rate / peak for rate in rates],
+            microseconds=statistics.median(times),
+            tflops=statistics.median(rates),
+            matmul_tflops=peak,
+        )
+    ]
+
+
 def selection(
     device: str, total: int | None = None, rounds: int = 50
 ) -> Iterator[dict]:

@@ -24,6 +24,7 @@ STEPS: dict[str, Callable[[str], Iterable[dict]]] = {
     "pass-resnet18": partial(gpu_networks.passes, name="resnet18"),
     "pass-vgg19": partial(gpu_networks.passes, name="vgg19"),
     "kernel": gpu_kernels.kernel,
+    "sequences": gpu_kernels.sequences,
     "topk": gpu_kernels.selection,
     "topk-large": gpu_kernels.large_selection,
     "memory": gpu_networks.memory,

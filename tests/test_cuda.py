@@ -1,5 +1,6 @@
 """The ops on a GPU: the cases of the CPU, and what only a device can get wrong."""
 
+import dense_cases
 import numpy as np
 import pytest
 import torch
@@ -114,6 +115,21 @@ def test_groups_shared_by_blocks(size, group_size, precision, tf32):
     case[-1]["group_size"] = group_size
     got, truth = on_gpu(*case), truth_of(*case, device="cuda")
     assert max(errors(got, truth)) <= (1e-5 if precision == "ieee" else 2e-3)
+    assert all(map(torch.equal, got, on_gpu(*case)))
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", dense_cases.CASES)
+def test_moments_of_sequences_in_16_bits(name, dtype, precision, tf32):
+    tf32(precision)
+    input, grad, weight, options = make(**dense_cases.CASES[name], dtype=dtype)
+    if len(weight) == 4:
+        input, grad = map(LAYOUTS["channels_last"], (input, grad))
+    case = input, grad, weight, options
+    got = on_gpu(*case)
+    assert max(errors(got, truth_of(*case))) <= 1e-5
     assert all(map(torch.equal, got, on_gpu(*case)))
 
 

@@ -193,6 +193,20 @@ def test_products_of_images_take_little_else(arch, built):
 
 
 @each_arch
+def test_operands_of_16_bits_come_transposed_and_in_16_bytes(arch, built):
+    """And in the loop over positions there is little but reads and products."""
+    for kernel, counts in kernels_named(built[arch], "grad_moments_dense").items():
+        product = f"HMMA.16816.F32{'.BF16' if 'DtypeE2E' in kernel else ''}"
+        assert counts[product] == number_of(counts, r"HMMA.*") == 32, kernel
+        assert counts["LDSM.16.MT88.4"] * 16 == counts[product] * 6, kernel
+        copies = number_of(counts, r"LDGSTS.*\.128.*")
+        assert number_of(counts, r"LDGSTS.*") == copies == 8, kernel
+        runs = " ".join(built[arch].sass[kernel]).split("BRA")
+        most = max(runs, key=lambda run: run.count(product))
+        assert most.count(product) == 16 and len(most.split()) <= 40, kernel
+
+
+@each_arch
 @pytest.mark.parametrize("kernel", ["histogram", "count_ties", "mask"])
 def test_topk_reads_four_scores_at_a_time(arch, kernel, built):
     for name, counts in kernels_named(built[arch], f"topk_{kernel}_kernel").items():

@@ -3,6 +3,7 @@
 import subprocess
 from collections import Counter
 
+import dense_cases
 import numpy as np
 import pytest
 import torch
@@ -297,6 +298,42 @@ def test_half_precision_fits_every_tile(tile, tmp_path):
         pair = input.bfloat16(), grad.bfloat16()  # eight bits are a TF32 already
         arguments |= {"tile": tile, "allow_tf32": True}
         named.append((name, (*pair, weight, arguments)))
+    check_all(named, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_dense_kernel(dtype, allow_tf32, tmp_path):
+    """As exact as in float32: the operands' bits are all there."""
+    named = []
+    for name, shape in dense_cases.CASES.items():
+        input, grad, weight, arguments = make(**shape, dtype=dtype)
+        if len(weight) == 4:
+            input, grad = map(LAYOUTS["channels_last"], (input, grad))
+        arguments |= {"tile": "dense", "allow_tf32": allow_tf32}
+        named.append((name, (input, grad, weight, arguments)))
+    check_all(named, tmp_path)
+
+
+def test_dense_kernel_is_the_plan_of_a_sequence(tmp_path):
+    """The bits tell: it adds in another order than those that gather."""
+    *case, arguments = make(**dense_cases.CASES["197_positions"], dtype=torch.bfloat16)
+    tiles = [{}, {"tile": "dense"}, {"tile": "tall"}]
+    cases = [(*case, arguments | tile | {"allow_tf32": True}) for tile in tiles]
+    planned, dense, tall = (r for r, _ in moments(cases, tmp_path))
+    assert all(map(torch.equal, planned, dense))
+    assert not all(map(torch.equal, planned, tall))
+
+
+@pytest.mark.parametrize("stride", [4, 12])
+def test_sequences_that_do_not_suit_the_dense_kernel(stride, tmp_path):
+    """Rows of channels that do not begin at multiples of 16 bytes, or end within."""
+    named = []
+    for features in (16, 12):
+        input, grad = (torch.randn(3, 20, features + stride).half() for _ in range(2))
+        pair = input[..., :features], grad[..., :features]
+        weight = torch.Size((features, features))
+        named.append((f"{features}", (*pair, weight, {})))
     check_all(named, tmp_path)
 
 

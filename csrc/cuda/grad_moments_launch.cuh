@@ -39,11 +39,9 @@ inline Operand grad_operand(const GradMoments& m) {
 
 inline Operand input_operand(const GradMoments& m) {
   const ConvShape& s = m.shape;
-  const bool plain = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 &&
-                     s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
   const int64_t step = s.out_width > 1 ? s.stride_w : s.stride_h;
-  Operand op =
-      operand_of(m.input, choose_order(m, m.input, plain, step), s.height, s.width);
+  Operand op = operand_of(m.input, choose_order(m, m.input, is_pointwise(s), step),
+                          s.height, s.width);
   op.step_h = static_cast<int>(s.stride_h);
   op.step_w = static_cast<int>(s.stride_w);
   op.pad_h = static_cast<int>(s.pad_h);
@@ -145,12 +143,34 @@ void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
          window_task_of<Tile>(m, window, shares, workspace));
 }
 
+inline int64_t bytes_between_positions(const View4& v, int64_t width) {
+  return v.stride[width == 1 ? 2 : 3] * size_of(v.dtype);
+}
+
+inline void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
+                         Stream stream) {
+  const ConvShape& s = m.shape;
+  DenseTask task{};
+  task.moments = task_of<DenseTile>(m, shares, workspace);
+  task.unit_bits = s.positions() <= 16 ? 4 : s.positions() <= 32 ? 5 : 6;
+  task.grad_position = bytes_between_positions(m.grad, s.out_width);
+  task.input_position = bytes_between_positions(m.input, s.width);
+  const auto kernel = m.input.dtype == Dtype::float16
+                          ? grad_moments_dense_kernel<DenseTile, Dtype::float16>
+                          : grad_moments_dense_kernel<DenseTile, Dtype::bfloat16>;
+  const dim3 grid(static_cast<unsigned>(tiles_of<DenseTile>(s)), shares.splits);
+  launch(kernel, grid, DenseTile::threads, dense_memory_bytes<DenseTile>(), stream,
+         task);
+}
+
 template <bool exact>
 void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* workspace,
                     Stream stream) {
   with_tile<exact>(plan.tile, [&](auto tile) {
     using Tile = decltype(tile);
-    if constexpr (Tile::window)
+    if constexpr (Tile::path == Path::dense)
+      launch_dense(m, plan.shares, workspace, stream);
+    else if constexpr (Tile::path == Path::window)
       launch_window<Tile>(m, plan.shares, workspace, stream);
     else
       launch_tile<Tile, exact>(m, plan.shares, workspace, stream);

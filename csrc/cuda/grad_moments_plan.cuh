@@ -6,12 +6,13 @@
 #include <optional>
 
 #include "../check.h"
+#include "grad_moments_dense.cuh"
 #include "grad_moments_products.cuh"
 #include "grad_moments_window.cuh"
 
 namespace fisherprune {
 
-enum class TileKind { small, square, tall, window, slim_window };
+enum class TileKind { small, square, tall, window, slim_window, dense };
 
 // How the samples are shared out to the blocks of a tile.
 struct Shares {
@@ -120,6 +121,29 @@ std::optional<Window> find_window(const GradMoments& m) {
   return w;
 }
 
+// Channels side by side, 16 bytes of them at a time, and positions at one distance.
+inline bool channels_are_vectors(const View4& v, int64_t height, int64_t width) {
+  return v.stride[1] == 1 && v.stride[0] % 8 == 0 &&
+         (width == 1 || v.stride[3] % 8 == 0) &&
+         (height == 1 || v.stride[2] % 8 == 0) &&
+         (width == 1 || height == 1 || v.stride[2] == width * v.stride[3]) &&
+         reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+}
+
+inline bool is_pointwise(const ConvShape& s) {
+  return s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 &&
+         s.pad_h == 0 && s.pad_w == 0;
+}
+
+inline bool dense_suits(const GradMoments& m) {
+  const ConvShape& s = m.shape;
+  return m.input.dtype == m.grad.dtype && m.input.dtype != Dtype::float32 &&
+         is_pointwise(s) && s.positions() > SLAB / 2 && s.group_channels() % 8 == 0 &&
+         s.group_outputs() % 8 == 0 &&
+         channels_are_vectors(m.input, s.height, s.width) &&
+         channels_are_vectors(m.grad, s.out_height, s.out_width);
+}
+
 // To float32 precision a product needs so many registers that large tiles are out.
 inline TileKind choose_tile(const GradMoments& m, bool exact) {
   const ConvShape& s = m.shape;
@@ -131,6 +155,7 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
     least = cost;
   };
   consider(TileKind::square, padded_cost<SquareTile>(s, SQUARE_COST));
+  if (dense_suits(m)) consider(TileKind::dense, padded_cost<DenseTile>(s, DENSE_COST));
   if (exact) return best;
   consider(TileKind::tall, padded_cost<TallTile>(s, TALL_COST));
   if (find_window<SlimWindowTile>(m))
@@ -176,6 +201,7 @@ Shares choose_shares(const ConvShape& s, int64_t slots) {
 template <bool exact, class Action>
 auto with_tile(TileKind kind, Action action) {
   if (kind == TileKind::small) return action(SmallTile{});
+  if (kind == TileKind::dense) return action(DenseTile{});
   if constexpr (!exact) {
     if (kind == TileKind::tall) return action(TallTile{});
     if (kind == TileKind::window) return action(WindowTile{});
@@ -196,7 +222,11 @@ GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiproce
 inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
                                          int multiprocessors) {
   const bool products = are_products(m.shape);
-  const GradMoments part = products ? samples_as_positions(m) : m;
+  GradMoments part = m;
+  if (products) {
+    part = samples_as_positions(m);
+    part.input.dtype = part.grad.dtype = Dtype::float32;  // of the squares, in any case
+  }
   const TileKind kind = choose_tile(part, !allow_tf32);
   GradMomentsPlan plan = allow_tf32
                              ? plan_with_tile<false>(part.shape, kind, multiprocessors)

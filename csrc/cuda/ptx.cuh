@@ -104,6 +104,16 @@ __device__ inline void read_matrices(uint32_t (&words)[4], SharedAddress row) {
                : "memory");
 }
 
+// Reads four 8 x 8 matrices of 16 bits: lanes 8 e to 8 e + 7 give the rows of matrix e,
+// each 16 bytes; lane l gets its column l / 4 in rows 2 (l % 4) and one more, as
+// words[e].
+__device__ inline void read_transposed(uint32_t (&words)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(row)
+               : "memory");
+}
+
 __device__ inline float half_to_float(uint16_t bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -123,7 +133,28 @@ __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same of half the depth, a (16 x 4) b (4 x 8): of a lane's a and b the first half.
+// c (16 x 8) += a (16 x 16) b (16 x 8), of 16 bits, two a word. With r and i as above a
+// lane's a holds (r, 2 i) and (r, 2 i + 1), the same 8 rows below, both 8 columns on;
+// its b holds (2 i, r) and (2 i + 1, r), and 8 rows below.
+__device__ inline void multiply_float16(float (&c)[4], const uint32_t (&a)[4],
+                                        const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void multiply_bfloat16(float (&c)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Of TF32 and half the depth, a (16 x 4) b (4 x 8): of a lane's a and b the first half.
 __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
                                      const uint32_t (&b)[1]) {
   asm volatile(

@@ -18,10 +18,13 @@ struct TileShape {
   static constexpr int blocks = blocks_;  // resident on a multiprocessor
 };
 
+// How operands come to the products.
+enum class Path { gathered, window, dense };
+
 // Of patches that are gathered.
 template <class Shape, int slabs_, int exact_blocks_>
 struct Tile : Shape {
-  static constexpr bool window = false;
+  static constexpr Path path = Path::gathered;
   static constexpr int slabs = slabs_;  // of 16 positions between two barriers
   static constexpr int exact_blocks = exact_blocks_;  // resident, to float32 precision
 };
@@ -34,12 +37,21 @@ using TallTile = Tile<TileShape<4, 3, 2, 4, 4, 1>, 1, 0>;    // 128 x 96
 // the registers, and take the fewest reads a product.
 template <class Shape>
 struct ImageTile : Shape {
-  static constexpr bool window = true;
+  static constexpr Path path = Path::window;
   static constexpr int exact_blocks = 0;
 };
 
 using WindowTile = ImageTile<TileShape<2, 4, 4, 4, 4, 1>>;      // 128 x 128
 using SlimWindowTile = ImageTile<TileShape<1, 4, 4, 4, 4, 2>>;  // 64 x 128
+
+// Of 16-bit operands without taps, whose products are exact.
+template <class Shape>
+struct RowsTile : Shape {
+  static constexpr Path path = Path::dense;
+  static constexpr int exact_blocks = Shape::blocks;
+};
+
+using DenseTile = RowsTile<TileShape<2, 4, 4, 4, 4, 1>>;  // 128 x 128
 
 template <class Tile, bool exact>
 constexpr int resident_blocks() {
@@ -48,7 +60,7 @@ constexpr int resident_blocks() {
 
 // Cost of a padded output relative to the tall tile, for the choice among them.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
-constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5;
+constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;
 
 // Of shared memory, that the device keeps of each block.
 constexpr int RESERVED_BYTES = 1 << 10;

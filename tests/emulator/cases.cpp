@@ -71,8 +71,11 @@ ConvShape read_shape(Files& files) {
 }
 
 GradMomentsPlan wished_plan(const GradMoments& m, bool allow_tf32, TileKind tile) {
-  if (tile >= TileKind::window && !find_window<WindowTile>(m))
+  const bool window = tile == TileKind::window || tile == TileKind::slim_window;
+  if (window && !find_window<WindowTile>(m))
     emulator::fail("the images do not suit a window");
+  if (tile == TileKind::dense && !dense_suits(m))
+    emulator::fail("the operands do not suit the dense kernel");
   return allow_tf32 ? plan_with_tile<false>(m.shape, tile, multiprocessors())
                     : plan_with_tile<true>(m.shape, tile, multiprocessors());
 }

@@ -28,7 +28,7 @@ FLAGS = [
     "-Wno-unknown-pragmas",
 ]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-TILES = ("small", "square", "tall", "window", "slim_window")
+TILES = ("small", "square", "tall", "window", "slim_window", "dense")
 
 
 def build(name: str) -> Path:

@@ -219,6 +219,21 @@ inline void read_matrices(uint32_t (&words)[4], SharedAddress row) {
         load_shared(emulator::shown<SharedAddress>(8 * e + lane / 4) + lane % 4 * 4));
 }
 
+inline void read_transposed(uint32_t (&words)[4], SharedAddress row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    emulator::fail("read_transposed: addresses must be multiples of 16");
+  emulator::show(9, row);
+  const unsigned lane = emulator::block->current % 32;
+  for (unsigned e = 0; e < 4; ++e) {
+    words[e] = 0;
+    for (unsigned half = 0; half < 2; ++half) {
+      const auto from =
+          emulator::shown<SharedAddress>(8 * e + lane % 4 * 2 + half) + lane / 4 * 2;
+      words[e] |= uint32_t{*reinterpret_cast<const uint16_t*>(from)} << 16 * half;
+    }
+  }
+}
+
 // Toward zero, as tensor cores do where they add.
 inline float cut_to_float(double value) {
   const float nearest = static_cast<float>(value);
@@ -254,6 +269,41 @@ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
 inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
                           const uint32_t (&b)[1]) {
   multiply_tf32(c, {a[0], a[1], 0, 0}, {b[0], 0});
+}
+
+// "mma.m16n8k16" with .f16 or .bf16: a[e] is (r + 8 for e = 1, 3; 2 i and one more, + 8
+// for e = 2, 3), b[e] is (2 i and one more, + 8 e; r), the lower half first.
+template <class Convert>
+void multiply_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     Convert convert) {
+  emulator::show(10, Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const unsigned lane = emulator::block->current % 32;
+  double sum[4] = {c[0], c[1], c[2], c[3]};
+  const auto half_of = [&](uint32_t word, unsigned half) -> double {
+    return convert(static_cast<uint16_t>(word >> 16 * half));
+  };
+  for (unsigned i = 0; i < 4; ++i) {
+    const auto rows = emulator::shown<Operands>(lane / 4 * 4 + i);
+    for (unsigned side = 0; side < 2; ++side) {
+      const auto column = emulator::shown<Operands>((lane % 4 * 2 + side) * 4 + i);
+      for (unsigned e = 0; e < 4; ++e)
+        for (unsigned half = 0; half < 2; ++half)
+          sum[e % 2 * 2 + side] +=
+              half_of(rows.a[e], half) * half_of(column.b[e / 2], half);
+    }
+  }
+  for (unsigned e = 0; e < 4; ++e) c[e] = cut_to_float(sum[e]);
+}
+
+inline void multiply_float16(float (&c)[4], const uint32_t (&a)[4],
+                             const uint32_t (&b)[2]) {
+  multiply_halves(c, a, b, half_to_float);
+}
+
+inline void multiply_bfloat16(float (&c)[4], const uint32_t (&a)[4],
+                              const uint32_t (&b)[2]) {
+  multiply_halves(c, a, b,
+                  [](uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); });
 }
 
 }  // namespace fisherprune
