@@ -202,8 +202,9 @@ def test_operands_of_16_bits_come_transposed_and_in_16_bytes(arch, built):
         copies = number_of(counts, r"LDGSTS.*\.128.*")
         assert number_of(counts, r"LDGSTS.*") == copies == 8, kernel
         runs = " ".join(built[arch].sass[kernel]).split("BRA")
-        most = max(runs, key=lambda run: run.count(product))
-        assert most.count(product) == 16 and len(most.split()) <= 40, kernel
+        most = max(runs, key=lambda run: (run.count(product), len(run)))
+        sums = 64 if "ELb1EEEv" in kernel else 0  # outside of the tensor cores
+        assert most.count(product) == 16 and len(most.split()) <= 40 + sums, kernel
 
 
 @each_arch

@@ -167,6 +167,17 @@ def test_images_are_rounded_in_shared_memory(tile, tmp_path):
         assert all(map(torch.equal, raw, rounded)), shape
 
 
+@pytest.mark.parametrize("tile", ["window", "slim_window"])
+def test_rows_that_no_output_sees_may_hold_anything(tile, tmp_path):
+    """Also where they lie in a window, beside a unit that is not full."""
+    input, grad, weight, arguments = make(
+        n=3, c=3, o=6, size=(11, 8), kernel=(3, 3), stride=(3, 2), padding=(0, 1)
+    )
+    input[:, :, 9:] = torch.inf
+    arguments |= {"tile": tile, "allow_tf32": True}
+    check_all([("", (as_tf32(input), as_tf32(grad), weight, arguments))], tmp_path)
+
+
 def most_words_in_a_bank(pitch, channel, stride, first):
     """Count, of the words that a warp reads at once, those in the fullest bank.
 
@@ -313,6 +324,15 @@ def test_dense_kernel(dtype, allow_tf32, tmp_path):
         arguments |= {"tile": "dense", "allow_tf32": allow_tf32}
         named.append((name, (input, grad, weight, arguments)))
     check_all(named, tmp_path)
+
+
+def test_dense_kernel_adds_long_groups_in_float32(tmp_path):
+    """Tensor cores cut off: 784 products in a row would lose 1e-5."""
+    *case, options = make(
+        n=16, c=8, o=16, positions=(784,), group_size=16, dtype=torch.bfloat16
+    )
+    case[:2] = (x.abs() for x in case[:2])
+    check_all([("", (*case, options | {"tile": "dense"}))], tmp_path, 2e-6)
 
 
 def test_dense_kernel_is_the_plan_of_a_sequence(tmp_path):

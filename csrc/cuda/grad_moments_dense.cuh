@@ -89,8 +89,17 @@ __device__ inline int dense_place(int channel, bool positions_first) {
          (channel + (positions_first ? high : low)) * 2;
 }
 
-// One product of 16 positions, which begin at `grad` and `input`.
-template <class Tile, Dtype dtype, bool first>
+template <Dtype dtype>
+__device__ inline void multiply_16_bits(float (&c)[4], const uint32_t (&a)[4],
+                                        const uint32_t (&b)[2]) {
+  if constexpr (dtype == Dtype::float16)
+    multiply_float16(c, a, b);
+  else
+    multiply_bfloat16(c, a, b);
+}
+
+// One product of 16 positions, which begin at `grad` and `input`; `first` of the group.
+template <class Tile, Dtype dtype, bool exact, bool first>
 __device__ inline void multiply_dense(Moments<Tile>& moments, SharedAddress grad,
                                       SharedAddress input) {
   uint32_t a[Tile::products_m][4];
@@ -107,16 +116,20 @@ __device__ inline void multiply_dense(Moments<Tile>& moments, SharedAddress grad
       for (int i = 0; i < Tile::products_m; ++i) {
         float (&group)[4] = moments.group[i][j + side];
         if constexpr (first) group[0] = group[1] = group[2] = group[3] = 0.f;
-        if constexpr (dtype == Dtype::float16)
-          multiply_float16(group, a[i], b);
-        else
-          multiply_bfloat16(group, a[i], b);
+        if constexpr (first || !exact) {
+          multiply_16_bits<dtype>(group, a[i], b);
+        } else {
+          float c[4] = {0.f, 0.f, 0.f, 0.f};
+          multiply_16_bits<dtype>(c, a[i], b);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) group[e] += c[e];
+        }
       }
     }
   }
 }
 
-template <class Tile, Dtype dtype>
+template <class Tile, Dtype dtype, bool exact>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     grad_moments_dense_kernel(const DenseTask task) {
   const GradMomentsTask& m = task.moments;
@@ -166,9 +179,9 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
         for (int t = 0; t < DENSE && cursor.sample < range.end; t += DEPTH) {
           __syncwarp();  // a product takes the whole warp; loads may have split it
           if (count.samples == 0 && cursor.at == 0)
-            multiply_dense<Tile, dtype, true>(moments, grad, input);
+            multiply_dense<Tile, dtype, exact, true>(moments, grad, input);
           else
-            multiply_dense<Tile, dtype, false>(moments, grad, input);
+            multiply_dense<Tile, dtype, exact, false>(moments, grad, input);
           grad += DEPTH * Grads::Rows::pitch;
           input += DEPTH * Inputs::Rows::pitch;
           const int sample = cursor.sample;

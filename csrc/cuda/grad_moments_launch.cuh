@@ -118,6 +118,14 @@ auto window_kernel(const Window& window, const ConvShape& s) {
   return window_kernel<Tile, 5>(window, s);
 }
 
+// Of the image. Where a sample's last unit is not full its window has rows behind them,
+// which are multiplied by zeros: no infinity may be there.
+inline int rows_seen(const ConvShape& s) {
+  const int64_t last =
+      (s.out_height - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h - s.pad_h;
+  return static_cast<int>(std::clamp<int64_t>(last + 1, 0, s.height));
+}
+
 template <class Tile>
 WindowTask window_task_of(const GradMoments& m, const Window& window,
                           const Shares& shares, float* workspace) {
@@ -126,6 +134,7 @@ WindowTask window_task_of(const GradMoments& m, const Window& window,
   task.moments = task_of<Tile>(m, shares, workspace);
   GradMomentsTask& moments = task.moments;
   moments.input.order = Order::positions;  // which is that of the weights, too
+  moments.input.height = rows_seen(m.shape);
   task.grad_step = Copies<Tile>::step * moments.grad_channel;
   task.next_grad = window.units * moments.grad.sample_stride;
   task.next_input = window.units * moments.input.sample_stride;
@@ -147,17 +156,19 @@ inline int64_t bytes_between_positions(const View4& v, int64_t width) {
   return v.stride[width == 1 ? 2 : 3] * size_of(v.dtype);
 }
 
-inline void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
-                         Stream stream) {
+template <bool exact>
+void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
+                  Stream stream) {
   const ConvShape& s = m.shape;
   DenseTask task{};
   task.moments = task_of<DenseTile>(m, shares, workspace);
   task.unit_bits = s.positions() <= 16 ? 4 : s.positions() <= 32 ? 5 : 6;
   task.grad_position = bytes_between_positions(m.grad, s.out_width);
   task.input_position = bytes_between_positions(m.input, s.width);
-  const auto kernel = m.input.dtype == Dtype::float16
-                          ? grad_moments_dense_kernel<DenseTile, Dtype::float16>
-                          : grad_moments_dense_kernel<DenseTile, Dtype::bfloat16>;
+  const auto kernel =
+      m.input.dtype == Dtype::float16
+          ? grad_moments_dense_kernel<DenseTile, Dtype::float16, exact>
+          : grad_moments_dense_kernel<DenseTile, Dtype::bfloat16, exact>;
   const dim3 grid(static_cast<unsigned>(tiles_of<DenseTile>(s)), shares.splits);
   launch(kernel, grid, DenseTile::threads, dense_memory_bytes<DenseTile>(), stream,
          task);
@@ -169,7 +180,7 @@ void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* wo
   with_tile<exact>(plan.tile, [&](auto tile) {
     using Tile = decltype(tile);
     if constexpr (Tile::path == Path::dense)
-      launch_dense(m, plan.shares, workspace, stream);
+      launch_dense<exact>(m, plan.shares, workspace, stream);
     else if constexpr (Tile::path == Path::window)
       launch_window<Tile>(m, plan.shares, workspace, stream);
     else

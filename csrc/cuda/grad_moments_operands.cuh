@@ -106,7 +106,8 @@ inline bool dense_suits(const GradMoments& m) {
          is_pointwise(s) && s.positions() > SLAB / 2 && s.group_channels() % 8 == 0 &&
          s.group_outputs() % 8 == 0 &&
          channels_are_vectors(m.input, s.height, s.width) &&
-         channels_are_vectors(m.grad, s.out_height, s.out_width);
+         channels_are_vectors(m.grad, s.out_height, s.out_width) &&
+         dense_memory_bytes<DenseTile>() <= most_shared_bytes();
 }
 
 }  // namespace fisherprune

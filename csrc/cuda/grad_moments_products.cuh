@@ -35,7 +35,7 @@ constexpr int SQUARE_THREADS = 256;
 
 // Squares of an operand's one position, [samples, channels].
 __global__ void __launch_bounds__(SQUARE_THREADS)
-    square_samples(const View4 view, int channels, int64_t size, float* squares) {
+    square_samples(const View4 view, int64_t channels, int64_t size, float* squares) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * SQUARE_THREADS + threadIdx.x;
   if (i >= size) return;
   const int64_t at = i / channels * view.stride[0] + i % channels * view.stride[1];
@@ -56,7 +56,7 @@ inline View4 launch_squares(const View4& view, int64_t samples, int64_t channels
   const int64_t size = samples * channels;
   const int64_t blocks = (size + SQUARE_THREADS - 1) / SQUARE_THREADS;
   launch(square_samples, dim3(static_cast<unsigned>(blocks)), SQUARE_THREADS, 0, stream,
-         view, static_cast<int>(channels), size, squares);
+         view, channels, size, squares);
   return {squares, Dtype::float32, {channels, 1, 1, 1}};
 }
 
