@@ -155,6 +155,18 @@ def test_images_in_shared_memory(tile, tmp_path):
     check_all(named, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tile", ["window", "slim_window"])
+def test_images_of_16_bits_in_shared_memory(tile, dtype, tmp_path):
+    """Which are widened there."""
+    named = []
+    for name, shape in window_cases.CASES.items():
+        *case, arguments = make(**shape, dtype=dtype)
+        arguments |= {"tile": tile, "allow_tf32": True}
+        named.append((name, (*case, arguments)))
+    check_all(named, tmp_path)
+
+
 @pytest.mark.parametrize("tile", ["window", "slim_window"])
 def test_images_are_rounded_in_shared_memory(tile, tmp_path):
     """To the bit as if they had been rounded before."""

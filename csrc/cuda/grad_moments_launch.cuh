@@ -16,8 +16,6 @@ inline Order choose_order(const GradMoments& m, const View4& v, bool plain,
   return s.positions() == 1 || v.stride[1] < next ? Order::rows : Order::positions;
 }
 
-inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-
 inline Operand operand_of(const View4& v, Order order, int64_t height, int64_t width) {
   Operand op{};
   op.data = static_cast<const char*>(v.data);
@@ -98,24 +96,36 @@ void launch_tile(const GradMoments& m, const Shares& shares, float* workspace,
          stream, task_of<Tile>(m, shares, workspace));
 }
 
+template <class Tile, int bits, int stride>
+auto window_kernel(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float16:
+      return grad_moments_window_kernel<Tile, bits, stride, Dtype::float16>;
+    case Dtype::bfloat16:
+      return grad_moments_window_kernel<Tile, bits, stride, Dtype::bfloat16>;
+    default:
+      return grad_moments_window_kernel<Tile, bits, stride, Dtype::float32>;
+  }
+}
+
 template <class Tile, int bits>
-auto window_kernel(const Window& window, const ConvShape& s) {
+auto window_kernel(const Window& window, const ConvShape& s, Dtype dtype) {
   const auto is_usual = [&](int stride) {
     return s.stride_h == stride && s.stride_w == stride &&
            (1 << bits == WINDOW || window.pitch == usual_pitch(1 << bits, stride));
   };
-  return is_usual(1)   ? grad_moments_window_kernel<Tile, bits, 1>
-         : is_usual(2) ? grad_moments_window_kernel<Tile, bits, 2>
-                       : grad_moments_window_kernel<Tile, bits, 0>;
+  return is_usual(1)   ? window_kernel<Tile, bits, 1>(dtype)
+         : is_usual(2) ? window_kernel<Tile, bits, 2>(dtype)
+                       : window_kernel<Tile, bits, 0>(dtype);
 }
 
 template <class Tile>
-auto window_kernel(const Window& window, const ConvShape& s) {
-  if (window.column_bits == 1) return grad_moments_window_kernel<Tile, 1, 1>;
-  if (window.column_bits == 2) return window_kernel<Tile, 2>(window, s);
-  if (window.column_bits == 3) return window_kernel<Tile, 3>(window, s);
-  if (window.column_bits == 4) return window_kernel<Tile, 4>(window, s);
-  return window_kernel<Tile, 5>(window, s);
+auto window_kernel(const Window& window, const ConvShape& s, Dtype dtype) {
+  if (window.column_bits == 1) return window_kernel<Tile, 1, 1>(dtype);
+  if (window.column_bits == 2) return window_kernel<Tile, 2>(window, s, dtype);
+  if (window.column_bits == 3) return window_kernel<Tile, 3>(window, s, dtype);
+  if (window.column_bits == 4) return window_kernel<Tile, 4>(window, s, dtype);
+  return window_kernel<Tile, 5>(window, s, dtype);
 }
 
 // Of the image. Where a sample's last unit is not full its window has rows behind them,
@@ -135,7 +145,7 @@ WindowTask window_task_of(const GradMoments& m, const Window& window,
   GradMomentsTask& moments = task.moments;
   moments.input.order = Order::positions;  // which is that of the weights, too
   moments.input.height = rows_seen(m.shape);
-  task.grad_step = Copies<Tile>::step * moments.grad_channel;
+  task.grad_step = Copies<Tile, Dtype::float32>::step * moments.grad_channel;
   task.next_grad = window.units * moments.grad.sample_stride;
   task.next_input = window.units * moments.input.sample_stride;
   task.row_step = moments.input.step_h * window.pitch * WORD;
@@ -147,7 +157,7 @@ void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
                    Stream stream) {
   const Window window = find_window<Tile>(m).value();
   const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
-  launch(window_kernel<Tile>(window, m.shape), grid, Tile::threads,
+  launch(window_kernel<Tile>(window, m.shape, m.input.dtype), grid, Tile::threads,
          window_memory_bytes<Tile>(window), stream,
          window_task_of<Tile>(m, window, shares, workspace));
 }

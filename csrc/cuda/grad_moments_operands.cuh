@@ -10,21 +10,27 @@
 
 namespace fisherprune {
 
-// Positions of a row one after the other, each row at a multiple of 16 bytes.
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+// At a multiple of four values.
+inline bool starts_with_a_vector(const View4& v) {
+  return reinterpret_cast<uintptr_t>(v.data) % (4 * size_of(v.dtype)) == 0;
+}
+
+// Positions of a row one after the other, each row at a multiple of four values.
 inline bool rows_are_vectors(const View4& v, int64_t height, int64_t width) {
   return (width == 1 || v.stride[3] == 1) && (height == 1 || v.stride[2] == width) &&
-         v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 &&
-         reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+         v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 && starts_with_a_vector(v);
 }
 
 inline bool both_float32(const GradMoments& m) {
   return m.input.dtype == Dtype::float32 && m.grad.dtype == Dtype::float32;
 }
 
-// Rows of an image, each at a multiple of 16 bytes.
+// Rows of an image, each at a multiple of four values.
 inline bool rows_are_aligned(const View4& v) {
   return v.stride[3] == 1 && v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 &&
-         v.stride[2] % 4 == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+         v.stride[2] % 4 == 0 && starts_with_a_vector(v);
 }
 
 inline bool is_small(const ConvShape& s) {
@@ -33,7 +39,7 @@ inline bool is_small(const ConvShape& s) {
 
 inline bool window_suits(const GradMoments& m) {
   const ConvShape& s = m.shape;
-  if (!both_float32(m) || s.kernel_h * s.kernel_w == 1 ||
+  if (m.input.dtype != m.grad.dtype || s.kernel_h * s.kernel_w == 1 ||
       !rows_are_vectors(m.grad, s.out_height, s.out_width))
     return false;
   if (is_small(s)) return rows_are_vectors(m.input, s.height, s.width);

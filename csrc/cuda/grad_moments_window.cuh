@@ -1,6 +1,6 @@
-// grad_moments for convolutions of float32 images in TF32, without gathering: the rows
-// of the image that some output positions see lie in shared memory as they are, with a
-// border of zeros, and the patches are read out of them by the lanes of a product.
+// grad_moments for convolutions in TF32, without gathering: the rows of the image that
+// some output positions see lie in shared memory as they are, with a border of zeros,
+// and the patches are read out of them by the lanes of a product.
 //
 // A stage of the pipeline holds 32 positions: a unit of one sample, two units of 16
 // positions where samples are that small, or eight of 4. Per stage a block copies the
@@ -158,16 +158,16 @@ __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask&,
 
 // 2^bits positions lie side by side, `stride` apart in windows of the usual pitch; two
 // are those of a small image.
-template <class Tile, int bits, int stride>
+template <class Tile, int bits, int stride, Dtype dtype>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     grad_moments_window_kernel(const WindowTask task) {
   const GradMomentsTask& m = task.moments;
   const Window& w = task.window;
   const WindowMemory<Tile> memory(w);
   const TilePlace tile = tile_place(m, Tile::rows, Tile::columns);
-  prepare_windows<Tile>(task, memory, tile);
+  prepare_windows<Tile, dtype>(task, memory, tile);
   const SampleRange range = sample_range(m);
-  Copies<Tile> copies(task, tile, range);
+  Copies<Tile, dtype> copies(task, tile, range);
   const Lane<Tile, bits == 1> lane(task, tile);
   __syncthreads();
 
@@ -190,8 +190,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
         copies.advance(task);
       },
       [&](int stage) {
-        copies.round(task, memory.pieces, grad_address + stage * grad_bytes,
-                     windows_address + stage * windows_bytes);
+        copies.prepare(task, memory.pieces, grad_address + stage * grad_bytes,
+                       windows_address + stage * windows_bytes);
       },
       [&](int stage) {
         const SharedAddress grad = grad_address + stage * grad_bytes;

@@ -40,7 +40,7 @@ struct Window {
   int pitch;        // from row to row, see the banks below
   int channel;      // from channel to channel, as if its rows went on
   int channels;     // that a tile's weights may belong to
-  int pieces;       // of 16 bytes
+  int pieces;       // of four values
   int bytes;        // of all channels
 };
 
@@ -53,7 +53,7 @@ struct WindowTask {
   int row_step;
 };
 
-// Sixteen bytes of a channel's rows, on their way to a window.
+// Four values of a channel's row, on their way to a window.
 struct alignas(16) Piece {
   int64_t offset;  // in bytes, from the first unit's image and its window's top row
   int row;         // of the window
@@ -80,8 +80,14 @@ size_t window_memory_bytes(const Window& window) {
          Tile::stages * (Tile::rows * WINDOW * sizeof(float) + units * window.bytes);
 }
 
+// Of an operand in memory; in shared memory all are float32.
+template <Dtype dtype>
+__host__ __device__ constexpr int value_bytes() {
+  return dtype == Dtype::float32 ? WORD : 2;
+}
+
 // Lists the pieces of a stage and clears all windows: no copy touches their borders.
-template <class Tile>
+template <class Tile, Dtype dtype>
 __device__ inline void prepare_windows(const WindowTask& task,
                                        const WindowMemory<Tile>& memory,
                                        const TilePlace& tile) {
@@ -97,7 +103,7 @@ __device__ inline void prepare_windows(const WindowTask& task,
     const int unit = i / across / w.rows / w.channels;
     memory.pieces[i] = {
         unit * m.input.sample_stride + (from + channel) * m.input_channel +
-            row * m.input.stride_h + column * WORD,
+            row * m.input.stride_h + column * value_bytes<dtype>(),
         first + channel < channels ? row : OUTSIDE,
         unit * w.bytes +
             (channel * w.channel + line * w.pitch + w.left + column) * WORD};
@@ -125,10 +131,39 @@ __device__ inline int first_column(const GradMomentsTask& task, int at) {
   return (at - task.width_divider(at) * task.out_width) * task.input.step_w;
 }
 
+// Starts the copy of four values, or of zeros, to where they will lie as float32.
+template <Dtype dtype>
+__device__ inline void copy_four(SharedAddress to, const char* from, bool exists) {
+  // Without a byte to read the address need not exist.
+  if constexpr (dtype == Dtype::float32)
+    copy16_async(to, from, exists ? 16 : 0);
+  else
+    copy8_async(to, from, exists);
+}
+
+// Makes them TF32s once they have landed: rounded, or widened to twice the bytes, where
+// nothing is left to round.
+template <Dtype dtype>
+__device__ inline void prepare_four(SharedAddress at) {
+  uint32_t words[4];
+  if constexpr (dtype == Dtype::float32) {
+    load_shared(words, at);
+#pragma unroll
+    for (uint32_t& word : words) word = to_tf32(__uint_as_float(word));
+  } else {
+    uint32_t pairs[2];
+    load_shared(pairs, at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      words[i] = __float_as_uint(to_float<dtype>(pairs[i / 2] >> i % 2 * 16 & 0xffffu));
+  }
+  store_shared(at, words);
+}
+
 // What a thread copies: of the output gradient one quad of positions of some rows, of
 // the images some pieces. Its pointers follow the samples: to find them from the cursor
 // takes more instructions than the copies.
-template <class Tile>
+template <class Tile, Dtype dtype>
 struct Copies {
   static constexpr int quads = WINDOW / 4, step = Tile::threads / quads;
   static_assert(step % 8 == 0 && Tile::rows % step == 0);
@@ -148,7 +183,7 @@ struct Copies {
     const int quad = static_cast<int>(threadIdx.x) % quads, t = quad * 4;
     const int unit = t / task.window.unit, at = t - unit * task.window.unit;
     grad = m.grad.data + row * m.grad_channel +
-           (range.first + unit) * m.grad.sample_stride + at * WORD;
+           (range.first + unit) * m.grad.sample_stride + at * value_bytes<dtype>();
     image = m.input.data + range.first * m.input.sample_stride;
     rows = kept(m.rows - first);
     to = kept(grad_place(threadIdx.x / quads, quad) * WORD);
@@ -163,11 +198,10 @@ struct Copies {
 
   __device__ void start_grad(const WindowTask& task, SharedAddress stage) const {
     const bool found = exists(task);
-    const char* from = grad + next.at * int64_t{WORD};
+    const char* from = grad + next.at * int64_t{value_bytes<dtype>()};
 #pragma unroll
     for (int i = 0; i < Tile::rows; i += step) {
-      // Without a byte to read the address need not exist.
-      copy16_async(stage + to + i * WINDOW * WORD, from, found && i < rows ? 16 : 0);
+      copy_four<dtype>(stage + to + i * WINDOW * WORD, from, found && i < rows);
       from += task.grad_step;
     }
   }
@@ -186,20 +220,20 @@ struct Copies {
       const int64_t offset = static_cast<int64_t>(high << 32 | uint32_t(words.x));
       const bool inside =
           static_cast<unsigned>(top + words.z) < static_cast<unsigned>(input.height);
-      copy16_async(stage + words.w, from + offset, inside ? 16 : 0);
+      copy_four<dtype>(stage + words.w, from + offset, inside);
     }
   }
 
-  // Rounds what this thread has copied to TF32, where it lies.
-  __device__ void round(const WindowTask& task, const Piece* pieces,
-                        SharedAddress grad_stage, SharedAddress windows) const {
+  // Makes TF32s of what this thread has copied, where it lies.
+  __device__ void prepare(const WindowTask& task, const Piece* pieces,
+                          SharedAddress grad_stage, SharedAddress windows) const {
 #pragma unroll
     for (int i = 0; i < Tile::rows; i += step)
-      round_shared(grad_stage + to + i * WINDOW * WORD);
+      prepare_four<dtype>(grad_stage + to + i * WINDOW * WORD);
     const int count = task.window.units * task.window.pieces;
 #pragma unroll 1
     for (int i = threadIdx.x; i < count; i += Tile::threads)
-      round_shared(windows + pieces[i].to);
+      prepare_four<dtype>(windows + pieces[i].to);
   }
 
   __device__ void advance(const WindowTask& task) {

@@ -28,12 +28,40 @@ __device__ inline float load_shared(SharedAddress from) {
   return value;
 }
 
+__device__ inline void load_shared(uint32_t (&words)[2], SharedAddress from) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+               : "=r"(words[0]), "=r"(words[1])
+               : "r"(from)
+               : "memory");
+}
+
+__device__ inline void load_shared(uint32_t (&words)[4], SharedAddress from) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from)
+               : "memory");
+}
+
+__device__ inline void store_shared(SharedAddress to, const uint32_t (&words)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
 // Starts a copy of 4 bytes to shared memory, or of zeros; its end is awaited below.
 __device__ inline void copy4_async(float* shared, const float* global, bool inside) {
   asm volatile(
       "cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
       "l"(global), "r"(inside ? 4 : 0)
       : "memory");
+}
+
+// 8 bytes, or zeros.
+__device__ inline void copy8_async(SharedAddress shared, const char* global,
+                                   bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared),
+               "l"(global), "r"(inside ? 8 : 0)
+               : "memory");
 }
 
 // 16 bytes, of which the first `bytes` are read and the others are zeros.
@@ -81,18 +109,6 @@ __device__ inline uint32_t to_tf32(float value) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
 #endif
   return bits;
-}
-
-// Rounds 16 bytes of shared memory to tf32.
-__device__ inline void round_shared(SharedAddress at) {
-  float4 v;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(at)
-               : "memory");
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(to_tf32(v.x)),
-               "r"(to_tf32(v.y)), "r"(to_tf32(v.z)), "r"(to_tf32(v.w))
-               : "memory");
 }
 
 // Reads four 8 x 4 matrices of words: lanes 8 e to 8 e + 7 give the rows of matrix e,

@@ -157,8 +157,28 @@ inline float load_shared(SharedAddress from) {
   return *reinterpret_cast<const float*>(from);
 }
 
+template <size_t words>
+void load_shared(uint32_t (&to)[words], SharedAddress from) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof to)
+    emulator::fail("load_shared: the address must be a multiple of the size");
+  std::memcpy(to, from, sizeof to);
+}
+
+inline void store_shared(SharedAddress to, const uint32_t (&words)[4]) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof words)
+    emulator::fail("store_shared: the address must be a multiple of the size");
+  std::memcpy(to, words, sizeof words);
+}
+
 inline void copy4_async(float* shared, const float* global, bool inside) {
   emulator::start_copy({shared, global, 4, inside ? 4 : 0});
+}
+
+inline void copy8_async(SharedAddress shared, const char* global, bool inside) {
+  if (reinterpret_cast<uintptr_t>(shared) % 8 ||
+      reinterpret_cast<uintptr_t>(global) % 8)
+    emulator::fail("copy8_async: addresses must be multiples of 8");
+  emulator::start_copy({shared, global, 8, inside ? 8 : 0});
 }
 
 inline void copy16_async(SharedAddress shared, const char* global, int bytes) {
@@ -192,13 +212,6 @@ void await_copies() {
 inline uint32_t to_tf32(float value) {
   const uint32_t bits = __float_as_uint(value);
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : bits + 0x1000u;
-}
-
-inline void round_shared(SharedAddress at) {
-  if (reinterpret_cast<uintptr_t>(at) % 16)
-    emulator::fail("round_shared: the address must be a multiple of 16");
-  uint32_t* words = reinterpret_cast<uint32_t*>(at);
-  for (int i = 0; i < 4; ++i) words[i] = to_tf32(__uint_as_float(words[i]));
 }
 
 inline float half_to_float(uint16_t bits) {
