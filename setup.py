@@ -95,6 +95,16 @@ def choose_cuda():
     return None
 
 
+def parallel_flags():
+    """Return what makes nvcc use several cores for a file, as far as it can."""
+    nvcc = Path(os.environ["CUDA_HOME"], "bin", "nvcc")
+    known = subprocess.run(
+        [nvcc, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    jobs = os.environ.get("MAX_JOBS", "0")  # 0: as many as there are cores
+    return ["--threads=2"] + [f"--split-compile={jobs}"] * ("--split-compile" in known)
+
+
 def write_facts(torch_version, cuda_version):
     """Write what module.cpp tells about this build, only where it changed."""
     source_hash = runpy.run_path("fisherprune/sources.py")["source_hash"]
@@ -118,11 +128,12 @@ def extension():
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     write_facts(torch.__version__, cuda_version)
-    defines = [STABLE_ABI]
+    defines, parallel = [STABLE_ABI], []
     sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
     if cuda_version:
         sources += CSRC.glob("cuda/*.cu")
         defines += ["-DUSE_CUDA"]
+        parallel = parallel_flags()
     kind = CUDAExtension if cuda_version else CppExtension
     return kind(
         name="fisherprune._C",
@@ -130,7 +141,7 @@ def extension():
         include_dirs=[pybind11.get_include(), str(FACTS.parent.resolve())],
         extra_compile_args={
             "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],
-            "nvcc": ["-O3", "--threads=2", "-lineinfo", *defines],
+            "nvcc": ["-O3", *parallel, "-lineinfo", *defines],
         },
         depends=sorted(map(str, CSRC.rglob("*.*h"))),
     )
