@@ -119,6 +119,16 @@ def test_groups_shared_by_blocks(size, group_size, precision, tf32):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", WINDOW_CASES)
+def test_moments_of_images_in_16_bits(name, dtype, tf32):
+    """All their bits are in a TF32: only sums are cut off."""
+    tf32("tf32")
+    case = make(**WINDOW_CASES[name], dtype=dtype)
+    assert max(errors(on_gpu(*case), truth_of(*case))) <= 3e-5
+
+
+@needs_gpu
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", dense_cases.CASES)
