@@ -1,7 +1,7 @@
 """``python -m benchmarks.gpu_cases``: a few small cases of both ops, for a sanitizer.
 
-The cases are those of the tests, chosen so that every kernel runs and each run takes
-seconds under compute-sanitizer; results are compared with the PyTorch reference.
+The cases are those of the tests, chosen so that kernels of every kind run and each run
+takes seconds under compute-sanitizer; results are compared with the PyTorch reference.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def sequences(
     features: tuple[int, int] = (768, 3072),
     n: int = 8192,
     rounds: int = 20,
-) -> Rows:
+) -> Iterator[dict]:
     """Time grad_moments of a vision transformer's linear layer in bfloat16."""
     peak = matmul_rates(device, n)["bf16_matmul_tflops"]
     layer, weight = moments.Layer(*features, size=0), torch.Size(features[::-1])
@@ -95,24 +95,24 @@ def sequences(
         torch.randn(batch, positions, f, device=device, dtype=torch.bfloat16)
         for f in features
     )
-    sums = torch.zeros(2, *weight, device=device)
-    call = partial(ops.grad_moments, input, grad, *sums)
-    call()
     truth = moments.true_moments(layer, input, grad, weight)
-    verify("sum and sum_sq in bfloat16", sums, truth, tolerance=1e-5)
-    times = device_times(call, device, rounds)
-    rates = [positions * layer.flops(batch) / us / 1e6 for us in times]
-    return [
-        row(
-            f"grad_moments, {layer}, {positions} positions in bfloat16, batch {batch}: "
-            "share of bfloat16 matmul",
+    for setting in ("ieee", "tf32"):
+        sums = torch.zeros(2, *weight, device=device)
+        call = partial(ops.grad_moments, input, grad, *sums)
+        with precision(setting):
+            call()
+            verify(f"moments in bfloat16, {setting}", sums, truth, tolerance=1e-5)
+            times = device_times(call, device, rounds)
+        rates = [positions * layer.flops(batch) / us / 1e6 for us in times]
+        yield row(
+            f"grad_moments, {layer}, {positions} positions in bfloat16, batch {batch}, "
+            f"{setting}: share of bfloat16 matmul",
             "of matmul",
             [rate / peak for rate in rates],
             microseconds=statistics.median(times),
             tflops=statistics.median(rates),
             matmul_tflops=peak,
         )
-    ]
 
 
 def selection(

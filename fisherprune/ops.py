@@ -45,7 +45,9 @@ def grad_moments(
     where torch does so for the layer itself, that is where
     ``torch.backends.cudnn.conv.fp32_precision`` (convolutions) or
     ``torch.backends.cuda.matmul.fp32_precision`` (linear layers) is ``"tf32"``, and to
-    float32 precision elsewhere; it adds in float32 in either case.
+    float32 precision elsewhere; it adds in float32 in either case. For linear layers
+    with one position a sample and groups of one, ``sum_sq`` is the product of the
+    operands' squares, which float32 must hold, too.
 
     Args:
         input: the layer's input, ``[N, C, H, W]`` for a convolution or ``[N, *, in]``

@@ -113,8 +113,11 @@ def test_kernels(short):
     few_positions = [moments.Layer(3, 5, 2)]
     (found,) = gpu_kernels.kernel("cpu", 4, few_positions, n=64, rounds=1)
     assert "target" not in found
-    (found,) = gpu_kernels.sequences("cpu", 4, 9, (8, 16), n=64, rounds=2)
-    assert found["value"] * found["matmul_tflops"] == pytest.approx(found["tflops"])
+    both = list(gpu_kernels.sequences("cpu", 4, 9, (8, 16), n=64, rounds=2))
+    for setting, found in zip(("ieee", "tf32"), both, strict=True):
+        assert setting in found["name"]
+        share = found["tflops"] / found["matmul_tflops"]
+        assert found["value"] == pytest.approx(share)
     (found,) = gpu_kernels.large_selection("cpu", 1 << 16, megabytes=1, rounds=2)
     assert found["value"] > 0 and found["aim"] == 0.8
 

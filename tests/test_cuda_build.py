@@ -162,7 +162,7 @@ def test_a_flush_waits_for_memory_once_a_column(arch, built):
 
 @each_arch
 def test_images_in_shared_memory_are_read_in_few_instructions(arch, built):
-    """Matrices of the gradient at once, copies of 16 bytes alone, rounded once."""
+    """Matrices of the gradient at once, copies of four values alone, rounded once."""
     for kernel, counts in kernels_named(built[arch], "grad_moments_window").items():
         reads = number_of(counts, r"LDSM\.16\.M88\.4")
         if is_of_small_images(kernel):  # four positions of 32 rows at once
@@ -172,9 +172,8 @@ def test_images_in_shared_memory_are_read_in_few_instructions(arch, built):
         wide = f"ELNS_5DtypeE{FLOAT32}E" in kernel
         copies = number_of(counts, rf"LDGSTS.*\.{128 if wide else 64}.*")
         assert number_of(counts, r"LDGSTS.*") == copies > 0, kernel
-        if (
-            arch == "90" and wide
-        ):  # 16 bytes of images, and as much of each of a thread's rows
+        # Four values of images, and as many of each of a thread's rows.
+        if arch == "90" and wide:
             threads, rows = (128, 64) if "TileShapeILi1E" in kernel else (256, 128)
             rounded = number_of(counts, r"F2FP\.TF32.*")
             assert rounded == 4 * (1 + rows // (threads // 8)), kernel

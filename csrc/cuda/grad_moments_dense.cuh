@@ -5,8 +5,9 @@
 // them.
 //
 // A stage of the pipeline holds 64 positions: a unit of one sample, or two of 32 or
-// four of 16 where samples are that small. Products of 16 positions; of 16 bits they
-// are exact, and the tensor cores add them in float32.
+// four of 16 where samples are that small. Products of 16 bits are exact, but the
+// tensor cores cut off what they add: to float32 precision they add 16 positions only,
+// and the rest is added outside.
 //
 // Everything else, and what is added in which order, is as in the other kernels.
 #pragma once

@@ -212,7 +212,7 @@ __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& sha
 // Samples of the open group and groups since the last flush.
 struct GroupCount {
   int samples = 0, groups = 0;
-  int fresh;
+  bool fresh;
 };
 
 // After a sample: closes its group where it was the group's last.

@@ -10,7 +10,7 @@ namespace fisherprune {
 
 constexpr int WINDOW = 32;           // positions of a stage
 constexpr int WORD = sizeof(float);  // bytes
-constexpr int SMALL = 4;             // positions of an image of 2 x 2, from such a one
+constexpr int SMALL = 4;             // positions of 2 x 2, of images of 2 x 2
 
 // The least number of at least `least` that leaves `rest` when divided by `modulus`.
 __host__ __device__ constexpr int64_t at_least(int64_t least, int64_t rest,
