@@ -107,7 +107,7 @@ def parallel_flags():
 
 def write_facts(torch_version, cuda_version):
     """Write what module.cpp tells about this build, only where it changed."""
-    source_hash = runpy.run_path("fisherprune/sources.py")["source_hash"]
+    source_hash = runpy.run_path("fisherprune/ops/sources.py")["source_hash"]
     facts = {
         "TORCH_VERSION": torch_version,
         "CUDA_VERSION": cuda_version or "",
@@ -129,16 +129,19 @@ def extension():
 
     write_facts(torch.__version__, cuda_version)
     defines, parallel = [STABLE_ABI], []
-    sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
+    sources = [*CSRC.rglob("*.cpp")]
     if cuda_version:
-        sources += CSRC.glob("cuda/*.cu")
+        sources += CSRC.rglob("*.cu")
         defines += ["-DUSE_CUDA"]
         parallel = parallel_flags()
     kind = CUDAExtension if cuda_version else CppExtension
     return kind(
         name="fisherprune._C",
         sources=sorted(map(str, sources)),
-        include_dirs=[pybind11.get_include(), str(FACTS.parent.resolve())],
+        include_dirs=[
+            str(path.resolve()) for path in (CSRC, FACTS.parent)
+        ]
+        + [pybind11.get_include()],
         extra_compile_args={
             "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],
             "nvcc": ["-O3", *parallel, "-lineinfo", *defines],

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "build_facts.h"  // written by setup.py
-#include "cpu/capability.h"
+#include "common/cpu/capability.h"
 
 #ifdef __clang__
 #define COMPILER "clang"

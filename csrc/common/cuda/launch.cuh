@@ -1,0 +1,70 @@
+// What the kernels need of CUDA besides the language: launches and shared memory. With
+// another compiler than nvcc the emulator of the tests stands in for it.
+#pragma once
+
+#ifndef __CUDACC__
+#include <emulator.h>
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/check.h"
+
+namespace fisherprune {
+
+using Stream = cudaStream_t;
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  // The error is told here: kept, it would be told again by whatever is called next.
+  if (error != cudaSuccess) cudaGetLastError();
+  check(error == cudaSuccess, "fisherprune: ", what, ": ", cudaGetErrorString(error));
+}
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+             "number of multiprocessors");
+  return count;
+}
+
+// Shared memory that one block may have.
+inline size_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  check_cuda(
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+      "shared memory of a block");
+  return static_cast<size_t>(bytes);
+}
+
+// Safe under stream capture: nothing here waits, copies or allocates.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            Stream stream, const Args&... args) {
+  constexpr size_t always_granted = 48 << 10;
+  if (shared_bytes > always_granted)  // always to the same limit: threads may race here
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(most_shared_bytes())),
+               "shared memory of a kernel");
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, Params(args)...),
+             "launch of a kernel");
+}
+
+__device__ inline unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char fisherprune_shared[];
+  return fisherprune_shared;
+}
+
+}  // namespace fisherprune
+
+#endif  // __CUDACC__

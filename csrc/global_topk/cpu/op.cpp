@@ -1,0 +1,120 @@
+// global_topk and its steps on the CPU: tensors in, the core at work, tensors out.
+#include <torch/csrc/stable/library.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <limits>
+#include <tuple>
+
+#include "global_topk/args.h"
+#include "global_topk/cpu/select.h"
+
+namespace fisherprune {
+namespace {
+
+using topk::Query;
+using topk::Task;
+
+void in_parallel(int64_t count, const topk::Body& body) {
+  torch::stable::parallel_for(0, count, 1, body);
+}
+
+Task task_of(const ScoreList& list) { return Task(list.scores, in_parallel); }
+
+// The first touch of fresh memory in pages of 4 KB is a large part of a call.
+// Linux gives pages of 2 MB to those who ask; each is touched by one thread first,
+// where all that meet in one would wait.
+void ask_for_huge_pages(const std::vector<Tensor>& masks) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  constexpr int64_t kLeast = int64_t{8} << 20;  // of one mask, to be worth it
+  std::vector<uint8_t*> pages;
+  for (const Tensor& m : masks) {
+    if (m.numel() < kLeast) continue;
+    const auto data = reinterpret_cast<uintptr_t>(m.data_ptr());
+    const uintptr_t first = (data + kPage - 1) / kPage * kPage;
+    const uintptr_t last = (data + m.numel()) / kPage * kPage;
+    if (madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE)) continue;
+    for (uintptr_t page = first; page < last; page += kPage)
+      pages.push_back(reinterpret_cast<uint8_t*>(page));
+  }
+  topk::for_each(in_parallel, pages.size(), [&](int64_t i) { *pages[i] = 0; });
+#endif
+}
+
+std::vector<Tensor> empty_masks(const ScoreList& list) {
+  std::vector<Tensor> masks;
+  for (const Tensor& t : list.tensors) masks.push_back(empty_mask(list.op, t));
+  ask_for_huge_pages(masks);
+  return masks;
+}
+
+std::vector<uint8_t*> bytes_of(const std::vector<Tensor>& masks) {
+  std::vector<uint8_t*> bytes;
+  for (const Tensor& m : masks) bytes.push_back(static_cast<uint8_t*>(m.data_ptr()));
+  return bytes;
+}
+
+std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> scores,
+                                                            std::vector<int64_t> keep) {
+  const ScoreList list = score_list("global_topk", scores);
+  check_keep("global_topk", keep, list.total);
+  std::vector<Tensor> masks;
+  std::vector<Query> queries;
+  for (const int64_t k : keep) {
+    const std::vector<Tensor> own = empty_masks(list);
+    masks.insert(masks.end(), own.begin(), own.end());
+    queries.push_back(
+        k ? Query(k, bytes_of(own))
+          : topk::fixed_query(bytes_of(own), std::numeric_limits<float>::infinity()));
+  }
+  const std::vector<int64_t> bad = topk::select(task_of(list), queries);
+  Tensor nonfinite = torch::stable::new_empty(
+      scores[0], {static_cast<int64_t>(scores.size())}, ScalarType::Long);
+  std::copy(bad.begin(), bad.end(), static_cast<int64_t*>(nonfinite.data_ptr()));
+  Tensor thresholds = torch::stable::new_empty(
+      scores[0], {static_cast<int64_t>(keep.size())}, ScalarType::Float);
+  float* threshold = static_cast<float*>(thresholds.data_ptr());
+  for (const Query& q : queries) *threshold++ = value_of(q.threshold);
+  return {masks, thresholds, nonfinite};
+}
+
+Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix_bits,
+                      int64_t digit_bits) {
+  const ScoreList list = score_list("topk_histogram", scores);
+  check_digits("topk_histogram", prefix, prefix_bits, digit_bits);
+  const uint64_t low = static_cast<uint64_t>(prefix) << (32 - prefix_bits);
+  const uint64_t high = low + (uint64_t{1} << (32 - prefix_bits)) - 1;
+  std::vector<topk::Histogram> one;
+  one.emplace_back(
+      topk::Bracket{static_cast<uint32_t>(low), static_cast<uint32_t>(high)},
+      static_cast<int>(32 - prefix_bits - digit_bits));
+  topk::fill(task_of(list), one);
+  Tensor counts = torch::stable::new_empty(scores[0], {one[0].bins}, ScalarType::Long);
+  int64_t* count = static_cast<int64_t*>(counts.data_ptr());
+  for (int64_t bin = 0; bin < one[0].bins; ++bin) count[bin] = one[0].at(bin);
+  return counts;
+}
+
+std::vector<Tensor> topk_masks(std::vector<Tensor> scores, double threshold,
+                               std::vector<int64_t> ties) {
+  const ScoreList list = score_list("topk_masks", scores);
+  check_ties("topk_masks", ties, scores.size());
+  check_threshold("topk_masks", threshold);
+  std::vector<Tensor> masks = empty_masks(list);
+  topk::mask_at(task_of(list),
+                topk::fixed_query(bytes_of(masks), static_cast<float>(threshold)),
+                std::move(ties));
+  return masks;
+}
+
+}  // namespace
+}  // namespace fisherprune
+
+STABLE_TORCH_LIBRARY_IMPL(fisherprune, CPU, m) {
+  m.impl("global_topk", TORCH_BOX(&fisherprune::global_topk));
+  m.impl("topk_histogram", TORCH_BOX(&fisherprune::topk_histogram));
+  m.impl("topk_masks", TORCH_BOX(&fisherprune::topk_masks));
+}

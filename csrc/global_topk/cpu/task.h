@@ -1,0 +1,142 @@
+// What the passes of the CPU's global_topk work on: chunks of the scores, and queries.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "global_topk/cpu/sample.h"
+
+namespace fisherprune {
+namespace topk {
+
+constexpr int64_t kChunk = 32 * kBlock;
+static_assert(kChunk - 1 <= UINT16_MAX, "a place in a chunk takes 16 bits");
+
+// A piece of one tensor, the unit of work.
+struct Chunk {
+  int64_t tensor, first, size;
+};
+
+// Values appended one after the other, without a constructor.
+template <class T>
+class Buffer {
+ public:
+  // Where the next values go, of which at most `count` follow.
+  T* room(int64_t count) {
+    if (size_ + count > capacity_) {
+      capacity_ = 2 * capacity_ + count;
+      void* const larger = std::realloc(data_.get(), capacity_ * sizeof(T));
+      if (larger == nullptr) throw std::bad_alloc();
+      static_cast<void>(data_.release());
+      data_.reset(static_cast<T*>(larger));
+    }
+    return data_.get() + size_;
+  }
+  void append(int64_t count) { size_ += count; }
+
+  int64_t size() const { return size_; }
+  const T* at(int64_t i) const { return data_.get() + i; }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0, capacity_ = 0;
+};
+
+// The entries in the bracket that one thread found: where in their chunks, and their
+// keys.
+struct Candidates {
+  Buffer<uint16_t> places;
+  Buffer<uint32_t> keys;
+};
+
+// What one chunk holds for one query.
+struct Find {
+  Counts counts;
+  const Candidates* in = nullptr;
+  int64_t first = 0, count = 0;  // of the candidates
+  int64_t ties = 0;              // how many equal to the threshold to keep
+
+  const uint16_t* places() const { return in->places.at(first); }
+  const uint32_t* begin() const { return in->keys.at(first); }
+  const uint32_t* end() const { return begin() + count; }
+};
+
+// The masks of the `keep` largest entries: where the search for their threshold stands.
+struct Query {
+  Query(int64_t k, std::vector<uint8_t*> bytes) : keep(k), masks(std::move(bytes)) {}
+
+  int64_t keep;
+  std::vector<uint8_t*> masks;  // one per tensor
+  bool fixed = false;           // the threshold is given: only look there
+  bool done = false;
+  Known known;
+  Proposal next{};
+  std::vector<Find> finds;                              // one per chunk
+  std::vector<std::unique_ptr<Candidates>> candidates;  // one per thread
+  uint32_t threshold = 0;
+
+  bool collects() const { return !done && !next.crowded; }
+  bool counts() const { return !done && next.crowded; }
+};
+
+// A query for the entries above a threshold and some of those equal to it.
+inline Query fixed_query(std::vector<uint8_t*> masks, float threshold) {
+  const uint32_t key = key_of(threshold);
+  Query query(0, std::move(masks));
+  query.fixed = true;
+  query.next = {{key, key}, false};
+  query.threshold = key;
+  return query;
+}
+
+struct Task {
+  std::vector<Scores> scores;
+  Parallel parallel;
+  std::vector<Chunk> chunks;
+  int64_t total = 0;
+
+  Task(std::vector<Scores> list, Parallel run)
+      : scores(std::move(list)), parallel(std::move(run)) {
+    for (size_t i = 0; i < scores.size(); ++i) {
+      total += scores[i].size;
+      for (int64_t at = 0; at < scores[i].size; at += kChunk)
+        chunks.push_back(
+            {static_cast<int64_t>(i), at, std::min(kChunk, scores[i].size - at)});
+    }
+  }
+
+  // The most entries that are worth collecting for a query: the memory is half of the
+  // scores'.
+  int64_t most_candidates() const {
+    return std::max<int64_t>(total / 16, 2 * kSampleFrom);
+  }
+};
+
+// Calls work(block) for each block.
+template <class Work>
+void for_each_block(const Task& task, const Chunk& chunk, const Work& work) {
+  Block block;
+  const float* data = task.scores[chunk.tensor].data + chunk.first;
+  for (block.at = 0; block.at < chunk.size; block.at += kBlock) {
+    block.scores = data + block.at;
+    block.size = std::min(kBlock, chunk.size - block.at);
+    block.next_size = std::min(kBlock, chunk.size - block.at - block.size);
+    work(block);
+  }
+}
+
+using Queries = std::vector<Query*>;
+
+inline Queries those(std::vector<Query>& queries, bool (Query::*state)() const) {
+  Queries found;
+  for (Query& q : queries)
+    if ((q.*state)()) found.push_back(&q);
+  return found;
+}
+
+}  // namespace topk
+}  // namespace fisherprune

@@ -1,0 +1,36 @@
+// A tile of moments as it lies in an accumulator: some consecutive rows of the patch
+// for some outputs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "grad_moments/cpu/microkernel.h"
+
+namespace fisherprune {
+
+struct AccumulatorTile {
+  float* first;
+  int64_t output_stride;
+  int64_t rows, outputs;
+
+  // It lies in as many pages as it has outputs, which no hardware prefetcher follows:
+  // it is asked for while the tile is computed, a part at a time.
+  void prefetch(int64_t part, int64_t parts) const {
+    constexpr int64_t kLineFloats = 16;
+    const int64_t share = (outputs + parts - 1) / parts;
+    const int64_t last = std::min((part + 1) * share, outputs);
+    for (int64_t output = part * share; output < last; ++output) {
+      const float* const row = first + output * output_stride;
+      for (int64_t i = 0; i < rows; i += kLineFloats) __builtin_prefetch(row + i, 1, 2);
+      __builtin_prefetch(row + rows - 1, 1, 2);
+    }
+  }
+
+  // Adds moments of [row][width of a column].
+  void add(const Microkernels& kernels, const float* moments, int64_t width) const {
+    kernels.add_transposed(moments, width, rows, outputs, first, output_stride);
+  }
+};
+
+}  // namespace fisherprune

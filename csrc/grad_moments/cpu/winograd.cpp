@@ -1,0 +1,354 @@
+// Who does what. A task owns some channels of one column of outputs, and all samples.
+// It takes them a block at a time: it transforms the column's output gradients and
+// then, panel of channels by panel of channels, the inputs. The micro-kernel multiplies
+// them place by place, turns the 36 sums of a unit into 9 taps, and adds these and
+// their squares to the task's moments. At the end the moments are transposed and added
+// to the accumulators, but for those that rounding has spoilt: they are left to the
+// plain way.
+//
+// Memory traffic. A task reads what it transforms, and what it makes of it, more than
+// twice as large, stays in its second-level cache: tasks that share it would wait for
+// memory longer than it takes to transform it again. The accumulators are read and
+// written once.
+//
+// Every element has one owner and its additions one order: results are equal bit for
+// bit whatever the number of threads.
+#include "grad_moments/cpu/winograd.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "grad_moments/cpu/accumulator_tile.h"
+#include "common/cpu/floats.h"
+#include "grad_moments/cpu/pack.h"
+#include "grad_moments/cpu/units.h"
+#include "grad_moments/cpu/tuning.h"
+
+namespace fisherprune {
+namespace {
+
+using winograd::kEdge;
+using winograd::kPlaces;
+using winograd::kReach;
+using winograd::kTaps;
+
+constexpr int64_t kHalo = kReach - kEdge;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Rows of units are rows of tiles.
+Units choose_units(const ConvShape& s) {
+  const int64_t rows = ceil_div(s.out_height, kEdge);
+  const int64_t cols = ceil_div(s.out_width, kEdge);
+  return units_of(s.samples, rows, cols, s.group_size, tuning::kWinogradTiles / cols,
+                  tuning::kWinogradTiles / (rows * cols));
+}
+
+// What a task owns: panels of channels by vectors of outputs.
+struct TaskSize {
+  int64_t panels, vectors;
+};
+
+// As large as leaves every thread a task: the larger, the less is transformed twice.
+TaskSize choose_task_size(int64_t panels, int64_t vectors, int64_t max_vectors,
+                          int64_t threads) {
+  TaskSize size{std::min(panels, tuning::kWinogradPanels),
+                std::min(vectors, max_vectors)};
+  while (ceil_div(panels, size.panels) * ceil_div(vectors, size.vectors) < threads) {
+    if (size.panels > 1)
+      size.panels = ceil_div(size.panels, 2);
+    else if (size.vectors > 1)
+      size.vectors = ceil_div(size.vectors, 2);
+    else
+      break;
+  }
+  return size;
+}
+
+class Winograd {
+ public:
+  // `threads` only decides how much a task owns, never the result.
+  Winograd(const GradMoments& moments, const Microkernels& kernels, int64_t threads);
+  int64_t tasks() const { return columns_ * tasks_per_column_; }
+  void run(int64_t task);
+  std::vector<Part> lost() const;
+
+ private:
+  // Some channels of one column.
+  struct Tile {
+    int64_t channel, channels;
+    int64_t output, outputs;
+    int64_t width;  // outputs in whole vectors
+  };
+
+  // Of a task.
+  struct Scratch {
+    float* packed;
+    float* input;  // of one panel of channels
+    float* grad;
+    float* sum;
+    float* sum_sq;
+    float* carry;  // sums of unfinished groups
+    float* power;  // [panel][vector][3][lane], as the micro-kernel adds it
+  };
+
+  Tile tile_of(int64_t task) const;
+  Scratch scratch() const;
+  void transform_input(Block block, int64_t channel, const Scratch& scratch) const;
+  void transform_grad(Block block, const Tile& tile, const Scratch& scratch) const;
+  void multiply(const std::vector<Run>& runs, const Tile& tile, int64_t channel,
+                const Scratch& scratch) const;
+  void leave_out_lost(const Tile& tile, const Scratch& scratch);
+  AccumulatorTile target(const Tile& tile, float* accumulator) const;
+
+  winograd::Grid grid_of(int64_t unit) const {
+    return {units_.rows_of(unit), units_.cols, stride_};
+  }
+  int64_t unit_floats(int64_t width) const { return kPlaces * stride_ * width; }
+
+  const GradMoments& moments_;
+  const ConvShape& shape_;
+  const Microkernels& kernels_;
+  const winograd::Kernels& winograd_;
+  const int64_t lanes_;  // channels of a panel
+  const TaskSize task_;
+  const int64_t column_;  // outputs of a full column
+  const int64_t columns_;
+  const int64_t task_channels_;
+  const int64_t tasks_per_column_;
+  const Units units_;
+  const int64_t tiles_;   // of a full unit
+  const int64_t stride_;  // tiles from one place to the next: odd, so that places lie
+                          // in several sets of the cache
+  const int64_t panels_, vectors_;  // in all
+  std::vector<uint8_t> lost_;       // [vector][panel]
+};
+
+Winograd::Winograd(const GradMoments& moments, const Microkernels& kernels,
+                   int64_t threads)
+    : moments_(moments),
+      shape_(moments.shape),
+      kernels_(kernels),
+      winograd_(kernels.winograd),
+      lanes_(kernels.lanes),
+      task_(choose_task_size(ceil_div(shape_.channels, lanes_),
+                             ceil_div(shape_.outputs, lanes_), winograd_.max_vectors,
+                             threads)),
+      column_(task_.vectors * lanes_),
+      columns_(ceil_div(shape_.outputs, column_)),
+      task_channels_(task_.panels * lanes_),
+      tasks_per_column_(ceil_div(shape_.channels, task_channels_)),
+      units_(choose_units(shape_)),
+      tiles_(units_.unit_rows * units_.cols),
+      stride_(tiles_ | 1),
+      panels_(ceil_div(shape_.channels, lanes_)),
+      vectors_(ceil_div(shape_.outputs, lanes_)),
+      lost_(panels_ * vectors_) {}
+
+Winograd::Tile Winograd::tile_of(int64_t task) const {
+  const int64_t channel = task % tasks_per_column_ * task_channels_;
+  const int64_t output = task / tasks_per_column_ * column_;
+  const int64_t outputs = std::min(column_, shape_.outputs - output);
+  return {channel, std::min(task_channels_, shape_.channels - channel), output, outputs,
+          round_up(outputs, lanes_)};
+}
+
+Winograd::Scratch Winograd::scratch() const {
+  const int64_t packed = (units_.unit_rows * kEdge + kHalo) *
+                         (units_.cols * kEdge + kHalo) * std::max(lanes_, column_);
+  const int64_t input = units_.block_units * unit_floats(lanes_);
+  const int64_t grad = units_.block_units * unit_floats(column_);
+  const int64_t moments = task_channels_ * kTaps * column_;
+  const int64_t power = 3 * task_.panels * column_;
+  float* const all =
+      scratch_floats(round_up(packed, 16) + input + grad + 3 * moments + power);
+  float* const first = all + round_up(packed, 16);
+  float* const sum = first + input + grad;
+  return {all,
+          first,
+          first + input,
+          sum,
+          sum + moments,
+          sum + 2 * moments,
+          sum + 3 * moments};
+}
+
+void Winograd::run(int64_t task) {
+  const Tile tile = tile_of(task);
+  const Scratch own = scratch();
+  std::fill_n(own.sum, task_channels_ * kTaps * tile.width, 0.f);
+  std::fill_n(own.sum_sq, task_channels_ * kTaps * tile.width, 0.f);
+  std::fill_n(own.power, 3 * task_.panels * tile.width, 0.f);
+  for (int64_t u = 0; u < units_.count; u += units_.block_units) {
+    const Block block = units_.block_at(u);
+    const std::vector<Run> runs = units_.runs_of(block, tiles_);
+    transform_grad(block, tile, own);
+    for (int64_t c = 0; c < tile.channels; c += lanes_) {
+      transform_input(block, tile.channel + c, own);
+      multiply(runs, tile, c, own);
+    }
+  }
+  leave_out_lost(tile, own);
+  target(tile, moments_.sum).add(kernels_, own.sum, tile.width);
+  target(tile, moments_.sum_sq).add(kernels_, own.sum_sq, tile.width);
+}
+
+void Winograd::transform_grad(Block block, const Tile& tile, const Scratch& own) const {
+  const ConvShape& s = shape_;
+  for (int64_t unit = block.first; unit < block.last; ++unit) {
+    const winograd::Grid grid = grid_of(unit);
+    const Window window{units_.first_row_of(unit) * kEdge,
+                        0,
+                        grid.rows * kEdge,
+                        grid.cols * kEdge,
+                        1,
+                        1};
+    const Image image{moments_.grad, s.out_height, s.out_width, units_.sample_of(unit)};
+    pack_lanes(image, {tile.output, 1, tile.outputs}, tile.width, window, kernels_,
+               own.packed);
+    winograd_.grad(own.packed, tile.width, grid,
+                   own.grad + (unit - block.first) * unit_floats(tile.width));
+  }
+}
+
+void Winograd::transform_input(Block block, int64_t channel, const Scratch& own) const {
+  const ConvShape& s = shape_;
+  const Channels panel{channel, 1, std::min(lanes_, s.channels - channel)};
+  for (int64_t unit = block.first; unit < block.last; ++unit) {
+    const winograd::Grid grid = grid_of(unit);
+    const Window window{units_.first_row_of(unit) * kEdge - s.pad_h,
+                        -s.pad_w,
+                        grid.rows * kEdge + kHalo,
+                        grid.cols * kEdge + kHalo,
+                        1,
+                        1};
+    const Image image{moments_.input, s.height, s.width, units_.sample_of(unit)};
+    pack_lanes(image, panel, lanes_, window, kernels_, own.packed);
+    winograd_.input(own.packed, lanes_, grid,
+                    own.input + (unit - block.first) * unit_floats(lanes_));
+  }
+}
+
+// The panel that begins with the tile's channel `first`.
+void Winograd::multiply(const std::vector<Run>& runs, const Tile& tile, int64_t first,
+                        const Scratch& own) const {
+  const int64_t rows = winograd_.rows;
+  const winograd::MicroTile micro_tile = winograd_.micro_tile[tile.width / lanes_];
+  const int64_t last = std::min(first + lanes_, tile.channels);
+  float* const power = own.power + 3 * first / lanes_ * tile.width;
+  for (int64_t c = first; c < last; c += rows) {
+    const int64_t at = c * kTaps * tile.width;
+    micro_tile({own.input + (c - first), own.grad, stride_}, runs.data(), runs.size(),
+               own.sum + at, own.sum_sq + at, own.carry + at, power);
+  }
+}
+
+float sum_of(const float* values, int64_t count) {
+  return std::accumulate(values, values + count, 0.f);
+}
+
+// Whether the rounding of the products, which are of this power, or what was taken for
+// zero may be more than the taps can bear.
+bool is_lost(const float* power, int64_t lanes) {
+  const float products = sum_of(power, lanes), taps = sum_of(power + lanes, lanes);
+  const float zeros = sum_of(power + 2 * lanes, lanes);
+  return !(std::isfinite(products) && products <= tuning::kWinogradMostLoss * taps &&
+           zeros <= tuning::kWinogradMostZeros * taps);
+}
+
+// Notes which panels are lost for which vectors, and clears their moments.
+void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
+  const int64_t vectors = tile.width / lanes_;
+  for (int64_t c = 0; c < tile.channels; c += lanes_)
+    for (int64_t v = 0; v < vectors; ++v) {
+      if (!is_lost(own.power + 3 * (c / lanes_ * tile.width + v * lanes_), lanes_))
+        continue;
+      lost_[(tile.output / lanes_ + v) * panels_ + (tile.channel + c) / lanes_] = 1;
+      const int64_t first = c * kTaps,
+                    last = std::min(c + lanes_, tile.channels) * kTaps;
+      for (int64_t row = first; row < last; ++row) {
+        std::fill_n(own.sum + row * tile.width + v * lanes_, lanes_, 0.f);
+        std::fill_n(own.sum_sq + row * tile.width + v * lanes_, lanes_, 0.f);
+      }
+    }
+}
+
+// As few rectangles as panels side by side make that are the same for vectors side by
+// side.
+std::vector<Part> Winograd::lost() const {
+  std::vector<Part> parts;
+  for (int64_t v = 0; v < vectors_; ++v) {
+    const uint8_t* const lost = lost_.data() + v * panels_;
+    const int64_t output = v * lanes_, end = std::min(output + lanes_, shape_.outputs);
+    for (int64_t p = 0, last; p < panels_; p = last + 1) {
+      last = std::find(lost + p, lost + panels_, 0) - lost;
+      if (last == p) continue;
+      const int64_t channel = p * lanes_;
+      const int64_t channels = std::min(last * lanes_, shape_.channels) - channel;
+      const auto above =
+          std::find_if(parts.begin(), parts.end(), [&](const Part& part) {
+            return part.channel == channel && part.channels == channels &&
+                   part.output + part.outputs == output;
+          });
+      if (above != parts.end())
+        above->outputs = end - above->output;
+      else
+        parts.push_back({channel, channels, output, end - output});
+    }
+  }
+  return parts;
+}
+
+AccumulatorTile Winograd::target(const Tile& tile, float* accumulator) const {
+  const int64_t patch = shape_.patch();
+  return {accumulator + tile.output * patch + tile.channel * kTaps, patch,
+          tile.channels * kTaps, tile.outputs};
+}
+
+int64_t positions_inside(int64_t size, int64_t out, int64_t pad) {
+  int64_t count = 0;
+  for (int64_t y = 0; y < 3; ++y)
+    for (int64_t p = 0; p < out; ++p) count += p + y >= pad && p + y < size + pad;
+  return count;
+}
+
+// What a vector of outputs costs for each channel and sample, in its multiplications:
+// by the plain way, whose short runs leave out the padding, and by this one.
+int64_t plain_cost(const ConvShape& s) {
+  const bool is_short =
+      s.positions() * std::min(s.group_size, s.samples) <= tuning::kShortRunPositions;
+  if (!is_short) return kTaps * s.positions() + 2 * kTaps;
+  return positions_inside(s.height, s.out_height, s.pad_h) *
+             positions_inside(s.width, s.out_width, s.pad_w) +
+         2 * kTaps;
+}
+
+int64_t winograd_cost(const ConvShape& s) {
+  const int64_t tiles = ceil_div(s.out_height, kEdge) * ceil_div(s.out_width, kEdge);
+  return tiles * tuning::kWinogradTileCost + tuning::kWinogradSampleCost;
+}
+
+}  // namespace
+
+bool winograd_pays(const ConvShape& s, const Microkernels& kernels) {
+  const int64_t vectors =
+      ceil_div(s.channels, kernels.lanes) * ceil_div(s.outputs, kernels.lanes);
+  const bool possible = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 &&
+                        s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 &&
+                        s.groups == 1;
+  return possible && vectors >= tuning::kWinogradLeastTasks &&
+         winograd_cost(s) < plain_cost(s);
+}
+
+std::vector<Part> grad_moments_winograd(const GradMoments& moments,
+                                        const Microkernels& kernels,
+                                        const ParallelFor& each, int64_t threads) {
+  Winograd winograd(moments, kernels, threads);
+  each(winograd.tasks(), [&](int64_t task) { winograd.run(task); });
+  return winograd.lost();
+}
+
+}  // namespace fisherprune

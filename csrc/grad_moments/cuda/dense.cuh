@@ -1,0 +1,201 @@
+// grad_moments of layers without taps whose operands have 16 bits and their channels
+// side by side: linear layers over sequences under autocast, 1 x 1 convolutions of
+// channels_last images. Nothing is gathered: the positions of a stage lie in shared
+// memory as rows of channels, and come from there transposed, as the products need
+// them.
+//
+// A stage of the pipeline holds 64 positions: a unit of one sample, or two of 32 or
+// four of 16 where samples are that small. Products of 16 bits are exact, but the
+// tensor cores cut off what they add: to float32 precision they add 16 positions only,
+// and the rest is added outside.
+//
+// Everything else, and what is added in which order, is as in the other kernels.
+#pragma once
+
+#include "grad_moments/cuda/kernel.cuh"
+
+namespace fisherprune {
+
+constexpr int DENSE = 64;  // positions of a stage
+constexpr int DEPTH = 16;  // of a product
+
+struct DenseTask {
+  GradMomentsTask moments;
+  int unit_bits;  // 2^unit_bits positions of a stage are of one sample: 16, 32 or 64
+  int64_t grad_position, input_position;  // strides in bytes
+
+  __device__ int unit_of(int t) const { return t >> unit_bits; }
+  __device__ int place_in_unit(int t) const { return t & ((1 << unit_bits) - 1); }
+};
+
+// Shared memory: stages of the gradient, then of the input. A position's channels take
+// 16 bytes more than there are, so that 8 positions lie in different banks.
+template <int channels>
+struct DenseRows {
+  static constexpr int pitch = channels * 2 + 16;  // bytes, from position to position
+  static constexpr int stage = DENSE * pitch;
+};
+
+template <class Tile>
+constexpr size_t dense_memory_bytes() {
+  return Tile::stages *
+         (DenseRows<Tile::rows>::stage + DenseRows<Tile::columns>::stage);
+}
+
+// What a thread copies of one operand: 8 channels of every few positions. Its pointer
+// follows the samples.
+template <class Tile, int channels>
+struct DenseCopies {
+  using Rows = DenseRows<channels>;
+  static constexpr int pieces = channels / 8, step = Tile::threads / pieces;
+  static_assert(DEPTH % step == 0);
+  const char* from;  // position `first` of the sample that is next
+  int first, to;
+  bool exists;  // such channels
+
+  // `channel`: where the tile begins in the operand, which has `left` more in its
+  // group.
+  __device__ DenseCopies(const Operand& of, int64_t position, int64_t channel, int left,
+                         int sample)
+      : first(threadIdx.x / pieces),
+        to(first * Rows::pitch + threadIdx.x % pieces * 16) {
+    const int mine = threadIdx.x % pieces * 8;
+    from =
+        of.data + sample * of.sample_stride + first * position + (channel + mine) * 2;
+    exists = mine < left;
+  }
+
+  __device__ void start(const DenseTask& task, const Operand& of, int64_t position,
+                        const Cursor& next, int end, SharedAddress stage) const {
+#pragma unroll
+    for (int t = 0; t < DENSE; t += step) {
+      const int unit = task.unit_of(t), at = next.at + task.place_in_unit(t);
+      const bool found =
+          exists && next.sample + unit < end && at + first < task.moments.positions;
+      // Without a byte to read the address need not exist.
+      copy16_async(stage + to + t * Rows::pitch,
+                   from + unit * of.sample_stride + at * position, found ? 16 : 0);
+    }
+  }
+};
+
+// Where a lane finds its row of four 8 x 8 matrices: two of positions times two of
+// channels, in the order that a product's operand has them.
+template <int channels>
+__device__ inline int dense_place(int channel, bool positions_first) {
+  const int lane = threadIdx.x % 32, matrix = lane / 8;
+  const int low = matrix % 2 * 8, high = matrix / 2 * 8;
+  const int position = lane % 8 + (positions_first ? low : high);
+  return position * DenseRows<channels>::pitch +
+         (channel + (positions_first ? high : low)) * 2;
+}
+
+template <Dtype dtype>
+__device__ inline void multiply_16_bits(float (&c)[4], const uint32_t (&a)[4],
+                                        const uint32_t (&b)[2]) {
+  if constexpr (dtype == Dtype::float16)
+    multiply_float16(c, a, b);
+  else
+    multiply_bfloat16(c, a, b);
+}
+
+// One product of 16 positions, which begin at `grad` and `input`; `first` of the group.
+template <class Tile, Dtype dtype, bool exact, bool first>
+__device__ inline void multiply_dense(Moments<Tile>& moments, SharedAddress grad,
+                                      SharedAddress input) {
+  uint32_t a[Tile::products_m][4];
+#pragma unroll
+  for (int i = 0; i < Tile::products_m; ++i) read_transposed(a[i], grad + i * 16 * 2);
+#pragma unroll
+  for (int j = 0; j < Tile::products_n; j += 2) {
+    uint32_t words[4];
+    read_transposed(words, input + j * 8 * 2);
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const uint32_t b[2] = {words[2 * side], words[2 * side + 1]};
+#pragma unroll
+      for (int i = 0; i < Tile::products_m; ++i) {
+        float (&group)[4] = moments.group[i][j + side];
+        if constexpr (first) group[0] = group[1] = group[2] = group[3] = 0.f;
+        if constexpr (first || !exact) {
+          multiply_16_bits<dtype>(group, a[i], b);
+        } else {
+          float c[4] = {0.f, 0.f, 0.f, 0.f};
+          multiply_16_bits<dtype>(c, a[i], b);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) group[e] += c[e];
+        }
+      }
+    }
+  }
+}
+
+template <class Tile, Dtype dtype, bool exact>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
+    grad_moments_dense_kernel(const DenseTask task) {
+  const GradMomentsTask& m = task.moments;
+  const TilePlace tile = tile_place(m, Tile::rows, Tile::columns);
+  const SampleRange range = sample_range(m);
+  using Grads = DenseCopies<Tile, Tile::rows>;
+  using Inputs = DenseCopies<Tile, Tile::columns>;
+  const int64_t row = static_cast<int64_t>(tile.conv_group) * m.rows + tile.row;
+  const int64_t column =
+      static_cast<int64_t>(tile.conv_group) * m.columns + tile.column;
+  Grads grads(m.grad, task.grad_position, row, m.rows - tile.row, range.first);
+  Inputs inputs(m.input, task.input_position, column, m.columns - tile.column,
+                range.first);
+
+  const SharedAddress grad_address = shared_address(dynamic_shared());
+  const SharedAddress input_address = grad_address + Tile::stages * Grads::Rows::stage;
+  const int warp = threadIdx.x / 32;
+  const int my_grad = kept(
+      dense_place<Tile::rows>(warp / Tile::warps_n * (Tile::products_m * 16), false));
+  const int my_input = kept(
+      dense_place<Tile::columns>(warp % Tile::warps_n * (Tile::products_n * 8), true));
+
+  Cursor loaded{range.first, 0}, cursor = loaded;
+  const int unit = 1 << task.unit_bits, units = DENSE >> task.unit_bits;
+  Moments<Tile> moments{};
+  GroupCount count;
+  count.fresh = m.fresh;
+  run_pipeline<Tile, 0>(
+      moments, m, count, range, cursor,
+      [&](int stage) {
+        if (loaded.sample >= range.end) return;
+        grads.start(task, m.grad, task.grad_position, loaded, range.end,
+                    grad_address + stage * Grads::Rows::stage);
+        inputs.start(task, m.input, task.input_position, loaded, range.end,
+                     input_address + stage * Inputs::Rows::stage);
+        loaded.at += unit;
+        if (loaded.at < m.positions) return;
+        loaded = {loaded.sample + units, 0};
+        grads.from += units * m.grad.sample_stride;
+        inputs.from += units * m.input.sample_stride;
+      },
+      [](int) {},
+      [&](int stage) {
+        SharedAddress grad = grad_address + my_grad + stage * Grads::Rows::stage;
+        SharedAddress input = input_address + my_input + stage * Inputs::Rows::stage;
+#pragma unroll 1
+        for (int t = 0; t < DENSE && cursor.sample < range.end; t += DEPTH) {
+          __syncwarp();  // a product takes the whole warp; loads may have split it
+          if (count.samples == 0 && cursor.at == 0)
+            multiply_dense<Tile, dtype, exact, true>(moments, grad, input);
+          else
+            multiply_dense<Tile, dtype, exact, false>(moments, grad, input);
+          grad += DEPTH * Grads::Rows::pitch;
+          input += DEPTH * Inputs::Rows::pitch;
+          const int sample = cursor.sample;
+          cursor.advance(m.positions, DEPTH);
+          if (cursor.sample == sample) continue;
+          close_sample<Tile>(moments, m, count, cursor.sample == range.end);
+          // Of a unit behind its sample there is nothing to add.
+          const int rest = unit - DEPTH - task.place_in_unit(t);
+          t += rest;
+          grad += rest * Grads::Rows::pitch;
+          input += rest * Inputs::Rows::pitch;
+        }
+      });
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,239 @@
+// grad_moments from its contract and plan to launches: the kernels' arguments, which
+// order of loads. Free of torch, so that tests run it as it is.
+#pragma once
+
+#include "grad_moments/cuda/plan.cuh"
+
+namespace fisherprune {
+
+inline Order choose_order(const GradMoments& m, const View4& v, bool plain,
+                          int64_t step) {
+  const ConvShape& s = m.shape;
+  if (both_float32(m) && plain && s.positions() > SLAB / 2 &&
+      rows_are_vectors(v, s.out_height, s.out_width))
+    return Order::vectors;
+  const int64_t next = s.out_width > 1 ? v.stride[3] * step : v.stride[2] * step;
+  return s.positions() == 1 || v.stride[1] < next ? Order::rows : Order::positions;
+}
+
+inline Operand operand_of(const View4& v, Order order, int64_t height, int64_t width) {
+  Operand op{};
+  op.data = static_cast<const char*>(v.data);
+  op.dtype = v.dtype;
+  op.order = order;
+  op.sample_stride = v.stride[0] * size_of(v.dtype);
+  op.stride_h = v.stride[2] * size_of(v.dtype);
+  op.stride_w = v.stride[3] * size_of(v.dtype);
+  op.height = static_cast<int>(height);
+  op.width = static_cast<int>(width);
+  op.step_h = op.step_w = 1;
+  return op;
+}
+
+inline Operand grad_operand(const GradMoments& m) {
+  return operand_of(m.grad, choose_order(m, m.grad, true, 1), m.shape.out_height,
+                    m.shape.out_width);
+}
+
+inline Operand input_operand(const GradMoments& m) {
+  const ConvShape& s = m.shape;
+  const int64_t step = s.out_width > 1 ? s.stride_w : s.stride_h;
+  Operand op = operand_of(m.input, choose_order(m, m.input, is_pointwise(s), step),
+                          s.height, s.width);
+  op.step_h = static_cast<int>(s.stride_h);
+  op.step_w = static_cast<int>(s.stride_w);
+  op.pad_h = static_cast<int>(s.pad_h);
+  op.pad_w = static_cast<int>(s.pad_w);
+  return op;
+}
+
+template <class Tile>
+GradMomentsTask task_of(const GradMoments& m, const Shares& shares, float* workspace) {
+  const ConvShape& s = m.shape;
+  GradMomentsTask task{};
+  task.grad = grad_operand(m);
+  task.input = input_operand(m);
+  task.grad_channel = m.grad.stride[1] * size_of(m.grad.dtype);
+  task.input_channel = m.input.stride[1] * size_of(m.input.dtype);
+  task.width_divider = Divider(static_cast<uint32_t>(s.out_width));
+  task.out_width = static_cast<int>(s.out_width);
+  task.positions = static_cast<int>(s.positions());
+  task.rows = static_cast<int>(s.group_outputs());
+  task.columns = static_cast<int>(s.patch());
+  task.kernel_h = static_cast<int>(s.kernel_h);
+  task.kernel_w = static_cast<int>(s.kernel_w);
+  task.dilation_h = static_cast<int>(s.dilation_h);
+  task.dilation_w = static_cast<int>(s.dilation_w);
+  task.row_tiles = static_cast<int>(tiles_across(s.group_outputs(), Tile::rows));
+  task.column_tiles = static_cast<int>(tiles_across(s.patch(), Tile::columns));
+  task.samples = static_cast<int>(s.samples);
+  task.group_size = static_cast<int>(std::min(s.group_size, s.samples));
+  const int64_t size = s.outputs * s.patch();
+  task.parts = shares.parts;
+  task.fresh = shares.splits > 1;
+  task.sum = task.fresh ? workspace : m.sum;
+  task.sum_sq = task.fresh ? workspace + size : m.sum_sq;
+  if (task.parts > 1) task.sum_sq = nullptr;
+  task.split_stride = task.parts > 1 ? size : 2 * size;
+  return task;
+}
+
+template <class Tile, bool exact>
+auto moments_kernel(const GradMoments& m) {
+  constexpr Products products = exact ? Products::split : Products::rounded;
+  if (both_float32(m)) return grad_moments_kernel<Tile, products, true>;
+  if constexpr (exact)
+    if (m.input.dtype != Dtype::float32 && m.grad.dtype != Dtype::float32)
+      return grad_moments_kernel<Tile, Products::whole, false>;
+  return grad_moments_kernel<Tile, products, false>;
+}
+
+template <class Tile, bool exact>
+void launch_tile(const GradMoments& m, const Shares& shares, float* workspace,
+                 Stream stream) {
+  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
+  launch(moments_kernel<Tile, exact>(m), grid, Tile::threads, sizeof(Shared<Tile>),
+         stream, task_of<Tile>(m, shares, workspace));
+}
+
+template <class Tile, int bits, int stride>
+auto window_kernel(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float16:
+      return grad_moments_window_kernel<Tile, bits, stride, Dtype::float16>;
+    case Dtype::bfloat16:
+      return grad_moments_window_kernel<Tile, bits, stride, Dtype::bfloat16>;
+    default:
+      return grad_moments_window_kernel<Tile, bits, stride, Dtype::float32>;
+  }
+}
+
+template <class Tile, int bits>
+auto window_kernel(const Window& window, const ConvShape& s, Dtype dtype) {
+  const auto is_usual = [&](int stride) {
+    return s.stride_h == stride && s.stride_w == stride &&
+           (1 << bits == WINDOW || window.pitch == usual_pitch(1 << bits, stride));
+  };
+  return is_usual(1)   ? window_kernel<Tile, bits, 1>(dtype)
+         : is_usual(2) ? window_kernel<Tile, bits, 2>(dtype)
+                       : window_kernel<Tile, bits, 0>(dtype);
+}
+
+template <class Tile>
+auto window_kernel(const Window& window, const ConvShape& s, Dtype dtype) {
+  if (window.column_bits == 1) return window_kernel<Tile, 1, 1>(dtype);
+  if (window.column_bits == 2) return window_kernel<Tile, 2>(window, s, dtype);
+  if (window.column_bits == 3) return window_kernel<Tile, 3>(window, s, dtype);
+  if (window.column_bits == 4) return window_kernel<Tile, 4>(window, s, dtype);
+  return window_kernel<Tile, 5>(window, s, dtype);
+}
+
+// Of the image. Where a sample's last unit is not full its window has rows behind them,
+// which are multiplied by zeros: no infinity may be there.
+inline int rows_seen(const ConvShape& s) {
+  const int64_t last =
+      (s.out_height - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h - s.pad_h;
+  return static_cast<int>(std::clamp<int64_t>(last + 1, 0, s.height));
+}
+
+template <class Tile>
+WindowTask window_task_of(const GradMoments& m, const Window& window,
+                          const Shares& shares, float* workspace) {
+  WindowTask task{};
+  task.window = window;
+  task.moments = task_of<Tile>(m, shares, workspace);
+  GradMomentsTask& moments = task.moments;
+  moments.input.order = Order::positions;  // which is that of the weights, too
+  moments.input.height = rows_seen(m.shape);
+  task.grad_step = Copies<Tile, Dtype::float32>::step * moments.grad_channel;
+  task.next_grad = window.units * moments.grad.sample_stride;
+  task.next_input = window.units * moments.input.sample_stride;
+  task.row_step = moments.input.step_h * window.pitch * WORD;
+  return task;
+}
+
+template <class Tile>
+void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
+                   Stream stream) {
+  const Window window = find_window<Tile>(m).value();
+  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
+  launch(window_kernel<Tile>(window, m.shape, m.input.dtype), grid, Tile::threads,
+         window_memory_bytes<Tile>(window), stream,
+         window_task_of<Tile>(m, window, shares, workspace));
+}
+
+inline int64_t bytes_between_positions(const View4& v, int64_t width) {
+  return v.stride[width == 1 ? 2 : 3] * size_of(v.dtype);
+}
+
+template <bool exact>
+void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
+                  Stream stream) {
+  const ConvShape& s = m.shape;
+  DenseTask task{};
+  task.moments = task_of<DenseTile>(m, shares, workspace);
+  task.unit_bits = s.positions() <= 16 ? 4 : s.positions() <= 32 ? 5 : 6;
+  task.grad_position = bytes_between_positions(m.grad, s.out_width);
+  task.input_position = bytes_between_positions(m.input, s.width);
+  const auto kernel =
+      m.input.dtype == Dtype::float16
+          ? grad_moments_dense_kernel<DenseTile, Dtype::float16, exact>
+          : grad_moments_dense_kernel<DenseTile, Dtype::bfloat16, exact>;
+  const dim3 grid(static_cast<unsigned>(tiles_of<DenseTile>(s)), shares.splits);
+  launch(kernel, grid, DenseTile::threads, dense_memory_bytes<DenseTile>(), stream,
+         task);
+}
+
+template <bool exact>
+void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* workspace,
+                    Stream stream) {
+  with_tile<exact>(plan.tile, [&](auto tile) {
+    using Tile = decltype(tile);
+    if constexpr (Tile::path == Path::dense)
+      launch_dense<exact>(m, plan.shares, workspace, stream);
+    else if constexpr (Tile::path == Path::window)
+      launch_window<Tile>(m, plan.shares, workspace, stream);
+    else
+      launch_tile<Tile, exact>(m, plan.shares, workspace, stream);
+  });
+}
+
+// Adds what the blocks left in the workspace.
+inline void launch_combine(const GradMoments& m, const Shares& shares,
+                           const float* workspace, Stream stream) {
+  const ConvShape& s = m.shape;
+  const int64_t size = s.outputs * s.patch();
+  const dim3 grid(static_cast<unsigned>(tiles_across(size, COMBINE_THREADS)));
+  if (shares.parts > 1)
+    launch(combine_parts, grid, COMBINE_THREADS, 0, stream, workspace, size,
+           static_cast<int>(s.samples),
+           static_cast<int>(std::min(s.group_size, s.samples)), shares.parts, m.sum,
+           m.sum_sq);
+  else if (shares.splits > 1)
+    launch(combine_moments, grid, COMBINE_THREADS, 0, stream, workspace, size,
+           shares.splits, m.sum, m.sum_sq);
+}
+
+inline void launch_moments(const GradMoments& m, const GradMomentsPlan& plan,
+                           bool allow_tf32, float* workspace, Stream stream) {
+  if (allow_tf32)
+    launch_planned<false>(m, plan, workspace, stream);
+  else
+    launch_planned<true>(m, plan, workspace, stream);
+  launch_combine(m, plan.shares, workspace, stream);
+}
+
+// Enqueues the op on `stream`; `workspace` holds plan.workspace floats.
+inline void run_grad_moments(const GradMoments& m, const GradMomentsPlan& plan,
+                             bool allow_tf32, float* workspace, Stream stream) {
+  if (!plan.products) return launch_moments(m, plan, allow_tf32, workspace, stream);
+  for (const GradMoments& part : {m, squares_of(m, workspace, stream)})
+    launch_moments(samples_as_positions(part), plan, allow_tf32, nullptr, stream);
+}
+
+// Whether there is anything to add.
+inline bool has_work(const ConvShape& s) {
+  return s.samples > 0 && s.positions() > 0 && s.outputs > 0 && s.patch() > 0;
+}
+
+}  // namespace fisherprune

@@ -1,0 +1,155 @@
+// Plans of grad_moments: which kernel and tile, how the samples are split.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "common/check.h"
+#include "grad_moments/cuda/operands.cuh"
+#include "grad_moments/cuda/products.cuh"
+
+namespace fisherprune {
+
+enum class TileKind { small, square, tall, window, slim_window, dense };
+
+// How the samples are shared out to the blocks of a tile.
+struct Shares {
+  int splits = 1;  // as many blocks
+  int parts = 1;   // of a group, each for a block; 1: a block has whole groups
+
+  // Floats a weight.
+  int64_t workspace() const { return parts > 1 ? splits : splits > 1 ? 2 * splits : 0; }
+};
+
+struct GradMomentsPlan {
+  TileKind tile;
+  Shares shares;
+  int64_t workspace;      // floats
+  bool products = false;  // two of them, see grad_moments_products.cuh
+};
+
+inline int64_t tiles_across(int64_t size, int64_t tile) {
+  return (size + tile - 1) / tile;
+}
+
+template <class Tile>
+int64_t tiles_of(const ConvShape& s) {
+  return s.groups * tiles_across(s.group_outputs(), Tile::rows) *
+         tiles_across(s.patch(), Tile::columns);
+}
+
+template <class Tile>
+double padded_cost(const ConvShape& s, double cost) {
+  return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
+}
+
+// To float32 precision a product needs so many registers that large tiles are out.
+inline TileKind choose_tile(const GradMoments& m, bool exact) {
+  const ConvShape& s = m.shape;
+  TileKind best = TileKind::small;
+  double least = padded_cost<SmallTile>(s, SMALL_COST);
+  const auto consider = [&](TileKind kind, double cost) {
+    if (cost > least) return;
+    best = kind;
+    least = cost;
+  };
+  consider(TileKind::square, padded_cost<SquareTile>(s, SQUARE_COST));
+  if (dense_suits(m)) consider(TileKind::dense, padded_cost<DenseTile>(s, DENSE_COST));
+  if (exact) return best;
+  consider(TileKind::tall, padded_cost<TallTile>(s, TALL_COST));
+  if (find_window<SlimWindowTile>(m))
+    consider(TileKind::slim_window, padded_cost<SlimWindowTile>(s, SLIM_WINDOW_COST));
+  if (find_window<WindowTile>(m))
+    consider(TileKind::window, padded_cost<WindowTile>(s, WINDOW_COST));
+  return best;
+}
+
+// The shares that keep the slots for blocks busy for the shortest time: whole groups
+// for each block, or parts of groups where these are too few. Counted in slabs of a
+// slot. The fewest splits within 2 % of the shortest time: the count is not as exact,
+// and each split takes two floats a weight of memory.
+template <class Tile>
+Shares choose_shares(const ConvShape& s, int64_t slots) {
+  const int64_t tiles = tiles_of<Tile>(s), slabs = tiles_across(s.positions(), SLAB);
+  const int64_t group_size = std::min(s.group_size, s.samples);
+  const int64_t groups = tiles_across(s.samples, group_size);
+  const int64_t most =
+      std::min(MOST_WAVES * slots / tiles, s.samples * slabs / LEAST_SLABS);
+  const auto time_of = [&](int64_t splits, int64_t samples) {
+    return tiles_across(tiles * splits, slots) * (samples * slabs + BLOCK_SLABS);
+  };
+  // Those of more splits come later.
+  const auto for_each = [&](auto consider) {
+    consider(Shares{}, time_of(1, s.samples));
+    for (int64_t splits = 2; splits <= std::min(groups, most); ++splits)
+      consider(Shares{static_cast<int>(splits), 1},
+               time_of(splits, tiles_across(groups, splits) * group_size));
+    for (int64_t parts = 2; parts <= std::min(group_size, most / groups); ++parts)
+      consider(Shares{static_cast<int>(groups * parts), static_cast<int>(parts)},
+               time_of(groups * parts, tiles_across(group_size, parts)));
+  };
+  int64_t shortest = std::numeric_limits<int64_t>::max();
+  for_each([&](Shares, int64_t time) { shortest = std::min(shortest, time); });
+  std::optional<Shares> fewest;
+  for_each([&](Shares shares, int64_t time) {
+    if (!fewest && time - shortest <= shortest / 50) fewest = shares;
+  });
+  return fewest.value();
+}
+
+template <bool exact, class Action>
+auto with_tile(TileKind kind, Action action) {
+  if (kind == TileKind::small) return action(SmallTile{});
+  if (kind == TileKind::dense) return action(DenseTile{});
+  if constexpr (!exact) {
+    if (kind == TileKind::tall) return action(TallTile{});
+    if (kind == TileKind::window) return action(WindowTile{});
+    if (kind == TileKind::slim_window) return action(SlimWindowTile{});
+  }
+  return action(SquareTile{});
+}
+
+template <bool exact>
+GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiprocessors) {
+  const Shares shares = with_tile<exact>(kind, [&](auto tile) {
+    using Tile = decltype(tile);
+    return choose_shares<Tile>(s, multiprocessors * resident_blocks<Tile, exact>());
+  });
+  return {kind, shares, shares.workspace() * s.outputs * s.patch(), false};
+}
+
+inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
+                                         int multiprocessors) {
+  const bool products = are_products(m.shape);
+  GradMoments part = m;
+  if (products) {
+    part = samples_as_positions(m);
+    part.input.dtype = part.grad.dtype = Dtype::float32;  // of the squares, in any case
+  }
+  const TileKind kind = choose_tile(part, !allow_tf32);
+  GradMomentsPlan plan = allow_tf32
+                             ? plan_with_tile<false>(part.shape, kind, multiprocessors)
+                             : plan_with_tile<true>(part.shape, kind, multiprocessors);
+  plan.products = products;
+  if (products) plan.workspace += square_floats(m.shape);
+  return plan;
+}
+
+// The kernels count samples, and what lies within one, in 32 bits.
+inline void check_extents(const ConvShape& s) {
+  const auto below_limit = [](int64_t extent, const char* what) {
+    const int64_t limit = int64_t{1} << 30;
+    check(extent < limit, "grad_moments: on CUDA the ", what, " must be fewer than ",
+          limit, ", got ", extent);
+  };
+  below_limit(s.samples, "samples");
+  below_limit(s.height + 2 * s.pad_h, "rows of the padded image");
+  below_limit(s.width + 2 * s.pad_w, "columns of the padded image");
+  below_limit(s.positions(), "positions");
+  below_limit(s.group_outputs(), "outputs of a convolution group");
+  below_limit(s.patch(), "weights of an output");
+  below_limit(tiles_of<SmallTile>(s), "tiles of the weight gradient");
+}
+
+}  // namespace fisherprune
