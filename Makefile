@@ -45,6 +45,8 @@ test: lint sanitize
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files \
 		'*.cpp' '*.h' '*.cu' '*.cuh')
 
@@ -54,7 +56,7 @@ format: $(VENV)/installed
 	$(BIN)/clang-format -i $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 sanitize:
-	tests/sanitize/run.sh
+	tests/csrc/sanitize/run.sh
 
 bench: $(VENV)/installed
 	$(INSTALL) --no-build-isolation ".[bench]"

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moment_cases import CASES, accumulators, make
 
-from fisherprune import kernels, ops, reference
+from fisherprune import ops
+from fisherprune.ops import kernels, reference
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CAPABILITIES = ["portable", "avx2", "avx512"]
 
 
@@ -66,7 +67,7 @@ def test_unknown_capability_is_refused():
 
 
 def run_python(script, **environment):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     return subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
