@@ -5,21 +5,18 @@ Importing this module registers the ops below ``torch.ops.fisherprune``.
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 
 MEND = "reinstall with `pip install --no-build-isolation .` in the source folder"
 
 
-def _load():
-    try:
-        return importlib.import_module("fisherprune._C")
-    except ImportError as error:
-        raise ImportError(
-            f"fisherprune: the compiled kernels (fisherprune._C) do not load beside "
-            f"torch {torch.__version__}: {error}; {MEND}"
-        ) from None
+try:
+    import fisherprune._C as _C
+except ImportError as error:
+    raise ImportError(
+        f"fisherprune: the compiled kernels (fisherprune._C) do not load beside torch "
+        f"{torch.__version__}: {error}; {MEND}"
+    ) from None
 
 
 def _check_cuda_major(built: str, running: str | None) -> None:
@@ -31,7 +28,6 @@ def _check_cuda_major(built: str, running: str | None) -> None:
         )
 
 
-_C = _load()
 _check_cuda_major(_C.cuda_version, torch.version.cuda)
 
 CUDA_VERSION: str = _C.cuda_version
