@@ -18,8 +18,9 @@ try:
     from fisherprune.masks.masks import Masks
     from fisherprune.masks.select import select_masks
     from fisherprune.parameters import prunable_parameters
+    from fisherprune.persample import register_layer
     from fisherprune.prune import prune
-    from fisherprune.scoring.criteria import criteria
+    from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
     from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
@@ -45,6 +46,8 @@ __all__ = [
     "models",
     "prunable_parameters",
     "prune",
+    "register_criterion",
+    "register_layer",
     "score",
     "score_all",
     "select_masks",

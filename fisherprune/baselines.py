@@ -69,7 +69,7 @@ def reinitialize_(
     """
     fresh = copy.deepcopy(eager(model)).cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for name, module in fresh.named_modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()

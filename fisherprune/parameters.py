@@ -41,7 +41,7 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
         )
     if not parameters:
         raise FisherpruneError("parameters must name at least one parameter")
-    own, names = {id(p) for p in model.parameters()}, {}
+    own, names = {id(p) for p in model.parameters()}, dict[int, str]()
     for name, p in parameters.items():
         if id(p) not in own:
             raise FisherpruneError(f"parameters: {name!r} is no parameter of the model")
@@ -80,7 +80,7 @@ def check_unhooked(parameters: Parameters) -> None:
     """Raise where a hook would change a parameter's gradient, naming the parameter.
 
     Hooks that run after the gradient was accumulated, such as those of ``Masks.hold``,
-    change the parameter's ``.grad``, which no pass reads: they are no reason.
+    are allowed: they change the parameter's ``.grad``, which no pass reads.
     """
     for name, parameter in parameters.items():
         if parameter._backward_hooks:
@@ -94,13 +94,13 @@ def check_unhooked(parameters: Parameters) -> None:
 def check_finite(tensors: dict[str, Tensor], what: str) -> None:
     """Raise where an entry is NaN or infinite, naming the parameter.
 
-    One read of each, and one wait for the device: a sum is finite unless an entry is
-    not, or entries are so large that they overflow together, which only a closer look
-    tells.
+    Reads each tensor once and waits for the device once: where a sum is finite, all its
+    entries are. Where it is not, large entries may have overflowed together, so only
+    then each entry is looked at.
     """
     sums = [t.sum() for t in tensors.values()]
-    sums = torch.stack([s.to(sums[0].device) for s in sums])
-    for name, ok in zip(tensors, sums.isfinite().tolist(), strict=True):
+    total = torch.stack([s.to(sums[0].device) for s in sums])
+    for name, ok in zip(tensors, total.isfinite().tolist(), strict=True):
         if not ok and not tensors[name].isfinite().all():
             raise FisherpruneError(f"{what} of {name!r} is NaN or infinite")
 
@@ -109,6 +109,10 @@ def prunable_parameters(
     model: nn.Module, skip: Sequence[str] | None = None
 ) -> dict[str, nn.Parameter]:
     """Return the parameters to prune, by name, in ``named_parameters()`` order.
+
+    The choice does not depend on a criterion. So it has the weights of Conv3d, which
+    data-free criteria score; the others refuse them, naming the parameter, unless
+    ``register_layer`` has made the gradients of ``F.conv3d`` known.
 
     Args:
         model: any module.

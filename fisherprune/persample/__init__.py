@@ -1,6 +1,6 @@
 """How a backward pass hands over per-sample gradients.
 
-``register_layer`` adds a kind of layer; ``Factors`` and ``Rows`` are what it contributes.
+``register_layer`` adds a kind of layer, which contributes ``Factors`` or ``Rows``.
 """
 
 from fisherprune.persample.contributions import Contribution, Factors, Rows

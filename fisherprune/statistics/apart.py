@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.parameters import Parameters
 from fisherprune.persample.tap import LayerTap
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a forward pass came to: outputs, the head's result, calls' last inputs."""
+    """Results of a forward pass: outputs, the head's, and the calls' last inputs."""
 
     outputs: Tensor
     result: Tensor
     last_inputs: list[Tensor]
 
 
-def run_last(op, model, inputs, labels, parameters, head) -> Seen | FisherpruneError:
+def run_last(
+    op: str,
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    parameters: Parameters,
+    head: Callable[[Tensor, Tensor], Tensor],
+) -> Seen | FisherpruneError:
     """Run the last sample alone; return why where that fails.
 
-    The last: what a sequence, a queue or a limited capacity makes of a sample depends
-    on those before it.
+    The last one, because what a sequence, a queue or a limited capacity makes of a
+    sample depends on the samples before it.
     """
-    tap = LayerTap(model, parameters, 1, None, op, keep_last=True)
+    tap = LayerTap(model, parameters, 1, lambda *_: None, op, keep_last=True)
     try:
         with tap.forward():
             outputs = model(inputs[-1:].clone())
@@ -74,10 +84,9 @@ def _tolerance(outputs: Tensor) -> float:
     """Return the relative error that other kernels for one sample may cause."""
     if outputs.dtype != torch.float32:
         return 5e-2
-    backends = torch.backends
-    if outputs.is_cuda:
-        used = backends.cuda.matmul, backends.cudnn.conv
-    else:
-        used = backends.mkldnn.matmul, backends.mkldnn.conv
+    cuda, cpu = ("cuda.matmul", "cudnn.conv"), ("mkldnn.matmul", "mkldnn.conv")
     reduced = {"tf32": 1e-2, "bf16": 5e-2}
-    return max(reduced.get(backend.fp32_precision, 1e-3) for backend in used)
+    return max(
+        reduced.get(attrgetter(f"{backend}.fp32_precision")(torch.backends), 1e-3)
+        for backend in (cuda if outputs.is_cuda else cpu)
+    )

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.parameters import (
-    Parameters,
-    check_unhooked,
-    device_of,
-)
+from fisherprune.parameters import check_unhooked, device_of
 from fisherprune.persample.contributions import Contribution
 from fisherprune.persample.tap import LayerTap
 from fisherprune.statistics.apart import Seen, check_apart, run_last
-from fisherprune.statistics.batches import Batches, checked_batches
+from fisherprune.statistics.batches import checked_batches
+from fisherprune.statistics.passes import Task
 
 
 def tapped_passes(
     op: str,
-    model: nn.Module,
-    batches: Batches,
-    parameters: Parameters,
+    task: Task,
     head: Callable[[Tensor, Tensor], Tensor],
     report: Callable[[str, Contribution], None],
 ) -> Iterator[tuple[LayerTap, int, Tensor]]:
@@ -30,9 +25,7 @@ def tapped_passes(
 
     Args:
         op: named in errors.
-        model: within ``evaluating``.
-        batches: iterable of ``(inputs, labels)``.
-        parameters: the watched parameters by name.
+        task: its model is within ``evaluating``, its parameters are watched.
         head: ``(outputs, labels) -> Tensor``, what the caller goes backward from.
         report: as of ``LayerTap``.
 
@@ -43,9 +36,10 @@ def tapped_passes(
         FisherpruneError: where there is no batch, samples mix, or a parameter is hooked
             or used outside of the supported layers.
     """
+    model, parameters = task.model, task.parameters
     check_unhooked(parameters)
     empty, checked = True, False
-    for inputs, labels in checked_batches(batches, device_of(parameters)):
+    for inputs, labels in checked_batches(task.batches, device_of(parameters)):
         empty, n = False, len(inputs)
         check = not checked and n > 1
         # First: what its forward pass changes, the batch's graph may not have saved.

@@ -11,7 +11,6 @@ from torch import Tensor
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.contributions import Contribution
 
-
 Operand = Any
 """A Tensor, or None where the call has none: which of them, each layer knows."""
 

@@ -10,22 +10,25 @@ from torch import Tensor
 
 from fisherprune.persample.contributions import Contribution
 
+Sums = dict[str, Tensor]
+"""By parameter name."""
+
 
 @dataclass(frozen=True)
-class Parts:
+class Split:
     """A batch cut where groups end: rest of the open group, whole groups, a rest."""
 
     head: slice
     body: slice
     tail: slice
-    closes: bool  # whether the head fills its group
-    group_size: int
+    closes: bool
+    """Whether the head fills its group."""
 
 
 class Groups:
     """Counts samples into groups of ``size`` that run on across batches."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self.size = size
         self.samples = 0
 
@@ -39,45 +42,37 @@ class Groups:
         """Number of groups, a partial last one included."""
         return -(-self.samples // self.size)
 
-    def split(self, n: int) -> Parts:
+    def split(self, n: int) -> Split:
         """Take the next ``n`` samples."""
         missing = -self.samples % self.size
         head = min(missing, n)
         body = head + (n - head) // self.size * self.size
         self.samples += n
-        return Parts(
-            slice(0, head),
-            slice(head, body),
-            slice(body, n),
-            closes=0 < missing == head,
-            group_size=self.size,
-        )
+        parts = slice(0, head), slice(head, body), slice(body, n)
+        return Split(*parts, closes=0 < missing == head)
 
 
-class Moments:
-    """Accumulators of one parameter, and the sum over a group that is still open."""
+class Accumulator:
+    """Both sums of one parameter, and the sum over a group that is still open."""
 
-    def __init__(self, sum: Tensor, sum_sq: Tensor):
-        self.sum, self.sum_sq = sum, sum_sq
-        self.open: Tensor | None = None
-
-    @classmethod
-    def like(cls, parameter: Tensor) -> Moments:
-        """Return zeros of the parameter's shape, dtype and device, contiguous."""
-        sum = torch.zeros_like(
+    def __init__(self, parameter: Tensor, group_size: int) -> None:
+        """Begin with zeros of the parameter's shape, dtype and device, contiguous."""
+        self.sum = torch.zeros_like(
             parameter, memory_format=torch.contiguous_format, requires_grad=False
         )
-        return cls(sum, torch.zeros_like(sum))
+        self.sum_sq = torch.zeros_like(self.sum)
+        self.group_size = group_size
+        self.open: Tensor | None = None
 
-    def add(self, contribution: Contribution, parts: Parts) -> None:
+    def add(self, contribution: Contribution, split: Split) -> None:
         """Add one batch's per-sample gradients."""
-        self._add_open(contribution, parts.head)
-        if parts.closes:
-            self.close(parts.group_size)
-        if parts.body.stop > parts.body.start:
-            body = contribution.samples(parts.body)
-            body.add_moments(self.sum, self.sum_sq, parts.group_size)
-        self._add_open(contribution, parts.tail)
+        self._add_open(contribution, split.head)
+        if split.closes:
+            self.close(self.group_size)
+        if split.body.stop > split.body.start:
+            body = contribution.samples(split.body)
+            body.add_moments(self.sum, self.sum_sq, self.group_size)
+        self._add_open(contribution, split.tail)
 
     def _add_open(self, contribution: Contribution, part: slice) -> None:
         n = part.stop - part.start
@@ -99,10 +94,10 @@ class Moments:
             self.open = None
 
 
-class BatchedMoments:
-    """Moments of several parameters over batches; each may miss in some of them.
+class Accumulators:
+    """The sums of several parameters over batches; a batch may not use all of them.
 
-    A parameter's accumulators are made when it is first added to: during a backward
+    A parameter's accumulator is made when it is first added to: during a backward
     pass, in the place of the activations that it frees.
 
     Args:
@@ -110,38 +105,37 @@ class BatchedMoments:
         group_size: samples in a group.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], group_size: int):
+    def __init__(self, parameters: Mapping[str, Tensor], group_size: int) -> None:
         self.groups = Groups(group_size)
         self.parameters = parameters
-        self.moments: dict[str, Moments] = {}  # of those that were added to
-        self._parts: Parts | None = None
+        self._used: dict[str, Accumulator] = {}
+        self._split = self.groups.split(0)
         self._missing: set[str] = set()
 
     def begin(self, n: int) -> None:
         """Begin a batch of ``n`` samples."""
-        self._parts, self._missing = self.groups.split(n), set(self.parameters)
+        self._split, self._missing = self.groups.split(n), set(self.parameters)
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Add the batch's per-sample gradients of a parameter."""
-        self._moments_of(name).add(contribution, self._parts)
+        self._of(name).add(contribution, self._split)
         self._missing.discard(name)
 
     def end(self) -> None:
         """End the batch: what was not added has had no gradient in its samples."""
-        if self._parts.closes:
-            for name in self._missing & self.moments.keys():
-                self.moments[name].close(self.groups.size)
+        if self._split.closes:
+            for name in self._missing & self._used.keys():
+                self._used[name].close(self.groups.size)
 
-    def means(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Close the last group; return the means of the gradients and their squares."""
-        found = {name: self._moments_of(name) for name in self.parameters}
-        for moment in found.values():
-            moment.close(self.groups.open)
-        count = self.groups.count
-        mean = {name: m.sum.div_(count) for name, m in found.items()}
-        return mean, {name: m.sum_sq.div_(count) for name, m in found.items()}
+    def sums(self) -> tuple[Sums, Sums]:
+        """Close the last group; return the sums over groups of means and squares."""
+        every = {name: self._of(name) for name in self.parameters}
+        for each in every.values():
+            each.close(self.groups.open)
+        sums = {name: each.sum for name, each in every.items()}
+        return sums, {name: each.sum_sq for name, each in every.items()}
 
-    def _moments_of(self, name: str) -> Moments:
-        if name not in self.moments:
-            self.moments[name] = Moments.like(self.parameters[name])
-        return self.moments[name]
+    def _of(self, name: str) -> Accumulator:
+        if name not in self._used:
+            self._used[name] = Accumulator(self.parameters[name], self.groups.size)
+        return self._used[name]
