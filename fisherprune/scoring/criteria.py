@@ -19,7 +19,7 @@ from fisherprune.statistics.passes import passes_for
 
 
 class Statistics:
-    """What is known of one parameter: attributes ``w``, ``g`` and those of passes.
+    """What is known of one parameter: its weight, and what passes have found.
 
     Attributes:
         w: the weight.
@@ -38,17 +38,14 @@ class Statistics:
         **found: Tensor,
     ) -> None:
         self.w, self.g, self.generator = w, g, generator
-        self._found = found
+        self.__dict__.update(found)
 
     def __getattr__(self, letter: str) -> Tensor:
-        """Return what a pass found, by its letter."""
-        try:
-            return self.__dict__["_found"][letter]
-        except KeyError:
-            raise AttributeError(
-                f"statistics must hold {letter!r}: a criterion that reads it must say "
-                "that it needs the pass which yields it"
-            ) from None
+        """Say that no pass has found this; what was found is an attribute."""
+        raise AttributeError(
+            f"statistics must hold {letter!r}: a criterion that reads it must say that "
+            "it needs the pass which yields it"
+        )
 
 
 Score = Callable[[Statistics], Tensor]

@@ -25,33 +25,6 @@ class Split:
     """Whether the head fills its group."""
 
 
-class Groups:
-    """Counts samples into groups of ``size`` that run on across batches."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.samples = 0
-
-    @property
-    def open(self) -> int:
-        """Samples in the group that is not yet full."""
-        return self.samples % self.size
-
-    @property
-    def count(self) -> int:
-        """Number of groups, a partial last one included."""
-        return -(-self.samples // self.size)
-
-    def split(self, n: int) -> Split:
-        """Take the next ``n`` samples."""
-        missing = -self.samples % self.size
-        head = min(missing, n)
-        body = head + (n - head) // self.size * self.size
-        self.samples += n
-        parts = slice(0, head), slice(head, body), slice(body, n)
-        return Split(*parts, closes=0 < missing == head)
-
-
 class Accumulator:
     """Both sums of one parameter, and the sum over a group that is still open."""
 
@@ -106,15 +79,25 @@ class Accumulators:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], group_size: int) -> None:
-        self.groups = Groups(group_size)
-        self.parameters = parameters
+        self.parameters, self.group_size = parameters, group_size
+        self.samples = 0
         self._used: dict[str, Accumulator] = {}
-        self._split = self.groups.split(0)
-        self._missing: set[str] = set()
+        self.begin(0)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups, a partial last one included."""
+        return -(-self.samples // self.group_size)
 
     def begin(self, n: int) -> None:
         """Begin a batch of ``n`` samples."""
-        self._split, self._missing = self.groups.split(n), set(self.parameters)
+        missing = -self.samples % self.group_size
+        head = min(missing, n)
+        body = head + (n - head) // self.group_size * self.group_size
+        parts = slice(0, head), slice(head, body), slice(body, n)
+        self._split = Split(*parts, closes=0 < missing == head)
+        self._missing = set(self.parameters)
+        self.samples += n
 
     def add(self, name: str, contribution: Contribution) -> None:
         """Add the batch's per-sample gradients of a parameter."""
@@ -125,17 +108,17 @@ class Accumulators:
         """End the batch: what was not added has had no gradient in its samples."""
         if self._split.closes:
             for name in self._missing & self._used.keys():
-                self._used[name].close(self.groups.size)
+                self._used[name].close(self.group_size)
 
     def sums(self) -> tuple[Sums, Sums]:
         """Close the last group; return the sums over groups of means and squares."""
         every = {name: self._of(name) for name in self.parameters}
         for each in every.values():
-            each.close(self.groups.open)
+            each.close(self.samples % self.group_size)
         sums = {name: each.sum for name, each in every.items()}
         return sums, {name: each.sum_sq for name, each in every.items()}
 
     def _of(self, name: str) -> Accumulator:
         if name not in self._used:
-            self._used[name] = Accumulator(self.parameters[name], self.groups.size)
+            self._used[name] = Accumulator(self.parameters[name], self.group_size)
         return self._used[name]

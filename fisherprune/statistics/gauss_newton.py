@@ -82,7 +82,7 @@ def gauss_newton_pass(task: Task) -> ModelStatistics:
                 accumulators.begin(n)
                 tap.backward((scores.float() * column).sum(), again=c < last)
                 accumulators.end()
-        columns = accumulators.groups.samples  # of all samples' roots
+        columns = accumulators.samples  # of all samples' roots
         _, squares = accumulators.sums()
         for diagonal in squares.values():
             diagonal.div_(columns).mul_(columns / samples)

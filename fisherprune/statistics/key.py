@@ -17,16 +17,8 @@ from fisherprune.ops.sources import source_hash
 CODE = source_hash(Path(__file__).parents[1], (".py",))
 """Of this package: networks and passes are among what the statistics depend on."""
 
-PRECISIONS = (
-    "",
-    "cuda.matmul.",
-    "cudnn.",
-    "cudnn.conv.",
-    "mkldnn.",
-    "mkldnn.matmul.",
-    "mkldnn.conv.",
-)
-"""What of ``torch.backends`` has an ``fp32_precision``."""
+BACKENDS = "cuda.matmul cudnn cudnn.conv mkldnn mkldnn.matmul mkldnn.conv"
+"""What below ``torch.backends`` has an ``fp32_precision``, as that itself has."""
 
 
 class Digest:
@@ -95,7 +87,8 @@ def _settings(device: torch.device) -> Iterator[object]:
     else:
         yield torch.backends.cpu.get_cpu_capability()
         yield kernels.cpu_capability()
-    for backend in PRECISIONS:
-        yield attrgetter(f"{backend}fp32_precision")(torch.backends)
+    yield attrgetter("fp32_precision")(torch.backends)
+    for backend in BACKENDS.split():
+        yield attrgetter(f"{backend}.fp32_precision")(torch.backends)
     if torch.is_autocast_enabled(device.type):
         yield from ("autocast", torch.get_autocast_dtype(device.type))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
-from fisherprune.errors import FieldError, shown
+from fisherprune.errors import FieldError
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.batches import Batches
@@ -46,7 +47,7 @@ class GradientMoments:
     @cached_property
     def mean(self) -> dict[str, Tensor]:
         r""":math:`m = \frac1J \sum_j G_j` by parameter name, float32."""
-        return {name: sum / self.groups for name, sum in self.sum.items()}
+        return _divided(self.sum, self.groups)
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
@@ -55,7 +56,7 @@ class GradientMoments:
         By parameter name, float32; the empirical Fisher diagonal where the group size
         is 1.
         """
-        return {name: sum / self.groups for name, sum in self.sum_sq.items()}
+        return _divided(self.sum_sq, self.groups)
 
     def __add__(self, other: GradientMoments) -> GradientMoments:
         """Return the moments of the samples of both, on the devices of the left side.
@@ -70,16 +71,15 @@ class GradientMoments:
         """
         if not isinstance(other, GradientMoments):
             return NotImplemented
-        for what, ours, theirs in (
-            ("group_size", self.group_size, other.group_size),
-            ("parameters", _shapes(self.sum), _shapes(other.sum)),
-        ):
-            if ours != theirs:
-                wanted = f"{shown(ours)} on both sides of +"
-                raise FieldError(f"GradientMoments: {what}", wanted, shown(theirs))
+        _check_alike("group_size", self.group_size, other.group_size)
+        for name in self.sum | other.sum:
+            shapes = (
+                [*m.sum[name].shape] if name in m.sum else None for m in (self, other)
+            )
+            _check_alike(f"shape of {name!r}", *shapes)
         return GradientMoments(
-            _added(self.sum, other.sum),
-            _added(self.sum_sq, other.sum_sq),
+            {n: sum + other.sum[n].to(sum.device) for n, sum in self.sum.items()},
+            {n: sum + other.sum_sq[n].to(sum.device) for n, sum in self.sum_sq.items()},
             self.samples + other.samples,
             self.groups + other.groups,
             self.group_size,
@@ -92,12 +92,15 @@ class GradientMoments:
         return ModelStatistics(parts, self.samples, self.group_size)
 
 
-def _shapes(sums: Sums) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(sum.shape) for name, sum in sums.items()}
+@torch.inference_mode(False)  # autograd may save what is not made in inference mode
+def _divided(sums: Sums, groups: int) -> dict[str, Tensor]:
+    return {name: sum / groups for name, sum in sums.items()}
 
 
-def _added(ours: Sums, theirs: Sums) -> Sums:
-    return {name: sum + theirs[name].to(sum.device) for name, sum in ours.items()}
+def _check_alike(what: str, ours: object, theirs: object) -> None:
+    if ours != theirs:
+        wanted = f"{ours} on both sides of +"
+        raise FieldError(f"GradientMoments: {what}", wanted, theirs)
 
 
 def gradient_moments(
@@ -171,5 +174,5 @@ def _gradient_moments(task: Task) -> GradientMoments:
             accumulators.end()
         sum, sum_sq = accumulators.sums()
     check_finite(sum_sq, "the mean squared gradient")  # then the mean is finite too
-    groups = accumulators.groups
-    return GradientMoments(sum, sum_sq, groups.samples, groups.count, groups.size)
+    samples, groups = accumulators.samples, accumulators.groups
+    return GradientMoments(sum, sum_sq, samples, groups, task.group_size)

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 import fisherprune as fp
-from fisherprune.statistics.cache import Entry, StatisticsCache
+from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.passes import ModelStatistics
 
-SHAPES = {"mean/a": (3, 4), "mean/b": (2,), "fisher/a": (3, 4)}
+SHAPES = {"m": {"a": (3, 4), "b": (2,)}, "F": {"a": (3, 4)}}
 
 
 class Pass:
@@ -18,18 +19,24 @@ class Pass:
 
     def __init__(self):
         self.runs = 0
-        self.tensors = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+        self.parts = {
+            part: {name: torch.randn(shape) for name, shape in shapes.items()}
+            for part, shapes in SHAPES.items()
+        }
 
     def __call__(self):
         self.runs += 1
-        return Entry(self.tensors, samples=7, groups=4, seconds=0.1 + self.runs)
+        seconds = 0.1 + self.runs
+        return ModelStatistics(self.parts, samples=7, group_size=2, seconds=seconds)
 
 
-def assert_same(entry, made):
-    assert (entry.samples, entry.groups) == (7, 4)
-    assert list(entry.tensors) and entry.tensors.keys() == made.tensors.keys()
-    for name, tensor in made.tensors.items():
-        assert torch.equal(entry.tensors[name], tensor)
+def assert_same(found, made):
+    assert (found.samples, found.group_size, found.groups) == (7, 2, 4)
+    assert found.parts.keys() == made.parts.keys()
+    for part, named in made.parts.items():
+        assert found.parts[part].keys() == named.keys()
+        for name, tensor in named.items():
+            assert torch.equal(found.parts[part][name], tensor)
 
 
 def test_the_second_time_it_is_read(tmp_path, capfd):
@@ -76,10 +83,11 @@ DAMAGES = {
     "the header's length": _flip(0),
     "samples": _replace(b'"samples":"7"', b'"samples":"8"'),
     "no number": _replace(b'"samples":"7"', b'"samples":"x"'),
+    "the group size": _replace(b'"group_size":"2"', b'"group_size":"1"'),
     "no samples": _replace(b'"samples":"7"', b'"simples":"7"'),
-    "another version": _replace(b"statistics-1", b"statistics-0"),
+    "another version": _replace(b"statistics-2", b"statistics-1"),
     "masks": lambda path: fp.Masks({"a": torch.ones(3) > 0}).save(path),
-    "no metadata": lambda path: save_file({"mean/a": torch.ones(3, 4)}, path),
+    "no metadata": lambda path: save_file({"m/a": torch.ones(3, 4)}, path),
     "another key": lambda path: os.replace(path.with_stem("other"), path),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
@@ -103,7 +111,7 @@ def test_damaged_and_foreign_files_are_computed_again(damage, tmp_path, capfd):
 
 def test_tensors_of_another_shape_are_computed_again(tmp_path, capfd):
     made, cache = Pass(), StatisticsCache(tmp_path)
-    for shapes in (SHAPES, SHAPES | {"mean/b": (3,)}, {"mean/a": (3, 4)}):
+    for shapes in (SHAPES, SHAPES | {"m": {"a": (3, 4)}}, {"m": {"a": (3, 4)}}):
         cache.get("key", shapes, made)
     assert made.runs == 3
     assert capfd.readouterr().err.count("tensors are of another network") == 2

@@ -38,7 +38,7 @@ def _samples_at_once(input: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Conv2dLayer:
+class _Conv2d:
     """conv2d, zero-padded alike on both sides."""
 
     stride: Pair
@@ -53,7 +53,6 @@ class Conv2dLayer:
         )
 
     def input_grad(self, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        """Return the gradient of the input alone."""
         at_once = _samples_at_once(input)
         if at_once >= len(input):
             return self._input_grad(grad, input, weight)
@@ -72,19 +71,17 @@ class Conv2dLayer:
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
     ) -> Factors:
-        """Return the weight's contribution."""
         return Factors(input, grad, shape, vars(self))
 
     def bias_grads(self, grad: Tensor) -> Rows:
-        """Return the bias's contribution."""
         return summed_positions(grad)
 
 
 @dataclass(frozen=True)
-class Conv1dLayer:
+class _Conv1d:
     """conv1d, as the conv2d over an image one pixel high."""
 
-    conv2d: Conv2dLayer
+    conv2d: _Conv2d
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[N, C, L] -> [N, O, M]``."""
@@ -92,19 +89,16 @@ class Conv1dLayer:
         return image.squeeze(2)
 
     def input_grad(self, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        """Return the gradient of the input alone."""
         images = (t.unsqueeze(2) for t in (grad, input, weight))
         return self.conv2d.input_grad(*images).squeeze(2)
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
     ) -> Factors:
-        """Return the weight's contribution."""
         shape = (*shape[:2], 1, *shape[2:])
         return self.conv2d.weight_grads(grad.unsqueeze(2), input.unsqueeze(2), shape)
 
     def bias_grads(self, grad: Tensor) -> Rows:
-        """Return the bias's contribution."""
         return summed_positions(grad)
 
 
@@ -136,8 +130,8 @@ def conv1d(
     """Sort the arguments of ``F.conv1d`` out."""
     (step, _), (spread, _) = _pair(stride), _pair(dilation)
     input, numbers = _padded(input, weight, padding, [spread])
-    image = Conv2dLayer((1, step), (0, _pair(numbers)[0]), (1, spread), groups)
-    return LayerCall(Conv1dLayer(image), input, weight, bias, dims=3)
+    image = _Conv2d((1, step), (0, _pair(numbers)[0]), (1, spread), groups)
+    return LayerCall(_Conv1d(image), input, weight, bias, dims=3)
 
 
 @register_layer(F.conv2d)
@@ -153,5 +147,5 @@ def conv2d(
     """Sort the arguments of ``F.conv2d`` out."""
     spread = _pair(dilation)
     input, numbers = _padded(input, weight, padding, spread)
-    layer = Conv2dLayer(_pair(stride), _pair(numbers), spread, groups)
+    layer = _Conv2d(_pair(stride), _pair(numbers), spread, groups)
     return LayerCall(layer, input, weight, bias, dims=4)

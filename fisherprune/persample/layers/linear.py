@@ -9,7 +9,7 @@ from fisherprune.persample.contributions import Factors, Rows, summed_positions
 from fisherprune.persample.layers.base import LayerCall, register_layer
 
 
-class LinearLayer:
+class _Linear:
     """Linear, with any positions between the samples and the features."""
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -17,21 +17,18 @@ class LinearLayer:
         return F.linear(input, weight, bias)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
-        """Return the gradient of the input."""
         return grad @ weight
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
     ) -> Factors:
-        """Return the weight's contribution."""
         return Factors(input, grad, shape)
 
     def bias_grads(self, grad: Tensor) -> Rows:
-        """Return the bias's contribution."""
         return summed_positions(grad.movedim(-1, 1))
 
 
 @register_layer(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall:
     """Sort the arguments of ``F.linear`` out."""
-    return LayerCall(LinearLayer(), input, weight, bias, weight_dims=2)
+    return LayerCall(_Linear(), input, weight, bias, weight_dims=2)

@@ -13,7 +13,7 @@ from fisherprune.persample.layers.base import LayerCall, register_layer
 
 
 @dataclass(frozen=True)
-class BatchNormLayer:
+class _BatchNorm:
     """batch_norm with running statistics: an affine map of each channel."""
 
     mean: Tensor
@@ -36,16 +36,13 @@ class BatchNormLayer:
     def input_grad(
         self, grad: Tensor, input: Tensor | None, weight: Tensor | None
     ) -> Tensor:
-        """Return the gradient of the input."""
         return grad * self._scale(grad.dim(), weight)
 
     def weight_grads(self, grad: Tensor, input: Tensor, shape: tuple[int, ...]) -> Rows:
-        """Return the weight's contribution."""
         centered = input - self.mean.view((-1,) + (1,) * (input.dim() - 2))
         return summed_positions(grad * centered * self._scale(grad.dim()))
 
     def bias_grads(self, grad: Tensor) -> Rows:
-        """Return the bias's contribution."""
         return summed_positions(grad)
 
 
@@ -66,5 +63,5 @@ def batch_norm(
             "a BatchNorm layer uses batch statistics, which mix the samples; it must "
             "run in eval mode with running statistics"
         )
-    layer = BatchNormLayer(running_mean, running_var, eps)
+    layer = _BatchNorm(running_mean, running_var, eps)
     return LayerCall(layer, input, weight, bias, reads_input=False)
