@@ -1,7 +1,6 @@
 """grad_moments on the CPU: against a float64 truth, its contract and its errors."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +49,7 @@ def test_every_capability_equals_float64(capability):
     if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
         pytest.skip(f"this process has no {capability}")
     script = (
-        "from fisherprune import kernels; print(kernels.cpu_capability())\n"
+        "from fisherprune.ops import kernels; print(kernels.cpu_capability())\n"
         "from test_grad_moments import *\n"
         "for name in CASES: test_equals_float64(name)"
     )
@@ -59,7 +58,7 @@ def test_every_capability_equals_float64(capability):
 
 
 def test_unknown_capability_is_refused():
-    script = "from fisherprune import kernels; kernels.cpu_capability()"
+    script = "from fisherprune.ops import kernels; kernels.cpu_capability()"
     result = run_python(script, FISHERPRUNE_CPU_CAPABILITY="sse9")
     assert result.returncode != 0
     message = "FISHERPRUNE_CPU_CAPABILITY must be avx512, avx2 or portable, got sse9"
@@ -67,7 +66,7 @@ def test_unknown_capability_is_refused():
 
 
 def run_python(script, **environment):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    path = os.pathsep.join(map(str, [ROOT, ROOT / "tests/support", ROOT / "tests/ops"]))
     return subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
@@ -99,13 +98,13 @@ def convolutions(draw):
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(convolutions())
 def test_any_convolution_equals_float64(case):
     assert_right(*make(**case))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None)
 @given(
     n=st.integers(1, 5),
     c=st.integers(33, 80),
@@ -120,7 +119,7 @@ def test_any_wide_3x3_convolution_equals_float64(**case):
     assert_right(*make(**case))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(1, 40),
     c=st.integers(1, 100),
@@ -307,14 +306,36 @@ def test_inputs_are_left_alone():
     assert torch.equal(grad, before[1])
 
 
+MEMORY = """
+import torch
+from pathlib import Path
+from fisherprune import ops
+
+def most():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+input, grad = torch.randn(256, 512, 2, 2), torch.randn(256, 512, 2, 2)
+sum, sum_sq = torch.zeros(2, 512, 512, 3, 3)
+ops.grad_moments(input[:1], grad[:1], sum, sum_sq, padding=(1, 1))
+before = most()
+ops.grad_moments(input, grad, sum, sum_sq, padding=(1, 1))
+print(most() - before)
+held = torch.zeros(256, 2**20)
+print(most() - before)
+"""
+
+
 def test_no_per_sample_gradient_in_memory():
-    """The gradients of these 256 samples would fill 2.4 GB."""
-    input, grad = torch.randn(256, 512, 2, 2), torch.randn(256, 512, 2, 2)
-    sum, sum_sq = torch.zeros(2, 512, 512, 3, 3)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ops.grad_moments(input, grad, sum, sum_sq, padding=(1, 1))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert after - before < 64 * 1024  # KiB
+    """The gradients of these 256 samples would fill 2.4 GB.
+
+    In a process of its own: the largest memory that one ever had does not fall.
+    """
+    result = run_python(MEMORY)
+    assert result.returncode == 0, result.stderr
+    used, with_a_gigabyte = map(int, result.stdout.split())  # KiB
+    assert used < 64 * 1024
+    assert with_a_gigabyte > 1000 * 1024  # so it is seen
 
 
 @pytest.mark.parametrize("name", ["everything_uneven", "depthwise", "zero_samples"])
