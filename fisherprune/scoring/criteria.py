@@ -97,7 +97,9 @@ def register_criterion(*needs: str) -> Callable[[Score], Score]:
     def register(score: Score) -> Score:
         code = score.__name__
         if code in CRITERIA:
-            raise FieldError("register_criterion: code", "new", f"{code!r}, which is taken")
+            raise FieldError(
+                "register_criterion: code", "new", f"{code!r}, which is taken"
+            )
         CRITERIA[code] = Criterion(code, score, frozenset(needs))
         return score
 
