@@ -54,7 +54,7 @@ format: $(VENV)/installed
 	$(BIN)/clang-format -i $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 sanitize:
-	tests/sanitize/run.sh
+	tests/csrc/sanitize/run.sh
 
 bench: $(VENV)/installed
 	$(INSTALL) --no-build-isolation ".[bench]"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARCHS = ("80", "90")
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
@@ -43,7 +43,7 @@ class Built:
 def start_nvcc(arch: str, cubin: Path) -> subprocess.Popen:
     command = [NVCC, "-O3", "-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings"]
     command += ["-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-o", cubin]
-    command += [ROOT / "tests" / "emulator" / "kernels.cu"]
+    command += [ROOT / "tests" / "support" / "emulator" / "kernels.cu"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 

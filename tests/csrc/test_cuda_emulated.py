@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, run on the CPU by tests/emulator, against the twins."""
+"""The CUDA kernels' own source, run on the CPU by the emulator, against the twins."""
 
 import subprocess
 

@@ -14,7 +14,7 @@ from moment_cases import CASES, accumulators, make
 
 from fisherprune import kernels, ops, reference
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CAPABILITIES = ["portable", "avx2", "avx512"]
 
 
@@ -66,7 +66,8 @@ def test_unknown_capability_is_refused():
 
 
 def run_python(script, **environment):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    folders = [ROOT, ROOT / "tests" / "support", Path(__file__).parent]
+    path = os.pathsep.join(map(str, folders))
     return subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},

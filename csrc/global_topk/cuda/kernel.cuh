@@ -2,8 +2,7 @@
 //
 // A block takes chunks of 8192 scores, wherever they lie. Passes over the scores: three
 // histograms of 11, 11 and 10 bits of the keys that match what the digits before have
-// decided; the last block of each decides on the digit. Then the masks, see
-// global_topk_masks.cuh.
+// decided; the last block of each decides on the digit. Then the masks, see masks.cuh.
 //
 // Memory traffic: 4 bytes a score and pass. Atomic additions are of integers only, so
 // the results do not depend on their order.

@@ -26,7 +26,7 @@ struct GradMomentsPlan {
   TileKind tile;
   Shares shares;
   int64_t workspace;      // floats
-  bool products = false;  // two of them, see grad_moments_products.cuh
+  bool products = false;  // two of them, see products.cuh
 };
 
 inline int64_t tiles_across(int64_t size, int64_t tile) {

@@ -1,11 +1,11 @@
-// source: csrc/cpu/capability.cpp
-// source: csrc/cpu/microkernel.cpp
-// source: csrc/cpu/grad_moments_core.cpp
-// source: csrc/cpu/grad_moments_pack.cpp
-// source: csrc/cpu/grad_moments_plan.cpp
-// source: csrc/cpu/grad_moments_tiles.cpp
-// source: csrc/cpu/grad_moments_units.cpp
-// source: csrc/cpu/grad_moments_winograd.cpp
+// source: csrc/common/cpu/capability.cpp
+// source: csrc/grad_moments/cpu/microkernel.cpp
+// source: csrc/grad_moments/cpu/core.cpp
+// source: csrc/grad_moments/cpu/pack.cpp
+// source: csrc/grad_moments/cpu/plan.cpp
+// source: csrc/grad_moments/cpu/tiles.cpp
+// source: csrc/grad_moments/cpu/units.cpp
+// source: csrc/grad_moments/cpu/winograd.cpp
 //
 // Random layers in every layout, dtype and instruction set, compared with a naive loop
 // in double. Operands lie in heap blocks of their exact size: a read or write beyond
@@ -22,8 +22,8 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/grad_moments_core.h"
-#include "cpu/half_float.h"
+#include "common/cpu/half_float.h"
+#include "grad_moments/cpu/core.h"
 
 namespace {
 

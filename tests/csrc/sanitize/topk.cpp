@@ -1,4 +1,4 @@
-// source: csrc/cpu/capability.cpp
+// source: csrc/common/cpu/capability.cpp
 // The CPU's global_topk, free of torch, against std::sort on hard inputs; built with
 // the address and undefined-behaviour sanitizers (see run.sh).
 #include <cstdio>
@@ -7,7 +7,7 @@
 #include <random>
 #include <thread>
 
-#include "cpu/global_topk_core.h"
+#include "global_topk/cpu/select.h"
 
 using namespace fisherprune;
 

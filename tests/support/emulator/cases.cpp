@@ -7,8 +7,8 @@
 #include <cstdio>
 #include <string>
 
-#include "cuda/global_topk_launch.cuh"
-#include "cuda/grad_moments_launch.cuh"
+#include "global_topk/cuda/launch.cuh"
+#include "grad_moments/cuda/launch.cuh"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // All kernels without torch, so that nvcc alone can say what it makes of them.
-#include "cuda/global_topk_launch.cuh"
-#include "cuda/grad_moments_launch.cuh"
+#include "global_topk/cuda/launch.cuh"
+#include "grad_moments/cuda/launch.cuh"
 
 namespace fisherprune {
 

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <string>
 
-#include "cuda/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 
 namespace {
 
