@@ -16,11 +16,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define FISHERPRUNE_HOST_DEVICE __host__ __device__
-#else
-#define FISHERPRUNE_HOST_DEVICE
-#endif
+#include "common/integers.h"
 
 namespace fisherprune {
 

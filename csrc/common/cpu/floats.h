@@ -5,7 +5,7 @@
 #include <memory>
 #include <new>
 
-namespace fisherprune {
+namespace fisherprune::cpu {
 
 constexpr std::align_val_t kLineBytes{64};
 
@@ -33,4 +33,4 @@ inline float* scratch_floats(int64_t count) {
   return kept.get();
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu

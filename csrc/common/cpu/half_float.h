@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace fisherprune {
+namespace fisherprune::cpu {
 
 struct Float16 {
   uint16_t bits;
@@ -40,4 +40,4 @@ inline float to_float(Float16 value) {
   return float_of_bits(bits | sign);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu

@@ -13,7 +13,7 @@
 
 #include "common/check.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda {
 
 using Stream = cudaStream_t;
 
@@ -65,6 +65,6 @@ __device__ inline unsigned char* dynamic_shared() {
   return fisherprune_shared;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda
 
 #endif  // __CUDACC__

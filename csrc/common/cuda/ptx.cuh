@@ -5,7 +5,7 @@
 
 #ifdef __CUDACC__
 
-namespace fisherprune {
+namespace fisherprune::cuda {
 
 // Where something lies in shared memory: a number of 32 bits to which bytes are added.
 // Of a pointer the compiler finds the same number anew wherever it is used.
@@ -180,6 +180,6 @@ __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
       : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda
 
 #endif  // __CUDACC__

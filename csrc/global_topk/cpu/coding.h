@@ -4,8 +4,7 @@
 
 #include "global_topk/cpu/task.h"
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
 inline CodeRange codes_of(Coding coding, Bracket b) {
   return {code_of(coding, b.low), code_of(coding, b.high)};
@@ -28,7 +27,9 @@ inline Bracket keys_of(Coding coding, CodeRange range) {
 
 // About the finest with codes below and above a bracket, whose low end begins a code.
 inline Coding coding_for(Bracket b) {
-  constexpr uint32_t kMostSteps = 64000;  // of 2^16, with room for the codes around
+  constexpr uint32_t kMostSteps = 64000;
+  static_assert(kMostSteps + 2 * (kMostSteps / (Coding::kLast - 2) + 2) <= 0xffff,
+                "16 bits have room for a code below and one above the bracket, too");
   Coding coding{b.low, 0, 0xffff};
   while ((b.high - b.low) >> coding.shift > kMostSteps) ++coding.shift;
   const uint32_t steps = ((b.high - b.low) >> coding.shift) + 1;
@@ -51,10 +52,6 @@ inline Queries queries_of(const std::vector<CodedQueries>& coded) {
   return all;
 }
 
-// More entries of a bracket that a shared coding may add, as a share of all: to collect
-// them takes as long as to code all entries once more.
-constexpr int64_t kCodingShare = 256;
-
 // Whether all brackets stay narrow in their coding.
 inline bool suits(const Sample& sample, const CodedQueries& coded) {
   const auto stays_narrow = [&](const Query* q) {
@@ -62,7 +59,7 @@ inline bool suits(const Sample& sample, const CodedQueries& coded) {
     const Bracket wide = keys_of(coded.coding, codes_of(coded.coding, own));
     if (own.single()) return wide.single();
     const int64_t more = sample.estimate(wide) - sample.estimate(own);
-    return more <= sample.total / kCodingShare;
+    return more <= sample.total / tuning::kCodingShare;
   };
   return std::all_of(coded.queries.begin(), coded.queries.end(), stays_narrow);
 }
@@ -97,5 +94,4 @@ inline std::vector<CodedQueries> share_codings(const Sample& sample, Queries que
   return shared;
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

@@ -7,13 +7,11 @@
 #include <cstring>
 
 #include "global_topk/contract.h"
+#include "global_topk/cpu/tuning.h"
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
 #define FISHERPRUNE_INLINE inline __attribute__((always_inline))
-
-constexpr int64_t kBlock = 2048;  // scores that stay in the L1 cache between the loops
 
 // Keys from low to high, both included.
 struct Bracket {
@@ -53,7 +51,7 @@ struct CodeRange {
 };
 
 struct Block {
-  alignas(64) uint8_t code[kBlock];
+  alignas(64) uint8_t code[tuning::kBlock];
   const float* scores = nullptr;
   int64_t at = 0, size = 0;  // of the chunk's entries
   int64_t next_size = 0;     // of the next block, behind this one's scores
@@ -63,7 +61,7 @@ struct Block {
   // block ends. In parts, because few lines can be under way at a time.
   void prefetch(int64_t i, int64_t n) const {
     constexpr int64_t kLine = 64 / sizeof(float);
-    const int64_t lines = (next_size + kLine - 1) / kLine;
+    const int64_t lines = ceil_div(next_size, kLine);
     for (int64_t line = lines * i / n; line < lines * (i + 1) / n; ++line)
       __builtin_prefetch(scores + size + kLine * line);
   }
@@ -72,8 +70,8 @@ struct Block {
 // Of one block, by words of 64 neighbours: the bits of those inside a range, the first
 // neighbour lowest, and the list of the words that have any.
 struct Inside {
-  uint64_t word[kBlock / 64];
-  uint8_t listed[kBlock / 64];
+  uint64_t word[tuning::kBlock / 64];
+  uint8_t listed[tuning::kBlock / 64];
   int64_t count = 0;  // of listed words
 };
 
@@ -123,7 +121,8 @@ FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
 FISHERPRUNE_INLINE int64_t split_loop(const Block& block, CodeRange range,
                                       uint8_t* mask, Inside& inside) {
   const uint8_t width = range.high - range.low;
-  uint8_t over[kBlock], in[kBlock];  // to vectorize: the mask might overlap the codes
+  uint8_t over[tuning::kBlock],
+      in[tuning::kBlock];  // to vectorize: the mask might overlap the codes
   int64_t above = 0;
   for (int64_t j = 0; j < block.size; ++j) {
     over[j] = block.code[j] > range.high;
@@ -131,7 +130,7 @@ FISHERPRUNE_INLINE int64_t split_loop(const Block& block, CodeRange range,
     above += over[j];
   }
   memcpy(mask, over, block.size);
-  memset(in + block.size, 0, kBlock - block.size);
+  memset(in + block.size, 0, tuning::kBlock - block.size);
   inside.count = 0;
   for (int64_t j = 0; j < block.size; j += 64) {
     uint64_t& word = inside.word[j / 64];
@@ -147,5 +146,4 @@ inline void publish_nothing() {}
 
 inline constexpr BlockLoops loops_portable{encode_loop, split_loop, publish_nothing};
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

@@ -17,15 +17,14 @@
 #include "global_topk/cpu/coding.h"
 #include "global_topk/cpu/histogram.h"
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
 // Appends the candidates of a block, mostly one or two of a word: these without a
 // branch, which would be mispredicted. Returns how many they are.
 inline int64_t append(const Block& block, const Inside& inside,
                       Candidates& candidates) {
-  uint16_t* place = candidates.places.room(kBlock + 1);
-  uint32_t* key = candidates.keys.room(kBlock + 1);
+  uint16_t* place = candidates.places.room(tuning::kBlock + 1);
+  uint32_t* key = candidates.keys.room(tuning::kBlock + 1);
   const uint32_t* const first = key;
   const auto put = [&](int i, int64_t j) {
     place[i] = static_cast<uint16_t>(block.at + j);
@@ -137,10 +136,12 @@ inline std::vector<int64_t> collect_pass(const Task& task,
           q->candidates.emplace_back(std::make_unique<Candidates>()).get());
     return candidates;
   };
-  for_each_with(task.parallel, task.chunks.size(), own,
-                [&](int64_t c, const std::vector<Candidates*>& candidates) {
-                  nonfinite[c] = collection.chunk(c, candidates);
-                });
+  for_each_task(
+      task.parallel, task.chunks.size(), own,
+      [&](int64_t c, const std::vector<Candidates*>& candidates) {
+        nonfinite[c] = collection.chunk(c, candidates);
+      },
+      [](const std::vector<Candidates*>&) { block_loops().publish(); });
   for (size_t i = 0; i < collection.queries.size(); ++i) {
     Query& q = *collection.queries[i];
     Counts counts;
@@ -223,11 +224,10 @@ inline void keep_ties(const Task& task, const Chunk& chunk, const Find& find,
 // Masks the candidates above the threshold, and the first ties. Nearly each lies in a
 // line of its own: those of many are asked for before the first is written.
 inline void settle(const Find& find, uint32_t threshold, uint8_t* mask) {
-  constexpr int64_t kTogether = 256;
-  uint16_t kept[kTogether];
+  uint16_t kept[tuning::kTogether];
   int64_t left = find.ties;
-  for (int64_t i = 0; i < find.count; i += kTogether) {
-    const int64_t size = std::min(kTogether, find.count - i);
+  for (int64_t i = 0; i < find.count; i += tuning::kTogether) {
+    const int64_t size = std::min(tuning::kTogether, find.count - i);
     const uint16_t* const place = find.places() + i;
     const uint32_t* const key = find.begin() + i;
     int64_t count = 0;
@@ -298,5 +298,4 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
   return select(task, queries, draw_sample(task.scores, queries.size(), task.parallel));
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

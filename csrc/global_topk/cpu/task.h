@@ -6,12 +6,9 @@
 #include <new>
 
 #include "global_topk/cpu/sample.h"
+#include "global_topk/cpu/x86.h"
 
-namespace fisherprune {
-namespace topk {
-
-constexpr int64_t kChunk = 32 * kBlock;
-static_assert(kChunk - 1 <= UINT16_MAX, "a place in a chunk takes 16 bits");
+namespace fisherprune::cpu::global_topk {
 
 // A piece of one tensor, the unit of work.
 struct Chunk {
@@ -93,6 +90,15 @@ inline Query fixed_query(std::vector<uint8_t*> masks, float threshold) {
   return query;
 }
 
+// Calls work(i) on the threads of a task. In the end what the work wrote, past the
+// caches too, is there for all threads.
+template <class Work>
+void for_each(const Parallel& parallel, int64_t count, const Work& work) {
+  for_each_task(
+      parallel, count, [] { return 0; }, [&](int64_t i, int) { work(i); },
+      [](int) { block_loops().publish(); });
+}
+
 struct Task {
   std::vector<Scores> scores;
   Parallel parallel;
@@ -103,16 +109,16 @@ struct Task {
       : scores(std::move(list)), parallel(std::move(run)) {
     for (size_t i = 0; i < scores.size(); ++i) {
       total += scores[i].size;
-      for (int64_t at = 0; at < scores[i].size; at += kChunk)
-        chunks.push_back(
-            {static_cast<int64_t>(i), at, std::min(kChunk, scores[i].size - at)});
+      for (int64_t at = 0; at < scores[i].size; at += tuning::kChunk)
+        chunks.push_back({static_cast<int64_t>(i), at,
+                          std::min(tuning::kChunk, scores[i].size - at)});
     }
   }
 
   // The most entries that are worth collecting for a query: the memory is half of the
   // scores'.
   int64_t most_candidates() const {
-    return std::max<int64_t>(total / 16, 2 * kSampleFrom);
+    return std::max<int64_t>(total / 16, 2 * tuning::kSampleFrom);
   }
 };
 
@@ -121,10 +127,10 @@ template <class Work>
 void for_each_block(const Task& task, const Chunk& chunk, const Work& work) {
   Block block;
   const float* data = task.scores[chunk.tensor].data + chunk.first;
-  for (block.at = 0; block.at < chunk.size; block.at += kBlock) {
+  for (block.at = 0; block.at < chunk.size; block.at += tuning::kBlock) {
     block.scores = data + block.at;
-    block.size = std::min(kBlock, chunk.size - block.at);
-    block.next_size = std::min(kBlock, chunk.size - block.at - block.size);
+    block.size = std::min(tuning::kBlock, chunk.size - block.at);
+    block.next_size = std::min(tuning::kBlock, chunk.size - block.at - block.size);
     work(block);
   }
 }
@@ -138,5 +144,4 @@ inline Queries those(std::vector<Query>& queries, bool (Query::*state)() const) 
   return found;
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

@@ -9,8 +9,7 @@
 #include <immintrin.h>
 #endif
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
 #if defined(__x86_64__)
 inline void publish_stream() { _mm_sfence(); }
@@ -165,5 +164,4 @@ inline const BlockLoops& block_loops() {
   return loops_portable;
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

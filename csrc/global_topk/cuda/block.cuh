@@ -2,9 +2,10 @@
 // list of counts, and being the last one.
 #pragma once
 
+#include "common/integers.h"
 #include "global_topk/cuda/scores.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
 constexpr int TOPK_WARPS = TOPK_THREADS / 32;
 
@@ -49,7 +50,7 @@ __device__ inline Place find_place(int64_t size, int64_t left, CountAt count_at,
   if (left <= 0) return place;
   int64_t* found = shared + TOPK_WARPS;
   for (int64_t end = size;;) {
-    const int64_t share = (end - place.at + TOPK_THREADS - 1) / TOPK_THREADS;
+    const int64_t share = ceil_div(end - place.at, TOPK_THREADS);
     const int64_t from = place.at + threadIdx.x * share;
     const int64_t to = from + share < end ? from + share : end;
     int64_t mine = 0, total;
@@ -80,4 +81,4 @@ __device__ inline bool is_last_block(unsigned long long* ticket, int64_t* shared
   return last;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

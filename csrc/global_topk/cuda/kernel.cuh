@@ -10,7 +10,7 @@
 
 #include "global_topk/cuda/block.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
 // What is known of a selection.
 struct Selection {
@@ -28,6 +28,12 @@ struct Digit {
 
 constexpr Digit DIGITS[] = {{0, 11}, {11, 11}, {22, 10}};
 constexpr int64_t MOST_BINS = 1 << 11;
+static_assert(DIGITS[0].prefix_bits == 0 && DIGITS[1].prefix_bits == DIGITS[0].bits &&
+                  DIGITS[2].prefix_bits == DIGITS[0].bits + DIGITS[1].bits &&
+                  DIGITS[2].prefix_bits + DIGITS[2].bits == 32,
+              "each digit follows the one before, up to the last bit");
+static_assert(1 << DIGITS[0].bits <= MOST_BINS && 1 << DIGITS[1].bits <= MOST_BINS &&
+              1 << DIGITS[2].bits <= MOST_BINS);
 
 // Adds one in shared memory, where the hardware itself joins lanes with equal bins.
 __device__ inline void count_one(bool active, uint32_t bin, uint32_t* counts) {
@@ -187,4 +193,4 @@ __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
     });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

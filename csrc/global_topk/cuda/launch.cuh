@@ -6,11 +6,12 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/integers.h"
 #include "global_topk/cuda/masks.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
-inline int64_t chunks_of(int64_t size) { return (size + TOPK_CHUNK - 1) / TOPK_CHUNK; }
+inline int64_t chunks_of(int64_t size) { return ceil_div(size, TOPK_CHUNK); }
 
 inline int64_t chunks_of(const std::vector<Scores>& scores) {
   int64_t chunks = 0;
@@ -36,7 +37,7 @@ struct TopkWorkspace {
     masks = selections + n * sizeof(Selection) / sizeof(int64_t);
     cuts = masks + n * tensors;
     ties = cuts + std::max(n, tensors) * sizeof(Cut) / sizeof(int64_t);
-    words = ties + (n * chunks_of(scores) + 3) / 4;
+    words = ties + ceil_div(n * chunks_of(scores), 4);
   }
 };
 
@@ -225,4 +226,4 @@ inline void run_topk_masks(const std::vector<Scores>& scores, float threshold,
   write_masks(call, masks, true);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

@@ -9,7 +9,7 @@
 
 #include "global_topk/cuda/kernel.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
 // Where the kept of the scores that equal a threshold run out: chunks before keep all
 // of them, this one its first `left`, those behind it none.
@@ -82,7 +82,6 @@ constexpr size_t TIES_BYTES = SEARCH_BYTES + 2 * TOPK_KEEPS * sizeof(unsigned);
 __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
     topk_count_ties_kernel(ScoreTable table, TieRule rule, uint16_t* ties, Cut* cuts,
                            unsigned long long* ticket) {
-  static_assert(TOPK_KEEPS * 2 <= TOPK_THREADS && TOPK_CHUNK < 1 << 16);
   if (!cuts_ties(rule)) return;
   int64_t* shared = reinterpret_cast<int64_t*>(dynamic_shared());
   unsigned* counts = reinterpret_cast<unsigned*>(dynamic_shared() + SEARCH_BYTES);
@@ -189,4 +188,4 @@ __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
   }
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

@@ -2,11 +2,11 @@
 // lie within one tensor, 16 scores of a thread at a time.
 #pragma once
 
-#include "global_topk/contract.h"
 #include "common/cuda/launch.cuh"
-#include "common/cuda/tuning.h"
+#include "global_topk/contract.h"
+#include "global_topk/cuda/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -35,7 +35,7 @@ __device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int64_t first = 0, last = table.tensors;
   while (last - first > 1) {
-    const int64_t step = (last - first + 31) / 32;
+    const int64_t step = ceil_div(last - first, 32);
     const int64_t mine = first + lane * step;
     const bool before = mine < last && __ldg(&table.entry[mine].first_chunk) <= chunk;
     first += (__popc(__ballot_sync(ALL_LANES, before)) - 1) * step;
@@ -47,9 +47,6 @@ __device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
   return {entry.data + start, first, start,
           left < TOPK_CHUNK ? static_cast<int>(left) : TOPK_CHUNK};
 }
-
-constexpr int QUADS = 4;                     // of a thread, under way at a time
-constexpr int QUAD_STEP = 4 * TOPK_THREADS;  // from one of them to the next
 
 // Four times four neighbouring scores of a thread. Of a whole chunk all exist.
 template <bool whole>
@@ -85,7 +82,6 @@ __device__ inline bool is_aligned(const Chunk& chunk) {
 // places.
 template <class Action>
 __device__ inline void for_each_batch(const Chunk& chunk, Action action) {
-  static_assert(TOPK_CHUNK % (QUADS * QUAD_STEP) == 0);
   const int mine = 4 * static_cast<int>(threadIdx.x);
   const bool aligned = is_aligned(chunk);
   if (aligned && chunk.size == TOPK_CHUNK) {
@@ -147,4 +143,4 @@ __global__ void store_words(const Words words, uint64_t* to, Zeros a, Zeros b) {
   for (int64_t i = mine; i < b.count; i += step) b.at[i] = 0;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

@@ -5,9 +5,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/integers.h"
 #include "grad_moments/cpu/microkernel.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 struct AccumulatorTile {
   float* first;
@@ -18,7 +19,7 @@ struct AccumulatorTile {
   // it is asked for while the tile is computed, a part at a time.
   void prefetch(int64_t part, int64_t parts) const {
     constexpr int64_t kLineFloats = 16;
-    const int64_t share = (outputs + parts - 1) / parts;
+    const int64_t share = ceil_div(outputs, parts);
     const int64_t last = std::min((part + 1) * share, outputs);
     for (int64_t output = part * share; output < last; ++output) {
       const float* const row = first + output * output_stride;
@@ -33,4 +34,4 @@ struct AccumulatorTile {
   }
 };
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -6,7 +6,7 @@
 
 #include "common/cpu/capability.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // Consecutive entries of the positions, of one group of samples, summed in registers. A
 // group that is cut into several runs waits in the carry tile.
@@ -35,6 +35,8 @@ struct Column {
 // R rows of lanes. Without a sum_sq (null) only sums. The carry is [R][lanes].
 using MicroTile = void (*)(const Column&, const int64_t* base, float* sum,
                            float* sum_sq, float* carry);
+
+constexpr int kMostRows = 16;  // of any micro-tile
 
 struct MicroTileOf {
   int rows;
@@ -103,4 +105,4 @@ struct Microkernels {
 
 const Microkernels& microkernels(Capability capability);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -4,13 +4,12 @@
 
 #include <algorithm>
 
+#include "common/check.h"
+#include "common/integers.h"
 #include "grad_moments/cpu/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Where convolution groups have few outputs, most lanes would idle over outputs: they
 // go over the groups instead.
@@ -80,6 +79,15 @@ Units choose_units(const Plan& plan, int64_t lanes_of_tile) {
 // In a packed input, one output position further is this many rows or columns: kernels
 // of one row or column leave out what the stride skips.
 int64_t step(int64_t kernel, int64_t stride) { return kernel == 1 ? 1 : stride; }
+
+// The micro-kernels count what lies in a block of one packed channel in 32 bits.
+void check_offsets(const Plan& plan) {
+  const int64_t values = plan.input_stride() * plan.input_lanes;
+  check(
+      values <= INT32_MAX,
+      "grad_moments: the input that the positions of one block see must have at most ",
+      INT32_MAX, " values a channel, got ", values);
+}
 
 void fill_base(Plan& plan) {
   const ConvShape& s = plan.shape;
@@ -192,6 +200,7 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
     columns_over_groups(plan, kernels);
   plan.units = choose_units(plan, plan.columns[0].vectors * kernels.lanes);
   plan.most_positions = plan.units.positions_of(plan.units.block_at(0));
+  check_offsets(plan);
   fill_base(plan);
   plan.carries = !plan.products && plan.units.carries(tuning::kRunPositions);
   plan.short_runs &= !plan.carries;
@@ -199,4 +208,4 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
   return plan;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "grad_moments/contract.h"
-#include "grad_moments/cpu/units.h"
 #include "grad_moments/cpu/microkernel.h"
+#include "grad_moments/cpu/units.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // What is read of one sample: h = h0 + i * row_step and w = w0 + j * col_step for row i
 // and column j; zero outside of the image.
@@ -69,4 +69,4 @@ struct Plan {
 
 Plan plan_of(const ConvShape& shape, const Microkernels& kernels);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -7,16 +7,15 @@
 #include <algorithm>
 #include <numeric>
 
+#include "common/integers.h"
 #include "grad_moments/cpu/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
 
 constexpr int64_t kTileFloats =
     std::max(tuning::kTileRows * tuning::kTileLanes,
              tuning::kShortTileRows* tuning::kShortTileLanes);
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // As many times `rows` as a tile holds, fewer where the threads would run out of tasks.
 int64_t choose_task_rows(int64_t rows, int64_t most, int64_t patch, int64_t columns,
@@ -99,7 +98,6 @@ Tiles::Runs Tiles::cached_runs(const Pass& pass, int64_t first,
 // Micro-tiles have rows of one place in the kernel: every row, or every places_-th.
 void Tiles::micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* sum,
                         float* sum_sq) const {
-  constexpr int64_t kMostRows = 16;
   const ColumnOfTiles& c = tile.column;
   const MicroTileOf micro = micro_tile(c);
   const float* const input =
@@ -140,4 +138,4 @@ void Tiles::prefetch(const Pass& pass, const Tile& tile, int64_t part,
   if (pass.sum_sq) target(tile, pass.sum_sq).prefetch(part, parts);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

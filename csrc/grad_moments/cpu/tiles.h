@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "grad_moments/cpu/accumulator_tile.h"
 #include "common/cpu/floats.h"
-#include "grad_moments/cpu/plan.h"
+#include "grad_moments/cpu/accumulator_tile.h"
 #include "grad_moments/cpu/microkernel.h"
+#include "grad_moments/cpu/plan.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // What one pass over a block reads and where it adds.
 struct Pass {
@@ -60,4 +60,4 @@ class Tiles {
   Floats carry_;  // sums of unfinished groups, one float per weight; only where needed
 };
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -1,14 +1,16 @@
-// Tuning constants of the CPU kernels. None of them depends on the number of threads,
-// so the order of the additions, and with it every bit of the result, does not either.
+// Tuning constants of grad_moments on the CPU. None of them depends on the number of
+// threads, so the order of the additions, and with it every bit of the result, does not
+// either. Any values within the bounds that are asserted give right results.
 #pragma once
 
 #include <cstdint>
 
-namespace fisherprune::tuning {
+namespace fisherprune::cpu::grad_moments::tuning {
 
 // Rows of the patch and lanes of the outputs that one task keeps in its tile: twice
 // 48 x 64 floats are 24 KiB, half of a first-level cache. 48 is a multiple of every
-// micro-tile's rows but the 9 of depthwise convolutions.
+// micro-tile's rows but the 9 of depthwise convolutions. That micro-tiles fit is
+// asserted in microkernel.cpp.
 constexpr int64_t kTileRows = 48;
 constexpr int64_t kTileLanes = 64;
 
@@ -40,33 +42,54 @@ constexpr int64_t kOneTileBlockBytes = 2 << 20;
 constexpr int64_t kBlockBytes = 4 << 20;
 constexpr int64_t kBlockPositions = 4096;
 constexpr int64_t kMostBlockBytes = 16 << 20;
+static_assert(kMostBlockBytes / 4 <= INT32_MAX && kGradBytes / 4 <= INT32_MAX,
+              "places in a packed block take 32 bits");
+
+// Channels of the input that one task packs, and numbers that one task squares.
+constexpr int64_t kPackChannels = 16;
+constexpr int64_t kSquarePiece = 1 << 14;
+static_assert(kPackChannels >= 1 && kSquarePiece >= 1);
+
+// Positions that are transposed at a time, in the first-level cache.
+constexpr int64_t kPackPositions = 128;
+static_assert(kPackPositions >= 1);
+
+// Floats of a sample's packed input, and how many times those of the image, above which
+// a kernel is taken tap by tap: packed as usual, the padding would fill the memory.
+constexpr double kPaddedFloats = 1 << 26;
+constexpr double kMostPadding = 16;
 
 // Winograd: tiles that a task transforms at a time, and its panels of channels at most:
 // the second-level cache holds what comes of them.
 constexpr int64_t kWinogradTiles = 32;
 constexpr int64_t kWinogradPanels = 4;
+static_assert(kWinogradPanels >= 1);
 
-// Tasks that there must be for it, or many threads would have none. What a tile and
-// what the end of a sample costs for each channel, in multiplications of a vector: the
-// 36 and the share of a transformation, and the way from 36 sums to 9 moments.
+// Tasks that there must be for it: with fewer, many threads would have none. What a
+// tile and what the end of a sample costs for each channel, in multiplications of a
+// vector: the 36 and the share of a transformation, and the way from 36 sums to 9
+// moments.
 constexpr int64_t kWinogradLeastTasks = 16;
 constexpr int64_t kWinogradTileCost = 42;
 constexpr int64_t kWinogradSampleCost = 160;
 
-// How much larger than the taps, in squares, the 36 sums may be that they come of. The
-// error is some 2e-7 of the taps times the root of that: here 4e-6. Dense and sparse
-// random data have 10 to 30, layers of ResNet18 and VGG19 less than 10.
+// How much larger than the taps the 36 sums may be from which the taps are computed, in
+// squares. The error is about 2e-7 of the taps times the root of this: here 4e-6. Dense
+// and sparse random data have 10 to 30, layers of ResNet18 and VGG19 less than 10.
 constexpr float kWinogradMostLoss = 400;
+static_assert(kWinogradMostLoss <= 2500, "the error must stay below 1e-5");
 
-// What may be taken for zero, in squares and of those of the taps: 4e-6.
+// The share of the taps that may be taken for zero, in squares: here 4e-6.
 constexpr float kWinogradMostZeros = 1.6e-11f;
+static_assert(kWinogradMostZeros <= 1e-10f, "the error must stay below 1e-5");
 
 // Positions added up in one register before they join the others: bounds the rounding
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;
+static_assert(kRunPositions >= 1, "a run goes on");
 
 // Multiply-adds below which a call is one thread's work: to start and to wait for the
 // others takes longer.
 constexpr int64_t kSerialWork = 1 << 20;
 
-}  // namespace fisherprune::tuning
+}  // namespace fisherprune::cpu::grad_moments::tuning

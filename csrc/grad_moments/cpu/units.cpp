@@ -4,11 +4,10 @@
 
 #include <algorithm>
 
-namespace fisherprune {
-namespace {
+#include "common/integers.h"
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+namespace fisherprune::cpu::grad_moments {
+namespace {
 
 // Whole groups where `most` samples hold one.
 int64_t units_of_block(int64_t samples, int64_t group, int64_t most) {
@@ -73,4 +72,4 @@ bool Units::carries(int64_t most) const {
   return false;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

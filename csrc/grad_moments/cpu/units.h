@@ -7,7 +7,7 @@
 
 #include "grad_moments/cpu/microkernel.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // The units [first, last) of one block.
 struct Block {
@@ -40,4 +40,4 @@ struct Units {
 Units units_of(int64_t samples, int64_t rows, int64_t cols, int64_t group_size,
                int64_t most_rows, int64_t most_units);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

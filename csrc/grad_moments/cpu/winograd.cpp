@@ -20,13 +20,14 @@
 #include <numeric>
 #include <vector>
 
-#include "grad_moments/cpu/accumulator_tile.h"
 #include "common/cpu/floats.h"
+#include "common/integers.h"
+#include "grad_moments/cpu/accumulator_tile.h"
 #include "grad_moments/cpu/pack.h"
-#include "grad_moments/cpu/units.h"
 #include "grad_moments/cpu/tuning.h"
+#include "grad_moments/cpu/units.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
 
 using winograd::kEdge;
@@ -35,9 +36,6 @@ using winograd::kReach;
 using winograd::kTaps;
 
 constexpr int64_t kHalo = kReach - kEdge;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Rows of units are rows of tiles.
 Units choose_units(const ConvShape& s) {
@@ -343,12 +341,12 @@ bool winograd_pays(const ConvShape& s, const Microkernels& kernels) {
          winograd_cost(s) < plain_cost(s);
 }
 
-std::vector<Part> grad_moments_winograd(const GradMoments& moments,
-                                        const Microkernels& kernels,
-                                        const ParallelFor& each, int64_t threads) {
-  Winograd winograd(moments, kernels, threads);
-  each(winograd.tasks(), [&](int64_t task) { winograd.run(task); });
+std::vector<Part> accumulate_by_winograd(const GradMoments& moments,
+                                         const Machine& machine) {
+  Winograd winograd(moments, machine.kernels, machine.threads);
+  for_each_task(machine.parallel, winograd.tasks(),
+                [&](int64_t task) { winograd.run(task); });
   return winograd.lost();
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -14,10 +14,10 @@
 
 #include "grad_moments/cuda/kernel.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 constexpr int DENSE = 64;  // positions of a stage
-constexpr int DEPTH = 16;  // of a product
+constexpr int DEPTH = 16;  // positions of a product
 
 struct DenseTask {
   GradMomentsTask moments;
@@ -48,7 +48,7 @@ template <class Tile, int channels>
 struct DenseCopies {
   using Rows = DenseRows<channels>;
   static constexpr int pieces = channels / 8, step = Tile::threads / pieces;
-  static_assert(DEPTH % step == 0);
+  static_assert(channels % 8 == 0 && Tile::threads % pieces == 0 && DEPTH % step == 0);
   const char* from;  // position `first` of the sample that is next
   int first, to;
   bool exists;  // such channels
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = m.fresh;
-  run_pipeline<Tile, 0>(
+  run_pipeline<Tile, DENSE / DEPTH, 0>(
       moments, m, count, range, cursor,
       [&](int stage) {
         if (loaded.sample >= range.end) return;
@@ -198,4 +198,4 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

@@ -16,7 +16,7 @@
 #include "grad_moments/cuda/load.cuh"
 #include "grad_moments/cuda/tile.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 struct GradMomentsTask {
   Operand grad, input;
@@ -258,12 +258,15 @@ __device__ inline void multiply_positions(Moments<Tile>& moments,
 // `ahead`, prepare(stage) comes in between, a stage before: each thread may change what
 // it copied itself. Now and then, between two stages, the sums are flushed: in a loop
 // of its own, as the compiler would otherwise move registers to and fro in each stage.
-template <class Tile, int ahead, class Load, class Prepare, class Multiply>
+// A stage holds up to `samples` samples, or a part of one.
+template <class Tile, int samples, int ahead, class Load, class Prepare, class Multiply>
 __device__ inline void run_pipeline(Moments<Tile>& moments, const GradMomentsTask& task,
                                     GroupCount& count, const SampleRange& range,
                                     const Cursor& cursor, Load load, Prepare prepare,
                                     Multiply multiply) {
   constexpr int stages = Tile::stages;
+  static_assert(stages >= 2 + ahead);
+  static_assert(STAGE_SAMPLES % samples == 0, "see FLUSH_GROUPS");
   const auto behind = [](int stage) { return stage + 1 < stages ? stage + 1 : 0; };
   int fill = 1 - stages;  // below 0 while the pipeline is filled
   int stage = 0, next = 0;
@@ -303,7 +306,7 @@ __global__ void __launch_bounds__(
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = task.fresh;
-  run_pipeline<Tile, 0>(
+  run_pipeline<Tile, 2 * Tile::slabs, 0>(  // two short samples in each slab
       moments, task, count, range, cursor,
       [&](int stage) {
         load_stage<Tile, async>(task, shared, stage, loaded, range.end);
@@ -365,4 +368,4 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
   sum_sq[at] += total_sq;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

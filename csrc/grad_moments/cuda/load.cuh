@@ -7,10 +7,11 @@
 // positions.
 #pragma once
 
-#include "grad_moments/contract.h"
 #include "common/cuda/ptx.cuh"
+#include "common/integers.h"
+#include "grad_moments/contract.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 constexpr int SLAB = 16;
 // A shift or position that lies outside of every image, whatever is added to it.
@@ -158,7 +159,7 @@ __device__ inline void copy_column(const Operand& op, const Row* rows, float* to
 template <Dtype dtype, int step, int count>
 __device__ inline void widen_column(const Operand& op, const Row* rows, float* to,
                                     int first, const Corner& at, const char* base) {
-  constexpr int loads = (count + step - 1) / step;
+  constexpr int loads = ceil_div(count, step);
   uint32_t bits[loads];
 #pragma unroll
   for (int i = 0; i < loads; ++i) {
@@ -213,4 +214,4 @@ __device__ inline void load_slab(const Operand& op, const Row* rows, float* slab
                                   positions);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

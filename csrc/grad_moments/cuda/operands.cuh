@@ -8,7 +8,7 @@
 #include "grad_moments/cuda/dense.cuh"
 #include "grad_moments/cuda/window.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
@@ -86,7 +86,7 @@ std::optional<Window> find_window(const GradMoments& m) {
   const int64_t taps = s.kernel_h * s.kernel_w;
   w.channels = static_cast<int>(
       std::min(s.group_channels(), (Tile::columns + taps - 2) / taps + 1));
-  w.pieces = w.channels * w.rows * static_cast<int>((s.width + 3) / 4);
+  w.pieces = w.channels * w.rows * static_cast<int>(ceil_div(s.width, 4));
   w.bytes = w.channels * w.channel * WORD;
   if (window_memory_bytes<Tile>(w) > limit) return std::nullopt;
   return w;
@@ -116,4 +116,4 @@ inline bool dense_suits(const GradMoments& m) {
          dense_memory_bytes<DenseTile>() <= most_shared_bytes();
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

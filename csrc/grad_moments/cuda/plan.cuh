@@ -9,7 +9,7 @@
 #include "grad_moments/cuda/operands.cuh"
 #include "grad_moments/cuda/products.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 enum class TileKind { small, square, tall, window, slim_window, dense };
 
@@ -29,14 +29,10 @@ struct GradMomentsPlan {
   bool products = false;  // two of them, see products.cuh
 };
 
-inline int64_t tiles_across(int64_t size, int64_t tile) {
-  return (size + tile - 1) / tile;
-}
-
 template <class Tile>
 int64_t tiles_of(const ConvShape& s) {
-  return s.groups * tiles_across(s.group_outputs(), Tile::rows) *
-         tiles_across(s.patch(), Tile::columns);
+  return s.groups * ceil_div(s.group_outputs(), Tile::rows) *
+         ceil_div(s.patch(), Tile::columns);
 }
 
 template <class Tile>
@@ -71,23 +67,23 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
 // and each split takes two floats a weight of memory.
 template <class Tile>
 Shares choose_shares(const ConvShape& s, int64_t slots) {
-  const int64_t tiles = tiles_of<Tile>(s), slabs = tiles_across(s.positions(), SLAB);
+  const int64_t tiles = tiles_of<Tile>(s), slabs = ceil_div(s.positions(), SLAB);
   const int64_t group_size = std::min(s.group_size, s.samples);
-  const int64_t groups = tiles_across(s.samples, group_size);
+  const int64_t groups = ceil_div(s.samples, group_size);
   const int64_t most =
       std::min(MOST_WAVES * slots / tiles, s.samples * slabs / LEAST_SLABS);
   const auto time_of = [&](int64_t splits, int64_t samples) {
-    return tiles_across(tiles * splits, slots) * (samples * slabs + BLOCK_SLABS);
+    return ceil_div(tiles * splits, slots) * (samples * slabs + BLOCK_SLABS);
   };
   // Those of more splits come later.
   const auto for_each = [&](auto consider) {
     consider(Shares{}, time_of(1, s.samples));
     for (int64_t splits = 2; splits <= std::min(groups, most); ++splits)
       consider(Shares{static_cast<int>(splits), 1},
-               time_of(splits, tiles_across(groups, splits) * group_size));
+               time_of(splits, ceil_div(groups, splits) * group_size));
     for (int64_t parts = 2; parts <= std::min(group_size, most / groups); ++parts)
       consider(Shares{static_cast<int>(groups * parts), static_cast<int>(parts)},
-               time_of(groups * parts, tiles_across(group_size, parts)));
+               time_of(groups * parts, ceil_div(group_size, parts)));
   };
   int64_t shortest = std::numeric_limits<int64_t>::max();
   for_each([&](Shares, int64_t time) { shortest = std::min(shortest, time); });
@@ -152,4 +148,4 @@ inline void check_extents(const ConvShape& s) {
   below_limit(tiles_of<SmallTile>(s), "tiles of the weight gradient");
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

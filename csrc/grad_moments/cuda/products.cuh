@@ -4,11 +4,12 @@
 // samples for the positions of one sample, and close one group instead of one a sample.
 #pragma once
 
+#include "common/integers.h"
 #include "grad_moments/contract.h"
 #include "grad_moments/cuda/load.cuh"
-#include "common/cuda/tuning.h"
+#include "grad_moments/cuda/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 inline bool are_products(const ConvShape& s) {
   return s.height == 1 && s.width == 1 && s.positions() == 1 && s.kernel_h == 1 &&
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(SQUARE_THREADS)
 inline View4 launch_squares(const View4& view, int64_t samples, int64_t channels,
                             float* squares, Stream stream) {
   const int64_t size = samples * channels;
-  const int64_t blocks = (size + SQUARE_THREADS - 1) / SQUARE_THREADS;
+  const int64_t blocks = ceil_div(size, SQUARE_THREADS);
   launch(square_samples, dim3(static_cast<unsigned>(blocks)), SQUARE_THREADS, 0, stream,
          view, channels, size, squares);
   return {squares, Dtype::float32, {channels, 1, 1, 1}};
@@ -70,4 +71,4 @@ inline GradMoments squares_of(GradMoments m, float* memory, Stream stream) {
   return m;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

@@ -4,9 +4,9 @@
 #pragma once
 
 #include "grad_moments/cuda/load.cuh"
-#include "common/cuda/tuning.h"
+#include "grad_moments/cuda/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 // How operands are multiplied.
 enum class Products {
@@ -184,4 +184,4 @@ __device__ inline void close_group(Moments<Tile>& moments, int samples,
   });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

@@ -13,7 +13,7 @@
 
 #include "grad_moments/cuda/window_load.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 // What a lane reads of a stage, in bytes: its row of the gradient's matrices, and for
 // each of its products' columns the place of a weight's image value at position lane
@@ -136,6 +136,8 @@ __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& t
     multiply_window<Tile, true>(moments, lane, grad, quad, window, window + at(4));
   else
     multiply_window<Tile, false>(moments, lane, grad, quad, window, window + at(4));
+  static_assert(WINDOW == 2 * SLAB && SLAB == 16,
+                "two or four products of 8 positions");
   const auto more = [&](int t) {
     multiply_window<Tile, false>(moments, lane, grad, quad + t / 4, window + at(t),
                                  window + at(t + 4));
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = m.fresh;
-  run_pipeline<Tile, 1>(
+  run_pipeline<Tile, WINDOW / SMALL, 1>(
       moments, m, count, range, cursor,
       [&](int stage) {
         if (copies.next.sample >= range.end) return;
@@ -212,4 +214,4 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

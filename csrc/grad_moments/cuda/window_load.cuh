@@ -6,7 +6,7 @@
 
 #include "grad_moments/cuda/kernel.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 constexpr int WINDOW = 32;           // positions of a stage
 constexpr int WORD = sizeof(float);  // bytes
@@ -245,4 +245,4 @@ struct Copies {
   }
 };
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

@@ -2,6 +2,8 @@
 // source: csrc/grad_moments/cpu/microkernel.cpp
 // source: csrc/grad_moments/cpu/core.cpp
 // source: csrc/grad_moments/cpu/pack.cpp
+// source: csrc/grad_moments/cpu/parts.cpp
+// source: csrc/grad_moments/cpu/plain.cpp
 // source: csrc/grad_moments/cpu/plan.cpp
 // source: csrc/grad_moments/cpu/tiles.cpp
 // source: csrc/grad_moments/cpu/units.cpp
@@ -11,7 +13,6 @@
 // in double. Operands lie in heap blocks of their exact size: a read or write beyond
 // them is reported.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -28,6 +29,7 @@
 namespace {
 
 using namespace fisherprune;
+using namespace fisherprune::cpu;
 
 std::mt19937 generator(20);
 
@@ -100,14 +102,10 @@ double gradient(const ConvShape& s, const Operand4& a, const Operand4& d, int64_
   return g;
 }
 
-// Two threads that take tasks in turns.
-void two_threads(int64_t count, const std::function<void(int64_t)>& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i = next++; i < count; i = next++) body(i);
-  };
-  std::thread other(work);
-  work();
+// Two threads, each with half of the tasks to begin with.
+void two_threads(int64_t count, const Body& body) {
+  std::thread other(body, 0, count / 2);
+  body(count / 2, count);
   other.join();
 }
 
@@ -186,8 +184,8 @@ void test(const ConvShape& s, Dtype dtype, Layout input_layout, Layout grad_layo
     std::unique_ptr<float[]> sum(new float[size]), sum_sq(new float[size]);
     std::fill_n(sum.get(), size, 0.5f);
     std::fill_n(sum_sq.get(), size, 0.25f);
-    grad_moments_core({s, a.view, d.view, sum.get(), sum_sq.get()}, capability,
-                      two_threads, draw(1, 8));
+    cpu::grad_moments::accumulate({s, a.view, d.view, sum.get(), sum_sq.get()},
+                                  capability, two_threads, draw(1, 8));
     if (distance(sum.get(), truth.sum) > 1e-5) fail(s, capability, "wrong sum");
     if (distance(sum_sq.get(), truth.sum_sq) > 1e-5)
       fail(s, capability, "wrong sum_sq");

@@ -13,6 +13,9 @@
 namespace {
 
 using namespace fisherprune;
+using namespace fisherprune::cuda;
+using namespace fisherprune::cuda::global_topk;
+using namespace fisherprune::cuda::grad_moments;
 
 // An allocation of its own size, so that the address sanitizer knows its end.
 struct Array {

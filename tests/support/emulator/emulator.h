@@ -123,7 +123,7 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
-namespace fisherprune {
+namespace fisherprune::cuda {
 
 // ---- what launch.cuh gives ----
 
@@ -319,4 +319,4 @@ inline void multiply_bfloat16(float (&c)[4], const uint32_t (&a)[4],
                   [](uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda

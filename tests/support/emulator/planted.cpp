@@ -7,7 +7,7 @@
 
 namespace {
 
-using namespace fisherprune;
+using namespace fisherprune::cuda;
 
 constexpr int THREADS = 64;
 

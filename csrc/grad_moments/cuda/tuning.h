@@ -1,9 +1,10 @@
-// Tuning constants of the CUDA kernels. Any value is correct; these aim at sm_90.
+// Tuning constants of grad_moments on CUDA; these aim at sm_90. Any values within the
+// bounds that are asserted, here and where tiles are used, give right results.
 #pragma once
 
 #include <cstdint>
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 // A block's tile of the gradient: warps side by side, and 16 x 8 products of a warp.
 template <int warps_m_, int warps_n_, int products_m_, int products_n_, int stages_,
@@ -16,6 +17,8 @@ struct TileShape {
   static constexpr int threads = 32 * warps_m * warps_n;
   static constexpr int stages = stages_;  // of the pipeline from global memory
   static constexpr int blocks = blocks_;  // resident on a multiprocessor
+  static_assert(threads <= 1024 && blocks >= 1);
+  static_assert(stages >= 2, "a stage is copied while another one is multiplied");
 };
 
 // How operands come to the products.
@@ -27,6 +30,7 @@ struct Tile : Shape {
   static constexpr Path path = Path::gathered;
   static constexpr int slabs = slabs_;  // of 16 positions between two barriers
   static constexpr int exact_blocks = exact_blocks_;  // resident, to float32 precision
+  static_assert(slabs >= 1);
 };
 
 using SmallTile = Tile<TileShape<2, 2, 1, 2, 3, 4>, 2, 4>;   // 32 x 32: first layers
@@ -39,6 +43,8 @@ template <class Shape>
 struct ImageTile : Shape {
   static constexpr Path path = Path::window;
   static constexpr int exact_blocks = 0;
+  static_assert(Shape::products_m % 2 == 0, "products of small images come in pairs");
+  static_assert(Shape::stages >= 3, "a stage is rounded before it is multiplied");
 };
 
 using WindowTile = ImageTile<TileShape<2, 4, 4, 4, 4, 1>>;      // 128 x 128
@@ -49,6 +55,8 @@ template <class Shape>
 struct RowsTile : Shape {
   static constexpr Path path = Path::dense;
   static constexpr int exact_blocks = Shape::blocks;
+  static_assert(Shape::products_n % 2 == 0,
+                "the input is read for two products at once");
 };
 
 using DenseTile = RowsTile<TileShape<2, 4, 4, 4, 4, 1>>;  // 128 x 128
@@ -65,25 +73,27 @@ constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;
 // Of shared memory, that the device keeps of each block.
 constexpr int RESERVED_BYTES = 1 << 10;
 
-// Per-sample moments added in registers before they are added to memory: short enough
-// that the rounding errors of 40,000 samples stay near those of a few hundred.
+// Groups of samples whose moments are added in registers before they are added to
+// memory: few enough that the rounding errors of 40,000 samples stay near those of a
+// few hundred. Registers are flushed between two stages of the pipeline, and the sums
+// of an open group would be lost: so this many groups must fill whole stages, whatever
+// a group's size. They do where the number is a multiple of the samples that a stage
+// can hold; run_pipeline asserts that each kernel's stages hold a divisor of
+// STAGE_SAMPLES.
 constexpr int FLUSH_GROUPS = 256;
+constexpr int STAGE_SAMPLES = 8;
+static_assert(FLUSH_GROUPS >= 1 && FLUSH_GROUPS % STAGE_SAMPLES == 0,
+              "a flush must not meet an open group");
 
 // Samples are split over blocks. A block of its own costs as much as some slabs of 16
 // positions: its pipeline is filled, its sums go to memory and are read again.
 constexpr int BLOCK_SLABS = 24;
 constexpr int MOST_WAVES = 4;
 constexpr int LEAST_SLABS = 16;  // of work for a block
+static_assert(BLOCK_SLABS >= 0 && MOST_WAVES >= 1 && LEAST_SLABS >= 1);
 
 // Weights of a layer from which on its moments are taken as two products: each has a
 // block for a tile of weights, and of fewer there would be idle multiprocessors.
 constexpr int64_t PRODUCTS_LEAST = 1 << 18;
 
-// global_topk: scores a block takes at a time, and the selections that share a pass.
-constexpr int TOPK_THREADS = 256;
-constexpr int TOPK_CHUNK = 8192;
-constexpr int TOPK_BLOCKS = 4;  // resident on a multiprocessor
-constexpr int TOPK_KEEPS = 6;   // 6 histograms of 2048 counts fill 48 KiB
-constexpr int SHARED_DIGIT_BITS = 13;
-
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments
