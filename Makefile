@@ -45,6 +45,8 @@ test: lint sanitize
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files \
 		'*.cpp' '*.h' '*.cu' '*.cuh')
 

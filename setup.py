@@ -138,9 +138,7 @@ def extension():
     return kind(
         name="fisherprune._C",
         sources=sorted(map(str, sources)),
-        include_dirs=[
-            str(path.resolve()) for path in (CSRC, FACTS.parent)
-        ]
+        include_dirs=[str(path.resolve()) for path in (CSRC, FACTS.parent)]
         + [pybind11.get_include()],
         extra_compile_args={
             "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.harness import Timing, ceilings, peak_extra_bytes, race, verify
 from benchmarks.record import arguments, finish
-from fisherprune import ops, reference
+from fisherprune import ops
+from fisherprune.ops import reference
 
 OURS, TORCH = "grad_moments", "weight gradient"
 CHUNK = 4  # samples whose gradients the reference holds at a time

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT
-from fisherprune.sources import source_hash
+from fisherprune.ops.sources import source_hash
 
 README = ROOT / "README.md"
 

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from fisherprune import kernels
 from fisherprune.errors import shown
+from fisherprune.ops import kernels
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

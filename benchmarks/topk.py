@@ -34,7 +34,7 @@ from benchmarks.harness import (
 )
 from benchmarks.record import arguments, finish
 from fisherprune import ops, select_masks
-from fisherprune.threshold import keep_count
+from fisherprune.masks.select import keep_count
 
 Masks = list[list[Tensor]]
 

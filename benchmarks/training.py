@@ -29,15 +29,15 @@ from torch import nn
 from benchmarks.harness import ceilings, race, synchronize, verify
 from benchmarks.record import arguments, finish
 from fisherprune import models
-from fisherprune.augment import TrainingBatches
-from fisherprune.checkpoint import Checkpoint
-from fisherprune.config import TrainConfig
-from fisherprune.data import Augmentation, Dataset
-from fisherprune.layers import prunable_parameters
-from fisherprune.masks import Masks
-from fisherprune.parts import Parts
-from fisherprune.runs import RunFolder
-from fisherprune.trainer import Trainer, compiled, evaluate, make_optimizer
+from fisherprune.data.augment import TrainingBatches
+from fisherprune.data.dataset import Augmentation, Dataset
+from fisherprune.masks.masks import Masks
+from fisherprune.parameters import prunable_parameters
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.folder import RunFolder
+from fisherprune.train.checkpoint import Checkpoint
+from fisherprune.train.parts import Parts
+from fisherprune.train.trainer import Trainer, compiled, evaluate, make_optimizer
 
 VARIANTS = {
     "float32": {"memory_format": "contiguous"},

@@ -14,14 +14,15 @@ __path__ = extend_path(__path__, __name__)
 silence_interrupts()
 try:
     from fisherprune import baselines, models
-    from fisherprune.criteria import criteria
-    from fisherprune.curvature import gauss_newton_diagonal
     from fisherprune.errors import FisherpruneError
-    from fisherprune.layers import prunable_parameters
-    from fisherprune.masks import Masks
-    from fisherprune.prune import prune, score, score_all
-    from fisherprune.stats import GradientMoments, gradient_moments
-    from fisherprune.threshold import select_masks
+    from fisherprune.masks.masks import Masks
+    from fisherprune.masks.select import select_masks
+    from fisherprune.parameters import prunable_parameters
+    from fisherprune.prune import prune
+    from fisherprune.scoring.criteria import criteria
+    from fisherprune.scoring.score import score, score_all
+    from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
+    from fisherprune.statistics.moments import GradientMoments, gradient_moments
 except ImportError as error:  # kept for the first use, so that the doctor can run
     _import_error = error
 

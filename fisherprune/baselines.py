@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.guards import eager
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
+from fisherprune.parameters import eager
 from fisherprune.streams import stream
 
 

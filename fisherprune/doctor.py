@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fisherprune.commandline import Parser, run_command
-from fisherprune.sources import source_hash
+from fisherprune.ops.sources import source_hash
 
 DESCRIPTION = """\
 Versions, what was built, which kernels each device uses, how to mend what is wrong.
@@ -57,7 +57,7 @@ def examine() -> Report:
     report.fact("python", f"{platform.python_version()} ({sys.executable})")
     _packages(report)
     try:
-        from fisherprune import kernels
+        from fisherprune.ops import kernels
     except ImportError as error:
         report.trouble("the compiled kernels do not load", str(error), True)
         return report
@@ -133,7 +133,8 @@ def _try_kernels(report: Report, device: str) -> str:
     """Run both ops on a few numbers and compare with their PyTorch twins."""
     import torch
 
-    from fisherprune import ops, reference
+    from fisherprune import ops
+    from fisherprune.ops import reference
 
     generator = torch.Generator().manual_seed(0)
     input, grad = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))

@@ -1,8 +1,31 @@
-"""The one exception of this package, and how its messages show a value."""
+"""The exceptions of this package, and how their messages show a value."""
+
+from __future__ import annotations
 
 
 class FisherpruneError(ValueError):
     """A mistake in the arguments; the message says what was required and what came."""
+
+
+class FieldError(FisherpruneError):
+    """A value that a field can't have: ``FIELD must be WANTED, got GOT``.
+
+    Attributes:
+        field: name of the field, or its place in a file.
+        wanted: what the value must be.
+        got: what came, as the message shows it.
+    """
+
+    def __init__(self, field: str, wanted: str, got: object) -> None:
+        super().__init__(f"{field} must be {wanted}, got {got}")
+        self.field, self.wanted, self.got = field, wanted, got
+
+    def at(self, place: str) -> FieldError:
+        """Return the same error of the field that is called ``place``."""
+        return FieldError(place, self.wanted, self.got)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, object]]:
+        return type(self), (self.field, self.wanted, self.got)
 
 
 def shown(value: object) -> str:

@@ -90,3 +90,20 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise FisherpruneError(f"{path}: must be a JSON object, got {shown(content)}")
     return content
+
+
+def check_writable(path: Path, name: str = "output_dir") -> None:
+    """Make the folder ``path`` and try a file in it; errors call it ``name``.
+
+    Raises:
+        FisherpruneError: where that fails.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise FisherpruneError(
+            f"{name} must be a folder that can be written to, got {path}: "
+            f"{error.strerror}"
+        ) from error

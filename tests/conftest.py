@@ -4,7 +4,7 @@ import pytest
 import result_trees as trees
 import torch
 
-from fisherprune.config import TrainConfig
+from fisherprune.runs.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import fisherprune as fp
-from fisherprune import doctor, kernels, ops, reference
-from fisherprune.sources import source_hash
+from fisherprune import doctor, ops
+from fisherprune.ops import kernels, reference
+from fisherprune.ops.sources import source_hash
 
 PACKAGE = Path(fp.__file__).parent
 

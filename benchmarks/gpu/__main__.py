@@ -1,7 +1,7 @@
 """``python -m benchmarks.gpu``: everything that needs a GPU, in one timed command.
 
 Checks the build, runs the tests of CUDA, measures the numbers a GPU must reach
-(``benchmarks.gpu_rows``) and runs small cases under compute-sanitizer, without network.
+(``benchmarks.gpu.rows``) and runs small cases under compute-sanitizer, without network.
 Each step has its time, and what earlier steps leave over; what does not fit is listed
 as not run. The result file is written after every step, so that no later one can take
 it away. Exit status: 0, 1 where a step, a test or a sanitizer failed (a missed target
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_checks
-from benchmarks.gpu_measure import NotHere
-from benchmarks.gpu_run import (
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu.measure import NotHere
+from benchmarks.gpu.steps import (
     Budget,
     Failed,
     Record,
@@ -35,7 +35,7 @@ from benchmarks.gpu_run import (
     run,
 )
 from benchmarks.record import RESULTS, environment, table, write_json
-from fisherprune import kernels
+from fisherprune.ops import kernels
 
 PROGRAM = "python -m benchmarks.gpu"
 PARTS = ("build", "tests", "sanitizer", "benchmarks")
@@ -66,14 +66,14 @@ def run_tests(seconds: float) -> Record:
 
 
 def run_benchmark(name: str, seconds: float) -> Record:
-    """Run one step of ``benchmarks.gpu_rows``.
+    """Run one step of ``benchmarks.gpu.rows``.
 
     Raises:
         Failed: where it did not come to its end; with what it found before.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "result.json")
-        command = [sys.executable, "-m", "benchmarks.gpu_rows", name]
+        command = [sys.executable, "-m", "benchmarks.gpu.rows", name]
         outcome = gpu_checks.run_limited([*command, "--output", str(path)], seconds)
         found = json.loads(path.read_text()) if path.exists() else {}
         if outcome.status != 0:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu_cases``: a few small cases of both ops, for a sanitizer.
+"""``python -m benchmarks.gpu.cases``: a few small cases of both ops, for a sanitizer.
 
 The cases are those of the tests, chosen so that kernels of every kind run and each run
 takes seconds under compute-sanitizer; results are compared with the PyTorch reference.
@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from benchmarks.gpu_measure import TF32_KERNEL, precision
+from benchmarks.gpu.measure import TF32_KERNEL, precision
 from benchmarks.harness import verify
 from benchmarks.record import ROOT
-from fisherprune import ops, reference
+from fisherprune import ops
+from fisherprune.ops import reference
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import dense_cases  # noqa: E402
 import moment_cases  # noqa: E402
@@ -120,7 +121,7 @@ def check_topk(name: str, count: int, device: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(
-        "python -m benchmarks.gpu_cases", description=(__doc__ or "").splitlines()[0]
+        "python -m benchmarks.gpu.cases", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args(argv).device

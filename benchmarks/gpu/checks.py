@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_measure import NotHere
+from benchmarks.gpu.measure import NotHere
 from benchmarks.record import ROOT
-from fisherprune import kernels
-from fisherprune.sources import source_hash
+from fisherprune.ops import kernels
+from fisherprune.ops.sources import source_hash
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = ("tests/test_cuda.py", "tests/test_doctor.py")  # all that use a GPU
-NEEDED = ("numpy", "safetensors", "tqdm", "fisherprune.masks", "benchmarks.gpu_rows")
+TESTS = ("tests/ops/test_cuda.py", "tests/test_doctor.py")  # all that use a GPU
+NEEDED = ("numpy", "safetensors", "tqdm", "fisherprune.masks", "benchmarks.gpu.rows")
 TAIL = 30  # lines of a failed command's output that are kept
 FOUND = 9  # the sanitizer's exit status where it found something
 
@@ -197,7 +197,7 @@ def sanitizer_command(program: str, tool: str) -> list[str]:
     command += ["--print-limit", "20"]
     if tool != "initcheck":
         command += ["--kernel-name", "kns=fisherprune"]
-    return [*command, sys.executable, "-m", "benchmarks.gpu_cases"]
+    return [*command, sys.executable, "-m", "benchmarks.gpu.cases"]
 
 
 def sanitizer_environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fisherprune as fp
 from benchmarks import moments, topk
-from benchmarks.gpu_measure import (
+from benchmarks.gpu.measure import (
     TF32_KERNEL,
     Goal,
     NotHere,
@@ -24,7 +24,7 @@ from benchmarks.gpu_measure import (
 )
 from benchmarks.harness import ceilings, race, verify
 from fisherprune import ops
-from fisherprune.threshold import keep_count
+from fisherprune.masks.select import keep_count
 
 READS = 4  # of every score in one selection: three histograms and the masks
 # Positions of a layer from which on its rate can be held to that of a matrix product.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fisherprune as fp
 from benchmarks import end_to_end, peers
-from benchmarks.gpu_measure import (
+from benchmarks.gpu.measure import (
     TF32_NETWORK,
     Goal,
     Rows,

@@ -4,7 +4,7 @@
 fails or hangs takes no other with it. The file is written after every number, so that
 those found before a failure remain::
 
-    python -m benchmarks.gpu_rows STEP --output FILE [--device cuda]
+    python -m benchmarks.gpu.rows STEP --output FILE [--device cuda]
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_kernels, gpu_networks
-from benchmarks.gpu_measure import NotHere, limits
+from benchmarks.gpu import kernels as gpu_kernels
+from benchmarks.gpu import networks as gpu_networks
+from benchmarks.gpu.measure import NotHere, limits
 from benchmarks.record import write_json
 
 STEPS: dict[str, Callable[[str], Iterable[dict]]] = {
@@ -50,7 +51,7 @@ def results_of(step: str, device: str) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one step and write what it found."""
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_rows")
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu.rows")
     parser.add_argument("step", choices=["ceilings", *STEPS])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, required=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.gpu_checks import Outcome
-from benchmarks.gpu_measure import NotHere
+from benchmarks.gpu.checks import Outcome
+from benchmarks.gpu.measure import NotHere
 
 Record = dict[str, Any]
 

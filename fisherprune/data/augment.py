@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.data import Augmentation, Dataset
+from fisherprune.data.dataset import Augmentation, Dataset
 
 
 def crop_and_flip(

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fisherprune.data.dataset import (
-    Augmentation,
-    Dataset,
-    channel_statistics,
-    resized,
-)
+from fisherprune.data.dataset import Augmentation, Dataset, channel_statistics, resized
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 42

@@ -20,11 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fisherprune.data.dataset import (
-    Augmentation,
-    Dataset,
-    channel_statistics,
-)
+from fisherprune.data.dataset import Augmentation, Dataset, channel_statistics
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import whole_file
 from fisherprune.progress import bar

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import locks, store
+from fisherprune.experiments import leases as locks
+from fisherprune.experiments import store
 from fisherprune.experiments.estimate import seconds_needed
 from fisherprune.experiments.execute import Outcome
 from fisherprune.experiments.plan import Plan
 from fisherprune.experiments.store import Run
 from fisherprune.files import read_json
-from fisherprune.summary import duration
+from fisherprune.runs.words import duration
 
 
 class Batch:

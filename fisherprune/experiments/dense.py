@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fisherprune.config import MASK_FIELDS
+from fisherprune.runs.config import MASK_FIELDS
 
 
 def collapsed(values: dict[str, object]) -> dict[str, object]:

@@ -6,11 +6,12 @@ import csv
 from dataclasses import asdict
 from pathlib import Path
 
-from fisherprune.config import resolve_device
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.store import Run
 from fisherprune.files import read_json
-from fisherprune.runs import CHECKPOINT, METRICS, RESULTS, device_name
+from fisherprune.runs.config import resolve_device
+from fisherprune.runs.environment import device_name
+from fisherprune.runs.folder import CHECKPOINT, METRICS, RESULTS
 
 ALIKE = (
     "model",

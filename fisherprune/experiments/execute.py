@@ -10,10 +10,11 @@ import torch
 
 from fisherprune import train
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import locks, store
-from fisherprune.experiments.locks import Lock, LockLost
+from fisherprune.experiments import leases as locks
+from fisherprune.experiments import store
+from fisherprune.experiments.leases import Lock, LockLost
 from fisherprune.experiments.store import Run
-from fisherprune.statistics_cache import StatisticsCache
+from fisherprune.statistics.cache import StatisticsCache
 
 
 @dataclass(frozen=True)

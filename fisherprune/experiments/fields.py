@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from fisherprune.errors import FisherpruneError, shown
-from fisherprune.kinds import Kind
+from fisherprune.runs.kinds import Kind
 
 
 class Section:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fisherprune.config import resolve_device
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.published import read_published
 from fisherprune.experiments.store import Run, check_folder
 from fisherprune.experiments.study import read_study
+from fisherprune.runs.config import resolve_device
 
 SUFFIXES = (".json", ".toml")
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from fisherprune.config import TrainConfig
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.experiments.dense import collapsed
 from fisherprune.experiments.fields import Section
-from fisherprune.kinds import NUMBER, TEXT, WHOLE, list_of
 from fisherprune.models import MODELS
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.kinds import NUMBER, TEXT, WHOLE, list_of
 
 SKIP = ("bias", "linear", "bn")
 """Parts of the names of parameters that the published code does not prune."""

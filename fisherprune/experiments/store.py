@@ -18,13 +18,13 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import read_json, write_text
-from fisherprune.identity import identity
-from fisherprune.kinds import NUMBER
-from fisherprune.runs import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
-from fisherprune.runs import FORMAT as RUN_FORMAT
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.folder import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
+from fisherprune.runs.identity import identity
+from fisherprune.runs.kinds import NUMBER
+from fisherprune.runs.result import FORMAT as RUN_FORMAT
 
 FORMAT = 1
 """Of a results folder."""

@@ -25,13 +25,13 @@ from dataclasses import fields as fields_of
 from itertools import product
 from pathlib import Path
 
-from fisherprune.config import TrainConfig
-from fisherprune.densities import checked_densities, read_densities
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.experiments.dense import collapsed
 from fisherprune.experiments.fields import Section, near
-from fisherprune.identity import identity
-from fisherprune.kinds import KINDS, TEXT, Kind, list_of
+from fisherprune.masks.densities import checked_densities, read_densities
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.identity import identity
+from fisherprune.runs.kinds import KINDS, TEXT, Kind, list_of
 
 if sys.version_info >= (3, 11):
     import tomllib

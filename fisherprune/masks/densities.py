@@ -9,8 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from fisherprune.errors import FisherpruneError, shown
-from fisherprune.kinds import NUMBER
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
+from fisherprune.runs.kinds import NUMBER
 
 
 def read_densities(path: str | Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import write_bytes
-from fisherprune.hold import Hold
+from fisherprune.masks.hold import Hold
 
 FORMAT = "fisherprune-masks-1"
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fisherprune import ops
-from fisherprune.densities import checked_densities, erk_densities, keep_counts
 from fisherprune.errors import FisherpruneError
-from fisherprune.masks import Masks
+from fisherprune.masks.densities import checked_densities, erk_densities, keep_counts
+from fisherprune.masks.masks import Masks
 
 SCOPES = ("global", "layer", "erk", "densities")
 """Where scores compete: over all, or in each layer at densities of three kinds."""

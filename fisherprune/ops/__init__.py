@@ -1,0 +1,19 @@
+"""The two ops and their steps; ``reference`` has a pure-PyTorch twin of each."""
+
+from fisherprune.ops.wrappers import (
+    global_topk,
+    grad_moments,
+    key_value,
+    refuse_nonfinite,
+    topk_histogram,
+    topk_masks,
+)
+
+__all__ = [
+    "global_topk",
+    "grad_moments",
+    "key_value",
+    "refuse_nonfinite",
+    "topk_histogram",
+    "topk_masks",
+]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fisherprune import kernels as kernels  # registers the ops
 from fisherprune.errors import FisherpruneError
+from fisherprune.ops import kernels as kernels  # registers the ops
 
 Pair = tuple[int, int]
 

@@ -1,0 +1,1 @@
+"""How a backward pass hands over per-sample gradients."""

@@ -19,9 +19,13 @@ from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from fisherprune.contributions import Contribution
 from fisherprune.errors import FisherpruneError
-from fisherprune.layers import CALLS, BatchNormLayer, Call, LinearLayer, owner
+from fisherprune.parameters import owner
+from fisherprune.persample.contributions import Contribution
+from fisherprune.persample.layers.base import Call
+from fisherprune.persample.layers.linear import LinearLayer
+from fisherprune.persample.layers.norm import BatchNormLayer
+from fisherprune.persample.layers.registry import CALLS
 
 SUPPORTED = "conv1d, conv2d, linear and batch_norm"
 RECOMPUTING = (

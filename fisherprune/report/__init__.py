@@ -11,14 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.files import write_text
-from fisherprune.report import comparison, figures, html, load, maskfigures, plain
+from fisherprune.files import check_writable, write_text
+from fisherprune.report import load
+from fisherprune.report.figures import curves as figures
+from fisherprune.report.figures import masks as maskfigures
+from fisherprune.report.figures import settings as comparison
+from fisherprune.report.figures.svg import Figure, require_matplotlib
 from fisherprune.report.load import Study
 from fisherprune.report.overlap import overlaps, without_masks
-from fisherprune.report.svg import Figure, require_matplotlib
+from fisherprune.report.pages import html, plain
+from fisherprune.report.pages.words import Report
 from fisherprune.report.tables import Group
-from fisherprune.report.words import Report
-from fisherprune.runs import check_writable
 
 __all__ = ["Report", "write_report"]
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from fisherprune.commandline import Parser, path, run_command
-from fisherprune.report import plain, write_report
+from fisherprune.report import write_report
+from fisherprune.report.pages import plain
 
 DESCRIPTION = """\
 Tables and figures of the runs in and below results folders.

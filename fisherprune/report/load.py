@@ -10,8 +10,9 @@ from pathlib import Path
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.store import ERROR, MARK
 from fisherprune.experiments.store import FORMAT as FOLDER_FORMAT
-from fisherprune.identity import identity
-from fisherprune.report.runfile import (
+from fisherprune.runs.folder import CONFIG, METRICS, RESULTS
+from fisherprune.runs.identity import identity
+from fisherprune.runs.reader import (
     Run,
     as_config,
     check_format,
@@ -19,7 +20,6 @@ from fisherprune.report.runfile import (
     read_fields,
     read_run,
 )
-from fisherprune.runs import CONFIG, METRICS, RESULTS
 
 RUN_FILES = (RESULTS, ERROR, CONFIG)
 """A folder with one of them is a run's; the first that is there says its state."""

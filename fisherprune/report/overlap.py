@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
 from fisherprune.report.load import Remark
-from fisherprune.report.runfile import Run
 from fisherprune.report.tables import Group
-from fisherprune.runs import MASKS
+from fisherprune.runs.folder import MASKS
+from fisherprune.runs.reader import Run
 
 
 @dataclass(frozen=True)

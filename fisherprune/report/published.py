@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fisherprune.config import TrainConfig
 from fisherprune.experiments.published import SKIP
 from fisherprune.report.settings import setting
+from fisherprune.runs.config import TrainConfig
 
 HOW_ONLY = ("amp", "memory_format", "compile", "score_batch_size")
 """Fields that say how a number is computed, not which."""

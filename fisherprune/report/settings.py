@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fisherprune.config import BATCH_SIZES, MASK_FIELDS, TrainConfig
 from fisherprune.data import IMAGE_SIZES
-from fisherprune.identity import distinct
+from fisherprune.runs.config import BATCH_SIZES, MASK_FIELDS, TrainConfig
+from fisherprune.runs.identity import distinct
 
 APART = ("method", "sparsity", "seed", "dataset", "model")
 """Fields with a place of their own in the report."""

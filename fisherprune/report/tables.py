@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fisherprune.criteria import criteria
 from fisherprune.report import settings
 from fisherprune.report.published import Published, published_for
-from fisherprune.report.runfile import Run
 from fisherprune.report.settings import Setting
+from fisherprune.runs.reader import Run
+from fisherprune.scoring.criteria import criteria
 
 DENSE = "none"
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from fisherprune.criteria import criteria
 from fisherprune.data import IMAGE_SIZES
-from fisherprune.densities import checked_densities
 from fisherprune.errors import FisherpruneError, shown
-from fisherprune.kinds import KINDS
+from fisherprune.masks.densities import checked_densities
+from fisherprune.masks.select import SCOPES, checked_scope, checked_sparsity
 from fisherprune.models import MODELS
-from fisherprune.threshold import SCOPES, checked_scope, checked_sparsity
+from fisherprune.runs.kinds import KINDS
+from fisherprune.scoring.criteria import criteria
 
 BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
 """Images per step where none is asked for."""

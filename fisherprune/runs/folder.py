@@ -5,53 +5,39 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import platform
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError, shown
-from fisherprune.files import write_bytes, write_text
-from fisherprune.identity import distinct, identity
-from fisherprune.masks import Masks
-from fisherprune.metrics import Metrics
-from fisherprune.summary import FORMAT as FORMAT
-from fisherprune.tensorboard import Curves
+from fisherprune.files import check_writable, write_bytes, write_text
+from fisherprune.masks.masks import Masks
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.identity import distinct, identity
+from fisherprune.runs.metrics import Metrics
+from fisherprune.runs.result import FORMAT as FORMAT
+from fisherprune.runs.tensorboard import Curves
 
 CONFIG, METRICS, MASKS = "config.json", "metrics.csv", "masks.safetensors"
+
+
 CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
+
+
 FILES = (CONFIG, METRICS, MASKS, "last.safetensors", "best.safetensors")
+
+
 FILES += (CHECKPOINT, RESULTS)
-"""All files of a run."""
+
+
 CONFIG_FIELDS = tuple(field.name for field in fields(TrainConfig))
+
+
 METRIC_NAMES = tuple(field.name for field in fields(Metrics))
-
-
-def check_writable(path: Path, name: str = "output_dir") -> None:
-    """Make the folder ``path`` and try a file in it; errors call it ``name``.
-
-    Raises:
-        FisherpruneError: where that fails.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise FisherpruneError(
-            f"{name} must be a folder that can be written to, got {path}: "
-            f"{error.strerror}"
-        ) from error
 
 
 class RunFolder:
@@ -254,45 +240,3 @@ def _make_first_free(parent: Path, name: str) -> Path:
             return path
         except FileExistsError:
             number += 1
-
-
-def environment(device: torch.device) -> dict[str, object]:
-    """Return what a reader needs beside a number: versions, commit, device."""
-    try:
-        package = version("fisherprune")
-    except PackageNotFoundError:  # run from a source folder
-        package = None
-    return {
-        "fisherprune": package,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a GPU, or the architecture of the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.machine()
-
-
-def _commit() -> str | None:
-    """Return the commit of the source folder the package runs from, if it is one."""
-    source = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(source), *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        return run.stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != source:
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

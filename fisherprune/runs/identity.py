@@ -6,8 +6,8 @@ import hashlib
 import json
 from dataclasses import asdict, fields, replace
 
-from fisherprune.config import TrainConfig
 from fisherprune.data import IMAGE_SIZES
+from fisherprune.runs.config import TrainConfig
 
 CIRCUMSTANCES = ("device", "data_dir", "data_mirror", "output_dir", "tensorboard")
 """Fields that say where a run happens and what is written, not what it is."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import read_json
-from fisherprune.kinds import NUMBER
-from fisherprune.runs import FORMAT, METRIC_NAMES
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.folder import METRIC_NAMES
+from fisherprune.runs.kinds import NUMBER
+from fisherprune.runs.result import FORMAT
 
 WEIGHTS = ("best", "last")
 """Which weights were tested: of the best validation, of the last epoch."""

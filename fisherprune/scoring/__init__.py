@@ -1,0 +1,1 @@
+"""Criteria, formulas of weights and statistics, and how they are applied."""

@@ -1,0 +1,1 @@
+"""The statistics passes: slow, and each written once."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_bytes
-from fisherprune.fingerprint import Digest
+from fisherprune.statistics.fingerprint import Digest
 
 FORMAT = "fisherprune-statistics-1"
 """Changes whenever the same data would give other statistics, or other files."""

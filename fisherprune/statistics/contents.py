@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fisherprune.guards import eager
+from fisherprune.parameters import eager
 
 BUILT_IN = vars(nn.Module()).keys() | {"_is_torch_compile", "_compiled_call_impl"}
 """Attributes that torch gives to modules: what counts of them is read by name."""

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fisherprune import kernels
-from fisherprune.contents import Reader
-from fisherprune.guards import Batches, Parameters, checked_batches, device_of
+from fisherprune.ops import kernels
+from fisherprune.parameters import Parameters, device_of
+from fisherprune.statistics.batches import Batches, checked_batches
+from fisherprune.statistics.contents import Reader
 
 
 class Digest:

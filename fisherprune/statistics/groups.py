@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisherprune.contributions import Contribution
+from fisherprune.persample.contributions import Contribution
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,23 @@
-"""The statistics pass of first order, gradient moments, and how a tapped pass runs.
-
-A pass is slow and written once; what a criterion makes of it stands in ``criteria.py``.
-All passes run the model in eval mode, where samples do not mix, and leave weights,
-gradients, modes, buffers, hooks and the global random state as they found them. Those
-of second order stand in ``curvature.py``.
-"""
+"""The statistics pass of first order: gradient moments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from fisherprune.accumulators import BatchedMoments
-from fisherprune.contributions import Contribution
 from fisherprune.errors import FisherpruneError
-from fisherprune.guards import (
-    Batches,
+from fisherprune.parameters import (
     Parameters,
     check_finite,
-    check_unhooked,
-    checked_batches,
     checked_parameters,
-    device_of,
     eager,
-    evaluating,
 )
-from fisherprune.losses import LossFn, checked_loss, sample_losses
-from fisherprune.tap import LayerTap
+from fisherprune.statistics.batches import Batches
+from fisherprune.statistics.driver import tapped_passes
+from fisherprune.statistics.groups import BatchedMoments
+from fisherprune.statistics.losses import LossFn, checked_loss, sample_losses
+from fisherprune.statistics.protect import evaluating
 
 
 @dataclass(frozen=True)
@@ -118,52 +106,6 @@ def gradient_moments(
     return GradientMoments(mean, fisher, samples, groups, group_size)
 
 
-def tapped_passes(
-    op: str,
-    model: nn.Module,
-    batches: Batches,
-    parameters: Parameters,
-    head: Callable[[Tensor, Tensor], Tensor],
-    report: Callable[[str, Contribution], None],
-) -> Iterator[tuple[LayerTap, int, Tensor]]:
-    """Run the forward pass of each batch; what goes backward is the caller's.
-
-    Args:
-        op: named in errors.
-        model: within ``evaluating``.
-        batches: iterable of ``(inputs, labels)``.
-        parameters: the watched parameters by name.
-        head: ``(outputs, labels) -> Tensor``, what the caller goes backward from.
-        report: as of ``LayerTap``.
-
-    Yields:
-        the tap, the number of samples, and what ``head`` returned.
-
-    Raises:
-        FisherpruneError: where there is no batch, samples mix, or a parameter is hooked
-            or used outside of the supported layers.
-    """
-    check_unhooked(parameters)
-    empty, checked = True, False
-    for inputs, labels in checked_batches(batches, device_of(parameters)):
-        empty, n = False, len(inputs)
-        check = not checked and n > 1
-        # First: what its forward pass changes, the batch's graph may not have saved.
-        one = _run_last(op, model, inputs, labels, parameters, head) if check else None
-        tap = LayerTap(model, parameters, n, report, op, keep_last=check)
-        with tap.forward():
-            outputs = model(inputs)
-            result = head(outputs, labels)
-        if isinstance(one, FisherpruneError):
-            raise one  # the whole batch runs
-        if one is not None:
-            _check_apart(op, one, _Seen(outputs, result, tap.last_inputs))
-            tap.last_inputs, checked, one = [], True, None
-        yield tap, n, result
-    if empty:
-        raise FisherpruneError(f"{op}: batches must hold samples, got none")
-
-
 def checked_group_size(group_size: int) -> int:
     """Return ``group_size`` if it is an integer of at least 1.
 
@@ -179,75 +121,3 @@ def checked_group_size(group_size: int) -> int:
             f"group_size must be an integer of at least 1, got {group_size!r}"
         )
     return group_size
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a forward pass came to: outputs, the head's result, calls' last inputs."""
-
-    outputs: Tensor
-    result: Tensor
-    last_inputs: list[Tensor]
-
-
-def _run_last(op, model, inputs, labels, parameters, head) -> _Seen | FisherpruneError:
-    """Run the last sample alone; return why where that fails.
-
-    The last: what a sequence, a queue or a limited capacity makes of a sample depends
-    on those before it.
-    """
-    tap = LayerTap(model, parameters, 1, None, op, keep_last=True)
-    try:
-        with tap.forward():
-            outputs = model(inputs[-1:].clone())
-            result = head(outputs, labels[-1:])
-    except Exception as error:
-        reason = f"{error}".partition("\n")[0] or type(error).__name__
-        failure = FisherpruneError(
-            f"{op}: the model must run with one sample, by which is seen whether "
-            f"samples mix; alone, the last of the first batch fails: {reason}"
-        )
-        failure.__cause__ = error
-        return failure
-    return _Seen(outputs.detach(), result.detach(), tap.last_inputs)
-
-
-def _check_apart(op: str, alone: _Seen, together: _Seen) -> None:
-    """Refuse where the last sample is another alone than in its batch.
-
-    A small loss, or a layer's input that is nearly zero, has the rounding errors of the
-    larger numbers that it is made of.
-    """
-    size = float(together.outputs[-1].detach().float().norm())
-    inputs = max((float(x.float().norm()) for x in together.last_inputs), default=0.0)
-    pairs = [
-        ("the model's output for", 0.0, alone.outputs[-1], together.outputs[-1]),
-        ("the loss of", size, alone.result[-1], together.result[-1]),
-    ]
-    calls = zip(alone.last_inputs, together.last_inputs, strict=False)
-    pairs += [("what a layer reads of", 1e-3 * inputs, *pair) for pair in calls]
-    tolerance = _tolerance(together.outputs)
-    for what, least, one, other in pairs:
-        if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
-            raise FisherpruneError(
-                f"{op}: samples mix: {what} a sample alone is another than in a batch "
-                "(or it is random in eval mode, or samples change places on the way)"
-            )
-
-
-def _is_same(one: Tensor, other: Tensor, tolerance: float, least: float) -> bool:
-    same = one.shape == other.shape
-    return same and not (one - other).norm() > tolerance * (other.norm() + least)
-
-
-def _tolerance(outputs: Tensor) -> float:
-    """Return the relative error that other kernels for one sample may cause."""
-    if outputs.dtype != torch.float32:
-        return 5e-2
-    backends = torch.backends
-    if outputs.is_cuda:
-        used = backends.cuda.matmul, backends.cudnn.conv
-    else:
-        used = backends.mkldnn.matmul, backends.mkldnn.conv
-    reduced = {"tf32": 1e-2, "bf16": 5e-2}
-    return max(reduced.get(backend.fp32_precision, 1e-3) for backend in used)

@@ -10,14 +10,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fisherprune.contents import UnreadableError
-from fisherprune.curvature import gauss_newton_pass, hessian_gradient_product
 from fisherprune.errors import FisherpruneError
-from fisherprune.fingerprint import fingerprint
-from fisherprune.guards import Batches, Parameters, checked_parameters, device_of
-from fisherprune.losses import LossFn
-from fisherprune.statistics_cache import FORMAT, Entry, StatisticsCache, notice
-from fisherprune.stats import GradientMoments, checked_group_size, gradient_moments
+from fisherprune.parameters import Parameters, checked_parameters, device_of
+from fisherprune.statistics.batches import Batches
+from fisherprune.statistics.cache import FORMAT, Entry, StatisticsCache, notice
+from fisherprune.statistics.contents import UnreadableError
+from fisherprune.statistics.fingerprint import fingerprint
+from fisherprune.statistics.gauss_newton import gauss_newton_pass
+from fisherprune.statistics.hessian_gradient import hessian_gradient_product
+from fisherprune.statistics.losses import LossFn
+from fisherprune.statistics.moments import (
+    GradientMoments,
+    checked_group_size,
+    gradient_moments,
+)
 
 PARTS = {
     "moments": ("mean", "fisher"),

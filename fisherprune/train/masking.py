@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fisherprune.augment import TrainingBatches
 from fisherprune.baselines import invert_scores, shuffle_masks
-from fisherprune.config import TrainConfig
-from fisherprune.data import Augmentation, Dataset
-from fisherprune.layers import prunable_parameters
-from fisherprune.masks import Masks
-from fisherprune.parts import Parts
-from fisherprune.passes import statistics_of
+from fisherprune.data.augment import TrainingBatches
+from fisherprune.data.dataset import Augmentation, Dataset
+from fisherprune.masks.masks import Masks
+from fisherprune.masks.select import select_masks
+from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import Shown
-from fisherprune.prune import needs_of, score_from
-from fisherprune.statistics_cache import StatisticsCache
+from fisherprune.runs.config import TrainConfig
+from fisherprune.scoring.score import needs_of, score_from
+from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
-from fisherprune.threshold import select_masks
+from fisherprune.train.parts import Parts
 
 
 def make_masks(

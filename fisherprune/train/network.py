@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from fisherprune import models
-from fisherprune.config import TrainConfig
-from fisherprune.layers import prunable_parameters
-from fisherprune.parts import Parts
+from fisherprune.masks.select import select_masks
+from fisherprune.parameters import prunable_parameters
+from fisherprune.runs.config import TrainConfig
 from fisherprune.streams import stream_seed
-from fisherprune.threshold import select_masks
+from fisherprune.train.parts import Parts
 
 
 def network(config: TrainConfig, parts: Parts) -> nn.Module:

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fisherprune.commandline import Parser, number, path, reader, whole
-from fisherprune.config import (
+from fisherprune.data import IMAGE_SIZES
+from fisherprune.errors import FisherpruneError
+from fisherprune.masks.densities import read_densities
+from fisherprune.models import MODELS
+from fisherprune.runs.config import (
     BATCH_SIZES,
     MEMORY_FORMATS,
     VALIDATION_METRICS,
     TrainConfig,
 )
-from fisherprune.criteria import criteria
-from fisherprune.data import IMAGE_SIZES
-from fisherprune.densities import read_densities
-from fisherprune.errors import FisherpruneError
-from fisherprune.models import MODELS
-from fisherprune.runs import read_config
+from fisherprune.runs.folder import read_config
+from fisherprune.scoring.criteria import criteria
 
 DESCRIPTION = """\
 Prune a network at initialization and train what is left.

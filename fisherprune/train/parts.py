@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from fisherprune import data
-from fisherprune.config import TrainConfig
-from fisherprune.data import Dataset
+from fisherprune.data.dataset import Dataset
+from fisherprune.runs.config import TrainConfig
 from fisherprune.streams import stream
 
 

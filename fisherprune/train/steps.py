@@ -6,45 +6,31 @@ from Python. Below, from top to bottom: what a run does, its steps, the command 
 
 from __future__ import annotations
 
-import errno
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fisherprune import cli
 from fisherprune.baselines import reinitialize_
-from fisherprune.checkpoint import Checkpoint
-from fisherprune.commandline import run_command
-from fisherprune.config import TrainConfig, resolve_device
 from fisherprune.errors import FisherpruneError
-from fisherprune.identity import identity
-from fisherprune.layers import prunable_parameters
-from fisherprune.network import network
-from fisherprune.parts import Parts, load_parts
-from fisherprune.runs import (
-    CHECKPOINT,
-    RESULTS,
-    RunFolder,
-    check_writable,
-    device_name,
-    environment,
-)
-from fisherprune.scoring import make_masks
-from fisherprune.statistics_cache import StatisticsCache
+from fisherprune.files import check_writable
+from fisherprune.parameters import prunable_parameters
+from fisherprune.runs.config import TrainConfig, resolve_device
+from fisherprune.runs.environment import device_name, environment
+from fisherprune.runs.folder import CHECKPOINT, RESULTS, RunFolder
+from fisherprune.runs.identity import identity
+from fisherprune.runs.result import RunResult, check_pruned_are_zero, count_layers
+from fisherprune.runs.tensorboard import require_tensorboard
+from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.streams import stream_seed
-from fisherprune.summary import (
-    RunResult,
-    check_pruned_are_zero,
-    count_layers,
-    table,
-)
-from fisherprune.tensorboard import require_tensorboard
-from fisherprune.trainer import Trainer, evaluate
+from fisherprune.train.checkpoint import Checkpoint
+from fisherprune.train.masking import make_masks
+from fisherprune.train.network import network
+from fisherprune.train.parts import Parts, load_parts
+from fisherprune.train.trainer import Trainer, evaluate
 
 
 class Interrupted(KeyboardInterrupt):
@@ -279,44 +265,3 @@ class Clock:
         now = time.perf_counter()
         self.laps[name] += now - self._last
         self._last = now
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code.
-
-    0 after a whole run, 2 for a mistake of the user's (one line on stderr), 130 after
-    Ctrl-C.
-    """
-    return run_command("fisherprune.train", lambda: _command(argv))
-
-
-CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""What PyTorch's message names where the CPU's memory does not suffice."""
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or CPU_ALLOCATOR in str(error)
-
-
-def _command(argv: Sequence[str] | None) -> int:
-    try:
-        command = cli.parse(argv)
-        print(table(run(command.config, folder=command.folder, quiet=command.quiet)))
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        reason = (f"{error}".splitlines() or ["out of memory"])[0]
-        reason = reason.rpartition(f"{CPU_ALLOCATOR}: ")[2]
-        hint = "a smaller --batch-size, --score-batch-size or --image-size needs less"
-        raise FisherpruneError(f"{reason}; {hint} memory") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        hint = "make room, then --resume with the run's folder goes on"
-        raise FisherpruneError(f"{error}; {hint}") from error
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fisherprune.augment import TrainingBatches
-from fisherprune.config import TrainConfig
-from fisherprune.data import Dataset
+from fisherprune.data.augment import TrainingBatches
+from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError
-from fisherprune.masks import Masks
-from fisherprune.metrics import Meter, Metrics
-from fisherprune.parts import Parts
+from fisherprune.masks.masks import Masks
 from fisherprune.progress import Shown
-from fisherprune.runs import RunFolder
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.folder import RunFolder
+from fisherprune.runs.metrics import Meter, Metrics
+from fisherprune.runs.words import duration
 from fisherprune.streams import stream
-from fisherprune.summary import duration
+from fisherprune.train.parts import Parts
 
 TEST_BATCH = 1024
 """Images at a time where no gradient is needed."""

@@ -18,7 +18,7 @@ from benchmarks import (
     training,
 )
 from benchmarks.harness import Timing, WrongResult, race, verify
-from fisherprune import reference
+from fisherprune.ops import reference
 
 NAN = float("nan")
 

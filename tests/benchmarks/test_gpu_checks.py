@@ -4,11 +4,12 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, gpu_checks
-from benchmarks.gpu_checks import Outcome
-from benchmarks.gpu_measure import NotHere
-from benchmarks.gpu_run import Unusable
-from fisherprune import kernels
+from benchmarks import gpu
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu.checks import Outcome
+from benchmarks.gpu.measure import NotHere
+from benchmarks.gpu.steps import Unusable
+from fisherprune.ops import kernels
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_sanitizer_commands():
     for tool in gpu_checks.TOOLS:
         command = gpu_checks.sanitizer_command("/bin/cs", tool)
         assert command[:3] == ["/bin/cs", "--tool", tool]
-        assert command[-2:] == ["-m", "benchmarks.gpu_cases"]
+        assert command[-2:] == ["-m", "benchmarks.gpu.cases"]
         filtered = "kns=fisherprune" in command
         assert filtered == (tool != "initcheck")
     assert (gpu_checks.ROOT / "benchmarks" / "gpu_cases.py").exists()

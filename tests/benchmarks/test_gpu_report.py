@@ -7,14 +7,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import (
-    gpu,
-    gpu_run,
-    readme,
-    record,
-)
-from benchmarks.gpu_measure import Goal, row
-from benchmarks.gpu_run import Unusable
+from benchmarks import gpu, readme, record
+from benchmarks.gpu import steps as gpu_run
+from benchmarks.gpu.measure import Goal, row
+from benchmarks.gpu.steps import Unusable
 
 
 def made_up(source_hash):
@@ -85,7 +81,7 @@ def test_readme_shows_the_numbers_and_their_age(results, monkeypatch):
 
 def test_modules_run_as_programs():
     """As the steps call them; without a device they must fail, not hang."""
-    command = [sys.executable, "-m", "benchmarks.gpu_rows", "--help"]
+    command = [sys.executable, "-m", "benchmarks.gpu.rows", "--help"]
     done = subprocess.run(command, cwd=record.ROOT, capture_output=True, check=True)
     assert b"--output" in done.stdout
 

@@ -5,15 +5,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import (
-    gpu_cases,
-    gpu_kernels,
-    gpu_measure,
-    gpu_networks,
-    harness,
-    moments,
-)
-from benchmarks.gpu_measure import Goal, row
+from benchmarks import harness, moments
+from benchmarks.gpu import cases as gpu_cases
+from benchmarks.gpu import kernels as gpu_kernels
+from benchmarks.gpu import measure as gpu_measure
+from benchmarks.gpu import networks as gpu_networks
+from benchmarks.gpu.measure import Goal, row
 
 
 @pytest.mark.parametrize(

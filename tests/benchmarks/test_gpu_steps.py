@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import (
-    gpu,
-    gpu_checks,
-    gpu_rows,
-    gpu_run,
-    record,
-)
-from benchmarks.gpu_checks import Outcome
-from benchmarks.gpu_measure import NotHere, row
-from benchmarks.gpu_run import Budget, Step, Unusable
+from benchmarks import gpu, record
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import rows as gpu_rows
+from benchmarks.gpu import steps as gpu_run
+from benchmarks.gpu.checks import Outcome
+from benchmarks.gpu.measure import NotHere, row
+from benchmarks.gpu.steps import Budget, Step, Unusable
 
 
 class Clock:

@@ -6,7 +6,7 @@ import torch
 from emulator import drive
 from topk_cases import VALUES, case
 
-from fisherprune import reference
+from fisherprune.ops import reference
 
 pytestmark = pytest.mark.skipif(
     drive.COMPILER is None, reason="the emulator of CUDA kernels needs g++"

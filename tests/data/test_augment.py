@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fisherprune.augment import TrainingBatches, batch_sizes, crop_and_flip, draw
-from fisherprune.data import Augmentation, Dataset
+from fisherprune.data.augment import TrainingBatches, batch_sizes, crop_and_flip, draw
+from fisherprune.data.dataset import Augmentation, Dataset
 
 
 def augment(images, augmentation, generator):

@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from fisherprune import data
-from fisherprune.data import Augmentation, Dataset
-from fisherprune.data.dataset import channel_statistics, resized
+from fisherprune.data.dataset import Augmentation, Dataset, channel_statistics, resized
 from fisherprune.data.splits import stratified_choice, train_validation_split
 from fisherprune.errors import FisherpruneError
 

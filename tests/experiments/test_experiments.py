@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import cli, estimate, execute, locks, store
+from fisherprune.experiments import __main__ as cli
+from fisherprune.experiments import estimate, execute, store
+from fisherprune.experiments import leases as locks
 from fisherprune.experiments.execute import Options, attempt
-from fisherprune.experiments.locks import Lock, Watch
+from fisherprune.experiments.leases import Lock, Watch
 from fisherprune.experiments.plan import Overrides, Plan
-from fisherprune.identity import identity
-from fisherprune.runs import device_name
+from fisherprune.runs.environment import device_name
+from fisherprune.runs.identity import identity
 
-REFERENCE = Path(__file__).parents[1] / "studies" / "reference"
+REFERENCE = Path(__file__).parents[2] / "studies" / "reference"
 STUDY = """
 name = "small"
 [run]

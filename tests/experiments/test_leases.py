@@ -7,8 +7,8 @@ import time
 import pytest
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import locks
-from fisherprune.experiments.locks import Lock, LockLost, Watch, held
+from fisherprune.experiments import leases as locks
+from fisherprune.experiments.leases import Lock, LockLost, Watch, held
 
 
 @pytest.fixture

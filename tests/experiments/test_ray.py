@@ -3,9 +3,11 @@ import re
 import pytest
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import cli, rays, store
+from fisherprune.experiments import __main__ as cli
+from fisherprune.experiments import store
 from fisherprune.experiments.execute import Options
-from fisherprune.experiments.locks import Watch
+from fisherprune.experiments.executors import ray as rays
+from fisherprune.experiments.leases import Watch
 from fisherprune.experiments.plan import Overrides, Plan
 
 ray = pytest.importorskip("ray")

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.plan import Overrides, Plan
 from fisherprune.experiments.published import METHODS, SKIP, read_published
 from fisherprune.experiments.study import FIELDS, read_study
-from fisherprune.identity import identity
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.identity import identity
 
-STUDIES = Path(__file__).parents[1] / "studies"
+STUDIES = Path(__file__).parents[2] / "studies"
 REFERENCE = sorted((STUDIES / "reference").glob("*.json"))
 
 

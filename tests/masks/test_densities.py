@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherprune as fp
-from fisherprune.densities import (
+from fisherprune.masks.densities import (
     checked_densities,
     erk_densities,
     keep_counts,

@@ -9,7 +9,7 @@ from mask_cases import assert_zero_where_pruned, half_masks
 from nets import conv_net
 from torch import nn
 
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4),

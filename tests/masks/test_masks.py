@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fisherprune as fp
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
 
 
 def test_is_a_mapping_with_counts():

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherprune as fp
-from fisherprune import threshold
-from fisherprune.densities import erk_densities, keep_counts
-from fisherprune.threshold import keep_count
+from fisherprune.masks import select as threshold
+from fisherprune.masks.densities import erk_densities, keep_counts
+from fisherprune.masks.select import keep_count
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from topk_cases import VALUES, case
 from torch.library import opcheck
 from window_cases import CASES as WINDOW_CASES
 
-from fisherprune import ops, reference
+from fisherprune import ops
 from fisherprune.errors import FisherpruneError
+from fisherprune.ops import reference
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moment_cases import CASES, accumulators, make
 
-from fisherprune import kernels, ops, reference
+from fisherprune import ops
+from fisherprune.ops import kernels, reference
 
 ROOT = Path(__file__).parents[2]
 CAPABILITIES = ["portable", "avx2", "avx512"]

@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fisherprune as fp
-from fisherprune import layers
+from fisherprune.persample.layers import conv as layers
 
 
 def test_default_is_conv_and_linear_weights_without_the_classifier():

@@ -13,10 +13,11 @@ from html_page import Page
 from result_trees import made, rows
 
 from fisherprune import report, train
-from fisherprune.config import TrainConfig
-from fisherprune.masks import Masks
-from fisherprune.report import load, overlap, plain, settings, tables
+from fisherprune.masks.masks import Masks
+from fisherprune.report import load, overlap, settings, tables
 from fisherprune.report.__main__ import main
+from fisherprune.report.pages import plain
+from fisherprune.runs.config import TrainConfig
 
 pytest.importorskip("matplotlib")
 

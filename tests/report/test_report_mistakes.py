@@ -7,11 +7,11 @@ import result_trees as trees
 import torch
 from html_page import Page
 
-from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
 from fisherprune.report import load, overlap
 from fisherprune.report.__main__ import main
+from fisherprune.runs.config import TrainConfig
 
 pytest.importorskip("matplotlib")
 

@@ -8,8 +8,9 @@ from html_page import Page
 from result_trees import rows
 
 from fisherprune import report
-from fisherprune.report import svg, words
 from fisherprune.report.__main__ import main
+from fisherprune.report.figures import svg
+from fisherprune.report.pages import words
 
 pytest.importorskip("matplotlib")
 

@@ -6,9 +6,9 @@ import pytest
 import result_trees as trees
 from result_trees import made
 
-from fisherprune.config import TrainConfig
-from fisherprune.report import plain
+from fisherprune.report.pages import plain
 from fisherprune.report.published import TABLE_1, published_for
+from fisherprune.runs.config import TrainConfig
 
 pytest.importorskip("matplotlib")
 

@@ -3,11 +3,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from fisherprune import cli
-from fisherprune.config import BATCH_SIZES, TrainConfig, resolve_device
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
-from fisherprune.kinds import KINDS
+from fisherprune.runs.config import BATCH_SIZES, TrainConfig, resolve_device
+from fisherprune.runs.kinds import KINDS
+from fisherprune.train import options as cli
 
 NAN, INF = float("nan"), float("inf")
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from fisherprune import models
-from fisherprune.config import TrainConfig
 from fisherprune.errors import FisherpruneError
-from fisherprune.metrics import Metrics
-from fisherprune.runs import RunFolder, check_writable, environment
-from fisherprune.summary import duration
+from fisherprune.files import check_writable
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.environment import environment
+from fisherprune.runs.folder import RunFolder
+from fisherprune.runs.metrics import Metrics
+from fisherprune.runs.words import duration
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from fisherprune.metrics import Meter
+from fisherprune.runs.metrics import Meter
 
 
 @pytest.mark.parametrize("classes, present", [(10, 10), (10, 4), (2, 2), (100, 90)])

@@ -9,8 +9,8 @@ from torch import nn
 
 import fisherprune as fp
 from fisherprune import models
-from fisherprune.criteria import Statistics, get_criterion
-from fisherprune.threshold import keep_count
+from fisherprune.masks.select import keep_count
+from fisherprune.scoring.criteria import Statistics, get_criterion
 
 CODES = {
     "none",

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import fisherprune as fp
-from fisherprune.statistics_cache import Entry, StatisticsCache
+from fisherprune.statistics.cache import Entry, StatisticsCache
 
 SHAPES = {"mean/a": (3, 4), "mean/b": (2,), "fisher/a": (3, 4)}
 

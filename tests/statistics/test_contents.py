@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from nets import conv_net
 from torch import nn
 
-from fisherprune.contents import Reader, UnreadableError
+from fisherprune.statistics.contents import Reader, UnreadableError
 
 
 def read(value):

@@ -13,7 +13,7 @@ from nets import batches, conv_net, data
 from torch import nn
 
 import fisherprune as fp
-from fisherprune.fingerprint import Digest, fingerprint
+from fisherprune.statistics.fingerprint import Digest, fingerprint
 
 
 class Case:
@@ -156,7 +156,7 @@ def test_other_forward_code_shows(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys; sys.path.insert(0, "tests")
+import sys; sys.path.insert(0, "tests/support")
 import torch
 torch.manual_seed(4)
 from test_fingerprint import Case
@@ -165,7 +165,7 @@ print(Case().fingerprint())
 
 
 def test_another_process_finds_the_same():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", SCRIPT]
     other = subprocess.run(

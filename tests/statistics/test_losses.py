@@ -9,7 +9,7 @@ from nets import Mixing, batches, data
 from torch import nn
 
 import fisherprune as fp
-from fisherprune.curvature import hessian_gradient_product
+from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 
 
 def network():

@@ -9,10 +9,10 @@ from nets import batches, conv_net
 from torch import nn
 
 import fisherprune as fp
-from fisherprune import passes
-from fisherprune.passes import ModelStatistics, statistics_of
-from fisherprune.prune import needs_of, score_from
-from fisherprune.statistics_cache import StatisticsCache
+from fisherprune.scoring.score import needs_of, score_from
+from fisherprune.statistics import run as passes
+from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.run import ModelStatistics, statistics_of
 
 PASSES = ["gradient_moments", "hessian_gradient_product", "gauss_newton_pass"]
 CODES = [code for code in fp.criteria() if code != "none"]

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fisherprune as fp
-from fisherprune.curvature import _softmax_hessian_root, hessian_gradient_product
+from fisherprune.statistics.gauss_newton import _softmax_hessian_root
+from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 
 NETS = {
     "conv": (conv_net, (3, 9, 9)),

@@ -5,7 +5,7 @@ import torch
 from emulator import drive
 from moment_cases import CASES, accumulators, make
 
-from fisherprune import reference
+from fisherprune.ops import reference
 
 
 def as_images(input, grad, weight):

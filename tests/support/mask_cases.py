@@ -3,7 +3,7 @@
 import torch
 
 import fisherprune as fp
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
 
 
 def half_masks(model):

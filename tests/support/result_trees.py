@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from fisherprune.config import TrainConfig
-from fisherprune.masks import Masks
+from fisherprune.masks.masks import Masks
 from fisherprune.report import Report, load
+from fisherprune.runs.config import TrainConfig
 
 LAYERS = {"conv1.weight": 27, "layer1.0.conv1.weight": 288, "layer2.0.conv1.weight": 90}
 PUBLISHED_METHODS = (

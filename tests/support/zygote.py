@@ -23,8 +23,13 @@ class Zygote:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[1],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            cwd=Path(__file__).parents[2],
+            env=os.environ
+            | {
+                "PYTHONPATH": os.pathsep.join(
+                    str(Path(__file__).parents[i]) for i in (0, 2)
+                )
+            },
         )
 
     def _ask(self, **command):
@@ -69,7 +74,7 @@ def serve():
     import torch
 
     torch.set_num_threads(1)  # no threads that a fork would lose
-    from fisherprune.experiments import cli  # noqa: F401
+    from fisherprune.experiments import __main__ as cli  # noqa: F401
 
     for line in sys.stdin:
         command = json.loads(line)
@@ -89,7 +94,8 @@ def fork(command):
         log = os.open(command["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        from fisherprune.experiments import cli, locks
+        from fisherprune.experiments import __main__ as cli
+        from fisherprune.experiments import leases as locks
 
         for name, value in command["settings"].items():
             setattr(locks, name, value)

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from fisherprune import checkpoint
-from fisherprune.checkpoint import MAGIC, Checkpoint
 from fisherprune.errors import FisherpruneError
+from fisherprune.train import checkpoint
+from fisherprune.train.checkpoint import MAGIC, Checkpoint
 
 STATE = {
     "tensor": torch.arange(1000.0),

@@ -7,12 +7,15 @@ import torch
 from safetensors.torch import load_file
 
 import fisherprune as fp
-from fisherprune import models, passes, train
+from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
-from fisherprune.parts import load_parts
-from fisherprune.scoring import make_masks
-from fisherprune.statistics_cache import StatisticsCache
+from fisherprune.statistics import run as passes
+from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.streams import stream_seed
+from fisherprune.train import steps
+from fisherprune.train.__main__ import main
+from fisherprune.train.masking import make_masks
+from fisherprune.train.parts import load_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,7 +118,7 @@ def test_another_runs_densities_on_the_command_line(small, capsys):
         " --scope densities"
         f" --densities {first.folder}/masks.safetensors --output-dir {small.output_dir}"
     )
-    assert train.main(command.split()) == 0
+    assert main(command.split()) == 0
     folder = capsys.readouterr().out.splitlines()[-1].removeprefix("written to ")
     second, snip = (
         fp.Masks.load(f"{run}/masks.safetensors") for run in (folder, first.folder)
@@ -163,8 +166,8 @@ def test_nothing_of_a_warm_up_survives_reinitialization(small, monkeypatch):
         reinitialize_(model, optimizer, seed=seed)
         seen["left"] = len(optimizer.state)
 
-    reinitialize_ = train.reinitialize_
-    monkeypatch.setattr(train, "reinitialize_", spy)
+    reinitialize_ = steps.reinitialize_
+    monkeypatch.setattr(steps, "reinitialize_", spy)
     warm = replace(small, reinitialize=True, warmup_epochs=1, bn_warmup=True)
     result = train.run(warm, quiet=True)
     assert seen["momenta"] > 0 and seen["left"] == 0

@@ -11,15 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 import fisherprune as fp
-from fisherprune import models, scoring, train, trainer
-from fisherprune.augment import TrainingBatches
-from fisherprune.config import TrainConfig
+from fisherprune import models, train
+from fisherprune.data.augment import TrainingBatches
 from fisherprune.errors import FisherpruneError
-from fisherprune.metrics import Metrics
-from fisherprune.parts import load_parts
-from fisherprune.passes import statistics_of
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.metrics import Metrics
+from fisherprune.runs.result import LayerCount, count_layers
+from fisherprune.runs.words import table
+from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
-from fisherprune.summary import LayerCount, count_layers, table
+from fisherprune.train import masking as scoring
+from fisherprune.train import steps, trainer
+from fisherprune.train.__main__ import main
+from fisherprune.train.parts import load_parts
 
 CPU = torch.device("cpu")
 
@@ -233,9 +237,9 @@ def test_pruned_weights_that_moved_are_noticed(small):
     network = models.create("resnet20", 10, 1, seed=0)
     masks = fp.select_masks(fp.score(network, [], "magnitude"), 0.5)
     with pytest.raises(AssertionError, match="pruned weights of conv1.weight are not"):
-        train.check_pruned_are_zero(network, masks)
+        steps.check_pruned_are_zero(network, masks)
     masks.apply_(network)
-    train.check_pruned_are_zero(network, masks)
+    steps.check_pruned_are_zero(network, masks)
     counts = count_layers(fp.prunable_parameters(network))
     assert {c.name: c.kept for c in counts} == {
         n: int(m.sum()) for n, m in masks.items()
@@ -273,7 +277,7 @@ SMALL_COMMAND = (
 
 def test_command_line(tmp_path, capsys):
     command = [*SMALL_COMMAND, "--output-dir", str(tmp_path), "--quiet"]
-    assert train.main(command) == 0
+    assert main(command) == 0
     out, err = capsys.readouterr()
     assert err == "" and " epoch 1/1" not in out
     for part in ("density", "sparsity of the trained weights 0.9000", "last epoch"):
@@ -309,7 +313,7 @@ def test_command_line(tmp_path, capsys):
 )
 def test_mistakes_end_in_one_line(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert train.main([*SMALL_COMMAND, *options.split()]) == 2
+    assert main([*SMALL_COMMAND, *options.split()]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("fisherprune.train: error: ") and message in err
     assert err.count("\n") == 1 and "Traceback" not in out + err
@@ -331,7 +335,7 @@ def test_what_can_never_be_pruned_leaves_no_folder(small, options, message):
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "fisherprune.train", "--epochs", "-3"]
-    source = Path(train.__file__).parents[1]
+    source = Path(steps.__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=source)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -343,8 +347,8 @@ def test_interrupted(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "run", interrupt)
-    assert train.main([]) == 130
+    monkeypatch.setattr(steps, "run", interrupt)
+    assert main([]) == 130
     assert capsys.readouterr().err == "fisherprune.train: interrupted\n"
 
 
@@ -366,8 +370,8 @@ def test_out_of_memory_is_a_mistake_too(error, reason, monkeypatch, capsys):
     def exhaust(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(train, "run", exhaust)
-    assert train.main([]) == 2
+    monkeypatch.setattr(steps, "run", exhaust)
+    assert main([]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"fisherprune.train: error: {reason}")
     assert "; a smaller --batch-size, --score-batch-size or --image-size needs" in err
@@ -375,8 +379,8 @@ def test_out_of_memory_is_a_mistake_too(error, reason, monkeypatch, capsys):
 
 
 def test_more_memory_than_a_cpu_can_address(monkeypatch, capsys):
-    monkeypatch.setattr(train, "run", lambda *_, **__: torch.empty(2**58))
-    assert train.main([]) == 2
+    monkeypatch.setattr(steps, "run", lambda *_, **__: torch.empty(2**58))
+    assert main([]) == 2
     err = capsys.readouterr().err
     assert err.startswith("fisherprune.train: error: can't allocate memory: you tried")
     assert err.count("\n") == 1
@@ -386,14 +390,14 @@ def test_other_runtime_errors_are_shown_as_they_are(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("of another kind")
 
-    monkeypatch.setattr(train, "run", fail)
+    monkeypatch.setattr(steps, "run", fail)
     with pytest.raises(RuntimeError, match="^of another kind$"):
-        train.main([])
+        main([])
 
 
 def test_help_names_groups_and_defaults(capsys):
     with pytest.raises(SystemExit) as left:
-        train.main(["--help"])
+        main(["--help"])
     out = " ".join(capsys.readouterr().out.split())
     assert left.value.code == 0
     for part in ("mask:", "training:", "(default: fts)", "(default: 60 120)", "folder"):

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fisherprune import models, runs, train, trainer
-from fisherprune.config import TrainConfig
+from fisherprune import models, train
 from fisherprune.errors import FisherpruneError
-from fisherprune.masks import Masks
-from fisherprune.metrics import Metrics
-from fisherprune.parts import load_parts
-from fisherprune.trainer import Trainer, memory_format
+from fisherprune.masks.masks import Masks
+from fisherprune.runs import folder as runs
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.metrics import Metrics
+from fisherprune.train import steps, trainer
+from fisherprune.train.parts import load_parts
+from fisherprune.train.trainer import Trainer, memory_format
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -87,14 +89,14 @@ def test_images_and_weights_have_the_format(small, chosen, tmp_path):
 
 
 def test_the_format_moves_no_score_and_only_rounds(small, monkeypatch):
-    make_masks = train.make_masks
+    make_masks = steps.make_masks
 
     def spy(config, model, *args):
         weights = [p for p in model.parameters() if p.dim() == 4]
         assert all(weight.is_contiguous() for weight in weights)
         return make_masks(config, model, *args)
 
-    monkeypatch.setattr(train, "make_masks", spy)
+    monkeypatch.setattr(steps, "make_masks", spy)
     short = replace(small, warmup_epochs=1, train_samples=20, lr=0.001)
     weights = [
         load_file(
@@ -170,14 +172,14 @@ def test_a_compiler_that_does_not_work_is_a_mistake(small, monkeypatch, tmp_path
     torch.compiler.reset()
     with pytest.raises(FisherpruneError, match="compile: .*C.. compiler.* leave the"):
         train.run(config, quiet=True)
-    assert train.explained(RuntimeError("of another kind")) is None
+    assert steps.explained(RuntimeError("of another kind")) is None
 
 
 def test_an_error_of_another_kind_is_not_its_own_cause(small, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("of another kind")
 
-    monkeypatch.setattr(train, "make_masks", fail)
+    monkeypatch.setattr(steps, "make_masks", fail)
     with pytest.raises(RuntimeError, match="of another kind") as caught:
         train.run(small, quiet=True)
     assert caught.value.__cause__ is None

@@ -14,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fisherprune import runs, train
-from fisherprune.checkpoint import Checkpoint
+from fisherprune import train
 from fisherprune.errors import FisherpruneError
+from fisherprune.runs import folder as runs
+from fisherprune.train import steps
+from fisherprune.train.__main__ import main
+from fisherprune.train.checkpoint import Checkpoint
 
-SOURCE = Path(train.__file__).parents[1]
+SOURCE = Path(steps.__file__).parents[2]
 
 
 class Stop(Exception):
@@ -43,7 +46,7 @@ def contents(folder):
     assert lines[0].endswith(",seconds")
     found["metrics.csv"] = [line.rpartition(",")[0] for line in lines]
     result = json.loads((folder / "results.json").read_text())
-    assert set(result.pop("seconds")) == set(train.Clock().laps)
+    assert set(result.pop("seconds")) == set(steps.Clock().laps)
     if result["scoring"]:
         assert result["scoring"].pop("seconds") >= 0
     del result["config"]["output_dir"]
@@ -67,8 +70,8 @@ def stop_at(monkeypatch, owner, name, call, after=False):
 
 
 STOPS = {
-    "in the first epoch": (train.Trainer, "_validate", 1),
-    "in a later epoch": (train.Trainer, "_validate", 3),
+    "in the first epoch": (steps.Trainer, "_validate", 1),
+    "in a later epoch": (steps.Trainer, "_validate", 3),
     "before the row": (runs.RunFolder, "add_epoch", 2),
     "after the row": (runs.RunFolder, "add_epoch", 3, True),
     "before the first checkpoint": (Checkpoint, "_write", 1),
@@ -76,10 +79,10 @@ STOPS = {
     "after the mask": (train, "make_masks", 1, True),
     "after the mask's file": (runs.RunFolder, "save_masks", 1, True),
     "after the mask's checkpoint": (Checkpoint, "_write", 2, True),
-    "between the checkpoint and the best weights": (train.Run, "_save_best", 1),
-    "after the best weights": (train.Run, "_save_best", 1, True),
+    "between the checkpoint and the best weights": (steps.Run, "_save_best", 1),
+    "after the best weights": (steps.Run, "_save_best", 1, True),
     "after all epochs": (Checkpoint, "_write", 5, True),
-    "after the last weights": (train.Run, "test", 1),
+    "after the last weights": (steps.Run, "test", 1),
     "in the test": (train, "evaluate", 1, True),
     "before the result": (runs.RunFolder, "write_json", 2),
 }
@@ -166,10 +169,10 @@ def test_the_background_writer_keeps_the_order(small, tmp_path, monkeypatch, tru
         def __init__(self, *args, **options):
             super().__init__(*args, **options | {"background": True})
 
-    monkeypatch.setattr(train, "Checkpoint", Background)
+    monkeypatch.setattr(steps, "Checkpoint", Background)
     folder = tmp_path / "run"
     found = stopped_and_resumed(
-        small, folder, monkeypatch, train.Trainer, "_validate", 3
+        small, folder, monkeypatch, steps.Trainer, "_validate", 3
     )
     assert found == truth(small)
 
@@ -221,7 +224,7 @@ def test_ctrl_c_says_how_to_go_on(small, tmp_path, truth):
     again = f"python -m fisherprune.train --resume {tmp_path}"
     assert process.returncode == 130
     assert err == f"fisherprune.train: interrupted; {again} goes on\n"
-    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 0
+    assert main(["--resume", str(tmp_path), "--quiet"]) == 0
     assert contents(tmp_path)["metrics.csv"] == truth(config)["metrics.csv"]
 
 
@@ -251,7 +254,7 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert train.main(["--resume", str(tmp_path), "--quiet"]) == 2
+        assert main(["--resume", str(tmp_path), "--quiet"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert f"No space left on device: '{tmp_path}/" in err and "make room" in err
@@ -268,11 +271,11 @@ def test_a_damaged_checkpoint_names_itself(small, tmp_path, capsys, truth):
         train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 2
+    assert main(["--resume", str(tmp_path), "--quiet"]) == 2
     err = capsys.readouterr().err
     assert f"checkpoint {checkpoint} is damaged; delete it to begin the run" in err
     checkpoint.unlink()
-    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 0
+    assert main(["--resume", str(tmp_path), "--quiet"]) == 0
     assert contents(tmp_path) == truth(small)
 
 
@@ -307,9 +310,9 @@ def test_damaged_best_weights_end_a_resumed_run_at_once(
     small, spoil, reason, tmp_path, monkeypatch, capsys
 ):
     values, saves = iter((0.5, 0.25)), []
-    judge = train.Trainer._judge
+    judge = steps.Trainer._judge
     monkeypatch.setattr(
-        train.Trainer, "_judge", lambda self, _: judge(self, next(values))
+        steps.Trainer, "_judge", lambda self, _: judge(self, next(values))
     )
 
     def stop():
@@ -321,8 +324,8 @@ def test_damaged_best_weights_end_a_resumed_run_at_once(
         train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
     best = tmp_path / "best.safetensors"
     spoil(best)
-    monkeypatch.setattr(train.Trainer, "epoch", None)  # nothing is trained
-    assert train.main(["--resume", str(tmp_path), "--quiet"]) == 2
+    monkeypatch.setattr(steps.Trainer, "epoch", None)  # nothing is trained
+    assert main(["--resume", str(tmp_path), "--quiet"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert f"weights of the run must be in {best}, which {reason}" in err
@@ -361,7 +364,7 @@ def test_a_finished_run_is_not_done_again(small, tmp_path, capsys):
     with pytest.raises(FisherpruneError, match="unfinished run.* holds results.json"):
         train.run(replace(small, epochs=0), folder=folder)
     assert not (folder / "checkpoint.pt").exists()
-    assert train.main(["--resume", str(folder)]) == 2
+    assert main(["--resume", str(folder)]) == 2
     assert "must be of an unfinished run" in capsys.readouterr().err
 
 
@@ -389,11 +392,11 @@ def test_folders_that_hold_no_run(small, tmp_path, capsys):
             runs.read_config(tmp_path)
     with pytest.raises(FisherpruneError, match="folder must be a folder that can be"):
         train.run(small, folder=tmp_path / "results.json")
-    assert train.main(["--resume", str(tmp_path / "absent")]) == 2
+    assert main(["--resume", str(tmp_path / "absent")]) == 2
     err = capsys.readouterr().err
     assert "a run's folder must hold config.json, but" in err and "absent" in err
 
 
 def test_resume_takes_no_other_settings(capsys):
-    assert train.main("--resume runs/a --epochs 160 --bn-warmup".split()) == 2
+    assert main("--resume runs/a --epochs 160 --bn-warmup".split()) == 2
     assert "got --epochs, --bn-warmup too" in capsys.readouterr().err

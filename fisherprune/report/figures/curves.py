@@ -6,11 +6,11 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from fisherprune.report.runfile import Run
-from fisherprune.report.style import Look, look, name
-from fisherprune.report.svg import Figure, draw
+from fisherprune.report.figures.style import Look, look, name
+from fisherprune.report.figures.svg import Figure, draw
 from fisherprune.report.tables import DENSE, Cell, Group
-from fisherprune.summary import duration
+from fisherprune.runs.reader import Run
+from fisherprune.runs.words import duration
 
 BAND = 0.16
 """Opacity of bands."""

@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from fisherprune.report.figures import counts
+from fisherprune.report.figures.curves import counts
+from fisherprune.report.figures.svg import WIDTH, Figure, draw
 from fisherprune.report.overlap import Overlap
-from fisherprune.report.svg import WIDTH, Figure, draw
 from fisherprune.report.tables import Cell, Group
 
 COLLAPSED, ALARM = "#d40000", "#ffe1de"

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from fisherprune.report.figures import accuracy_axis, accuracy_line, counts, legend
-from fisherprune.report.style import Look
-from fisherprune.report.svg import Figure, draw
+from fisherprune.report.figures.curves import (
+    accuracy_axis,
+    accuracy_line,
+    counts,
+    legend,
+)
+from fisherprune.report.figures.style import Look
+from fisherprune.report.figures.svg import Figure, draw
 from fisherprune.report.tables import Group
 
 COLORS = ("#0b5fa5", "#d1450b", "#00875f", "#7a1f4f", "#d98e00", "#3fa7e0", "#8a8a8a")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.report.style import RC
+from fisherprune.report.figures.style import RC
 
 WIDTH = 11.0
 """Of every figure, in inches."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from fisherprune.report import style, words
-from fisherprune.report.runfile import WEIGHTS
-from fisherprune.report.svg import Figure
+from fisherprune.report.figures import style
+from fisherprune.report.figures.svg import Figure
+from fisherprune.report.pages import words
+from fisherprune.report.pages.words import Report
 from fisherprune.report.tables import Cell, Group
-from fisherprune.report.words import Report
+from fisherprune.runs.reader import WEIGHTS
 
 CSS = Path(__file__).with_name("page.css")
 

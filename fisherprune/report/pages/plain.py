@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 
-from fisherprune.config import TrainConfig
-from fisherprune.report import words
-from fisherprune.report.runfile import WEIGHTS, Run
+from fisherprune.report.pages import words
+from fisherprune.report.pages.words import Report
 from fisherprune.report.tables import DENSE, Group
-from fisherprune.report.words import Report
-from fisherprune.runs import METRIC_NAMES
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.folder import METRIC_NAMES
+from fisherprune.runs.reader import WEIGHTS, Run
 
 AXES = ("dataset", "model", "method", "sparsity", "seed")
 """Columns of report.csv whether they vary or not."""

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fisherprune.criteria import criteria, get_criterion
+from fisherprune.report.figures.style import name
 from fisherprune.report.load import Study
 from fisherprune.report.published import GRASP_NOTE, is_cifar10
-from fisherprune.report.style import name
 from fisherprune.report.tables import Cell, Group, group
+from fisherprune.scoring.criteria import criteria, get_criterion
 
 HEADINGS = {
     "best": "Weights of the best validation accuracy",

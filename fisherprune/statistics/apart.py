@@ -1,0 +1,83 @@
+"""Whether the samples of a batch mix, seen by running the last one alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisherprune.errors import FisherpruneError
+from fisherprune.persample.tap import LayerTap
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a forward pass came to: outputs, the head's result, calls' last inputs."""
+
+    outputs: Tensor
+    result: Tensor
+    last_inputs: list[Tensor]
+
+
+def run_last(op, model, inputs, labels, parameters, head) -> Seen | FisherpruneError:
+    """Run the last sample alone; return why where that fails.
+
+    The last: what a sequence, a queue or a limited capacity makes of a sample depends
+    on those before it.
+    """
+    tap = LayerTap(model, parameters, 1, None, op, keep_last=True)
+    try:
+        with tap.forward():
+            outputs = model(inputs[-1:].clone())
+            result = head(outputs, labels[-1:])
+    except Exception as error:
+        reason = f"{error}".partition("\n")[0] or type(error).__name__
+        failure = FisherpruneError(
+            f"{op}: the model must run with one sample, by which is seen whether "
+            f"samples mix; alone, the last of the first batch fails: {reason}"
+        )
+        failure.__cause__ = error
+        return failure
+    return Seen(outputs.detach(), result.detach(), tap.last_inputs)
+
+
+def check_apart(op: str, alone: Seen, together: Seen) -> None:
+    """Refuse where the last sample is another alone than in its batch.
+
+    A small loss, or a layer's input that is nearly zero, has the rounding errors of the
+    larger numbers that it is made of.
+    """
+    size = float(together.outputs[-1].detach().float().norm())
+    inputs = max((float(x.float().norm()) for x in together.last_inputs), default=0.0)
+    pairs = [
+        ("the model's output for", 0.0, alone.outputs[-1], together.outputs[-1]),
+        ("the loss of", size, alone.result[-1], together.result[-1]),
+    ]
+    calls = zip(alone.last_inputs, together.last_inputs, strict=False)
+    pairs += [("what a layer reads of", 1e-3 * inputs, *pair) for pair in calls]
+    tolerance = _tolerance(together.outputs)
+    for what, least, one, other in pairs:
+        if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
+            raise FisherpruneError(
+                f"{op}: samples mix: {what} a sample alone is another than in a batch "
+                "(or it is random in eval mode, or samples change places on the way)"
+            )
+
+
+def _is_same(one: Tensor, other: Tensor, tolerance: float, least: float) -> bool:
+    same = one.shape == other.shape
+    return same and not (one - other).norm() > tolerance * (other.norm() + least)
+
+
+def _tolerance(outputs: Tensor) -> float:
+    """Return the relative error that other kernels for one sample may cause."""
+    if outputs.dtype != torch.float32:
+        return 5e-2
+    backends = torch.backends
+    if outputs.is_cuda:
+        used = backends.cuda.matmul, backends.cudnn.conv
+    else:
+        used = backends.mkldnn.matmul, backends.mkldnn.conv
+    reduced = {"tf32": 1e-2, "bf16": 5e-2}
+    return max(reduced.get(backend.fp32_precision, 1e-3) for backend in used)

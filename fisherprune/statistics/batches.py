@@ -1,0 +1,58 @@
+"""Labelled batches, checked one by one and moved to the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from fisherprune.errors import FisherpruneError
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def checked_batches(batches: Batches, device: torch.device) -> Iterator:
+    """Yield the batches on ``device``, each checked to be a labelled batch."""
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise FisherpruneError(
+            "batches must be an iterable of (inputs, labels) tensors, got "
+            f"{type(batches).__name__}"
+        )
+    for i, batch in enumerate(batches):
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
+            raise FisherpruneError(
+                "batches must yield (inputs, labels) tensors, samples first; batch "
+                f"{i} is {_described(batch)}"
+            )
+        inputs, labels = batch
+        if len(inputs) != len(labels) or len(inputs) == 0:
+            raise FisherpruneError(
+                f"batch {i} must have at least one sample and one label for each, got "
+                f"{len(inputs)} inputs and {len(labels)} labels"
+            )
+        yield _own(inputs, device), _usable(labels, device)
+
+
+def _described(value: object) -> str:
+    """Say what came: ``tuple of (Tensor [8, 3], int)``."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"{kind} {list(value.shape)}"
+    if not isinstance(value, (tuple, list)):
+        return kind
+    items = [_described(item) for item in value[:4]] + ["..."] * (len(value) > 4)
+    return f"{kind} of ({', '.join(items)})"
+
+
+def _own(inputs: Tensor, device: torch.device) -> Tensor:
+    """Return the inputs on ``device``, a copy: the model may change them in place."""
+    moved = _usable(inputs, device)
+    return moved.clone() if moved is inputs else moved
+
+
+def _usable(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on ``device``, as one that autograd may save."""
+    tensor = tensor.to(device, non_blocking=True)
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -1,0 +1,56 @@
+"""``python -m fisherprune.train``: the command line."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from fisherprune.commandline import run_command
+from fisherprune.errors import FisherpruneError
+from fisherprune.runs.words import table
+from fisherprune.train import options as cli
+from fisherprune.train.steps import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code.
+
+    0 after a whole run, 2 for a mistake of the user's (one line on stderr), 130 after
+    Ctrl-C.
+    """
+    return run_command("fisherprune.train", lambda: _command(argv))
+
+
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""What PyTorch's message names where the CPU's memory does not suffice."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or CPU_ALLOCATOR in str(error)
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    try:
+        command = cli.parse(argv)
+        print(table(run(command.config, folder=command.folder, quiet=command.quiet)))
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = (f"{error}".splitlines() or ["out of memory"])[0]
+        reason = reason.rpartition(f"{CPU_ALLOCATOR}: ")[2]
+        hint = "a smaller --batch-size, --score-batch-size or --image-size needs less"
+        raise FisherpruneError(f"{reason}; {hint} memory") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        hint = "make room, then --resume with the run's folder goes on"
+        raise FisherpruneError(f"{error}; {hint}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
