@@ -50,7 +50,7 @@ def test_every_capability_equals_float64(capability):
     if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
         pytest.skip(f"this process has no {capability}")
     script = (
-        "from fisherprune import kernels; print(kernels.cpu_capability())\n"
+        "from fisherprune.ops import kernels; print(kernels.cpu_capability())\n"
         "from test_grad_moments import *\n"
         "for name in CASES: test_equals_float64(name)"
     )
@@ -59,7 +59,7 @@ def test_every_capability_equals_float64(capability):
 
 
 def test_unknown_capability_is_refused():
-    script = "from fisherprune import kernels; kernels.cpu_capability()"
+    script = "from fisherprune.ops import kernels; kernels.cpu_capability()"
     result = run_python(script, FISHERPRUNE_CPU_CAPABILITY="sse9")
     assert result.returncode != 0
     message = "FISHERPRUNE_CPU_CAPABILITY must be avx512, avx2 or portable, got sse9"
