@@ -52,7 +52,7 @@ inline View4 view_of(const Tensor& t, const char* name, const char* letters) {
           {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
 }
 
-// The bytes a tensor may touch: [first, last).
+// The bytes that a tensor's entries lie in: [first, last).
 inline std::pair<const char*, const char*> extent_of(const Tensor& t) {
   const char* first = static_cast<const char*>(t.data_ptr());
   int64_t last = 1;
@@ -113,7 +113,7 @@ struct Axis {
     return span < 0 ? 0 : span / stride + 1;
   }
 
-  // One that is longer than the padded input leads to the same one position.
+  // A stride longer than the padded input leads to one position, whatever its length.
   int64_t bounded_stride() const { return std::min(stride, padded() + 1); }
 };
 

@@ -1,4 +1,5 @@
-// 16-bit floats by their bits: exact, free of torch, and loops over them vectorize.
+// 16-bit floats are converted by their bits: exact, without torch, and in a way that
+// the compiler vectorizes in loops.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Which queries compare codes of one coding: brackets are widened to whole codes, so
-// that the comparison of bytes is exact.
+// Which queries share a coding, in which keys are compared as bytes. Brackets are
+// widened to whole codes, so that the comparison of bytes is exact.
 #pragma once
 
 #include "global_topk/cpu/task.h"
@@ -10,7 +10,7 @@ inline CodeRange codes_of(Coding coding, Bracket b) {
   return {code_of(coding, b.low), code_of(coding, b.high)};
 }
 
-// The first key of a code after the first.
+// The first key of a code other than 0.
 inline uint64_t first_key(Coding coding, uint64_t code) {
   const uint64_t step = ((code << 16) + coding.scale - 1) / coding.scale;
   return coding.base + (step << coding.shift);
@@ -25,7 +25,8 @@ inline Bracket keys_of(Coding coding, CodeRange range) {
       static_cast<uint32_t>(range.high < Coding::kLast ? std::min(high, last) : last)};
 }
 
-// About the finest with codes below and above a bracket, whose low end begins a code.
+// About the finest coding that has codes below and above a bracket, too. The bracket's
+// low end begins a code.
 inline Coding coding_for(Bracket b) {
   constexpr uint32_t kMostSteps = 64000;
   static_assert(kMostSteps + 2 * (kMostSteps / (Coding::kLast - 2) + 2) <= 0xffff,
@@ -64,8 +65,8 @@ inline bool suits(const Sample& sample, const CodedQueries& coded) {
   return std::all_of(coded.queries.begin(), coded.queries.end(), stays_narrow);
 }
 
-// Neighbouring brackets share a coding where that leaves all of them narrow. At least
-// one coding, since who reads the scores first also counts what is not finite.
+// Neighbouring brackets share a coding where that leaves all of them narrow. There is
+// at least one coding: the first pass over the scores also counts what is not finite.
 inline std::vector<CodedQueries> share_codings(const Sample& sample, Queries queries) {
   std::sort(queries.begin(), queries.end(), [](const Query* a, const Query* b) {
     return a->next.bracket.low < b->next.bracket.low;

@@ -1,4 +1,4 @@
-// Narrows a bracket that is too crowded to collect what is inside: the counting pass.
+// The counting pass: narrows brackets that hold too many entries to collect them.
 #pragma once
 
 #include <mutex>
@@ -7,8 +7,9 @@
 
 namespace fisherprune::cpu::global_topk {
 
-// Counts of the keys in a bracket by their leading digits. Two copies take turns, so
-// that equal neighbours don't wait for each other; the last bin takes all others.
+// Counts of the keys in a bracket, by their leading digits. Two copies take turns: an
+// addition need not wait for the one before it, where neighbours are equal. The last
+// bin counts the keys outside.
 struct Histogram {
   Bracket bracket;
   int shift = 0;
@@ -58,8 +59,8 @@ inline void fill(const Task& task, std::vector<Histogram>& histograms) {
       });
 }
 
-// Takes in how many entries lie above and in the proposed bracket; true where the k-th
-// largest is in it.
+// Learns how many entries lie above and in the proposed bracket. Returns whether the
+// k-th largest is in it.
 inline bool learn(Query& q, Counts counts) {
   Known& known = q.known;
   const Bracket b = q.next.bracket;

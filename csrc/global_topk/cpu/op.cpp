@@ -1,4 +1,5 @@
-// global_topk and its steps on the CPU: tensors in, the core at work, tensors out.
+// The ops global_topk, topk_histogram and topk_masks on the CPU: checks, outputs,
+// calls.
 #include <torch/csrc/stable/library.h>
 
 #if defined(__linux__)
@@ -17,9 +18,9 @@ namespace {
 
 Task task_of(const ScoreList& list) { return Task(list.scores, in_parallel); }
 
-// The first touch of fresh memory in pages of 4 KB is a large part of a call.
-// Linux gives pages of 2 MB to those who ask; each is touched by one thread first,
-// where all that meet in one would wait.
+// To touch fresh memory for the first time, in pages of 4 KB, is a large part of a
+// call. Linux gives pages of 2 MB where it is asked to. One thread touches each of them
+// here: later several threads would meet in a page, and wait for it.
 void ask_for_huge_pages(const std::vector<Tensor>& masks) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

@@ -66,16 +66,18 @@ inline void radix_sort(uint32_t* keys, int64_t size) {
   std::copy_n(from, size, keys);
 }
 
-// A place in [0, width) that follows no pattern, so that none in the scores misleads.
+// A place in [0, width) that follows no pattern: a pattern in the scores cannot mislead
+// the sample.
 inline int64_t scattered(uint64_t i, uint32_t width) {
   i = (i + 1) * 0x9e3779b97f4a7c15u;
   i = (i ^ i >> 32) * 0xd6e8feb86659fd93u;
   return static_cast<int64_t>((i >> 32) * width >> 32);
 }
 
-// One score of each of about (total * queries)^(2/3) equal stretches: then reading the
-// sample and collecting the entries of each query's bracket grow alike. Nearly every
-// one lies in a page of its own: many are asked for before the first is used.
+// One score of each of about (total * queries)^(2/3) equal stretches. With this size
+// the time to read the sample grows like the time to collect the entries of all
+// brackets. Nearly every score of the sample lies in a page of its own: many are asked
+// for before the first one is used.
 inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
                           const Parallel& parallel) {
   Sample sample;
@@ -114,7 +116,7 @@ inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
 struct Known {
   Bracket bracket{0, 0xffffffffu};  // it lies here
   int64_t above = 0, inside = 0;    // entries above and in the bracket
-  int misses = 0;                   // proposals that turned out wrong
+  int misses = 0;                   // proposals that were wrong
 };
 
 struct Proposal {
@@ -122,15 +124,16 @@ struct Proposal {
   bool crowded;  // more entries in it than may be collected
 };
 
-// Where many entries are equal, the one value they share, if it is a likely k-th.
+// Whether one value, which is likely the k-th largest, makes up a large part of a
+// bracket.
 inline bool mostly_one(const Sample& sample, Bracket b, uint32_t likely) {
   const auto [first, last] = sample.range(b);
   const auto [equal, unequal] = sample.range({likely, likely});
   return 4 * (unequal - equal) >= last - first;
 }
 
-// Three standard deviations of the sample's rank on either side of k, within the known
-// bracket; wider after each miss.
+// Proposes three standard deviations of the sample's rank on either side of k, within
+// the known bracket; more after each miss.
 inline Proposal propose(const Sample& sample, const Known& known, int64_t keep,
                         int64_t most) {
   const auto [first, last] = sample.range(known.bracket);

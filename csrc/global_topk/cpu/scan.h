@@ -23,8 +23,9 @@ struct Counts {
   int64_t above = 0, inside = 0;  // of a bracket
 };
 
-// Keys as bytes, in their order: (key - base) >> shift, cut to 16 bits, is scaled by
-// scale / 2^16 and cut to 8. To compare bytes takes a quarter of the work.
+// How keys become bytes in the same order: (key - base) >> shift, limited to 16 bits,
+// is multiplied by scale / 2^16 and limited to 8 bits. To compare bytes takes a quarter
+// of the work.
 struct Coding {
   uint32_t base = 0;
   int shift = 16;
@@ -56,9 +57,9 @@ struct Block {
   int64_t at = 0, size = 0;  // of the chunk's entries
   int64_t next_size = 0;     // of the next block, behind this one's scores
 
-  // Asks for part i of n of the next block, while this one is worked on: the
-  // processor's own prefetching stops at the end of each page, which is about where a
-  // block ends. In parts, because few lines can be under way at a time.
+  // Asks for part i of n of the next block, while this one is worked on. The
+  // processor's own prefetching stops at the end of each page, and a block ends about
+  // there. Parts, because only few lines can be in flight at a time.
   void prefetch(int64_t i, int64_t n) const {
     constexpr int64_t kLine = 64 / sizeof(float);
     const int64_t lines = ceil_div(next_size, kLine);
@@ -67,8 +68,8 @@ struct Block {
   }
 };
 
-// Of one block, by words of 64 neighbours: the bits of those inside a range, the first
-// neighbour lowest, and the list of the words that have any.
+// Which scores of a block are inside a range: a bit for each, in words of 64
+// neighbours, the first neighbour lowest; and a list of the words that have any.
 struct Inside {
   uint64_t word[tuning::kBlock / 64];
   uint8_t listed[tuning::kBlock / 64];
@@ -78,14 +79,14 @@ struct Inside {
 struct BlockLoops {
   // Writes the codes of the block's scores, returns how many are NaN or infinite.
   int64_t (*encode)(Block& block, Coding coding);
-  // The block's mask = above the range, as bytes 0 and 1; returns how many are, and
-  // lists those inside.
+  // Writes the block's mask, 1 where a score is above the range and 0 elsewhere; lists
+  // the scores inside; returns how many are above.
   int64_t (*split)(const Block& block, CodeRange range, uint8_t* mask, Inside& inside);
-  // Waits until the masks written past the caches are there for all threads.
+  // Makes masks that were written past the caches visible to all threads.
   void (*publish)();
 };
 
-// Of a float without its sign: all that are finite are below kInfinity.
+// The bits of a float without its sign: below kInfinity where it is finite.
 inline uint32_t magnitude_of(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
@@ -108,7 +109,7 @@ FISHERPRUNE_INLINE int64_t encode_loop(Block& block, Coding coding) {
   return largest < kInfinity ? 0 : count_nonfinite(block.scores, block.size);
 }
 
-// Eight bytes 0 or 1 as the bits of one, the first byte lowest.
+// Packs eight bytes, each 0 or 1, into the bits of one: the first byte is the lowest.
 FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
   uint64_t x;
   memcpy(&x, bytes, sizeof x);

@@ -19,7 +19,7 @@ struct Chunk {
 template <class T>
 class Buffer {
  public:
-  // Where the next values go, of which at most `count` follow.
+  // Where the next values go: at most `count`.
   T* room(int64_t count) {
     if (size_ + count > capacity_) {
       capacity_ = 2 * capacity_ + count;
@@ -43,8 +43,8 @@ class Buffer {
   int64_t size_ = 0, capacity_ = 0;
 };
 
-// The entries in the bracket that one thread found: where in their chunks, and their
-// keys.
+// The entries in the bracket that one thread found: their places in their chunks, and
+// their keys.
 struct Candidates {
   Buffer<uint16_t> places;
   Buffer<uint32_t> keys;
@@ -55,20 +55,21 @@ struct Find {
   Counts counts;
   const Candidates* in = nullptr;
   int64_t first = 0, count = 0;  // of the candidates
-  int64_t ties = 0;              // how many equal to the threshold to keep
+  int64_t ties = 0;              // entries equal to the threshold that are kept
 
   const uint16_t* places() const { return in->places.at(first); }
   const uint32_t* begin() const { return in->keys.at(first); }
   const uint32_t* end() const { return begin() + count; }
 };
 
-// The masks of the `keep` largest entries: where the search for their threshold stands.
+// The masks of the `keep` largest entries, and the state of the search for their
+// threshold.
 struct Query {
   Query(int64_t k, std::vector<uint8_t*> bytes) : keep(k), masks(std::move(bytes)) {}
 
   int64_t keep;
   std::vector<uint8_t*> masks;  // one per tensor
-  bool fixed = false;           // the threshold is given: only look there
+  bool fixed = false;           // the threshold is given: there is no search
   bool done = false;
   Known known;
   Proposal next{};
@@ -90,8 +91,8 @@ inline Query fixed_query(std::vector<uint8_t*> masks, float threshold) {
   return query;
 }
 
-// Calls work(i) on the threads of a task. In the end what the work wrote, past the
-// caches too, is there for all threads.
+// Calls work(i) once for each i in [0, count). In the end all threads see what the work
+// wrote, past the caches too.
 template <class Work>
 void for_each(const Parallel& parallel, int64_t count, const Work& work) {
   for_each_task(
@@ -115,8 +116,8 @@ struct Task {
     }
   }
 
-  // The most entries that are worth collecting for a query: the memory is half of the
-  // scores'.
+  // The most entries that a query collects: with more a histogram takes less time, and
+  // much less memory.
   int64_t most_candidates() const {
     return std::max<int64_t>(total / 16, 2 * tuning::kSampleFrom);
   }

@@ -42,7 +42,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk_op(
                    aoti_torch_dtype_float32());
   std::vector<Tensor> masks;
   size_t first = 0;
-  do {  // once without any selection too: it counts what is not finite
+  do {  // once with no selection, too: it counts what is not finite
     const size_t last = std::min(first + TOPK_KEEPS, keep.size());
     const std::vector<int64_t> some(keep.begin() + first, keep.begin() + last);
     const Tensor memory = empty_words(
@@ -51,7 +51,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk_op(
         list.scores, some, static_cast<float*>(thresholds.data_ptr()) + first,
         first == 0 ? words_of(nonfinite) : nullptr, words_of(memory), multiprocessors(),
         current_stream(scores[0]));
-    // Hundreds of allocations, while the device finds the thresholds.
+    // These are hundreds of allocations, while the device finds the thresholds.
     write_masks(call, add_masks(list, some.size(), masks), false);
     first = last;
   } while (first < keep.size());

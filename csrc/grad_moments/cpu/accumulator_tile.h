@@ -15,8 +15,8 @@ struct AccumulatorTile {
   int64_t output_stride;
   int64_t rows, outputs;
 
-  // It lies in as many pages as it has outputs, which no hardware prefetcher follows:
-  // it is asked for while the tile is computed, a part at a time.
+  // Asks for a part of the tile, while its moments are computed. The tile lies in as
+  // many pages as it has outputs, and no hardware prefetcher follows that.
   void prefetch(int64_t part, int64_t parts) const {
     constexpr int64_t kLineFloats = 16;
     const int64_t share = ceil_div(outputs, parts);
@@ -28,7 +28,7 @@ struct AccumulatorTile {
     }
   }
 
-  // Adds moments of [row][width of a column].
+  // Adds moments of the form [row][width of a column].
   void add(const Microkernels& kernels, const float* moments, int64_t width) const {
     kernels.add_transposed(moments, width, rows, outputs, first, output_stride);
   }

@@ -1,5 +1,5 @@
-// Compiles the micro-kernels for each set of vector instructions: no compiler flag
-// needed, one binary for all processors of an architecture.
+// Compiles the micro-kernels for each set of vector instructions. It needs no compiler
+// flag: one binary serves all processors of an architecture.
 #include "grad_moments/cpu/microkernel.h"
 
 #include <numeric>

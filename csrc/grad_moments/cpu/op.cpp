@@ -1,4 +1,4 @@
-// The op grad_moments on the CPU: torch's threads for the torch-free core.
+// The op grad_moments on the CPU: checks, and torch's threads for what knows no torch.
 #include <torch/csrc/stable/library.h>
 
 #include <vector>

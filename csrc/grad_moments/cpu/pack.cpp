@@ -1,8 +1,8 @@
 // A task packs a few channels of one sample. Memory traffic: one read of the source and
-// one write in packed form; where neither the source's order nor its dtype fits, by way
-// of a chunk in the first-level cache. The dense float32 layouts, NCHW and
-// channels_last, have direct paths: for convolutions of few multiplications packing is
-// what takes the time.
+// one write in packed form. Where neither the order nor the dtype of the source fits,
+// the data goes through a chunk in the first-level cache. The dense float32 layouts,
+// NCHW and channels_last, have direct paths: in convolutions of few multiplications
+// most of the time is packing.
 #include "grad_moments/cpu/pack.h"
 
 #include <algorithm>
@@ -122,8 +122,7 @@ void planes(const Image& image, Channels from, const Window& w,
   }
 }
 
-// The part of a window of which one row, or a few whole rows, make up
-// tuning::kPackPositions positions.
+// A part of a window: some of one row, or a few whole rows; at most kPackPositions.
 Window part_of(const Window& w, int64_t row, int64_t col) {
   const int64_t rows = std::max<int64_t>(1, tuning::kPackPositions / w.cols);
   return {w.h0 + row * w.row_step,
@@ -134,8 +133,8 @@ Window part_of(const Window& w, int64_t row, int64_t col) {
           w.col_step};
 }
 
-// Any image: planes of a few positions, which stay in the first-level cache,
-// transposed.
+// Any image: planes of a few positions are packed and then transposed. They stay in the
+// first-level cache.
 void lanes_through_planes(const Image& image, Channels from, int64_t width,
                           const Window& w, const Microkernels& kernels, float* to) {
   alignas(64) float chunk[tuning::kTileLanes * tuning::kPackPositions];
@@ -151,14 +150,15 @@ void lanes_through_planes(const Image& image, Channels from, int64_t width,
   }
 }
 
-// Whether a row of the window is a row of a float32 image without gaps.
+// Whether the image is float32 without gaps, and the window skips nothing.
 bool dense(const Image& image, const Window& w) {
   const View4& v = image.view;
   return v.dtype == Dtype::float32 && v.stride[3] == 1 && v.stride[2] == image.width &&
          w.row_step == 1 && w.col_step == 1;
 }
 
-// Small dense images with padding: a few whole rows, transposed and set apart.
+// Small dense images with padding: a few whole rows are transposed, then each is copied
+// to its place.
 void lanes_of_dense_rows(const Image& image, Channels from, int64_t width,
                          const Window& w, const Microkernels& kernels, float* to) {
   alignas(64) float chunk[tuning::kTileLanes * tuning::kPackPositions];

@@ -1,18 +1,19 @@
-// Who does what. The samples go by in blocks. Of each block the tasks first pack the
-// input, zero-padded, to [channel][sample][position], and the output gradient to
-// [column of tiles][position of all samples][lane]. Then each task owns a tile, up to
-// kTileRows rows of the patch by kTileLanes outputs, whose two moments fit the
-// first-level cache. For every few of its rows it runs over all samples of the block:
-// the micro-kernel holds the sums of one group in registers and adds G and G * G to the
-// tile. At the end of the block the tile is transposed and added to the accumulators.
+// Who does what. Samples are taken in blocks. For each block, tasks first pack the
+// input, padded with zeros, as [channel][sample][position], and the output gradient as
+// [column of tiles][position of all samples][lane]. Then each task owns a tile: up to
+// kTileRows rows of the patch by kTileLanes outputs, whose two moments fit in the
+// first-level cache. For a few of its rows at a time it runs over all samples of the
+// block: the micro-kernel holds the sums of one group in registers and adds G and G * G
+// to the tile. At the end of the block the task transposes the tile and adds it to the
+// accumulators.
 //
 // Memory traffic. Input and gradient are read once and written once in packed form.
 // Every patch row of a tile reads the packed input of its channel in place (no im2col);
 // the column's packed gradient comes from the second-level cache once for every 6 rows.
 // The accumulators are read and written once a block, never once a sample.
 //
-// Every element has one owner and its additions one order: results are equal bit for
-// bit whatever the number of threads.
+// Every element has one owner, and its additions have one order: results are equal bit
+// for bit, whatever the number of threads.
 #include "grad_moments/cpu/plain.h"
 
 #include <algorithm>
@@ -26,7 +27,7 @@
 namespace fisherprune::cpu::grad_moments {
 namespace {
 
-// The packing half of a call, and the order of the steps.
+// One call: it packs, and it orders the steps.
 class Call {
  public:
   Call(const GradMoments& moments, const Machine& machine)
@@ -72,8 +73,8 @@ void Call::run() {
   }
 }
 
-// Samples of one position each, such as those of a plain linear layer, are packed
-// together, as one sample that has them as its positions.
+// Whether samples have one position each, such as those of a plain linear layer. They
+// are packed together, as one sample that has them as its positions.
 bool single(int64_t height, int64_t width, Window w) {
   return height == 1 && width == 1 && w.h0 == 0 && w.w0 == 0 && w.size() == 1;
 }

@@ -1,5 +1,5 @@
-// The plan is made once a call, in time that does not count: a table entry for each row
-// of the patch and for each position of a block.
+// The plan is made once in a call. Its tables have an entry for each row of the patch
+// and for each position of a block, so the time for it does not count.
 #include "grad_moments/cpu/plan.h"
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 namespace fisherprune::cpu::grad_moments {
 namespace {
 
-// Where convolution groups have few outputs, most lanes would idle over outputs: they
-// go over the groups instead.
+// Where convolution groups have few outputs, most lanes would idle if each had an
+// output: then each lane has a convolution group instead.
 Operand choose_operand(const ConvShape& s, int64_t lanes) {
   if (s.groups == 1 || s.group_outputs() > lanes / 2) return Operand::broadcast;
   const int64_t idle_outputs = round_up(s.group_outputs(), lanes) * s.groups;
@@ -54,9 +54,9 @@ void columns_over_groups(Plan& plan, const Microkernels& kernels) {
                  kernels.lanes);
 }
 
-// Samples of which one column's gradient alone would leave the cache, or all columns'
-// would exceed the memory of a call, are cut. A block is as many as may be packed at a
-// time.
+// Samples are cut where the gradient of one column would leave the cache, or that of
+// all columns would be more than the memory of a call. A block is as many samples as
+// may be packed at a time.
 Units choose_units(const Plan& plan, int64_t lanes_of_tile) {
   const ConvShape& s = plan.shape;
   const int64_t rows =
@@ -76,8 +76,8 @@ Units choose_units(const Plan& plan, int64_t lanes_of_tile) {
                   std::min(wanted, tuning::kMostBlockBytes / sample_bytes));
 }
 
-// In a packed input, one output position further is this many rows or columns: kernels
-// of one row or column leave out what the stride skips.
+// How many rows (or columns) of the packed input lie between neighbouring positions:
+// for kernels of one row (or column) what the stride skips is not packed.
 int64_t step(int64_t kernel, int64_t stride) { return kernel == 1 ? 1 : stride; }
 
 // The micro-kernels count what lies in a block of one packed channel in 32 bits.

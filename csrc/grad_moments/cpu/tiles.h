@@ -16,7 +16,7 @@ struct Pass {
   const float* input;                       // packed
   const float* grad;                        // packed
   std::vector<Run> runs;                    // of all positions
-  std::vector<std::vector<Run>> places_of;  // the same in the plan's lists of positions
+  std::vector<std::vector<Run>> places_of;  // the same, in each list of the plan
   float* sum;
   float* sum_sq;  // null: only sum
 };

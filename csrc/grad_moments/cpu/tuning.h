@@ -24,20 +24,21 @@ constexpr int64_t kGradBytes = 1 << 20;
 constexpr int64_t kShortRunPositions = 32;
 constexpr int64_t kShortGradBytes = 16 << 10;
 
-// The tile of such groups: 144 x 32 floats, twice 18 KiB. More rows than that of
-// others, because adding it up is a large part of the work: they make whole cache lines
-// of the accumulators, and whole micro-tiles for each of the 9 places of a 3x3 kernel.
+// The tile of such groups: 144 x 32 floats, twice 18 KiB. It has more rows than others,
+// because to add the tile to the accumulators is a large part of the work. The rows
+// fill whole cache lines of the accumulators, and whole micro-tiles for each of the 9
+// taps of a 3x3 kernel.
 constexpr int64_t kShortTileRows = 144;
 constexpr int64_t kShortTileLanes = 32;
 
-// Places of a kernel up to which their rows of the patch may be multiplied apart, each
-// where it is over the image: a tile then has micro-tiles of all places.
+// The most taps of a kernel whose rows of the patch may be multiplied apart, each tap
+// at the positions where it is over the image: a tile then has micro-tiles of all taps.
 constexpr int64_t kMostPlaces = 9;
 
-// A block is what is packed at a time. Small ones stay near the processor, the more so
-// where a patch of one tile reads them only once; but the accumulators are read and
-// written once for each block, which so many positions of multiplications outweigh. The
-// last bounds the memory of a call.
+// A block is what is packed at a time. Small blocks stay in a cache near the processor,
+// which matters most where the patch is one tile and reads them only once. But the
+// accumulators are read and written once for each block: the multiplications at
+// kBlockPositions positions outweigh that. kMostBlockBytes bounds the memory of a call.
 constexpr int64_t kOneTileBlockBytes = 2 << 20;
 constexpr int64_t kBlockBytes = 4 << 20;
 constexpr int64_t kBlockPositions = 4096;
@@ -60,7 +61,7 @@ constexpr double kPaddedFloats = 1 << 26;
 constexpr double kMostPadding = 16;
 
 // Winograd: tiles that a task transforms at a time, and its panels of channels at most:
-// the second-level cache holds what comes of them.
+// the second-level cache holds what they become.
 constexpr int64_t kWinogradTiles = 32;
 constexpr int64_t kWinogradPanels = 4;
 static_assert(kWinogradPanels >= 1);
@@ -88,8 +89,8 @@ static_assert(kWinogradMostZeros <= 1e-10f, "the error must stay below 1e-5");
 constexpr int64_t kRunPositions = 2048;
 static_assert(kRunPositions >= 1, "a run goes on");
 
-// Multiply-adds below which a call is one thread's work: to start and to wait for the
-// others takes longer.
+// Multiply-adds below which one thread does all the work of a call: to start the others
+// and to wait for them would take longer.
 constexpr int64_t kSerialWork = 1 << 20;
 
 }  // namespace fisherprune::cpu::grad_moments::tuning

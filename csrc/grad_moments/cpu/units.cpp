@@ -9,7 +9,8 @@
 namespace fisherprune::cpu::grad_moments {
 namespace {
 
-// Whole groups where `most` samples hold one.
+// As many samples as make blocks of equal size, at most `most`; whole groups where that
+// holds one.
 int64_t units_of_block(int64_t samples, int64_t group, int64_t most) {
   most = std::clamp<int64_t>(most, 1, samples);
   const int64_t equal = ceil_div(samples, ceil_div(samples, most));

@@ -1,18 +1,17 @@
-// Who does what. A task owns some channels of one column of outputs, and all samples.
-// It takes them a block at a time: it transforms the column's output gradients and
-// then, panel of channels by panel of channels, the inputs. The micro-kernel multiplies
-// them place by place, turns the 36 sums of a unit into 9 taps, and adds these and
-// their squares to the task's moments. At the end the moments are transposed and added
-// to the accumulators, but for those that rounding has spoilt: they are left to the
-// plain way.
+// Who does what. A task owns some channels and one column of outputs, and takes all
+// samples, a block at a time. It transforms the column's output gradients, and then,
+// panel by panel, its channels of the input. The micro-kernel multiplies them place by
+// place, turns the 36 sums of a unit into 9 taps, and adds these and their squares to
+// the task's moments. At the end the task transposes its moments and adds them to the
+// accumulators, except where rounding has spoilt them: these are left to the plain way.
 //
-// Memory traffic. A task reads what it transforms, and what it makes of it, more than
-// twice as large, stays in its second-level cache: tasks that share it would wait for
-// memory longer than it takes to transform it again. The accumulators are read and
-// written once.
+// Memory traffic. A task reads its operands once. Their transforms are more than twice
+// as large, and stay in its second-level cache. Tasks do not share them: to wait for
+// memory would take longer than to transform the operands again. The accumulators are
+// read and written once.
 //
-// Every element has one owner and its additions one order: results are equal bit for
-// bit whatever the number of threads.
+// Every element has one owner, and its additions have one order: results are equal bit
+// for bit, whatever the number of threads.
 #include "grad_moments/cpu/winograd.h"
 
 #include <algorithm>
@@ -50,7 +49,8 @@ struct TaskSize {
   int64_t panels, vectors;
 };
 
-// As large as leaves every thread a task: the larger, the less is transformed twice.
+// As large as possible, but every thread needs a task: large tasks transform less
+// twice.
 TaskSize choose_task_size(int64_t panels, int64_t vectors, int64_t max_vectors,
                           int64_t threads) {
   TaskSize size{std::min(panels, tuning::kWinogradPanels),
@@ -248,8 +248,8 @@ float sum_of(const float* values, int64_t count) {
   return std::accumulate(values, values + count, 0.f);
 }
 
-// Whether the rounding of the products, which are of this power, or what was taken for
-// zero may be more than the taps can bear.
+// Whether the taps have too large an error: by the rounding of the products, or by what
+// was taken for zero. Both are judged by their power.
 bool is_lost(const float* power, int64_t lanes) {
   const float products = sum_of(power, lanes), taps = sum_of(power + lanes, lanes);
   const float zeros = sum_of(power + 2 * lanes, lanes);
@@ -257,7 +257,7 @@ bool is_lost(const float* power, int64_t lanes) {
            zeros <= tuning::kWinogradMostZeros * taps);
 }
 
-// Notes which panels are lost for which vectors, and clears their moments.
+// Notes which panels are lost for which vectors of outputs, and clears their moments.
 void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
   const int64_t vectors = tile.width / lanes_;
   for (int64_t c = 0; c < tile.channels; c += lanes_)
@@ -274,8 +274,8 @@ void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
     }
 }
 
-// As few rectangles as panels side by side make that are the same for vectors side by
-// side.
+// Lost panels that are neighbours become one part, and so do neighbouring vectors that
+// have lost the same panels.
 std::vector<Part> Winograd::lost() const {
   std::vector<Part> parts;
   for (int64_t v = 0; v < vectors_; ++v) {
@@ -313,8 +313,8 @@ int64_t positions_inside(int64_t size, int64_t out, int64_t pad) {
   return count;
 }
 
-// What a vector of outputs costs for each channel and sample, in its multiplications:
-// by the plain way, whose short runs leave out the padding, and by this one.
+// What a vector of outputs costs for each channel and sample, in multiplications of a
+// vector: by the plain way, whose short runs leave out the padding, and by this one.
 int64_t plain_cost(const ConvShape& s) {
   const bool is_short =
       s.positions() * std::min(s.group_size, s.samples) <= tuning::kShortRunPositions;

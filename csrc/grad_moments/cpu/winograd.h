@@ -1,5 +1,5 @@
 // grad_moments of 3 x 3 convolutions by Winograd's minimal filtering: 36
-// multiplications where 144 are usual. Free of torch.
+// multiplications instead of 144. Free of torch.
 #pragma once
 
 #include <cstdint>

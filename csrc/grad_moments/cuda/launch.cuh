@@ -1,5 +1,5 @@
-// grad_moments from its contract and plan to launches: the kernels' arguments, which
-// order of loads. Free of torch, so that tests run it as it is.
+// grad_moments: from its contract and plan to launches, that is the kernels' arguments
+// and the order of their loads. Free of torch, so that tests can run it unchanged.
 #pragma once
 
 #include "grad_moments/cuda/plan.cuh"
@@ -128,8 +128,9 @@ auto window_kernel(const Window& window, const ConvShape& s, Dtype dtype) {
   return window_kernel<Tile, 5>(window, s, dtype);
 }
 
-// Of the image. Where a sample's last unit is not full its window has rows behind them,
-// which are multiplied by zeros: no infinity may be there.
+// The rows of the image that some position sees. Where a sample's last unit is not
+// full, its window has more rows; these are multiplied by zeros, and must not hold
+// infinities.
 inline int rows_seen(const ConvShape& s) {
   const int64_t last =
       (s.out_height - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h - s.pad_h;
@@ -143,7 +144,7 @@ WindowTask window_task_of(const GradMoments& m, const Window& window,
   task.window = window;
   task.moments = task_of<Tile>(m, shares, workspace);
   GradMomentsTask& moments = task.moments;
-  moments.input.order = Order::positions;  // which is that of the weights, too
+  moments.input.order = Order::positions;  // decides on the order of the weights, too
   moments.input.height = rows_seen(m.shape);
   task.grad_step = Copies<Tile, Dtype::float32>::step * moments.grad_channel;
   task.next_grad = window.units * moments.grad.sample_stride;

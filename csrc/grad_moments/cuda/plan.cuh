@@ -1,4 +1,4 @@
-// Plans of grad_moments: which kernel and tile, how the samples are split.
+// Plans of grad_moments: which kernel and tile, and how the samples are split.
 #pragma once
 
 #include <algorithm>
@@ -13,12 +13,12 @@ namespace fisherprune::cuda::grad_moments {
 
 enum class TileKind { small, square, tall, window, slim_window, dense };
 
-// How the samples are shared out to the blocks of a tile.
+// How the samples are divided among the blocks of a tile.
 struct Shares {
-  int splits = 1;  // as many blocks
+  int splits = 1;  // blocks
   int parts = 1;   // of a group, each for a block; 1: a block has whole groups
 
-  // Floats a weight.
+  // Floats for each weight.
   int64_t workspace() const { return parts > 1 ? splits : splits > 1 ? 2 * splits : 0; }
 };
 
@@ -26,7 +26,7 @@ struct GradMomentsPlan {
   TileKind tile;
   Shares shares;
   int64_t workspace;      // floats
-  bool products = false;  // two of them, see products.cuh
+  bool products = false;  // two products, see products.cuh
 };
 
 template <class Tile>
@@ -40,7 +40,7 @@ double padded_cost(const ConvShape& s, double cost) {
   return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
 }
 
-// To float32 precision a product needs so many registers that large tiles are out.
+// In float32 precision a product needs many registers: there are no large tiles then.
 inline TileKind choose_tile(const GradMoments& m, bool exact) {
   const ConvShape& s = m.shape;
   TileKind best = TileKind::small;
@@ -61,10 +61,10 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
   return best;
 }
 
-// The shares that keep the slots for blocks busy for the shortest time: whole groups
-// for each block, or parts of groups where these are too few. Counted in slabs of a
-// slot. The fewest splits within 2 % of the shortest time: the count is not as exact,
-// and each split takes two floats a weight of memory.
+// The shares that take the shortest time, counted in slabs of a slot for a block: whole
+// groups for each block, or parts of groups where there are few groups. Of all shares
+// within 2 % of that time, those of the fewest splits: the count is no more exact, and
+// each split takes two floats of memory for each weight.
 template <class Tile>
 Shares choose_shares(const ConvShape& s, int64_t slots) {
   const int64_t tiles = tiles_of<Tile>(s), slabs = ceil_div(s.positions(), SLAB);
@@ -121,7 +121,7 @@ inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
   GradMoments part = m;
   if (products) {
     part = samples_as_positions(m);
-    part.input.dtype = part.grad.dtype = Dtype::float32;  // of the squares, in any case
+    part.input.dtype = part.grad.dtype = Dtype::float32;  // the squares are float32
   }
   const TileKind kind = choose_tile(part, !allow_tf32);
   GradMomentsPlan plan = allow_tf32

@@ -21,10 +21,10 @@ struct TileShape {
   static_assert(stages >= 2, "a stage is copied while another one is multiplied");
 };
 
-// How operands come to the products.
+// How operands get to the products.
 enum class Path { gathered, window, dense };
 
-// Of patches that are gathered.
+// A tile for patches that are gathered.
 template <class Shape, int slabs_, int exact_blocks_>
 struct Tile : Shape {
   static constexpr Path path = Path::gathered;
@@ -37,8 +37,8 @@ using SmallTile = Tile<TileShape<2, 2, 1, 2, 3, 4>, 2, 4>;   // 32 x 32: first l
 using SquareTile = Tile<TileShape<2, 2, 2, 4, 3, 3>, 2, 2>;  // 64 x 64
 using TallTile = Tile<TileShape<4, 3, 2, 4, 4, 1>, 1, 0>;    // 128 x 96
 
-// Of convolutions whose images lie in shared memory. The 64 x 32 outputs of a warp fill
-// the registers, and take the fewest reads a product.
+// A tile for convolutions whose images lie in shared memory. A warp's 64 x 32 outputs
+// fill the registers, and need the fewest reads for a product.
 template <class Shape>
 struct ImageTile : Shape {
   static constexpr Path path = Path::window;
@@ -50,7 +50,7 @@ struct ImageTile : Shape {
 using WindowTile = ImageTile<TileShape<2, 4, 4, 4, 4, 1>>;      // 128 x 128
 using SlimWindowTile = ImageTile<TileShape<1, 4, 4, 4, 4, 2>>;  // 64 x 128
 
-// Of 16-bit operands without taps, whose products are exact.
+// A tile for 16-bit operands without taps, whose products are exact.
 template <class Shape>
 struct RowsTile : Shape {
   static constexpr Path path = Path::dense;
@@ -66,11 +66,11 @@ constexpr int resident_blocks() {
   return exact ? Tile::exact_blocks : Tile::blocks;
 }
 
-// Cost of a padded output relative to the tall tile, for the choice among them.
+// The cost of an output of a padded tile, relative to the tall one, to choose a tile.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
 constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;
 
-// Of shared memory, that the device keeps of each block.
+// Bytes of each block's shared memory that the device keeps for itself.
 constexpr int RESERVED_BYTES = 1 << 10;
 
 // Groups of samples whose moments are added in registers before they are added to
@@ -85,15 +85,16 @@ constexpr int STAGE_SAMPLES = 8;
 static_assert(FLUSH_GROUPS >= 1 && FLUSH_GROUPS % STAGE_SAMPLES == 0,
               "a flush must not meet an open group");
 
-// Samples are split over blocks. A block of its own costs as much as some slabs of 16
-// positions: its pipeline is filled, its sums go to memory and are read again.
+// Samples are split over blocks. One more block costs as much as BLOCK_SLABS slabs of
+// 16 positions: its pipeline must be filled, its sums go to memory and are read again.
 constexpr int BLOCK_SLABS = 24;
 constexpr int MOST_WAVES = 4;
 constexpr int LEAST_SLABS = 16;  // of work for a block
 static_assert(BLOCK_SLABS >= 0 && MOST_WAVES >= 1 && LEAST_SLABS >= 1);
 
-// Weights of a layer from which on its moments are taken as two products: each has a
-// block for a tile of weights, and of fewer there would be idle multiprocessors.
+// The least weights of a layer whose moments are computed as two products. A product
+// has a block for each tile of weights: with fewer tiles, multiprocessors would be
+// idle.
 constexpr int64_t PRODUCTS_LEAST = 1 << 18;
 
 }  // namespace fisherprune::cuda::grad_moments
