@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
 #include "common/check.h"

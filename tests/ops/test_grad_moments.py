@@ -358,6 +358,15 @@ def test_kernel_of_one_row_has_any_dilation():
     assert all(map(torch.equal, *got))
 
 
+def test_rows_that_32_bits_cannot_count_are_refused():
+    row = torch.ones(1).expand(1, 1, 1, 2**31)
+    arguments = VALID | dict(input=row, grad=row)
+    arguments |= {name: zeros(1, 1, 1, 1) for name in ("sum", "sum_sq")}
+    message = f"at most {2**31 - 1} values a channel, got {2**31}"
+    with pytest.raises(RuntimeError, match=f"grad_moments: the input .* {message}"):
+        torch.ops.fisherprune.grad_moments(*arguments.values())
+
+
 def negated(x):
     """Return a view of the same values that torch negates when it is read."""
     view = torch.complex(torch.zeros_like(x), -x).conj().imag

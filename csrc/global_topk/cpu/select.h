@@ -15,6 +15,9 @@
 // nothing depends on the number of threads.
 #pragma once
 
+#include <atomic>
+#include <mutex>
+
 #include "global_topk/cpu/coding.h"
 #include "global_topk/cpu/histogram.h"
 

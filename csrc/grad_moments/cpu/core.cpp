@@ -1,4 +1,5 @@
-// Which way a call goes. Depends on the shape and the vector instructions alone.
+// Chooses the way to compute a call. The choice depends on the shape and the vector
+// instructions alone, never on the number of threads.
 #include "grad_moments/cpu/core.h"
 
 #include "grad_moments/cpu/parts.h"

@@ -8,6 +8,7 @@
 // source: csrc/grad_moments/cpu/tiles.cpp
 // source: csrc/grad_moments/cpu/units.cpp
 // source: csrc/grad_moments/cpu/winograd.cpp
+// source: csrc/grad_moments/cpu/winograd_cost.cpp
 //
 // Random layers in every layout, dtype and instruction set, compared with a naive loop
 // in double. Operands lie in heap blocks of their exact size: a read or write beyond
@@ -249,6 +250,12 @@ int main() {
   // Linear layers: products over more samples than one run.
   test(shape(5000, 7, 9, 1, 1, 1, 0, 1), Dtype::float32, nchw, nchw);
   test(shape(5000, 3, 2, 1, 1, 1, 0, 3000), Dtype::bfloat16, nhwc, gaps);
+  // Padding far beyond the image: tap by tap.
+  for (int i = 0; i < kLayouts; ++i)
+    test(with_outputs({5, 4, 6, 5, 6, 0, 0, 3, 2, 1 + i % 2 * (1 << 30), 1, 1 << 30, 99,
+                       1 << 30, 90, 2, 2}),
+         static_cast<Dtype>(i % 3), static_cast<Layout>(i),
+         static_cast<Layout>(draw(0, kLayouts - 1)));
   std::puts("grad_moments: all right");
   return 0;
 }

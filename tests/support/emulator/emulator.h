@@ -69,13 +69,6 @@ Value __shfl_up_sync(unsigned lanes, Value value, unsigned distance) {
   return emulator::shown<Value>(lane < distance ? lane : lane - distance);
 }
 
-template <class Value>
-Value __shfl_xor_sync(unsigned lanes, Value value, unsigned mask) {
-  emulator::require_full(lanes);
-  emulator::show(5, value);
-  return emulator::shown<Value>(emulator::block->current % 32 ^ mask);
-}
-
 inline unsigned __reduce_add_sync(unsigned lanes, unsigned value) {
   emulator::require_full(lanes);
   emulator::show(8, value);
