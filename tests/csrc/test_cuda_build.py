@@ -153,7 +153,7 @@ def test_loads_of_halves_are_under_way_together(arch, built):
 @each_arch
 def test_a_flush_waits_for_memory_once_a_column(arch, built):
     """Between two stores lie no loads, or those of all the column's rows."""
-    for kernel in kernels_named(built[arch], "grad_moments"):
+    for kernel in kernels_named(built[arch], "grad_moments_"):
         products_m = re.search(r"TileShapeILi\d+ELi\d+ELi(\d+)E", kernel)
         code = " ".join(built[arch].sass[kernel])
         runs = [part.count("LDG.E") for part in re.split(r"\bSTG\.E\b", code)]
