@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fisherprune.data import IMAGE_SIZES
-from fisherprune.runs.config import BATCH_SIZES, MASK_FIELDS, TrainConfig
+from fisherprune.runs.config import BATCH_SIZES, MaskConfig, TrainConfig, names
 from fisherprune.runs.identity import distinct
 
 APART = ("method", "sparsity", "seed", "dataset", "model")
@@ -32,7 +32,7 @@ def setting(config: TrainConfig) -> Setting:
 
 def training(fields: Setting) -> Setting:
     """Return the part of a setting that a dense run shares."""
-    return {k: v for k, v in fields.items() if k not in MASK_FIELDS}
+    return {k: v for k, v in fields.items() if k not in names(MaskConfig)}
 
 
 def key(fields: Setting) -> str:

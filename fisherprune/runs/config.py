@@ -1,55 +1,334 @@
-"""What a training run is: one frozen object, checked when it is made."""
+"""What a training run is: one frozen object of four parts, checked when it is made.
+
+A part says what makes the mask, what the images and the network are, how it is trained,
+or where the run happens. ``TrainConfig`` is all of them at once, so whoever needs one
+part takes that part's type, and the fields stand side by side in files and commands.
+An option of a run is one field here: with its default, its help, and its rules.
+"""
 
 from __future__ import annotations
 
+import enum
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
 import torch
 
 from fisherprune.data import IMAGE_SIZES
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.select import SCOPES, checked_scope, checked_sparsity
 from fisherprune.models import MODELS
-from fisherprune.runs.kinds import KINDS
+from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
 from fisherprune.scoring.criteria import criteria
 
 BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
 """Images per step where none is asked for."""
 MIRRORED = ("cifar10", "cifar100")
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2**16
 MAX_WHOLE = 2**31 - 1
 """Largest whole number of a run but for the seed; more is more than PyTorch takes."""
 VALIDATION_METRICS = ("accuracy", "f1")
-NOTHING_PRUNED = {
-    "scope": "global",
-    "invert_scores": False,
-    "shuffle_masks": False,
-    "reinitialize": False,
-}
-"""Values of the fields that say how masks are made, where none are made."""
-MASK_FIELDS = (
-    "scope",
-    "densities",
-    "skip",
-    "invert_scores",
-    "shuffle_masks",
-    "reinitialize",
-    "group_size",
-    "bn_warmup",
-    "score_samples",
-    "score_batch_size",
-)
-"""Fields beside ``sparsity`` that change no training of a run that prunes nothing;
-``skip`` still says which of its weights are counted."""
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 
 
+class Effect(enum.Enum):
+    """What a field changes."""
+
+    RESULT = "what comes out"
+    ROUNDING = "how numbers are computed, and so their rounding"
+    PLACE = "where the run happens and what it writes, not what it is"
+
+
 @dataclass(frozen=True)
-class TrainConfig:
+class Option:
+    """What is known of a field besides its name, its type and its default."""
+
+    help: str
+    rules: tuple[Rule, ...]
+    effect: Effect
+    metavar: str | None
+    """What the help calls the value, where its type does not say it."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *rules: Rule,
+    effect: Effect = Effect.RESULT,
+    metavar: str | None = None,
+    hash: bool | None = None,
+) -> Any:
+    """Return a field with everything that is to be said about it."""
+    about = Option(help, rules, effect, metavar)
+    return field(default=default, hash=hash, metadata={"option": about})
+
+
+def about(of: Field) -> Option:
+    """Return what is known of a field."""
+    return of.metadata["option"]
+
+
+def names(part: type) -> tuple[str, ...]:
+    """Return the names of the fields of a part."""
+    return tuple(each.name for each in fields(part))
+
+
+def by_dataset(defaults: Mapping[str, int]) -> str:
+    """Return defaults that depend on the dataset, as a help shows them."""
+    return f"(default: {', '.join(f'{k} {v}' for k, v in defaults.items())})"
+
+
+def _whole(least: int, most: int = MAX_WHOLE) -> Rule:
+    bounds = at_least(least, most)
+    return lambda value: None if value is None else bounds(value)
+
+
+_FOLDER = must(bool, "the name of a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """What every part shares."""
+
+    seed: int = option(0, "of all random choices but the train/validation split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig(Seeded):
+    """What makes the mask; a run that prunes nothing ignores it but for ``skip``."""
+
+    method: str = option(
+        "fts",
+        f"criterion: {', '.join(criteria())}; none trains densely",
+        one_of(criteria),
+        metavar="CODE",
+    )
+    sparsity: float = option(
+        0.9,
+        "fraction of the prunable weights removed, from 0 to 1 (default: 0.9, or 0 for "
+        "method none)",
+    )
+    scope: str = option(
+        "global",
+        "where scores compete: global (one threshold), layer (the same sparsity in "
+        "each), erk (Erdos-Renyi-kernel densities) or densities (given ones, scaled to "
+        "the sparsity)",
+        one_of(lambda: SCOPES),
+    )
+    densities: Mapping[str, float] | None = option(
+        None,
+        "relative density of each parameter for scope densities: a JSON file "
+        '{"PARAMETER": NUMBER, ...} or the masks.safetensors of another run',
+        metavar="FILE",
+        hash=False,
+    )
+    skip: tuple[str, ...] | None = option(
+        None,
+        "prune all parameters but those with one of these parts in their name; "
+        "'bias linear bn' is the choice of the published FTS code (default: the "
+        "weights of Conv and Linear layers but the classifier)",
+    )
+    invert_scores: bool = option(False, "sanity check: keep the smallest scores")
+    shuffle_masks: bool = option(
+        False, "sanity check: permute each mask within its layer"
+    )
+    reinitialize: bool = option(
+        False, "sanity check: draw new initial weights under the mask"
+    )
+    group_size: int = option(
+        1,
+        "samples whose mean gradient is squared as one; 1 is the exact empirical "
+        "Fisher",
+        _whole(1),
+    )
+    bn_warmup: bool = option(
+        False,
+        "before the scoring, set the BatchNorm statistics to those of the training "
+        "images; the weights stay",
+    )
+    score_samples: int | None = option(
+        None,
+        "score on a stratified subset of this many training images (default: all)",
+        _whole(1),
+    )
+    score_batch_size: int = option(
+        256,
+        "images scored at a time; more take more memory, the scores are the same",
+        _whole(1),
+        effect=Effect.ROUNDING,
+    )
+
+    def check_mask(self) -> None:
+        """Check the fields that depend on each other."""
+        checked_sparsity(self.sparsity)
+        checked_scope(self.scope, self.densities)
+        if self.method != "none":
+            return
+        if self.sparsity != 0:
+            wanted = "0 for method none, which prunes nothing"
+            raise FieldError("sparsity", wanted, self.sparsity)
+        for name in ("scope", "invert_scores", "shuffle_masks", "reinitialize"):
+            value, idle = getattr(self, name), getattr(MaskConfig, name)
+            if value != idle:
+                raise FieldError(name, f"{idle} for method none", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Seeded):
+    """The images and the network for them."""
+
+    model: str = option(
+        "resnet18", f"network: {', '.join(MODELS)}", one_of(lambda: MODELS)
+    )
+    dataset: str = option(
+        "cifar10",
+        f"images: {', '.join(IMAGE_SIZES)}. folder reads image files "
+        "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*; digits is built in",
+        one_of(lambda: IMAGE_SIZES),
+    )
+    data_dir: str = option(
+        "data",
+        "folder of the data, cifar10 and cifar100 are downloaded to it",
+        _FOLDER,
+        effect=Effect.PLACE,
+        metavar="DIR",
+    )
+    data_mirror: str | None = option(
+        None,
+        "download the archive from the folder at this address instead of its authors' "
+        "server; it must have the same checksum",
+        effect=Effect.PLACE,
+        metavar="URL",
+    )
+    image_size: int | None = option(
+        None,
+        f"resize the images to this height and width {by_dataset(IMAGE_SIZES)}",
+        _whole(8, 2**16),
+    )
+    train_samples: int | None = option(
+        None,
+        "train on a stratified subset of this many images (default: all)",
+        _whole(2),
+    )
+
+    def check_data(self) -> None:
+        """Check the fields that depend on each other."""
+        mirror = self.data_mirror
+        if mirror is None:
+            return
+        if self.dataset not in MIRRORED:
+            wanted = f"left out for dataset {self.dataset}, which is not downloaded"
+            raise FieldError("data_mirror", wanted, mirror)
+        if not re.match(r"https?://", mirror):
+            wanted = "an address that begins with http:// or https://"
+            raise FieldError("data_mirror", wanted, mirror)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Seeded):
+    """How the network is trained, before the mask and under it."""
+
+    warmup_epochs: int = option(
+        0, "epochs of dense training before the scoring", _whole(0)
+    )
+    epochs: int = option(160, "epochs after the mask is made", _whole(0))
+    batch_size: int | None = option(
+        None,
+        "images a step; the last step of an epoch takes what is left "
+        f"{by_dataset(BATCH_SIZES)}",
+        _whole(2),
+    )
+    lr: float = option(
+        0.01,
+        "learning rate of SGD",
+        must(lambda lr: 0 < lr < math.inf, "above 0 and finite"),
+    )
+    momentum: float = option(
+        0.9, "momentum of SGD", must(lambda value: 0 <= value < 1, "in [0, 1)")
+    )
+    weight_decay: float = option(
+        5e-4,
+        "weight decay of SGD",
+        must(lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+    )
+    lr_drops: tuple[int, ...] = option(
+        (60, 120),
+        "epochs after which the learning rate drops",
+        must(
+            lambda drops: (
+                all(1 <= drop <= MAX_WHOLE for drop in drops)
+                and sorted(set(drops)) == list(drops)
+            ),
+            f"growing numbers of epochs from 1 to {MAX_WHOLE}",
+        ),
+    )
+    lr_drop_factor: float = option(
+        0.2,
+        "what it is multiplied by at each drop",
+        must(lambda value: 0 < value <= 1, "in (0, 1]"),
+    )
+    validation_every: int = option(
+        1, "epochs from one validation to the next", _whole(1)
+    )
+    validation_metric: str = option(
+        "accuracy",
+        f"what the best weights are best in: {', '.join(VALIDATION_METRICS)}",
+        one_of(lambda: VALIDATION_METRICS),
+    )
+    amp: bool = option(
+        False,
+        "train in bfloat16 (autocast); scores and tests stay float32",
+        effect=Effect.ROUNDING,
+    )
+    memory_format: str = option(
+        "auto",
+        f"of images and weights: {', '.join(MEMORY_FORMATS)}",
+        one_of(lambda: MEMORY_FORMATS),
+        effect=Effect.ROUNDING,
+    )
+    compile: bool = option(
+        False,
+        "train through torch.compile: slow to start, then faster",
+        effect=Effect.ROUNDING,
+    )
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0 after the mask."""
+        drops = sum(drop <= epoch for drop in self.lr_drops)
+        return self.lr * self.lr_drop_factor**drops
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceConfig:
+    """Where a run happens, and what it writes."""
+
+    device: str = option(
+        "auto",
+        "auto (cuda where there is one), cpu, cuda or cuda:INDEX",
+        must(
+            re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?").fullmatch,
+            "auto, cpu, cuda or cuda:INDEX",
+        ),
+        must(lambda name: len(name.partition(":")[2]) <= 3, "cuda:999 at most"),
+        effect=Effect.PLACE,
+    )
+    output_dir: str = option(
+        "runs",
+        "the run makes a folder of its own in it",
+        _FOLDER,
+        effect=Effect.PLACE,
+        metavar="DIR",
+    )
+    tensorboard: bool = option(
+        False, "write the metrics for TensorBoard too", effect=Effect.PLACE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
     """All there is to say about a run; the same config gives the same run.
 
     The defaults are the setting of Table 1 of arXiv 2502.11450v1 at sparsity 0.9.
@@ -58,211 +337,35 @@ class TrainConfig:
         FisherpruneError: for a value no run can have.
     """
 
-    method: str = "fts"
-    """Criterion of ``fisherprune.criteria()``; ``none`` trains densely."""
-    model: str = "resnet18"
-    """Network of ``fisherprune.models.MODELS``."""
-    dataset: str = "cifar10"
-    """Dataset of ``fisherprune.data.IMAGE_SIZES``."""
-    data_dir: str = "data"
-    """Where the dataset is, or is downloaded to."""
-    data_mirror: str | None = None
-    """Address of a folder with the archive, instead of its authors' server."""
-    image_size: int | None = None
-    """Height and width of the images; None is the dataset's own."""
-    train_samples: int | None = None
-    """Size of a stratified subset of the training part; None is all."""
-    sparsity: float = 0.9
-    """Fraction of the prunable weights removed; 0 for method ``none``."""
-    scope: str = "global"
-    """Where scores compete; one of ``fisherprune.threshold.SCOPES``."""
-    densities: Mapping[str, float] | None = field(default=None, hash=False)
-    """Relative densities by parameter name, for scope ``densities`` alone."""
-    skip: tuple[str, ...] | None = None
-    """As in ``fisherprune.prunable_parameters``."""
-    invert_scores: bool = False
-    """Whether to keep the smallest scores: a sanity check of the criterion."""
-    shuffle_masks: bool = False
-    """Whether to permute each mask within its layer: does it matter which weights?"""
-    reinitialize: bool = False
-    """Whether to draw new initial weights under the mask: do their values matter?"""
-    group_size: int = 1
-    """Samples whose mean gradient is squared as one; 1 is the empirical Fisher."""
-    warmup_epochs: int = 0
-    """Dense training before the scoring."""
-    bn_warmup: bool = False
-    """Whether to measure the BatchNorm statistics before the scoring."""
-    score_samples: int | None = None
-    """Size of a stratified subset of the training images to score on; None is all."""
-    score_batch_size: int = 256
-    """Images scored at a time; no score depends on it."""
-    epochs: int = 160
-    """Epochs after the mask is made."""
-    batch_size: int | None = None
-    """Images per step; the last of an epoch takes what is left. None: BATCH_SIZES."""
-    lr: float = 0.01
-    """Learning rate of SGD at the start."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 5e-4
-    """Weight decay of SGD, on all parameters."""
-    lr_drops: tuple[int, ...] = (60, 120)
-    """Epochs after which the learning rate drops."""
-    lr_drop_factor: float = 0.2
-    """What the learning rate is multiplied by at a drop."""
-    seed: int = 0
-    """Of every random stream of the run."""
-    device: str = "auto"
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:i``."""
-    validation_every: int = 1
-    """Epochs from one validation to the next; the first is always validated."""
-    validation_metric: str = "accuracy"
-    """What the best weights are best in: one of VALIDATION_METRICS."""
-    amp: bool = False
-    """Whether to train in bfloat16 by autocast."""
-    memory_format: str = "auto"
-    """Of images and weights in training: one of MEMORY_FORMATS."""
-    compile: bool = False
-    """Whether to train through ``torch.compile``."""
-    tensorboard: bool = False
-    """Whether to write the metrics for TensorBoard too."""
-    output_dir: str = "runs"
-    """Where the run's own folder is made."""
-
     def __post_init__(self) -> None:
         """Check every value that can be checked without data."""
         if isinstance(self.skip, str):  # one part, not its letters
             object.__setattr__(self, "skip", (self.skip,))
-        self._check_kinds()
-        self._check_choices()
-        self._check_numbers()
-        self._check_together()
-
-    def _check_kinds(self) -> None:
-        """Check the types, which the annotations tell; make equal values alike."""
         if self.densities is not None:
             checked_densities(self.densities)
         for each in fields(self):
-            value, optional = getattr(self, each.name), each.type.endswith(" | None")
-            kind = KINDS.get(each.type.removesuffix(" | None"))
-            if kind is None or (optional and value is None):
-                continue
-            words = f"{kind.words} or None" if optional else kind.words
-            _require(kind.accepts(value), each.name, words, shown(value))
-            object.__setattr__(self, each.name, kind.convert(value))
+            self._check(each)
+        self.check_mask()
+        self.check_data()
 
-    def _check_choices(self) -> None:
-        _one_of("method", self.method, criteria())
-        _one_of("model", self.model, MODELS)
-        _one_of("dataset", self.dataset, IMAGE_SIZES)
-        _one_of("scope", self.scope, SCOPES)
-        _one_of("validation_metric", self.validation_metric, VALIDATION_METRICS)
-        _one_of("memory_format", self.memory_format, MEMORY_FORMATS)
-        _require(
-            re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?", self.device),
-            "device",
-            "auto, cpu, cuda or cuda:INDEX",
-            self.device,
-        )
-        digits = self.device.partition(":")[2]
-        _require(len(digits) <= 3, "device", "cuda:999 at most", self.device)
-        for name in ("data_dir", "output_dir"):
-            value = getattr(self, name)
-            _require(value, name, "the name of a folder", repr(value))
-
-    def _check_numbers(self) -> None:
-        checked_sparsity(self.sparsity)
-        for name, least in {
-            "image_size": MIN_IMAGE_SIZE,
-            "train_samples": 2,
-            "group_size": 1,
-            "warmup_epochs": 0,
-            "score_samples": 1,
-            "score_batch_size": 1,
-            "epochs": 0,
-            "batch_size": 2,
-            "validation_every": 1,
-        }.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            most = MAX_IMAGE_SIZE if name == "image_size" else MAX_WHOLE
-            _require(value >= least, name, f"at least {least}", shown(value))
-            _require(value <= most, name, f"at most {most}", shown(value))
-        _require(
-            self.lr > 0 and math.isfinite(self.lr),
-            "lr",
-            "above 0 and finite",
-            self.lr,
-        )
-        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
-        _require(
-            self.weight_decay >= 0 and math.isfinite(self.weight_decay),
-            "weight_decay",
-            "at least 0 and finite",
-            self.weight_decay,
-        )
-        _require(
-            0 < self.lr_drop_factor <= 1,
-            "lr_drop_factor",
-            "in (0, 1]",
-            self.lr_drop_factor,
-        )
-        _require(
-            all(1 <= drop <= MAX_WHOLE for drop in self.lr_drops)
-            and sorted(set(self.lr_drops)) == list(self.lr_drops),
-            "lr_drops",
-            f"growing numbers of epochs from 1 to {MAX_WHOLE}",
-            " ".join(map(shown, self.lr_drops)),
-        )
-
-    def _check_together(self) -> None:
-        if self.method == "none" and self.sparsity != 0:
-            raise FisherpruneError(
-                f"sparsity must be 0 for method none, which prunes nothing, "
-                f"got {self.sparsity}"
-            )
-        if self.method == "none":
-            for name, idle in NOTHING_PRUNED.items():
-                value = getattr(self, name)
-                _require(value == idle, name, f"{idle} for method none", value)
-        checked_scope(self.scope, self.densities)
-        if self.data_mirror is not None:
-            _require(
-                self.dataset in MIRRORED,
-                "data_mirror",
-                f"left out for dataset {self.dataset}, which is not downloaded",
-                self.data_mirror,
-            )
-            _require(
-                re.match(r"https?://", self.data_mirror),
-                "data_mirror",
-                "an address that begins with http:// or https://",
-                self.data_mirror,
-            )
+    def _check(self, of: Field) -> None:
+        """Check the value of a field by itself; make equal values alike."""
+        value, type = getattr(self, of.name), str(of.type)
+        optional = type.endswith(" | None")
+        kind = KINDS.get(type.removesuffix(" | None"))
+        if kind is not None and not (optional and value is None):
+            if not kind.accepts(value):
+                words = f"{kind.words} or None" if optional else kind.words
+                raise FieldError(of.name, words, shown(value))
+            object.__setattr__(self, of.name, kind.convert(value))
+        for rule in about(of).rules:
+            if wanted := rule(getattr(self, of.name)):
+                raise FieldError(of.name, wanted, shown(value))
 
     @property
     def training_batch_size(self) -> int:
         """``batch_size``, or the dataset's own."""
-        if self.batch_size is not None:
-            return self.batch_size
-        return BATCH_SIZES[self.dataset]
-
-    def learning_rate(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 0 after the mask."""
-        drops = sum(drop <= epoch for drop in self.lr_drops)
-        return self.lr * self.lr_drop_factor**drops
-
-
-def _require(fulfilled: object, name: str, wanted: str, got: object) -> None:
-    if not fulfilled:
-        raise FisherpruneError(f"{name} must be {wanted}, got {got}")
-
-
-def _one_of(name: str, value: str, known) -> None:
-    if value not in known:
-        choices = ", ".join(known)
-        raise FisherpruneError(f"{name} must be one of {choices}; got {value!r}")
+        return self.batch_size or BATCH_SIZES[self.dataset]
 
 
 def resolve_device(name: str) -> torch.device:

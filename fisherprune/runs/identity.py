@@ -7,10 +7,7 @@ import json
 from dataclasses import asdict, fields, replace
 
 from fisherprune.data import IMAGE_SIZES
-from fisherprune.runs.config import TrainConfig
-
-CIRCUMSTANCES = ("device", "data_dir", "data_mirror", "output_dir", "tensorboard")
-"""Fields that say where a run happens and what is written, not what it is."""
+from fisherprune.runs.config import Effect, TrainConfig, about
 
 
 def identity(config: TrainConfig) -> str:
@@ -32,11 +29,12 @@ def distinct(config: TrainConfig) -> dict[str, object]:
         image_size=config.image_size or IMAGE_SIZES[config.dataset],
     )
     values = asdict(config)
-    left_out = set(CIRCUMSTANCES) - (
-        {"data_dir"} if config.dataset == "folder" else set()
-    )
     return {
         field.name: values[field.name]
-        for field in fields(TrainConfig)
-        if field.name not in left_out and values[field.name] != field.default
+        for field in fields(config)
+        if values[field.name] != field.default
+        and (
+            about(field).effect is not Effect.PLACE
+            or (field.name, config.dataset) == ("data_dir", "folder")
+        )
     }

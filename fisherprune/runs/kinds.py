@@ -1,9 +1,17 @@
-"""What the values of a configuration must be: in words, as a test, and made alike."""
+"""What the values of a configuration must be: kinds and rules.
+
+A kind belongs to the annotation of a field: words for it, a test, and how equal values
+are made alike. A rule belongs to one field: it returns what the value must be, where it
+is something else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
+
+Rule = Callable[[Any], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -11,8 +19,8 @@ class Kind:
     """What a value must be, in words, as a test, and what is made of it."""
 
     words: str
-    accepts: Callable[[object], bool]
-    convert: Callable[[object], object] = lambda value: value
+    accepts: Callable[[Any], object]
+    convert: Callable[[Any], Any] = lambda value: value
 
 
 def _is_whole(value: object) -> bool:
@@ -20,8 +28,9 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    fits = _is_whole(value) and value.bit_length() < 1024  # what float() can take
-    return fits or isinstance(value, float)
+    if isinstance(value, int):
+        return _is_whole(value) and value.bit_length() < 1024  # what float() can take
+    return isinstance(value, float)
 
 
 def list_of(kind: Kind) -> Kind:
@@ -47,3 +56,29 @@ KINDS = {
     "tuple[str, ...]": list_of(TEXT),
 }
 """Kinds by the annotation of a field."""
+
+
+def must(accepts: Callable[[Any], object], words: str) -> Rule:
+    """Return the rule that ``accepts`` is true, which ``words`` say."""
+    return lambda value: None if accepts(value) else words
+
+
+def at_least(least: float, most: float) -> Rule:
+    """Return the rule for numbers from ``least`` to ``most``."""
+
+    def rule(value: float) -> str | None:
+        if value < least:
+            return f"at least {least}"
+        return f"at most {most}" if value > most else None
+
+    return rule
+
+
+def one_of(known: Callable[[], Iterable[str]]) -> Rule:
+    """Return the rule for names that are known when a value is checked."""
+
+    def rule(value: str) -> str | None:
+        names = list(known())
+        return None if value in names else f"one of {', '.join(names)}"
+
+    return rule

@@ -431,7 +431,7 @@ def test_a_dry_run_lists_and_makes_nothing(trained, batch, runs, tmp_path, capsy
             "must be a fraction in .0, 1.",
         ),
         (["--executor", "slurm"], "invalid choice: 'slurm'"),
-        (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:INDEX, got gpu"),
+        (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:INDEX, got"),
     ],
 )
 def test_mistakes_on_the_command_line(trained, batch, capsys, arguments, message):

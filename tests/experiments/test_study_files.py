@@ -293,7 +293,7 @@ def test_every_field_of_a_run_can_be_set_but_for_its_place():
         ),
         (
             "[grid]\nmethod = ['snip', 'obs']",
-            "grid.method must be one of .*; got 'obs'",
+            "grid.method must be one of .*, got 'obs'",
         ),
         (
             "[run]\nseed = 1\n[grid]\nseed = [2]",

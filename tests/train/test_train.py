@@ -295,7 +295,7 @@ def test_command_line(tmp_path, capsys):
         ("--epoch 2", "unrecognized arguments: --epoch 2"),
         ("--method obs", "method must be one of none, random"),
         ("--device cuda:99", "device cuda:99 must be present"),
-        ("--device cuda:99999999999999", "device must be cuda:999 at most, got cuda:9"),
+        ("--device cuda:99999999999999", "device must be cuda:999 at most, got"),
         ("--train-samples 5000", "train_samples must be at most the 1149 training"),
         ("--score-samples 41", "score_samples must be at most the 40 training"),
         ("--dataset folder --data-dir /nowhere", "/nowhere/train must be a folder"),
