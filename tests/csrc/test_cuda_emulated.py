@@ -170,7 +170,7 @@ def test_many_splits_and_flushes(tmp_path):
 def test_groups_that_end_within_a_stage(tmp_path):
     """What is flushed between two stages must not be the sum of an open group."""
     named = []
-    for n, group_size, size in [(300, 9, 3), (300, 5, 4), (5400, 5, 4)]:
+    for n, group_size, size in [(300, 9, 3), (300, 5, 4), (2700, 5, 4)]:
         case = make(
             n=n, c=2, o=40, size=(size, size), kernel=(2, 2), group_size=group_size
         )
