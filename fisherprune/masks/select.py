@@ -104,17 +104,14 @@ def select_masks(
             densities do not fit the scores or the sparsity, there are no scores, or a
             score is NaN or infinite (names the parameter).
     """
-    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
-    wanted = cast("Sequence[float]", sparsity if several else [sparsity])
-    sparsities = [checked_sparsity(s) for s in wanted]
-    checked_scope(scope, densities)
-    shapes = {name: s.shape for name, s in scores.items()}
     for name, s in scores.items():
         if s.dtype not in FLOATS:
             what = f"select_masks: scores of {name!r}"
             raise FieldError(what, "float32", s.dtype)
-    _check_entries(shapes)
-    counts = [_counts(shapes, s, scope, densities) for s in sparsities]
+    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
+    sparsities = cast("Sequence[float]", sparsity if several else [sparsity])
+    shapes = {name: s.shape for name, s in scores.items()}
+    counts = [kept_counts(shapes, s, scope, densities=densities) for s in sparsities]
     masks = select_counted(scores, counts)
     return masks if several else masks[0]
 
@@ -142,9 +139,19 @@ def kept_counts(
     Raises:
         FisherpruneError: for any reason of ``select_masks`` but the scores.
     """
+    checked_sparsity(sparsity)
     checked_scope(scope, densities)
-    _check_entries(shapes)
-    return _counts(shapes, checked_sparsity(sparsity), scope, densities)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    if not any(sizes.values()):
+        raise FisherpruneError("select_masks: scores must hold at least one entry")
+    keep = keep_count(sum(sizes.values()), sparsity)
+    if scope == "global":
+        return keep
+    if scope == "layer":
+        return {name: keep_count(size, sparsity) for name, size in sizes.items()}
+    if scope == "erk":
+        densities = erk_densities(shapes)
+    return keep_counts(checked_densities(densities), sizes, keep)
 
 
 def checked_scope(scope: str, densities: Densities | None = None) -> str:
@@ -161,25 +168,6 @@ def checked_scope(scope: str, densities: Densities | None = None) -> str:
             f"{scope}"
         )
     return scope
-
-
-def _check_entries(shapes: Shapes) -> None:
-    if not any(math.prod(shape) for shape in shapes.values()):
-        raise FisherpruneError("select_masks: scores must hold at least one entry")
-
-
-def _counts(
-    shapes: Shapes, sparsity: float, scope: str, densities: Densities | None
-) -> Counts:
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    keep = keep_count(sum(sizes.values()), sparsity)
-    if scope == "global":
-        return keep
-    if scope == "layer":
-        return {name: keep_count(size, sparsity) for name, size in sizes.items()}
-    if scope == "erk":
-        densities = erk_densities(shapes)
-    return keep_counts(checked_densities(densities), sizes, keep)
 
 
 def select_counted(scores: Mapping[str, Tensor], counts: list[Counts]) -> list[Masks]:
