@@ -130,13 +130,13 @@ def test_a_partial_group_of_the_left_side_counts_as_one():
     names = fp.prunable_parameters(model)
     left, right = (
         fp.gradient_moments(model, [(x[part], y[part])], group_size=4)
-        for part in (slice(0, 5), slice(5, 13))
+        for part in (slice(0, 5), slice(5, 10))
     )
     found = left + right
-    assert (found.samples, found.groups) == (13, 4)
+    assert (found.samples, found.groups) == (10, 4)  # not 3, as of one pass
     one, two = (
         truth.moments(model, x[part], y[part], names, 4)
-        for part in (slice(0, 5), slice(5, 13))
+        for part in (slice(0, 5), slice(5, 10))
     )  # two groups each: the mean over all four is that of both means
     expected = {
         name: tuple((a + b) / 2 for a, b in zip(one[name], two[name], strict=True))
