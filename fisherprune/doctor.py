@@ -12,8 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fisherprune.commandline import Parser, run_command
-from fisherprune.ops.sources import source_hash
+from fisherprune.commandline import Parser, prepare, run_command
 
 DESCRIPTION = """\
 Versions, what was built, which kernels each device uses, how to mend what is wrong.
@@ -96,6 +95,8 @@ def _build(report: Report, kernels) -> None:
     else:
         cuda = "not built: C++ kernels only"
     report.fact("CUDA kernels", cuda)
+    from fisherprune.ops.sources import source_hash
+
     csrc = Path(__file__).resolve().parent.parent / "csrc"
     if csrc.is_dir() and source_hash(csrc) != kernels.SOURCE_HASH:
         report.trouble(f"the kernels were not built from {csrc} as it is", REINSTALL)
@@ -165,6 +166,7 @@ def _close(found, truth) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report; return the exit code."""
+    prepare()
     return run_command("fisherprune.doctor", lambda: _command(argv))
 
 
