@@ -98,11 +98,28 @@ def test_a_source_archive_holds_all_that_is_needed(tmp_path):
     assert (tmp_path / "built/fisherprune/py.typed").is_file()
 
 
-def test_no_make_target_builds_with_a_second_torch():
-    lines = (ROOT / "Makefile").read_text().splitlines()
-    builds = [x for x in lines if x.startswith("\t$(INSTALL)") and '".[' in x]
-    assert len(builds) == 2
-    assert all("--no-build-isolation" in line for line in builds)
+def test_a_build_without_a_compiler_ends_in_one_sentence(tmp_path):
+    result = decide(tmp_path, FISHERPRUNE_CUDA="0", CXX="/nonexistent/c++ -O1")
+    assert result.returncode != 0
+    assert result.stderr == (
+        "fisherprune: building needs a C++17 compiler, but /nonexistent/c++ -O1 is not "
+        "on the PATH: install one (on Debian and Ubuntu: apt install g++) or let CXX "
+        "name it\n"
+    )
+
+
+def test_pybind11_itself_is_not_needed(tmp_path):
+    """Its headers come with torch."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; sys.modules['pybind11'] = 0"
+    )
+    source = tmp_path / "source"
+    source.mkdir()
+    result = decide(source, FISHERPRUNE_CUDA="0", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    from torch.utils.cpp_extension import include_paths
+
+    assert any(Path(path, "pybind11/pybind11.h").is_file() for path in include_paths())
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the PATH")
