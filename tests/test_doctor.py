@@ -85,7 +85,8 @@ def test_use_without_kernels_says_why(tmp_path):
 def test_without_kernels_those_of_the_installed_package_are_used(tmp_path):
     script = (
         "import sys; sys.path.append({!r})\nimport fisherprune\n"
-        "from fisherprune.ops import kernels as k; print(k.PATH, k.__file__, fisherprune.score.__module__)"
+        "from fisherprune.ops import kernels as k\n"
+        "print(k.PATH, k.__file__, fisherprune.score.__module__)"
     )
     script = script.format(str(Path(KERNELS).parents[1]))
     result = run_copy(tmp_path, "-c", script, kernels=None)

@@ -111,7 +111,7 @@ def test_a_build_without_a_compiler_ends_in_one_sentence(tmp_path):
 def test_pybind11_itself_is_not_needed(tmp_path):
     """Its headers come with torch."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys; sys.modules['pybind11'] = 0"
+        "import sys; sys.modules['pybind11'] = None"
     )
     source = tmp_path / "source"
     source.mkdir()
