@@ -11,7 +11,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Sequential(Protocol[T_co]):
+class SizedIterable(Protocol[T_co]):
     """What can be passed over again and has a length."""
 
     def __len__(self) -> int: ...
@@ -31,10 +31,10 @@ def bar(
     )
 
 
-class Shown(Generic[T]):
+class WithBar(Generic[T]):
     """An iterable that shows a bar each time it is passed over."""
 
-    def __init__(self, items: Sequential[T], what: str, *, quiet: bool) -> None:
+    def __init__(self, items: SizedIterable[T], what: str, *, quiet: bool) -> None:
         """Show ``items``, which have a length, under the title ``what``."""
         self.items, self.what, self.quiet = items, what, quiet
 

@@ -112,6 +112,18 @@ def test_a_command_is_the_module_of_its_name(python, name):
     assert [way.returncode for way in ways] == [0, 0]
 
 
+def test_only_the_chosen_command_is_imported(python):
+    script = (
+        "import sys; from fisherprune.__main__ import main\n"
+        "try: main(['train', '--help'])\n"
+        "finally: print(*sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    modules = python("-c", script).stderr.split()
+    assert "fisherprune.train.trainer" in modules
+    others = ("fisherprune.experiments", "fisherprune.report", "fisherprune.doctor")
+    assert not set(others) & set(modules)
+
+
 @pytest.mark.parametrize("module", ["torch", "fisherprune.train.trainer"])
 @pytest.mark.parametrize(
     "command", [["-m", "fisherprune.train"], ["-m", "fisherprune", "train"]]

@@ -98,6 +98,19 @@ def test_a_source_archive_holds_all_that_is_needed(tmp_path):
     assert (tmp_path / "built/fisherprune/py.typed").is_file()
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not on the PATH")
+def test_make_builds_with_the_torch_it_has_installed(tmp_path):
+    command = ["make", "-n", "-B", f"VENV={tmp_path}", "demo", "bench"]
+    shown = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    installs = [line for line in shown.splitlines() if "pip install" in line]
+    torch_is_there = [" torch " in f"{line} " for line in installs].index(True)
+    builds = [i for i, line in enumerate(installs) if '".[' in line]
+    assert len(builds) == 2 and min(builds) > torch_is_there
+    assert all("--no-build-isolation" in installs[i] for i in builds)
+
+
 def test_a_build_without_a_compiler_ends_in_one_sentence(tmp_path):
     result = decide(tmp_path, FISHERPRUNE_CUDA="0", CXX="/nonexistent/c++ -O1")
     assert result.returncode != 0
