@@ -1,7 +1,6 @@
 """Files that can't be read, are of others or damaged: told, and never lost."""
 
 import errno
-import json
 import shutil
 
 import pytest
