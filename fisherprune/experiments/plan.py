@@ -9,7 +9,7 @@ from pathlib import Path
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.published import read_published
 from fisherprune.experiments.shard import ALL, Shard
-from fisherprune.experiments.store import StudyRun, check_folder, line
+from fisherprune.experiments.store import StudyRun, check_folder
 from fisherprune.experiments.study import read_study
 from fisherprune.runs.config import resolve_device
 
@@ -111,10 +111,7 @@ class Plan:
         results = self.overrides.output or results
         check_folder(results)
         runs = [StudyRun(self._overridden(c, file, results), results) for c in configs]
-        try:
-            return [run for run in runs if self.shard.takes(run.identity)]
-        except ValueError as error:  # a seed of thousands of digits
-            raise FisherpruneError(f"{file}: {line(error)}") from None
+        return [run for run in runs if self.shard.takes(run.identity)]
 
     def _overridden(self, config, file: Path, results: Path):
         changes = {"output_dir": str(results)}

@@ -82,18 +82,13 @@ def check_folder(results: Path) -> None:
     """
     mark = results / MARK
     try:
-        if results.exists() and not results.is_dir():
-            raise FisherpruneError(
-                f"{results}: results go into a folder, this is a file"
-            )
-        if not mark.exists():
-            return
-    except FisherpruneError:
-        raise
-    except (OSError, ValueError) as error:  # no name of a folder, or no permission
-        raise FisherpruneError(
-            f"{shown(str(results))}: results must go into a folder: {line(error)}"
-        ) from None
+        there, marked = results.exists(), mark.exists()
+    except OSError as error:
+        raise _no_folder(results, error) from None
+    if there and not results.is_dir():
+        raise FisherpruneError(f"{results}: results go into a folder, this is a file")
+    if not marked:
+        return
     content = read_json(mark)
     if content.get("format") != FORMAT:
         raise FisherpruneError(
@@ -115,10 +110,14 @@ def make_folder(results: Path) -> None:
         if not (results / MARK).exists():
             write_text(results / MARK, json.dumps({"format": FORMAT}) + "\n")
     except OSError as error:
-        raise FisherpruneError(
-            f"{results}: results must go into a folder that can be written to: "
-            f"{error.strerror}"
-        ) from error
+        raise _no_folder(results, error) from error
+
+
+def _no_folder(results: Path, error: OSError) -> FisherpruneError:
+    return FisherpruneError(
+        f"{results}: results must go into a folder that can be written to: "
+        f"{error.strerror}"
+    )
 
 
 def read_results(run: StudyRun) -> dict | None:
