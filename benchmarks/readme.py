@@ -7,13 +7,12 @@ file the text stays. ``--check`` only says whether they agree.
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from benchmarks.record import RESULTS, ROOT
+from benchmarks.record import RESULTS, ROOT, program
+from fisherprune.commandline import Parser
 from fisherprune.ops.sources import source_hash
 
 README = ROOT / "README.md"
@@ -134,24 +133,23 @@ def bodies() -> dict[str, str]:
 def filled(text: str) -> str:
     """Return the README's text with every table written anew."""
     for mark, body in bodies().items():
-        text = re.sub(
-            rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
-            lambda m, body=body: f"{m[1]}{body}\n{m[2]}",
-            text,
-            flags=re.DOTALL,
-        )
+        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        before, mark_found, rest = text.partition(start)
+        if mark_found:
+            text = f"{before}{start}{body}\n{end}{rest.partition(end)[2]}"
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
+@program("benchmarks.readme")
+def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the README."""
-    parser = argparse.ArgumentParser("python -m benchmarks.readme", description=__doc__)
+    parser = Parser("python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(argv)
     text = README.read_text()
     if options.check:
         return int(filled(text) != text)
-    Path(README).write_text(filled(text))
+    README.write_text(filled(text))
     return 0
 
 
