@@ -82,28 +82,32 @@ def number(value: float) -> str:
 
 def gpu(record: dict) -> list[str]:
     """Every number of a GPU beside its target, and what was checked there."""
-    lines = [
-        f"| {record['environment']['device']} | measured | target | holds |",
-        "| --- | --- | --- | --- |",
-    ]
+    lines = []
     for r in record["rows"]:
         holds = {True: "yes", False: "**no**"}.get(r.get("holds"), "")
         value = f"{number(r['value'])} {r['unit']}"
         lines.append(f"| {r['name']} | {value} | {r.get('target', '')} | {holds} |")
-    return [*lines, "", *checked(record)]
+    if lines:
+        device = record["environment"]["device"]
+        head = [
+            f"| {device} | measured | target | holds |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines = [*head, *lines, ""]
+    return [*lines, *checked(record)]
 
 
 def checked(record: dict) -> list[str]:
-    """Say what the tests and the sanitizers found, and what did not run."""
+    """Say what the tests and the sanitizers found, what failed and what did not run."""
     counts = record["tests"].get("counts", {})
     words = ", ".join(f"{n} {word}" for word, n in counts.items())
     facts = [f"Tests on it: {words}."] if counts else []
     for tool, result in record["sanitizer"].items():
-        found = result["ended"] if result["found"] is None else result["found"]
+        found = "no summary" if result["found"] is None else result["found"]
         facts.append(f"{tool} found: {found}.")
-    missing = [*record["failed"], *record["not_run"]]
-    if missing:
-        facts.append(f"Without result: {', '.join(missing)}.")
+    for what, group in (("Failed", "failed"), ("Not run", "not_run")):
+        if names := ", ".join(record[group]):
+            facts.append(f"{what}: {names}.")
     return facts
 
 
@@ -134,9 +138,9 @@ def filled(text: str) -> str:
     """Return the README's text with every table written anew."""
     for mark, body in bodies().items():
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-        before, mark_found, rest = text.partition(start)
-        if mark_found:
-            text = f"{before}{start}{body}\n{end}{rest.partition(end)[2]}"
+        before, _, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        text = f"{before}{start}{body}\n{end}{after}" if ended else text
     return text
 
 
