@@ -150,10 +150,9 @@ def report(record: Found) -> str:
     rows = [{c: r.get(c) for c in columns} for r in record["rows"]]
     lines = [table([r | {"holds": words[r["holds"]]} for r in rows])] if rows else []
     lines += [f"{name}: {value:.4g}" for name, value in record["ceilings"].items()]
-    tables = record.get("profile", {}) | (
-        {"ncu": record["ncu"]} if "ncu" in record else {}
-    )
-    lines += [f"\n{name}\n{table(found)}\n" for name, found in tables.items()]
+    for name, found in record.get("profile", {}).items():
+        lines += ["", name, table(found)]
+    lines += record.get("ncu", [])
     lines += [f"tests: {found}" for found in record["tests"].values()]
     lines += [f"{tool}: {found}" for tool, found in record["sanitizer"].items()]
     for name, result in record["failed"].items():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,17 +17,17 @@ from benchmarks.gpu.programs import find_program, lines_of, start
 from benchmarks.harness import synchronize
 
 MOST = 30  # kernels of a table
-METRICS = {
-    "ns": "gpu__time_duration.sum",
-    "% of SM": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
-    "% of L1": "l1tex__throughput.avg.pct_of_peak_sustained_active",
-    "% of L2": "lts__throughput.avg.pct_of_peak_sustained_elapsed",
-    "% of memory": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
-    "% of warps": "sm__warps_active.avg.pct_of_peak_sustained_active",
-    "bank conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
-    "registers": "launch__registers_per_thread",
-}
-"""What ncu counts of every launch, by column."""
+METRICS = (
+    "gpu__time_duration.sum",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "l1tex__throughput.avg.pct_of_peak_sustained_active",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
+    "launch__registers_per_thread",
+)
+"""What ncu counts of every launch."""
 
 
 def profile(
@@ -73,13 +72,13 @@ def kernel_table(call: Callable[[], object], device: str) -> list[dict[str, Any]
 
 
 def ncu(device: str) -> Iterator[Found]:
-    """Count what each launch of grad_moments on the largest layers does.
+    """Count what each launch of grad_moments on the largest layers does, as CSV.
 
     Raises:
         NotHere: where ncu is not installed or may not count.
     """
     command = [find_program("ncu"), "--csv", "--print-units", "base"]
-    command += ["--metrics", ",".join(METRICS.values())]
+    command += ["--metrics", ",".join(METRICS)]
     command += ["--kernel-name-base", "demangled", "--kernel-name", "regex:fisherprune"]
     command += [sys.executable, "-m", "benchmarks.gpu.cases", "--largest"]
     process = start([*command, "--device", device])
@@ -88,15 +87,4 @@ def ncu(device: str) -> Iterator[Found]:
         raise NotHere("ncu may not read the counters of this device")
     if process.returncode:
         sys.exit(f"ncu: exit {process.returncode}")
-    yield {"ncu": launches(lines)}
-
-
-def launches(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """Read ncu's table: a line for each launch and metric below one of names."""
-    columns = {metric: column for column, metric in METRICS.items()}
-    found: dict[str, dict[str, Any]] = {}
-    for row in csv.DictReader([line for line in lines if line.startswith('"')]):
-        launch = found.setdefault(row["ID"], {"kernel": row["Kernel Name"][:100]})
-        value = row["Metric Value"].replace(",", "")
-        launch[columns[row["Metric Name"]]] = None if value == "n/a" else float(value)
-    return list(found.values())
+    yield {"ncu": [line.rstrip() for line in lines if line.startswith('"')]}

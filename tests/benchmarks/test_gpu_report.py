@@ -20,7 +20,7 @@ def made_up(source_hash):
         "tests": {"counts": {"passed": 7}},
         "sanitizer": {"memcheck": {"found": 0}, "initcheck": {"found": None}},
         "profile": {"ours": [{"us": 5.0, "kernel": "window"}]},
-        "ncu": [{"kernel": "dense", "ns": 7.0}],
+        "ncu": ['"ID","Kernel Name"', '"0","dense"'],
         "failed": {"racecheck": {"why": "ran out of time", "tail": ["last"]}},
         "not_run": {"topk-large": "needs 12 GB"},
     }
@@ -35,7 +35,7 @@ def test_the_report_shows_all_of_a_record():
     text = "\n".join(lines)
     assert "copy_gbs: 2" in text
     assert "ours\nus  kernel\n 5  window" in text
-    assert "ncu\nkernel  ns\ndense    7" in text
+    assert '"ID","Kernel Name"\n"0","dense"' in text
     assert "tests: {'passed': 7}" in text
     assert "memcheck: {'found': 0}" in text
     assert "racecheck: FAILED, ran out of time\n    last" in text
