@@ -87,7 +87,7 @@ def test_shards_that_can_not_be(trained, batch, capsys, text):
             ["--executor", "ray", "--gpus-per-run", "1.5"],
             "must be a fraction in .0, 1.",
         ),
-        (["--executor", "slurm"], "invalid choice: 'slurm'"),
+        (["--executor", "slurm"], "must be one of local, ray, got 'slurm'"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:INDEX, got"),
     ],
 )
