@@ -71,7 +71,7 @@ def make_masks(
     if config.shuffle_masks:
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
     cost = {"seconds": found.seconds, "samples": found.samples, "cached": found.cached}
-    return masks, cost
+    return masks, dict[str, object](cost)
 
 
 def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
