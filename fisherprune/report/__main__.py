@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fisherprune.commandline import Parser, path, run_command
+from fisherprune.commandline import Parser, path, prepare, run_command
+
+if __name__ == "__main__":
+    prepare()
+
 from fisherprune.report.pages.render import terminal
 from fisherprune.report.printable import one_line
 from fisherprune.report.write import write_report

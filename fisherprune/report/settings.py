@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fisherprune.data import IMAGE_SIZES
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES
 from fisherprune.report.printable import one_line
-from fisherprune.runs.config import BATCH_SIZES, MaskConfig, TrainConfig, names
+from fisherprune.runs.config import MaskConfig, TrainConfig, names
 from fisherprune.runs.identity import distinct
 
 AXES = ("dataset", "model", "method", "sparsity", "seed")

@@ -14,10 +14,12 @@ from fisherprune.data.dataset import Augmentation, Dataset
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
-from fisherprune.progress import Shown
+from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig
-from fisherprune.scoring.score import needs_of, score_from
+from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
 from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.key import statistics_key
+from fisherprune.statistics.passes import Task
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train.parts import Parts
@@ -48,17 +50,19 @@ def make_masks(
         measure_batchnorm(config, model, parts.train, quiet)
     if statistics is not None and not isinstance(statistics, StatisticsCache):
         statistics = StatisticsCache(statistics)
-    parameters = prunable_parameters(model, config.skip)
-    found = statistics_of(
+    task = Task(
         model,
-        Shown(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
-        needs_of([config.method]),
+        WithBar(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
+        prunable_parameters(model, config.skip),
         group_size=config.group_size,
-        parameters=parameters,
-        cache=statistics,
     )
+    criteria = scoring_criteria([config.method])
+    needs, key = needs_of(criteria), ""
+    if needs and statistics is not None:
+        key = _key(config, task, parts.scoring)
+    found = statistics_of(task, needs, cache=statistics, key=key)
     seed = stream_seed(config.seed, "random scores")
-    scores = score_from(parameters, found, [config.method], seed=seed)[config.method]
+    scores = score_from(task.parameters, found, criteria, seed=seed)[config.method]
     if config.invert_scores:
         scores = invert_scores(scores)
     masks = select_masks(
@@ -68,6 +72,20 @@ def make_masks(
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
     cost = {"seconds": found.seconds, "samples": found.samples, "cached": found.cached}
     return masks, cost
+
+
+def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
+    """Return the key under which the statistics of a run are kept."""
+    about = {
+        "model": config.model,
+        "parameters": list(task.parameters),
+        "group size": task.group_size,
+        "batch size": config.score_batch_size,
+        "mean": scoring.mean,
+        "std": scoring.std,
+    }
+    data = scoring.images, scoring.labels
+    return statistics_key(about, task.model.state_dict(), data, scoring.images.device)
 
 
 @torch.no_grad()
@@ -84,7 +102,7 @@ def measure_batchnorm(
     order = stream(config.seed, "batchnorm order")
     batches = TrainingBatches(plain, config.training_batch_size, order, order)
     model.train()
-    for images, _ in Shown(batches, "batchnorm", quiet=quiet):
+    for images, _ in WithBar(batches, "batchnorm", quiet=quiet):
         model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

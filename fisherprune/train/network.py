@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from fisherprune import models
-from fisherprune.masks.select import select_masks
+from fisherprune.masks.select import kept_counts
 from fisherprune.parameters import prunable_parameters
 from fisherprune.runs.config import TrainConfig
 from fisherprune.streams import stream_seed
@@ -23,10 +22,11 @@ def network(config: TrainConfig, parts: Parts) -> nn.Module:
         config.model,
         len(parts.train.classes),
         parts.train.channels,
+        image_size=parts.train.images.shape[-1],
         seed=stream_seed(config.seed, "initialization"),
     ).to(parts.train.images.device)
     prunable = prunable_parameters(model, config.skip)
-    if config.method != "none":  # whether there are such masks, any scores tell
-        scores = {name: torch.zeros_like(p) for name, p in prunable.items()}
-        select_masks(scores, config.sparsity, config.scope, densities=config.densities)
+    if config.method != "none":  # before any work, see that there are such masks
+        shapes = {name: p.shape for name, p in prunable.items()}
+        kept_counts(shapes, config.sparsity, config.scope, densities=config.densities)
     return model

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
-from fisherprune.statistics import run as passes
 from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
@@ -40,11 +40,9 @@ def equal(a, b):
 
 
 def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkeypatch):
-    runs = []
-    run = passes.gradient_moments
-    monkeypatch.setattr(
-        passes, "gradient_moments", lambda *a, **k: (runs.append(1), run(*a, **k))[1]
-    )
+    runs, moments = [], PASSES["moments"]
+    spy = replace(moments, run=lambda task: (runs.append(1), moments.run(task))[1])
+    monkeypatch.setitem(PASSES, "moments", spy)
     folder, costs = tmp_path / "statistics", []
     for method in ("snip", "fts", "magnitude", "fisher_diag"):
         for sparsity in (0.5, 0.98):
@@ -62,9 +60,33 @@ def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkey
     ]
     assert len({c["seconds"] for c in costs if c["samples"] == 20}) == 1
     assert costs[4] == {"seconds": 0.0, "samples": 0, "cached": False}
-    for other in ({"seed": 1}, {"bn_warmup": True}, {"score_samples": 21}):
+    for other in (
+        {"seed": 1},
+        {"bn_warmup": True},
+        {"score_samples": 21},
+        {"score_batch_size": 7},
+        {"group_size": 3},
+        {"skip": ("bias", "linear")},
+        {"model": "resnet20", "image_size": 9},
+    ):
         masks_of(replace(small, **other), statistics=StatisticsCache(folder))
-    assert len(runs) == 10 and len(list(folder.iterdir())) == 4
+    assert len(runs) == 14 and len(list(folder.iterdir())) == 8
+
+
+@pytest.mark.parametrize("change", ["mean", "std", "images", "labels"])
+def test_other_images_have_other_statistics(change, small, tmp_path):
+    parts = load_parts(small, torch.device("cpu"), True)
+    other = {
+        "mean": lambda value: tuple(m + 0.01 for m in value),
+        "std": lambda value: tuple(2 * s for s in value),
+        "images": lambda value: value.flip(0),
+        "labels": lambda value: value.flip(0),
+    }[change](getattr(parts.scoring, change))
+    changed = replace(parts, scoring=replace(parts.scoring, **{change: other}))
+    for each in (parts, changed, parts):
+        options = {"statistics": tmp_path / "statistics", "quiet": True}
+        _, cost = make_masks(small, network(small), each, **options)
+    assert cost["cached"] and len(list((tmp_path / "statistics").iterdir())) == 2
 
 
 def test_a_run_says_what_its_scores_cost(small, tmp_path):
