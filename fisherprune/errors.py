@@ -7,6 +7,14 @@ class FisherpruneError(ValueError):
     """A mistake in the arguments; the message says what was required and what came."""
 
 
+class FisherpruneWarning(UserWarning):
+    """Something that is allowed and seldom meant; ``warnings`` can silence it."""
+
+
+class LayerCollapseWarning(FisherpruneWarning):
+    """Masks keep no weight of a layer: nothing passes through it any more."""
+
+
 class FieldError(FisherpruneError):
     """A value that a field can't have: ``FIELD must be WANTED, got GOT``.
 
