@@ -114,8 +114,8 @@ def check_finite(tensors: dict[str, Tensor], what: str) -> None:
 def plain_parameters(model: nn.Module) -> Parameters:
     """Return a model's parameters by the names that they have where it is not wrapped.
 
-    ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` put ``_orig_mod``
-    and ``module`` into the names, which are left out here.
+    ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` put components
+    ``_orig_mod`` and ``module`` into the names, which are left out here.
     """
     inside = set()
     for name, module in model.named_modules():
@@ -264,11 +264,10 @@ def _of_layers(model: nn.Module, named: Parameters) -> Parameters:
     linear = [m for _, m in layers if isinstance(m, nn.Linear)]
     classifier = linear[-1] if linear else None
     chosen = {id(_own_weight(n, m)) for n, m in layers if m is not classifier}
-    apart = [
-        m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
-    ]
-    apart += [classifier] if classifier else []
-    known = chosen | {id(p) for module in apart for p in module.parameters()}
+    known = set(chosen)
+    for module in model.modules():
+        if module is classifier or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            known |= {id(p) for p in module.parameters()}
     _warn_of_others(
         model, {n: p for n, p in named.items() if id(p) not in known}, chosen
     )
@@ -276,7 +275,7 @@ def _of_layers(model: nn.Module, named: Parameters) -> Parameters:
 
 
 def _warn_of_others(model: nn.Module, others: Parameters, chosen: set[int]) -> None:
-    """Warn where most weights are not chosen because modules of other kinds own them."""
+    """Warn where most weights are not chosen: other kinds of modules own them."""
     others = {n: p for n, p in others.items() if p.dim() > 1 and p.requires_grad}
     left = sum(p.numel() for p in others.values())
     covered = sum(p.numel() for p in model.parameters() if id(p) in chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,10 @@ from fisherprune.parameters import WRAPPERS
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a weight: the integers that have its bits."""
+
+
+_Own = dict[str, nn.Parameter]
+"""Held parameters of a module, by attribute."""
 
 
 class Hold:
@@ -57,25 +62,27 @@ class Hold:
         """Hold one more parameter."""
         self._masks[parameter] = _Mask.of(out, parameter)
         hold = weakref.ref(self)
-        hook = _on_gradient(parameter, lambda p: (h := hold()) and h._mask_gradient(p))
-        self._hooks.callback(hook.remove)
+
+        def on_gradient(parameter: Tensor) -> None:
+            if (held := hold()) is not None:
+                held._mask_gradient(parameter)
+
+        self._hooks.callback(_on_gradient(parameter, on_gradient).remove)
 
     def _hook_modules(self, model: nn.Module) -> None:
         for module in _whole(model):
             hook = _ModuleHook(self._before_forward)
-            before = module.register_forward_pre_hook(hook, prepend=True)
-            self._hooks.callback(before.remove)
+            handle = module.register_forward_pre_hook(hook, prepend=True)
+            self._hooks.callback(handle.remove)
         for module in model.modules():
             own = {n: p for n, p in module._parameters.items() if p in self._masks}
             if own:
-                hook = _ModuleHook(
-                    lambda module, own=own: self._after_load(module, own)
-                )
-                after = module.register_load_state_dict_post_hook(hook)
-                self._hooks.callback(after.remove)
-                hook = _ModuleHook(lambda _, own=own: self.zero(own.values()))
-                before = module.register_state_dict_pre_hook(hook)
-                self._hooks.callback(before.remove)
+                hook = _ModuleHook(partial(self._after_load, own))
+                handle = module.register_load_state_dict_post_hook(hook)
+                self._hooks.callback(handle.remove)
+                hook = _ModuleHook(partial(self._before_save, own))
+                handle = module.register_state_dict_pre_hook(hook)
+                self._hooks.callback(handle.remove)
 
     def _hook_steps(self, optimizers: Iterable[Optimizer]) -> None:
         """Register hooks of any optimizer's steps, and first on the known ones.
@@ -86,22 +93,24 @@ class Hold:
         hold = weakref.ref(self)
 
         def after_step(optimizer: Optimizer, *_: object) -> None:
-            if (h := hold()) is not None:
-                h._after_step(optimizer)
+            if (held := hold()) is not None:
+                held._after_step(optimizer)
 
         for optimizer in optimizers:
             if hasattr(optimizer, "_optimizer_step_post_hooks"):
-                self._hooks.callback(
-                    optimizer.register_step_post_hook(after_step).remove
-                )
+                handle = optimizer.register_step_post_hook(after_step)
+                self._hooks.callback(handle.remove)
         of_all = register_optimizer_step_post_hook(after_step)
         self._hooks.callback(weakref.finalize(self, of_all.remove))
 
     def _before_forward(self, _: nn.Module) -> None:
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        if not (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
             self.zero()
 
-    def _after_load(self, module: nn.Module, own: dict[str, nn.Parameter]) -> None:
+    def _before_save(self, own: _Own, _: nn.Module) -> None:
+        self.zero(own.values())
+
+    def _after_load(self, own: _Own, module: nn.Module) -> None:
         """Set zeros; ``load_state_dict(assign=True)`` has put in other parameters."""
         for name, parameter in own.items():
             loaded = module._parameters[name]

@@ -162,7 +162,7 @@ class Masks(Mapping[str, Tensor]):
     def _paired(
         self, other: Mapping[str, Tensor], where: str
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return own and other masks, on the own device; errors begin with ``where``."""
+        """Pair own and other masks, on the own device; errors begin with ``where``."""
         other = _checked(other, where)
         names = fitted_names(self, other)
         if names is None or len(self) != len(other):
