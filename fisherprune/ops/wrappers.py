@@ -240,11 +240,18 @@ def _(
     group_size: int,
     allow_tf32: bool = False,
 ) -> None:
+    for name, x in (("grad", grad), ("sum", sum), ("sum_sq", sum_sq)):
+        if x.device != input.device:
+            raise RuntimeError(
+                f"grad_moments: {name} must be on the device of input, {input.device}, "
+                f"got {x.device}"
+            )
     return None
 
 
 @torch.library.register_fake("fisherprune::global_topk")
 def _(scores: list[Tensor], keep: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor]:
+    _score_list("global_topk", scores)
     return (
         [s.new_empty(s.shape, dtype=torch.bool) for _ in keep for s in scores],
         scores[0].new_empty(len(keep)),
@@ -254,9 +261,11 @@ def _(scores: list[Tensor], keep: Sequence[int]) -> tuple[list[Tensor], Tensor, 
 
 @torch.library.register_fake("fisherprune::topk_histogram")
 def _(scores: list[Tensor], prefix: int, prefix_bits: int, digit_bits: int) -> Tensor:
+    _score_list("topk_histogram", scores)
     return scores[0].new_empty(1 << digit_bits, dtype=torch.int64)
 
 
 @torch.library.register_fake("fisherprune::topk_masks")
 def _(scores: list[Tensor], threshold: float, ties: Sequence[int]) -> list[Tensor]:
+    _score_list("topk_masks", scores)
     return [s.new_empty(s.shape, dtype=torch.bool) for s in scores]

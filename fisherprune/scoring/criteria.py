@@ -73,7 +73,7 @@ class Criterion:
         return (self.score.__doc__ or self.code).strip().splitlines()[0]
 
 
-_REGISTRY: dict[str, Criterion] = {}
+CRITERIA: dict[str, Criterion] = {}
 
 
 def register_criterion(*needs: str) -> Callable[[Score], Score]:
@@ -96,9 +96,11 @@ def register_criterion(*needs: str) -> Callable[[Score], Score]:
 
     def register(score: Score) -> Score:
         code = score.__name__
-        if code in _REGISTRY:
-            raise FieldError("register_criterion: code", "new", f"{code!r}, taken")
-        _REGISTRY[code] = Criterion(code, score, frozenset(needs))
+        if code in CRITERIA:
+            raise FieldError(
+                "register_criterion: code", "new", f"{code!r}, which is taken"
+            )
+        CRITERIA[code] = Criterion(code, score, frozenset(needs))
         return score
 
     return register
@@ -199,7 +201,7 @@ def fbss(s: Statistics) -> Tensor:
 
 def criteria() -> tuple[str, ...]:
     """Return the codes of all criteria."""
-    return tuple(_REGISTRY)
+    return tuple(CRITERIA)
 
 
 def get_criterion(code: str) -> Criterion:
@@ -208,8 +210,8 @@ def get_criterion(code: str) -> Criterion:
     Raises:
         FisherpruneError: where the code is unknown; the message lists the known ones.
     """
-    if code not in _REGISTRY:
+    if code not in CRITERIA:
         raise FisherpruneError(
-            f"unknown criterion {code!r}; known are {', '.join(_REGISTRY)}"
+            f"unknown criterion {code!r}; known are {', '.join(CRITERIA)}"
         )
-    return _REGISTRY[code]
+    return CRITERIA[code]

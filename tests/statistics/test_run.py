@@ -121,7 +121,7 @@ def test_a_pass_is_registered_with_what_it_needs_and_yields(data, monkeypatch):
 
 
 def test_a_criterion_reads_what_it_says_that_it_needs(data, monkeypatch):
-    monkeypatch.setattr("fisherprune.scoring.criteria._REGISTRY", {})
+    monkeypatch.setattr("fisherprune.scoring.criteria.CRITERIA", {})
 
     @fp.register_criterion("moments")
     def sly(s):
