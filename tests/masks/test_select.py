@@ -138,7 +138,7 @@ def test_the_host_reads_once(scope, monkeypatch):
 
 def test_ties_go_to_the_first_in_order():
     scores = {"a": torch.zeros(4), "b": -torch.zeros(4), "c": torch.zeros(4)}
-    masks = fp.select_masks(scores, 0.5)
+    masks = fp.select_masks(scores, 0.5, ties="position")
     assert [m.tolist() for m in masks.values()] == [
         [True] * 4,
         [True, True, False, False],
