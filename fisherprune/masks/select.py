@@ -361,10 +361,10 @@ def _refuse_ties(ties: list[tuple[dict[str, Tensor], int, float]]) -> None:
     raise FisherpruneError(
         "select_masks: scores must decide which weights are kept, but "
         f"{sum(equal.values()):,} equal scores of {ties[0][2]:g} compete for "
-        f"{places:,} places, most of them in {named}: dead or zero-initialized layers and squares "
-        "below the range of float32 have such scores; more samples, a warm-up, another "
-        "criterion or leaving these parameters out may help, and with "
-        'ties="position" the first of them are kept'
+        f"{places:,} places, most of them in {named}: such are the scores of dead "
+        "layers, of layers initialized to zero and of squares below float32's range; "
+        "more samples, a warm-up, another criterion or leaving these parameters out "
+        'may help, and ties="position" keeps the first of them'
     )
 
 
