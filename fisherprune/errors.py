@@ -37,9 +37,11 @@ class FieldError(FisherpruneError):
 
 
 def shown(value: object) -> str:
-    """Return what came, in at most 60 characters."""
+    """Return what came, in at most 60 characters of one line."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
         text = f"{type(value).__name__} too large to show"
+    if "\n" in text:  # tensors
+        text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -234,7 +234,8 @@ def checked_model(model: nn.Module) -> nn.Module:
 
 def _checked_parts(skip: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
     parts = (skip,) if isinstance(skip, str) else skip
-    parts = tuple(parts) if isinstance(parts, Iterable) else (parts,)
+    several = isinstance(parts, Iterable) and not isinstance(parts, Tensor)
+    parts = tuple(parts) if several else (parts,)
     if not all(isinstance(part, str) for part in parts):
         raise FisherpruneError(
             "prunable_parameters: skip must be parts of parameters' names, got "

@@ -87,8 +87,8 @@ class Hold:
     def _hook_steps(self, optimizers: Iterable[Optimizer]) -> None:
         """Register hooks of any optimizer's steps, and first on the known ones.
 
-        An optimizer's own hooks run before those of all optimizers: hooks that are
-        registered later, to copy the weights for instance, find the zeros.
+        An optimizer's own hooks run before those of all optimizers: so its later hooks,
+        which copy the weights for instance, find zeros, and what they write is zeroed.
         """
         hold = weakref.ref(self)
 

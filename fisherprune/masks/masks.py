@@ -112,21 +112,46 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: mask.to(place) for name, mask in self.items()})
 
     def kept(self) -> int:
-        """Return the number of weights kept."""
+        """Return the number of weights kept.
+
+        Example:
+            >>> import torch
+            >>> masks = Masks({"a": torch.ones(4) > 0, "b": torch.eye(2) > 0})
+            >>> masks.kept()
+            6
+        """
         # count_nonzero: sum first widens every bool to an int64
         return sum(int(torch.count_nonzero(mask)) for mask in self.values())
 
     def total(self) -> int:
-        """Return the number of weights under a mask."""
+        """Return the number of weights under a mask.
+
+        Example:
+            >>> import torch
+            >>> Masks({"a": torch.ones(4) > 0, "b": torch.eye(2) > 0}).total()
+            8
+        """
         return sum(mask.numel() for mask in self.values())
 
     def sparsity(self) -> float:
-        """Return the fraction of the weights removed; 0 where there are none."""
+        """Return the fraction of the weights removed; 0 where there are none.
+
+        Example:
+            >>> import torch
+            >>> Masks({"a": torch.eye(4) > 0}).sparsity()
+            0.75
+        """
         total = self.total()
         return 1 - self.kept() / total if total else 0.0
 
     def density(self) -> dict[str, float]:
-        """Return the fraction of weights kept in each parameter."""
+        """Return the fraction of weights kept in each parameter.
+
+        Example:
+            >>> import torch
+            >>> Masks({"a": torch.ones(4) > 0, "b": torch.eye(2) > 0}).density()
+            {'a': 1.0, 'b': 0.5}
+        """
         return {
             name: int(torch.count_nonzero(mask)) / mask.numel() if mask.numel() else 1.0
             for name, mask in self.items()
@@ -140,12 +165,25 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             FisherpruneError: where ``other`` holds no masks, or its masks are of other
                 parameters or shapes.
+
+        Example:
+            >>> import torch
+            >>> masks = Masks({"a": torch.eye(2) > 0})
+            >>> masks.jaccard({"a": torch.ones(2, 2) > 0})
+            0.5
         """
         counts = self._overlaps(other).values()
         return _ratio(sum(b for b, _ in counts), sum(e for _, e in counts))
 
     def jaccard_by_layer(self, other: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the overlap of each parameter's masks; see ``jaccard``."""
+        """Return the overlap of each parameter's masks; see ``jaccard``.
+
+        Example:
+            >>> import torch
+            >>> masks = Masks({"a": torch.ones(2) > 0, "b": torch.eye(2) > 0})
+            >>> masks.jaccard_by_layer({"a": masks["a"], "b": ~masks["b"]})
+            {'a': 1.0, 'b': 0.0}
+        """
         counts = self._overlaps(other).items()
         return {name: _ratio(both, either) for name, (both, either) in counts}
 
@@ -345,6 +383,14 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             FisherpruneError: where the file is missing, damaged or holds anything else,
                 or ``path`` is no path.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from safetensors.torch import save_file
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     save_file({"a": torch.eye(2) > 0}, f"{folder}/bools")
+            ...     Masks.load(f"{folder}/bools")
+            Masks(1 parameters, 2 of 4 weights kept)
         """
         path = _checked_path(path, "load")
         if not Path(path).is_file():
