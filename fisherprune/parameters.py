@@ -1,4 +1,4 @@
-"""Which parameters: the prunable ones, by name, and those that a pass can use."""
+"""Parameters by name: those to prune, and checks whether a pass can use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from fisherprune.errors import FisherpruneError, FisherpruneWarning, shown
+from fisherprune.errors import FieldError, FisherpruneError, FisherpruneWarning, shown
 
 Parameters = dict[str, nn.Parameter]
 
@@ -41,9 +41,10 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
     if parameters is None:
         parameters = prunable_parameters(model)
     if not isinstance(parameters, Mapping):
-        raise FisherpruneError(
-            "parameters must be a dict of the model's parameters by name, as "
-            f"prunable_parameters returns, got {type(parameters).__name__}"
+        raise FieldError(
+            "parameters",
+            "a dict of the model's parameters by name, as prunable_parameters returns",
+            type(parameters).__name__,
         )
     if not parameters:
         raise FisherpruneError("parameters must name at least one parameter")
@@ -77,9 +78,7 @@ def _check_usable(name: str, parameter: nn.Parameter) -> None:
             "leave it out"
         )
     if parameter.dtype != torch.float32:
-        raise FisherpruneError(
-            f"parameters: {name!r} must be float32, got {parameter.dtype}"
-        )
+        raise FieldError(f"parameters: {name!r}", "float32", parameter.dtype)
 
 
 def check_unhooked(parameters: Parameters) -> None:
@@ -226,9 +225,7 @@ def checked_model(model: nn.Module) -> nn.Module:
         FisherpruneError: where it is not.
     """
     if not isinstance(model, nn.Module):
-        raise FisherpruneError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}"
-        )
+        raise FieldError("model", "a torch.nn.Module", type(model).__name__)
     return model
 
 
@@ -237,10 +234,8 @@ def _checked_parts(skip: Sequence[str], names: Iterable[str]) -> tuple[str, ...]
     several = isinstance(parts, Iterable) and not isinstance(parts, Tensor)
     parts = tuple(parts) if several else (parts,)
     if not all(isinstance(part, str) for part in parts):
-        raise FisherpruneError(
-            "prunable_parameters: skip must be parts of parameters' names, got "
-            f"{shown(skip)}"
-        )
+        wanted = "parts of parameters' names"
+        raise FieldError("prunable_parameters: skip", wanted, shown(skip))
     unknown = [part for part in parts if not any(part in name for name in names)]
     if unknown:
         odd = ", ".join(f"{part!r}{_nearest(part, names)}" for part in unknown)

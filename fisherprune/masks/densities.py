@@ -80,9 +80,9 @@ def keep_counts(
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, ``keep`` in all, by relative densities.
 
-    Densities are scaled by one common factor; where that makes a layer more than dense,
-    it is dense and the others are scaled further. The counts are rounded by largest
-    remainder, ties by order, so that they sum to ``keep`` exactly. Exact arithmetic.
+    All densities are scaled by one factor. Where that makes a density larger than 1, it
+    becomes 1 and the others are scaled further. The counts are rounded by largest
+    remainder, ties by order, so that they sum to ``keep``. The arithmetic is exact.
 
     Args:
         densities: numbers of at least 0, by parameter name; 0 keeps none.

@@ -144,19 +144,17 @@ def select_masks(
         >>> [masks.kept() for masks in select_masks(scores, [0.25, 0.5, 0.75])]
         [3, 2, 1]
     """
-    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
-    wanted = cast("Sequence[float]", sparsity if several else [sparsity])
-    sparsities = [checked_sparsity(s) for s in wanted]
-    checked_scope(scope, densities)
+    _check_scores(scores)
     checked_ties(ties)
-    shapes = {name: s.shape for name, s in _checked_scores(scores).items()}
-    _check_entries(shapes)
-    counts = [_counts(shapes, s, scope, densities) for s in sparsities]
+    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
+    sparsities = cast("Sequence[float]", sparsity if several else [sparsity])
+    shapes = {name: s.shape for name, s in scores.items()}
+    counts = [kept_counts(shapes, s, scope, densities=densities) for s in sparsities]
     masks = select_counted(scores, counts, ties)
     return masks if several else masks[0]
 
 
-def _checked_scores(scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _check_scores(scores: Mapping[str, Tensor]) -> None:
     if not isinstance(scores, Mapping):
         wanted = "a dict of tensors by parameter name"
         raise FieldError("select_masks: scores", wanted, type(scores).__name__)
@@ -168,7 +166,6 @@ def _checked_scores(scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             raise FieldError(what, "float32", s.dtype)
         if kind := odd_kind(s):
             raise FieldError(what, "a dense tensor", kind)
-    return scores
 
 
 def checked_ties(ties: str) -> str:
@@ -205,9 +202,22 @@ def kept_counts(
     Raises:
         FisherpruneError: for any reason of ``select_masks`` but the scores.
     """
+    sparsity = checked_sparsity(sparsity)
     checked_scope(scope, densities)
-    _check_entries(shapes)
-    return _counts(shapes, checked_sparsity(sparsity), scope, densities)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    if not any(sizes.values()):
+        raise FisherpruneError("select_masks: scores must hold at least one entry")
+    keep = keep_count(sum(sizes.values()), sparsity)
+    if scope == "global":
+        return keep
+    if scope == "layer":
+        return {name: keep_count(size, sparsity) for name, size in sizes.items()}
+    if scope == "erk":
+        return keep_counts(erk_densities(shapes), sizes, keep)
+    given = checked_densities(densities)
+    if fit := fitted_names(given, sizes):  # one of the models was wrapped
+        given = {fit[name]: density for name, density in given.items()}
+    return keep_counts(given, sizes, keep)
 
 
 def checked_scope(scope: str, densities: Densities | None = None) -> str:
@@ -224,31 +234,6 @@ def checked_scope(scope: str, densities: Densities | None = None) -> str:
             f"{scope}"
         )
     return scope
-
-
-def _check_entries(shapes: Shapes) -> None:
-    if not any(math.prod(shape) for shape in shapes.values()):
-        raise FisherpruneError("select_masks: scores must hold at least one entry")
-
-
-def _counts(
-    shapes: Shapes, sparsity: float, scope: str, densities: Densities | None
-) -> Counts:
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    keep = keep_count(sum(sizes.values()), sparsity)
-    if scope == "global":
-        return keep
-    if scope == "layer":
-        return {name: keep_count(size, sparsity) for name, size in sizes.items()}
-    if scope == "erk":
-        return keep_counts(erk_densities(shapes), sizes, keep)
-    given = checked_densities(densities)
-    if names := fitted_names(sizes, given):  # of a wrapped model, or one that is not
-        given = given | {name: given[names[name]] for name in sizes}
-        given = {
-            n: d for n, d in given.items() if n in sizes or n not in names.values()
-        }
-    return keep_counts(given, sizes, keep)
 
 
 def select_counted(

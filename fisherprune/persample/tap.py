@@ -61,7 +61,7 @@ class LayerTap(TorchFunctionMode):
         self.report = report
         self.op, self.keep_last = op, keep_last
         self.uses: Counter[str] = Counter()
-        self.hidden: str | None = None  # a parameter used where autograd does not look
+        self.hidden: str | None = None  # a parameter that was used without autograd
         self.last_inputs: list[Tensor] = []  # of the last sample, a row for each call
         self.joined: dict[str, Contribution] = {}
         self.running = False  # whether the backward pass is the one of the losses

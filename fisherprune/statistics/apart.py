@@ -1,4 +1,4 @@
-"""Whether the samples of a batch mix, seen by running the last one alone."""
+"""The check that samples of a batch don't mix: the last one is run alone, too."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.parameters import Parameters
 from fisherprune.persample.tap import LayerTap
+from fisherprune.statistics.passes import Task
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,9 @@ class Seen:
 
 def run_last(
     op: str,
-    model: nn.Module,
+    task: Task,
     inputs: Tensor,
     labels: Tensor,
-    parameters: Parameters,
     head: Callable[[Tensor, Tensor], Tensor],
 ) -> Seen | FisherpruneError:
     """Run the last sample alone; return why where that fails.
@@ -36,10 +35,10 @@ def run_last(
     The last one, because what a sequence, a queue or a limited capacity makes of a
     sample depends on the samples before it.
     """
-    tap = LayerTap(model, parameters, 1, lambda *_: None, op, keep_last=True)
+    tap = LayerTap(task.model, task.parameters, 1, lambda *_: None, op, keep_last=True)
     try:
         with tap.forward():
-            outputs = model(inputs[-1:].clone())
+            outputs = task.model(inputs[-1:].clone())
             result = head(outputs, labels[-1:])
     except Exception as error:
         reason = f"{error}".partition("\n")[0] or type(error).__name__
@@ -53,10 +52,10 @@ def run_last(
 
 
 def check_apart(op: str, alone: Seen, together: Seen) -> None:
-    """Refuse where the last sample is another alone than in its batch.
+    """Refuse where the last sample's results differ, alone and in its batch.
 
     A small loss, or a layer's input that is nearly zero, has the rounding errors of the
-    larger numbers that it is made of.
+    larger numbers from which it was computed.
     """
     size = float(together.outputs[-1].detach().float().norm())
     inputs = max((float(x.float().norm()) for x in together.last_inputs), default=0.0)

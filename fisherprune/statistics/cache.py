@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,16 +20,14 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_bytes
-from fisherprune.statistics.key import Digest
+from fisherprune.statistics.key import hash_of
 from fisherprune.statistics.passes import ModelStatistics
 
 FORMAT = "fisherprune-statistics-2"
 """Changes whenever the files do."""
 
-Shapes = Mapping[str, Mapping[str, Sequence[int]]]
-"""Of tensors, by part and parameter name."""
-
-T = TypeVar("T")
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by parameter name, by letter."""
 
 
 class StatisticsCache:
@@ -61,39 +58,36 @@ class StatisticsCache:
             ) from None
 
     def get(
-        self, key: str, shapes: Shapes, compute: Callable[[], ModelStatistics]
+        self, key: str, like: Parts, compute: Callable[[], ModelStatistics]
     ) -> ModelStatistics:
         """Return what is kept under ``key``, or else compute and keep it.
 
-        A damaged or foreign file is noticed on stderr and replaced; where nothing can
-        be written, that is noticed, and the statistics are used all the same.
+        A damaged or foreign file is reported on stderr and replaced. Where nothing can
+        be written, that is reported, and the statistics are used all the same.
 
         Args:
             key: a hash of all that the result depends on.
-            shapes: of the result's tensors.
+            like: tensors of the shapes that the result has, on its devices.
             compute: the pass.
-
-        Returns:
-            The result, on the CPU where it was read from a file.
         """
         path = self.folder / f"{key}.safetensors"
-        found = _read(path, shapes)
+        found = _read(path, like)
         if found is None:
             with self.exclusive(key):
-                found = _read(path, shapes)  # another may have been quicker
+                found = _read(path, like)  # another may have been quicker
                 if found is None:
                     found = compute()
                     _write(path, found)
         return found
 
 
-def _read(path: Path, shapes: Shapes) -> ModelStatistics | None:
+def _read(path: Path, like: Parts) -> ModelStatistics | None:
     try:
-        return _decoded(path.read_bytes(), path.stem, shapes)
+        return _decoded(path.read_bytes(), path.stem, like)
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError) as error:
-        _notice(f"cached statistics {path} can't be used, computing them again", error)
+        _report(f"cached statistics {path} can't be used, computing them again", error)
     try:
         path.unlink(missing_ok=True)
     except OSError:  # then it stays until it is replaced
@@ -101,7 +95,7 @@ def _read(path: Path, shapes: Shapes) -> ModelStatistics | None:
     return None
 
 
-def _decoded(data: bytes, key: str, shapes: Shapes) -> ModelStatistics:
+def _decoded(data: bytes, key: str, like: Parts) -> ModelStatistics:
     """Return the statistics of a file's content, checked from end to end."""
     tensors = load(data)  # checks the header, which safetensors can't show from memory
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -109,21 +103,18 @@ def _decoded(data: bytes, key: str, shapes: Shapes) -> ModelStatistics:
     if (metadata.get("format"), metadata.get("key")) != (FORMAT, key):
         raise ValueError("it holds something else")
     found = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
-    wanted = _joined(shapes)
-    if found != {n: (torch.float32, tuple(shape)) for n, shape in wanted.items()}:
+    wanted = {n: (torch.float32, tuple(t.shape)) for n, t in _joined(like).items()}
+    if found != wanted:
         raise ValueError("its tensors are of another network")
     if metadata.get("checksum") != _checksum(tensors, metadata):
         raise ValueError("its checksum is wrong")
-    return ModelStatistics(
-        {
-            part: {n: tensors[f"{part}/{n}"] for n in named}
-            for part, named in shapes.items()
-        },
-        int(metadata["samples"]),
-        int(metadata["group_size"]),
-        float(metadata["seconds"]),
-        cached=True,
-    )
+    parts = {
+        part: {n: tensors[f"{part}/{n}"].to(t.device) for n, t in named.items()}
+        for part, named in like.items()
+    }
+    samples, group_size = int(metadata["samples"]), int(metadata["group_size"])
+    seconds = float(metadata["seconds"])
+    return ModelStatistics(parts, samples, group_size, seconds, cached=True)
 
 
 def _write(path: Path, found: ModelStatistics) -> None:
@@ -140,22 +131,19 @@ def _write(path: Path, found: ModelStatistics) -> None:
     try:
         write_bytes(path, save(tensors, metadata))
     except OSError as error:
-        _notice(f"statistics can't be kept in {path}", error)
+        _report(f"statistics can't be kept in {path}", error)
 
 
-def _joined(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+def _joined(parts: Parts) -> dict[str, Tensor]:
     return {f"{p}/{name}": t for p, named in parts.items() for name, t in named.items()}
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = Digest()
-    for name in sorted(metadata.keys() - {"checksum"}):
-        digest.add(name, metadata[name])
-    for name in sorted(tensors):
-        digest.add(name, tensors[name])
-    return digest.hexdigest()
+    known = {name: value for name, value in metadata.items() if name != "checksum"}
+    values = [v for name in sorted(tensors) for v in (name, tensors[name])]
+    return hash_of(*sorted(known.items()), *values)
 
 
-def _notice(what: str, reason: Exception) -> None:
-    """Say on stderr what is done without, and why."""
+def _report(what: str, reason: Exception) -> None:
+    """Report on stderr what can't be used, and why."""
     print(f"fisherprune: {what}: {' '.join(f'{reason}'.split())}", file=sys.stderr)

@@ -21,12 +21,12 @@ def tapped_passes(
     head: Callable[[Tensor, Tensor], Tensor],
     report: Callable[[str, Contribution], None],
 ) -> Iterator[tuple[LayerTap, int, Tensor]]:
-    """Run the forward pass of each batch; what goes backward is the caller's.
+    """Run the forward pass of each batch; the caller runs the backward pass.
 
     Args:
         op: named in errors.
         task: its model is within ``evaluating``, its parameters are watched.
-        head: ``(outputs, labels) -> Tensor``, what the caller goes backward from.
+        head: ``(outputs, labels) -> Tensor``, from which the caller goes backward.
         report: as of ``LayerTap``.
 
     Yields:
@@ -42,8 +42,8 @@ def tapped_passes(
     for inputs, labels in checked_batches(task.batches, device_of(parameters)):
         empty, n = False, len(inputs)
         check = not checked and n > 1
-        # First: what its forward pass changes, the batch's graph may not have saved.
-        one = run_last(op, model, inputs, labels, parameters, head) if check else None
+        # Before the batch, whose graph must not save what this forward pass changes.
+        one = run_last(op, task, inputs, labels, head) if check else None
         tap = LayerTap(model, parameters, n, report, op, keep_last=check)
         with tap.forward():
             outputs = model(inputs)

@@ -39,19 +39,8 @@ def hessian_gradient_product(
 
     :math:`H` is the Hessian of :math:`\frac1J \sum_j L_j` with respect to
     ``parameters`` and :math:`m` its gradient, ``moments.mean``, over the same batches;
-    double backpropagation, one batch at a time.
-
-    Args:
-        model: as in ``gradient_moments``, like ``batches``, ``loss_fn`` and
-            ``parameters``.
-        batches: those of the moments.
-        moments: of one pass over all batches, not a sum over shards of which one ends
-            within a group.
-        loss_fn: that of the moments.
-        parameters: by name.
-
-    Returns:
-        The product by parameter name, float32, of the parameters' shapes.
+    double backpropagation, one batch at a time. The moments are those of one pass, not
+    a sum over shards of which one ends within a group.
 
     Raises:
         FisherpruneError: where the batches hold other samples this time, by their

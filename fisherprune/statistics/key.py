@@ -21,33 +21,22 @@ BACKENDS = "cuda.matmul cudnn cudnn.conv mkldnn mkldnn.matmul mkldnn.conv"
 """What below ``torch.backends`` has an ``fp32_precision``, as that itself has."""
 
 
-class Digest:
-    """SHA-256 of a sequence of values; no two sequences are fed in the same bytes."""
+def hash_of(*values: object) -> str:
+    """Return the SHA-256 of values: different sequences are hashed as different bytes.
 
-    def __init__(self) -> None:
-        """Begin."""
-        self._hash = hashlib.sha256()
-
-    def add(self, *values: object) -> None:
-        """Add tensors by dtype, layout and content, other values by their ``repr``."""
-        for value in values:
-            if isinstance(value, Tensor):
-                self._add_tensor(value)
-            else:
-                self._add_bytes(repr(value).encode())
-
-    def _add_tensor(self, tensor: Tensor) -> None:
-        self.add("tensor", tensor.dtype, tuple(tensor.shape), tensor.stride())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        self._add_bytes(flat.view(torch.uint8).numpy().data)
-
-    def _add_bytes(self, content: bytes | memoryview) -> None:
-        self._hash.update(len(content).to_bytes(8, "little"))
-        self._hash.update(content)
-
-    def hexdigest(self) -> str:
-        """Return the hash of all that was added."""
-        return self._hash.hexdigest()
+    Tensors count by dtype, layout and content, other values by their ``repr``.
+    """
+    digest = hashlib.sha256()
+    for value in values:
+        contents: list[bytes | memoryview] = []
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().flatten()
+            contents.append(flat.view(torch.uint8).numpy().data)
+            value = Tensor, value.dtype, tuple(value.shape), value.stride()
+        for content in (repr(value).encode(), *contents):
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def statistics_key(
@@ -70,13 +59,11 @@ def statistics_key(
     Returns:
         32 hexadecimal digits.
     """
-    digest = Digest()
-    digest.add(CODE, kernels.SOURCE_HASH, *_settings(device))
-    digest.add(json.dumps(about, sort_keys=True))
-    for name, tensor in state.items():
-        digest.add(name, tensor)
-    digest.add("data", *data)
-    return digest.hexdigest()[:32]
+    facts = CODE, kernels.SOURCE_HASH, *_settings(device)
+    named = (value for item in state.items() for value in item)
+    return hash_of(*facts, json.dumps(about, sort_keys=True), *named, "data", *data)[
+        :32
+    ]
 
 
 def _settings(device: torch.device) -> Iterator[object]:

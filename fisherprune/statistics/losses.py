@@ -14,11 +14,11 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def checked_loss(loss_fn: LossFn | None) -> LossFn | None:
-    """Return ``loss_fn`` if it is a function that means something for one sample.
+    """Return ``loss_fn`` if it is a function that can be applied to one sample.
 
     Raises:
         FisherpruneError: where it can't be called or is a class, or where it divides by
-            the weight of the sample's class, so that class weights cancel out.
+            the weights of the samples' classes, which cancels them out for one sample.
     """
     if loss_fn is None:
         return None

@@ -71,12 +71,14 @@ class GradientMoments:
         """
         if not isinstance(other, GradientMoments):
             return NotImplemented
-        _check_alike("group_size", self.group_size, other.group_size)
-        for name in self.sum | other.sum:
-            shapes = (
-                [*m.sum[name].shape] if name in m.sum else None for m in (self, other)
-            )
-            _check_alike(f"shape of {name!r}", *shapes)
+        ours, theirs = (
+            {"group_size": m.group_size} | {n: [*s.shape] for n, s in m.sum.items()}
+            for m in (self, other)
+        )
+        for what in ours | theirs:
+            if ours.get(what) != theirs.get(what):
+                wanted = f"{ours.get(what)} on both sides of +"
+                raise FieldError(f"GradientMoments: {what}", wanted, theirs.get(what))
         return GradientMoments(
             {n: sum + other.sum[n].to(sum.device) for n, sum in self.sum.items()},
             {n: sum + other.sum_sq[n].to(sum.device) for n, sum in self.sum_sq.items()},
@@ -95,12 +97,6 @@ class GradientMoments:
 @torch.inference_mode(False)  # autograd may save what is not made in inference mode
 def _divided(sums: Sums, groups: int) -> dict[str, Tensor]:
     return {name: sum / groups for name, sum in sums.items()}
-
-
-def _check_alike(what: str, ours: object, theirs: object) -> None:
-    if ours != theirs:
-        wanted = f"{ours} on both sides of +"
-        raise FieldError(f"GradientMoments: {what}", wanted, theirs)
 
 
 def gradient_moments(

@@ -73,12 +73,7 @@ def checked_task(
 ) -> Task:
     """Return the task if a pass can work on it: what public functions begin with.
 
-    Args:
-        model: as in ``gradient_moments``, like all the others.
-        batches: are checked one by one in the pass.
-        parameters: by name; the prunable ones where it is None.
-        loss_fn: cross-entropy where it is None.
-        group_size: samples whose mean gradient is squared as one.
+    The arguments are those of ``gradient_moments``; batches are checked in the pass.
 
     Raises:
         FisherpruneError: where an argument is not what ``gradient_moments`` takes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -47,26 +47,10 @@ def statistics_of(
         each.check(task)
     for each in passes:
         run = partial(_timed, each, task)
-        found = run() if cache is None else _kept(each, task, cache, key, run)
+        like = dict.fromkeys(each.yields, task.parameters)
+        found = cache.get(f"{key}-{each.name}", like, run) if cache else run()
         task = replace(task, found=task.found | found)
     return task.found
-
-
-def _kept(
-    each: StatisticsPass,
-    task: Task,
-    cache: StatisticsCache,
-    key: str,
-    run: Callable[[], ModelStatistics],
-) -> ModelStatistics:
-    """Return the result of a pass from the cache, or else run it."""
-    shapes = {name: tuple(p.shape) for name, p in task.parameters.items()}
-    found = cache.get(f"{key}-{each.name}", dict.fromkeys(each.yields, shapes), run)
-    parts = {
-        part: {name: t.to(task.parameters[name].device) for name, t in named.items()}
-        for part, named in found.parts.items()
-    }
-    return replace(found, parts=parts)
 
 
 def _timed(each: StatisticsPass, task: Task) -> ModelStatistics:

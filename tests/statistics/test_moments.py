@@ -130,13 +130,13 @@ def test_a_partial_group_of_the_left_side_counts_as_one():
     names = fp.prunable_parameters(model)
     left, right = (
         fp.gradient_moments(model, [(x[part], y[part])], group_size=4)
-        for part in (slice(0, 5), slice(5, 13))
+        for part in (slice(0, 5), slice(5, 10))
     )
     found = left + right
-    assert (found.samples, found.groups) == (13, 4)
+    assert (found.samples, found.groups) == (10, 4)  # not 3, as of one pass
     one, two = (
         truth.moments(model, x[part], y[part], names, 4)
-        for part in (slice(0, 5), slice(5, 13))
+        for part in (slice(0, 5), slice(5, 10))
     )  # two groups each: the mean over all four is that of both means
     expected = {
         name: tuple((a + b) / 2 for a, b in zip(one[name], two[name], strict=True))
@@ -161,10 +161,10 @@ def test_moments_that_do_not_add_up():
     with pytest.raises(fp.FisherpruneError, match=match):
         found + other
     for chosen, match in [
-        ({"0.weight": model[0].weight}, r"'3.weight' must be \[8, 3, 3, 3\] .*None"),
-        ({"0.weight": model[3].weight}, r"'0.weight' must be \[6, 3, 3, 3\] .*\[8, 3"),
+        ({"0.weight": model[0].weight}, r"3.weight must be \[8, 3, 3, 3\] on .*None"),
+        ({"0.weight": model[3].weight}, r"0.weight must be \[6, 3, 3, 3\] on .*\[8, 3"),
     ]:
-        with pytest.raises(fp.FisherpruneError, match="shape of " + match):
+        with pytest.raises(fp.FisherpruneError, match="GradientMoments: " + match):
             found + fp.gradient_moments(model, [(x, y)], parameters=chosen)
     with pytest.raises(TypeError, match="unsupported operand"):
         found + 1
