@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FisherpruneError, near, shown
 from fisherprune.runs.kinds import Kind
 
 
@@ -70,12 +69,6 @@ class Section:
         if name not in self.content:
             raise self.error(self.full(name), f"is missing; it must be {words}")
         return self.content[name]
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """Return a remark that asks whether the closest of the known names is meant."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (is {close[0]} meant?)" if close else ""
 
 
 def _one_of(choices: list) -> str:

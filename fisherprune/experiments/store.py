@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import traceback
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.files import read_json, write_text
@@ -31,10 +33,11 @@ FORMAT = 1
 ERROR = "error.json"
 MARK = "fisherprune-results.json"
 WEIGHTS = ("last.safetensors", "best.safetensors")
+State = Literal["finished", "failed", "resumable", "new"]
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study, with a place in a results folder."""
 
     config: TrainConfig
@@ -48,7 +51,7 @@ class Run:
     @cached_property
     def key(self) -> tuple[Path, str]:
         """What tells runs apart: the same run may be in two results folders."""
-        return self.results.resolve(), self.identity
+        return Path(os.path.realpath(self.results)), self.identity
 
     @cached_property
     def name(self) -> str:
@@ -62,8 +65,13 @@ class Run:
 
     @property
     def locks(self) -> Path:
-        """Where its lock is, under its identity."""
+        """Where the locks of its results folder are."""
         return self.results / "locks"
+
+    @property
+    def lock(self) -> Path:
+        """What the process that does it holds."""
+        return self.locks / f"{self.identity}.lock"
 
 
 def check_folder(results: Path) -> None:
@@ -73,9 +81,13 @@ def check_folder(results: Path) -> None:
         FisherpruneError: where it is something else, or of another version.
     """
     mark = results / MARK
-    if results.exists() and not results.is_dir():
+    try:
+        there, marked = results.exists(), mark.exists()
+    except OSError as error:
+        raise _no_folder(results, error) from None
+    if there and not results.is_dir():
         raise FisherpruneError(f"{results}: results go into a folder, this is a file")
-    if not mark.exists():
+    if not marked:
         return
     content = read_json(mark)
     if content.get("format") != FORMAT:
@@ -98,13 +110,17 @@ def make_folder(results: Path) -> None:
         if not (results / MARK).exists():
             write_text(results / MARK, json.dumps({"format": FORMAT}) + "\n")
     except OSError as error:
-        raise FisherpruneError(
-            f"{results}: results must go into a folder that can be written to: "
-            f"{error.strerror}"
-        ) from error
+        raise _no_folder(results, error) from error
 
 
-def read_results(run: Run) -> dict | None:
+def _no_folder(results: Path, error: OSError) -> FisherpruneError:
+    return FisherpruneError(
+        f"{results}: results must go into a folder that can be written to: "
+        f"{error.strerror}"
+    )
+
+
+def read_results(run: StudyRun) -> dict | None:
     """Return what is in the results of a run; None where there are none yet.
 
     Raises:
@@ -128,7 +144,7 @@ def read_results(run: Run) -> dict | None:
     return content
 
 
-def _check_config(path: Path, content: object, run: Run) -> None:
+def _check_config(path: Path, content: object, run: StudyRun) -> None:
     """Check that a stored configuration is the run's."""
     known = {field.name for field in fields(TrainConfig)}
     if not isinstance(content, dict) or not set(content) <= known:
@@ -165,8 +181,8 @@ def _check_numbers(path: Path, content: dict) -> None:
         )
 
 
-def state(run: Run) -> str:
-    """Return ``finished``, ``failed``, ``resumable`` or ``new``.
+def state(run: StudyRun) -> State:
+    """Return what has come of a run so far.
 
     Raises:
         FisherpruneError: where the run's folder holds another run, or damaged files.
@@ -181,7 +197,7 @@ def state(run: Run) -> str:
     return "resumable" if (run.folder / CHECKPOINT).exists() else "new"
 
 
-def failure(run: Run) -> bytes | None:
+def failure(run: StudyRun) -> bytes | None:
     """Return what a failed run left behind, to compare with later."""
     try:
         return (run.folder / ERROR).read_bytes()
@@ -189,13 +205,11 @@ def failure(run: Run) -> bytes | None:
         return None
 
 
-def write_failure(run: Run, error: BaseException) -> str:
+def write_failure(run: StudyRun, error: BaseException) -> str:
     """Write ``error.json`` for a failed run; return the line that says why."""
-    line = " ".join(str(error).split()) or "no message"
-    if not isinstance(error, FisherpruneError):
-        line = f"{type(error).__name__}: {line}"
+    text = line(error)
     content = {
-        "error": line,
+        "error": text,
         "traceback": "".join(traceback.format_exception(error)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -203,11 +217,18 @@ def write_failure(run: Run, error: BaseException) -> str:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.folder / ERROR, json.dumps(content, indent=2) + "\n")
     except OSError as full:
-        line += f" (and error.json can't be written: {full.strerror})"
-    return line
+        text += f" (and error.json can't be written: {full.strerror})"
+    return text
 
 
-def tidy(run: Run, keep_weights: bool) -> None:
+def line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    expected = isinstance(error, FisherpruneError)
+    return text if expected else f"{type(error).__name__}: {text}"
+
+
+def tidy(run: StudyRun, keep_weights: bool) -> None:
     """Remove what a finished run leaves behind, and what its killed attempts left."""
     (run.folder / ERROR).unlink(missing_ok=True)
     for name in () if keep_weights else WEIGHTS:

@@ -25,9 +25,9 @@ from dataclasses import fields as fields_of
 from itertools import product
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FisherpruneError, near, shown
 from fisherprune.experiments.dense import collapsed
-from fisherprune.experiments.fields import Section, near
+from fisherprune.experiments.fields import Section
 from fisherprune.masks.densities import checked_densities, read_densities
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import identity

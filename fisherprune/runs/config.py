@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fisherprune.data import IMAGE_SIZES
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.select import SCOPES, checked_scope, checked_sparsity
@@ -25,9 +26,6 @@ from fisherprune.models import MODELS
 from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
 from fisherprune.scoring.criteria import criteria
 
-BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
-"""Images per step where none is asked for."""
-MIRRORED = ("cifar10", "cifar100")
 MAX_WHOLE = 2**31 - 1
 """Largest whole number of a run but for the seed; more is more than PyTorch takes."""
 VALIDATION_METRICS = ("accuracy", "f1")
@@ -86,14 +84,26 @@ def _whole(least: int, most: int = MAX_WHOLE) -> Rule:
     return lambda value: None if value is None else bounds(value)
 
 
-_FOLDER = must(bool, "the name of a folder")
+def _can_be_path(text: str) -> bool:
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:  # half a character, as JSON can spell it
+        return False
+    return bool(encoded) and b"\0" not in encoded
+
+
+_FOLDER = must(_can_be_path, "the name of a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
     """What every part shares."""
 
-    seed: int = option(0, "of all random choices but the train/validation split")
+    seed: int = option(
+        0,
+        "of all random choices but the train/validation split",
+        must(lambda seed: abs(seed) < 10**100, "of at most 100 digits"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

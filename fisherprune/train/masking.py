@@ -14,7 +14,7 @@ from fisherprune.data.dataset import Augmentation, Dataset
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
-from fisherprune.progress import Shown
+from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig
 from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
 from fisherprune.statistics.cache import StatisticsCache
@@ -52,7 +52,7 @@ def make_masks(
         statistics = StatisticsCache(statistics)
     task = Task(
         model,
-        Shown(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
+        WithBar(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
         prunable_parameters(model, config.skip),
         group_size=config.group_size,
     )
@@ -102,7 +102,7 @@ def measure_batchnorm(
     order = stream(config.seed, "batchnorm order")
     batches = TrainingBatches(plain, config.training_batch_size, order, order)
     model.train()
-    for images, _ in Shown(batches, "batchnorm", quiet=quiet):
+    for images, _ in WithBar(batches, "batchnorm", quiet=quiet):
         model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -22,6 +22,7 @@ def network(config: TrainConfig, parts: Parts) -> nn.Module:
         config.model,
         len(parts.train.classes),
         parts.train.channels,
+        image_size=parts.train.images.shape[-1],
         seed=stream_seed(config.seed, "initialization"),
     ).to(parts.train.images.device)
     prunable = prunable_parameters(model, config.skip)

@@ -15,7 +15,7 @@ from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError, LayerCollapseWarning
 from fisherprune.masks.masks import Masks
-from fisherprune.progress import Shown
+from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import RunFolder
 from fisherprune.runs.metrics import Meter, Metrics
@@ -122,7 +122,7 @@ class Trainer:
         """Train for an epoch, report; return the metrics of the validation, if any."""
         start = time.perf_counter()
         self.done[phase] += 1
-        train = self.pass_over(Shown(self.batches, "training", quiet=self.quiet))
+        train = self.pass_over(WithBar(self.batches, "training", quiet=self.quiet))
         validation = self._validate(phase)
         seconds = time.perf_counter() - start
         self.seconds[phase] += seconds
@@ -236,7 +236,7 @@ def evaluate(
     """Measure the model on a part, in eval mode and float32, without augmentation."""
     meter = Meter(len(dataset.classes), dataset.images.device)
     model.eval()
-    for images, labels in Shown(dataset.batches(TEST_BATCH), what, quiet=quiet):
+    for images, labels in WithBar(dataset.batches(TEST_BATCH), what, quiet=quiet):
         logits = model(images.contiguous(memory_format=memory_format))
         meter.update(F.cross_entropy(logits, labels), logits, labels)
     return meter.compute()
