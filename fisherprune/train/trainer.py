@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Dataset
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, LayerCollapseWarning
 from fisherprune.masks.masks import Masks
 from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig
@@ -86,7 +87,9 @@ class Trainer:
         """Train under the masks from now on."""
         self.masks = masks
         self.model.to(memory_format=self.memory_format)  # scored in another one
-        masks.hold(self.model, self.optimizer)
+        with warnings.catch_warnings():  # the result tells of collapsed layers
+            warnings.simplefilter("ignore", LayerCollapseWarning)
+            masks.hold(self.model, self.optimizer)
 
     def state(self) -> dict[str, object]:
         """Return all that training goes on from; its tensors are not copies."""
