@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.kinds import NUMBER
 
@@ -45,13 +45,11 @@ def checked_densities(content: object, name: str = "densities") -> dict[str, flo
         FisherpruneError: where it does not; the message begins with ``name``.
     """
     if not isinstance(content, Mapping) or not content:
-        raise FisherpruneError(f"{name} must map parameter names to numbers")
+        raise FieldError(name, "numbers by parameter name", shown(content))
     for key, value in content.items():
         if not NUMBER.accepts(value) or not math.isfinite(value) or value < 0:
-            raise FisherpruneError(
-                f"{name} must be finite numbers of at least 0, got {shown(value)} for "
-                f"{shown(key)}"
-            )
+            got = f"{shown(value)} for {shown(key)}"
+            raise FieldError(name, "finite numbers of at least 0", got)
     return {str(key): float(value) for key, value in content.items()}
 
 

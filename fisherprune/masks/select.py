@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherprune import ops
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.densities import checked_densities, erk_densities, keep_counts
 from fisherprune.masks.masks import Masks
 
@@ -27,7 +27,7 @@ def checked_sparsity(sparsity: float) -> float:
     """
     number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
     if not number or not 0 <= sparsity <= 1:
-        raise FisherpruneError(f"sparsity must be a number in [0, 1], got {sparsity!r}")
+        raise FieldError("sparsity", "a number in [0, 1]", shown(sparsity))
     return float(sparsity)
 
 
@@ -97,12 +97,10 @@ def checked_scope(scope: str, densities: Mapping[str, float] | None = None) -> s
         FisherpruneError: where it is not.
     """
     if scope not in SCOPES:
-        raise FisherpruneError(f"scope must be one of {SCOPES}, got {scope!r}")
+        raise FieldError("scope", f"one of {SCOPES}", repr(scope))
     if (scope == "densities") != (densities is not None):
-        raise FisherpruneError(
-            "densities must be given for scope densities, and for no other; scope is "
-            f"{scope}"
-        )
+        wanted = f"given for scope densities, and for no other; scope is {scope}"
+        raise FieldError("densities", wanted, shown(densities))
     return scope
 
 

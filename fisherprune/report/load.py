@@ -12,14 +12,14 @@ from fisherprune.experiments.store import ERROR, MARK
 from fisherprune.experiments.store import FORMAT as FOLDER_FORMAT
 from fisherprune.runs.folder import CONFIG, METRICS, RESULTS
 from fisherprune.runs.identity import identity
+from fisherprune.runs.kinds import TEXT
 from fisherprune.runs.reader import (
     Run,
-    as_config,
     check_format,
     read_epochs,
-    read_fields,
     read_run,
 )
+from fisherprune.runs.section import as_config, read_fields
 
 RUN_FILES = (RESULTS, ERROR, CONFIG)
 """A folder with one of them is a run's; the first that is there says its state."""
@@ -125,7 +125,7 @@ def _read(study: Study, folder: Path, name: str) -> None:
             study.runs[-1] = replace(study.runs[-1], epochs=read_epochs(metrics))
     elif (folder / ERROR).exists():
         error = read_fields(folder / ERROR)
-        text = error.take("error", lambda v: isinstance(v, str), "text")
+        text = error.get("error", TEXT)
         study.failed.append(Remark(name, " ".join(text.split())))
     else:
         config = as_config(read_fields(folder / CONFIG))

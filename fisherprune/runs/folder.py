@@ -6,38 +6,26 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FisherpruneError
 from fisherprune.files import check_writable, write_bytes, write_text
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import distinct, identity
-from fisherprune.runs.metrics import Metrics
-from fisherprune.runs.result import FORMAT as FORMAT
+from fisherprune.runs.metrics import METRIC_NAMES, Metrics
+from fisherprune.runs.section import as_config, read_fields
 from fisherprune.runs.tensorboard import Curves
 
 CONFIG, METRICS, MASKS = "config.json", "metrics.csv", "masks.safetensors"
-
-
 CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
-
-
-FILES = (CONFIG, METRICS, MASKS, "last.safetensors", "best.safetensors")
-
-
-FILES += (CHECKPOINT, RESULTS)
-
-
-CONFIG_FIELDS = tuple(field.name for field in fields(TrainConfig))
-
-
-METRIC_NAMES = tuple(field.name for field in fields(Metrics))
+WEIGHTS = ("last.safetensors", "best.safetensors")
+FILES = (CONFIG, METRICS, MASKS, *WEIGHTS, CHECKPOINT, RESULTS)
 
 
 class RunFolder:
@@ -170,28 +158,11 @@ def read_config(folder: Path) -> TrainConfig:
         FisherpruneError: where there is none, or the file can't be understood.
     """
     path = folder / CONFIG
-    try:
-        return _config(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
+    if not path.exists():
         raise FisherpruneError(
-            f"a run's folder must hold {CONFIG}, but {path} can't be read: "
-            f"{error.strerror}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise FisherpruneError(
-            f"{path} is no configuration of a run: {error}"
-        ) from error
-
-
-def _config(content: object) -> TrainConfig:
-    if not isinstance(content, dict):
-        raise FisherpruneError(f"it must be a JSON object, got {shown(content)}")
-    unknown = [key for key in content if key not in CONFIG_FIELDS]
-    if unknown:
-        raise FisherpruneError(
-            f"every field must be one of this version's, got {shown(unknown[0])}"
+            f"a run's folder must hold {CONFIG}, but {path} is missing"
         )
-    return TrainConfig(**content)
+    return as_config(read_fields(path))
 
 
 def _claim(path: Path, config: TrainConfig) -> None:

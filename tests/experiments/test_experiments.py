@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import result_trees as trees
 import torch
 from PIL import Image
 
@@ -48,14 +49,12 @@ class Trained:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(config)))
         self.before.get(config.method, lambda *_: None)(folder, checkpointed)
-        metrics = dict.fromkeys(("loss", "accuracy", "precision", "recall", "f1"), 0.5)
-        result = {
-            "format": 1,
-            "config": asdict(config),
-            "test": {"last": metrics, "best": metrics},
-            "seconds": {"training": self.seconds},
-            "environment": {"device": device_name(torch.device("cpu"))},
-        }
+        result = trees.result(
+            config,
+            0.5,
+            seconds={"training": self.seconds},
+            environment={"device": device_name(torch.device("cpu"))},
+        )
         for name in store.WEIGHTS:
             (folder / name).touch()
         (folder / "results.json").write_text(json.dumps(result))
@@ -186,23 +185,23 @@ def damaged(change):
         (damaged(lambda c: c["config"].update(seed=9)), "config must be that of run"),
         (
             damaged(lambda c: c["config"].update(new=9)),
-            "config must be a configuration",
+            "config.new is no field of a configuration",
         ),
-        (damaged(lambda c: c["config"].update(lr=-1)), "config: lr must be above 0"),
-        (damaged(lambda c: c["test"].pop("best")), "test.best.loss must be a number"),
+        (damaged(lambda c: c["config"].update(lr=-1)), "config.lr must be above 0"),
+        (damaged(lambda c: c["test"].pop("best")), "test.best is missing"),
         (
             damaged(lambda c: c["test"]["best"].update(loss=10**400)),
             "test.best.loss must be a number, got 1000",
         ),
         (
             damaged(lambda c: c["seconds"].update(training=10**400)),
-            "seconds must be numbers by phase, got {'training': 1000",
+            "seconds.training must be a finite number, got 1000",
         ),
         (
             damaged(lambda c: c["config"].update(densities={"a": 10**400})),
-            "config: ",
+            "config.densities must be ",
         ),
-        (damaged(lambda c: c.pop("seconds")), "seconds must be numbers by phase"),
+        (damaged(lambda c: c.pop("seconds")), "seconds is missing"),
     ],
 )
 def test_damaged_results_are_told_and_left_alone(

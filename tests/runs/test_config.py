@@ -114,7 +114,7 @@ def test_values_no_run_can_have(values, message):
         ({"lr_drops": [6.5]}, r"lr_drops must be a list of whole .* got \[6.5\]"),
         ({"skip": 3}, "skip must be a list of strings or None, got 3"),
         ({"skip": [3]}, r"skip must be a list of strings or None, got \[3\]"),
-        ({"densities": 3}, "densities must map parameter names to numbers"),
+        ({"densities": 3}, "densities must be numbers by parameter name, got 3"),
     ],
 )
 def test_values_of_another_type(values, message):

@@ -22,7 +22,7 @@ def density(group: Group, id: str) -> Figure:
     cells = list(group.cells.values())
     if not cells:
         return Figure(id, title, "No density per layer: nothing was pruned.", None)
-    names = list(cells[0].runs[0].layers)
+    names = [layer.name for layer in cells[0].runs[0].layers]
     collapsed = sum(bool(run.collapsed) for cell in cells for run in cell.runs)
     caption = (
         "Share of the weights that each layer keeps (logarithmic, mean over seeds, "
@@ -61,11 +61,11 @@ def _density_norm(cells: Sequence[Cell]):
     from matplotlib.colors import LogNorm
 
     shares = [
-        kept / total
+        layer.density
         for cell in cells
         for run in cell.runs
-        for kept, total in run.layers.values()
-        if kept
+        for layer in run.layers
+        if layer.kept
     ]
     return LogNorm(min(10 ** math.floor(math.log10(min(shares, default=0.1))), 0.1), 1)
 
@@ -95,11 +95,12 @@ def _density_panel(ax, group: Group, sparsity: float, names, norm):
 
 def _density(cell: Cell | None, layer: str) -> tuple[float, bool]:
     """Return the mean density, NaN where there is none, and whether one is 0."""
-    found = [r.layers[layer] for r in cell.runs if layer in r.layers] if cell else []
+    runs = cell.runs if cell else ()
+    found = [x for run in runs for x in run.layers if x.name == layer]
     if not found:
         return math.nan, False
-    mean = statistics.fmean(kept / total for kept, total in found)
-    return mean or math.nan, any(kept == 0 for kept, _ in found)
+    mean = statistics.fmean(x.density for x in found)
+    return mean or math.nan, any(x.kept == 0 for x in found)
 
 
 def _mesh(ax, values, cmap: str, norm):

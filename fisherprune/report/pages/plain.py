@@ -12,7 +12,7 @@ from fisherprune.report.pages import words
 from fisherprune.report.pages.words import Report
 from fisherprune.report.tables import DENSE, Group
 from fisherprune.runs.config import TrainConfig
-from fisherprune.runs.folder import METRIC_NAMES
+from fisherprune.runs.metrics import METRIC_NAMES
 from fisherprune.runs.reader import WEIGHTS, Run
 
 AXES = ("dataset", "model", "method", "sparsity", "seed")
@@ -116,7 +116,7 @@ def _run_row(run: Run, varying, phases, machine) -> dict[str, object]:
     row |= {
         "best_epoch": run.best_epoch,
         "parameters": run.parameters,
-        "prunable": run.prunable,
+        "prunable": run.total,
         "kept": run.kept,
         "collapsed_layers": len(run.collapsed),
         "seconds_of_cached_statistics": run.reused,

@@ -157,7 +157,7 @@ def _commit(text: str) -> str:
 def group_facts(each: Group) -> str:
     """Return what holds for the runs of a group, in a sentence or two."""
     config, run = each.runs[0].config, each.runs[0]
-    size = f"{run.prunable:,} of {run.parameters:,} parameters are prunable"
+    size = f"{run.total:,} of {run.parameters:,} parameters are prunable"
     steps = f"{config.epochs} epochs, batches of {config.training_batch_size}"
     shared = f"; besides the defaults: {each.shared}" if each.shared else ""
     seeds = sorted({run.config.seed for run in each.runs})
