@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
@@ -172,11 +172,10 @@ def count_layers(
     )
 
 
-@torch.no_grad()
-def check_pruned_are_zero(model: nn.Module, masks: Masks) -> None:
+def check_pruned_are_zero(weights: Mapping[str, Tensor], masks: Masks) -> None:
     """Raise AssertionError where a weight outside the masks is not exactly zero."""
     for name, mask in masks.items():
-        weight = model.get_parameter(name)
+        weight = weights[name]
         moved = int(torch.count_nonzero(weight[~mask.to(weight.device)]))
         if moved:
             raise AssertionError(f"{moved} pruned weights of {name} are not zero")

@@ -15,43 +15,39 @@ from fisherprune.masks.masks import Masks
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import Shown
-from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.config import MaskConfig
+from fisherprune.runs.result import ScoringCost
 from fisherprune.scoring.score import needs_of, score_from
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
-from fisherprune.train.parts import Parts
 
 
 def make_masks(
-    config: TrainConfig,
+    config: MaskConfig,
     model: nn.Module,
-    parts: Parts,
+    images: Dataset,
     statistics: Path | StatisticsCache | None = None,
     quiet: bool = False,
-) -> tuple[Masks, dict[str, object]]:
+) -> tuple[Masks, ScoringCost]:
     """Score the weights as the model is now and keep the largest scores.
 
     Args:
         config: what to do.
-        model: the network, after its warm-up epochs.
-        parts: the images.
+        model: the network, after all its warm-up.
+        images: to score on.
         statistics: folder or cache of statistics that runs share; None: none.
         quiet: show no progress.
 
     Returns:
-        The masks, and what the scores cost: ``seconds`` of the passes over the data
-        when they were run, ``samples`` in one pass, and whether all came from the
-        cache (``cached``).
+        The masks, and what the scores cost.
     """
-    if config.bn_warmup:
-        measure_batchnorm(config, model, parts.train, quiet)
     if statistics is not None and not isinstance(statistics, StatisticsCache):
         statistics = StatisticsCache(statistics)
     parameters = prunable_parameters(model, config.skip)
     found = statistics_of(
         model,
-        Shown(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
+        Shown(images.batches(config.score_batch_size), "scoring", quiet=quiet),
         needs_of([config.method]),
         group_size=config.group_size,
         parameters=parameters,
@@ -66,23 +62,34 @@ def make_masks(
     )
     if config.shuffle_masks:
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
-    cost = {"seconds": found.seconds, "samples": found.samples, "cached": found.cached}
-    return masks, cost
+    return masks, {
+        "seconds": found.seconds,
+        "samples": found.samples,
+        "cached": found.cached,
+    }
 
 
 @torch.no_grad()
 def measure_batchnorm(
-    config: TrainConfig, model: nn.Module, train: Dataset, quiet: bool
+    model: nn.Module, train: Dataset, batch_size: int, seed: int, quiet: bool
 ) -> None:
-    """Replace the running statistics of BatchNorm by means over one pass."""
+    """Replace the running statistics of BatchNorm by means over one pass.
+
+    Args:
+        model: the network; its weights stay.
+        train: the training images, passed over without augmentation.
+        batch_size: images at a time.
+        seed: of the run.
+        quiet: show no progress.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over the batches
     plain = replace(train, augmentation=Augmentation(padding=0, flip=False))
-    order = stream(config.seed, "batchnorm order")
-    batches = TrainingBatches(plain, config.training_batch_size, order, order)
+    order = stream(seed, "batchnorm order")
+    batches = TrainingBatches(plain, batch_size, order, order)
     model.train()
     for images, _ in Shown(batches, "batchnorm", quiet=quiet):
         model(images)

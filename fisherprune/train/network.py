@@ -6,27 +6,26 @@ import torch
 from torch import nn
 
 from fisherprune import models
+from fisherprune.data.dataset import Dataset
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
-from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.config import DataConfig, MaskConfig
 from fisherprune.streams import stream_seed
-from fisherprune.train.parts import Parts
 
 
-def network(config: TrainConfig, parts: Parts) -> nn.Module:
-    """Return the network as a run begins with it, on the device of the images.
-
-    Raises:
-        FisherpruneError: where what the config asks to prune is not in the network.
-    """
-    model = models.create(
+def network(config: DataConfig, images: Dataset) -> nn.Module:
+    """Return the network as a run begins with it, on the device of the images."""
+    return models.create(
         config.model,
-        len(parts.train.classes),
-        parts.train.channels,
+        len(images.classes),
+        images.channels,
         seed=stream_seed(config.seed, "initialization"),
-    ).to(parts.train.images.device)
+    ).to(images.images.device)
+
+
+def check_mask(config: MaskConfig, model: nn.Module) -> None:
+    """Raise FisherpruneError where the model can't be pruned as the config asks."""
     prunable = prunable_parameters(model, config.skip)
-    if config.method != "none":  # whether there are such masks, any scores tell
+    if config.method != "none":  # an error of the selection depends on no score
         scores = {name: torch.zeros_like(p) for name, p in prunable.items()}
         select_masks(scores, config.sparsity, config.scope, densities=config.densities)
-    return model

@@ -14,8 +14,8 @@ from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
-from fisherprune.train.masking import make_masks
-from fisherprune.train.parts import load_parts
+from fisherprune.train.images import load_images
+from fisherprune.train.masking import make_masks, measure_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,8 +31,11 @@ def network(config):
 
 
 def masks_of(config, **options):
-    parts = load_parts(config, torch.device("cpu"), True)
-    return make_masks(config, network(config), parts, quiet=True, **options)
+    images = load_images(config, config.score_samples, torch.device("cpu"), True)
+    model = network(config)
+    if config.bn_warmup:
+        measure_batchnorm(model, images.train, config.training_batch_size, 0, True)
+    return make_masks(config, model, images.scoring, quiet=True, **options)
 
 
 def equal(a, b):
