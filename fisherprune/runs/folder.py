@@ -7,10 +7,10 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from fisherprune.files import check_writable, write_bytes, write_text
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import distinct, identity
+from fisherprune.runs.locks import Held, held
 from fisherprune.runs.metrics import METRIC_NAMES, Metrics
 from fisherprune.runs.reader import read_run
 from fisherprune.runs.section import as_config, read_fields
@@ -29,7 +30,7 @@ CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
 WEIGHTS = ("last.safetensors", "best.safetensors")
 FILES = (CONFIG, METRICS, MASKS, *WEIGHTS, CHECKPOINT, RESULTS)
 LOCK = "run.lock"
-"""Locked while a process does the run; the kernel frees it when the process ends."""
+"""Held by the process that does the run, for as long as it lives."""
 
 Row = dict[str, "str | float | None"]
 ROW: dict[str, object] = {
@@ -66,14 +67,21 @@ class RunFolder:
         self.path = path
         self.rows: list[Row] = []
         self._curves: Curves | None = None
-        self._lock = _locked(path)
+        self._lock = ExitStack()
         try:
+            # on a file system without locks, the run goes on without one
+            self._lock.enter_context(held(path / LOCK, needed=False))
             _check_free(path, config)
             _remove_temporary(path)
             if config.tensorboard:
                 self._curves = Curves(path / "tensorboard")
             if not (path / CONFIG).exists():
                 self.write_json(CONFIG, asdict(config))
+        except Held as error:
+            raise FisherpruneError(
+                f"folder must be of a run that no other process does, got {path}: "
+                f"{error} does it"
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -164,9 +172,7 @@ class RunFolder:
         """End all writing; leave the folder to other processes."""
         if self._curves is not None:
             self._curves.close()
-        if (self.path / RESULTS).exists() or not (self.path / CONFIG).exists():
-            (self.path / LOCK).unlink(missing_ok=True)  # nothing is written here again
-        self._lock.release()
+        self._lock.close()
 
 
 def _no_weights(path: Path, reason: str) -> FisherpruneError:
@@ -196,22 +202,6 @@ def read_config(folder: Path) -> TrainConfig:
             f"a run's folder must hold {CONFIG}, but {path} is missing"
         )
     return as_config(read_fields(path))
-
-
-def _locked(path: Path) -> FileLock:
-    """Return the lock of a folder, held by this process."""
-    lock = FileLock(path / LOCK, timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FisherpruneError(
-            f"folder must be of a run that no other process does, got {path}"
-        ) from None
-    except NotImplementedError as error:
-        raise FisherpruneError(
-            f"folder must be on a file system that has locks, got {path}: {error}"
-        ) from error
-    return lock
 
 
 def _check_free(path: Path, config: TrainConfig) -> None:
