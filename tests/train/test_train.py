@@ -251,6 +251,16 @@ def test_weights_that_are_lost_in_the_last_step_are_no_result(small, lr, message
         train.run(config, folder=folder, quiet=True)
 
 
+def test_weights_that_are_not_finite_are_no_result_whatever_the_loss(
+    small, monkeypatch
+):
+    config = replace(small, train_samples=32, batch_size=32, lr=1e308)
+    found = Metrics(1.0, 0.1, 0.1, 0.1, 0.1)
+    monkeypatch.setattr(steps, "evaluate", lambda *args: found)
+    with pytest.raises(FisherpruneError, match="the last weights must be finite, got"):
+        train.run(config, quiet=True)
+
+
 def test_pruned_weights_that_moved_are_noticed(small):
     network = models.create("resnet20", 10, 1, seed=0)
     masks = fp.select_masks(fp.score(network, [], "magnitude"), 0.5)
