@@ -21,6 +21,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = COMPILER " " __VERSION__;
   m.def(
       "cpu_capability",
-      [] { return std::string(name_of(fisherprune::cpu_capability())); },
+      [] { return std::string(name_of(fisherprune::cpu::cpu_capability())); },
       "avx512, avx2 or portable");
 }

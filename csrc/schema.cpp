@@ -1,4 +1,5 @@
-// The ops' schemas, all in one place. Bodies register themselves in cpu/ and cuda/.
+// The ops' schemas, all in one place. Bodies register themselves, in each op's
+// folder, where it has one for the device (cpu/op.cpp, cuda/op.cu).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fisherprune, m) {

@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
 #include "common/check.h"
@@ -16,8 +15,8 @@ namespace fisherprune {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Contiguous float32 scores and the tensors that keep them alive. Those of another
-// layout, channels_last too, are copied: ties go by the place in the tensor.
+// Contiguous float32 scores, and the tensors that keep them alive. Tensors of another
+// layout are copied, channels_last too: ties are decided by the index in the tensor.
 struct ScoreList {
   const char* op;  // for messages
   std::vector<Tensor> tensors;
@@ -36,7 +35,7 @@ inline ScoreList score_list(const char* op, const std::vector<Tensor>& tensors) 
           "] must be float32, got ", torch::headeronly::toString(t.scalar_type()));
     check(t.get_device_index() == device && t.is_cuda() == cuda, op, ": scores[", i,
           "] must be on the device of scores[0]");
-    // contiguous() asks the dispatcher, which takes longer than all else here.
+    // contiguous() goes through the dispatcher, which takes longer than all else here.
     list.tensors.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
     list.scores.push_back(
         {static_cast<const float*>(list.tensors.back().data_ptr()), t.numel()});
@@ -74,10 +73,11 @@ inline void check_threshold(const char* op, double threshold) {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// A contiguous tensor where `like` is, of a type by its number in the C interface. By
-// that interface itself: there are as many masks as tensors and selections. On the CPU
-// it leaves out the dispatcher, which new_empty() asks and which would take longer than
-// most of the masks; on CUDA it asks without boxing the arguments.
+// Returns a contiguous tensor on the device of `like`. `dtype` is a number of torch's C
+// interface, which is used directly, because there are many masks: one for each tensor
+// and selection. On the CPU it goes past the dispatcher, which new_empty() uses and
+// which would take longer than most of the masks. On CUDA it does not box the
+// arguments.
 inline Tensor empty_tensor(const char* op, const Tensor& like, Sizes sizes,
                            int32_t dtype) {
   std::vector<int64_t> strides(sizes.size());

@@ -2,25 +2,22 @@
 //
 // Which entries are kept: over all score tensors taken together, in order, exactly the
 // k largest; of entries that equal the k-th largest, those of the lowest flat index. +0
-// and -0 are equal. In what form: one bool mask per tensor, in place of the scores,
-// never an index list. NaN and infinities are counted per tensor and the caller must
-// refuse them; the masks are then unspecified.
+// and -0 are equal. The result is one bool mask per tensor, never a list of indices.
+// NaN and infinities are counted per tensor. The caller must refuse them: the masks are
+// then unspecified.
 //
-// The selection runs on keys, the order-preserving integer image of the floats, so that
-// no floating-point mode (flushed denormals) changes it. The CPU collects the few
-// entries of a sampled bracket. The op topk_histogram counts one digit of the keys
-// behind a prefix: selection from the most significant digit down, histogram, then
-// decision (over the few counts), so histograms of several devices can be added.
+// The selection works on keys: integers in the same order as the floats. So no
+// floating-point mode, such as flushed denormals, changes it. A GPU selects digit by
+// digit, from the most significant one down: a histogram of one digit of all keys, then
+// a decision. The CPU collects the few entries of a sampled bracket. The op
+// topk_histogram counts one digit of the keys that begin with a prefix: as the decision
+// is another step, the histograms of several devices can be added.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define FISHERPRUNE_HOST_DEVICE __host__ __device__
-#else
-#define FISHERPRUNE_HOST_DEVICE
-#endif
+#include "common/integers.h"
 
 namespace fisherprune {
 

@@ -3,7 +3,10 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/check.h"
@@ -32,6 +35,15 @@ inline Dtype dtype_of(const Tensor& t, const char* name) {
   return Dtype::float32;
 }
 
+inline std::string device_of(const Tensor& t) {
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "cpu";
+}
+
+inline void check_device(const Tensor& t, const char* name, const Tensor& input) {
+  check(device_of(t) == device_of(input), "grad_moments: ", name,
+        " must be on the device of input, ", device_of(input), ", got ", device_of(t));
+}
+
 inline View4 view_of(const Tensor& t, const char* name, const char* letters) {
   check(t.dim() == 4, "grad_moments: ", name, " must have shape ", letters, ", got ",
         shape_of(t));
@@ -40,7 +52,7 @@ inline View4 view_of(const Tensor& t, const char* name, const char* letters) {
           {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
 }
 
-// The bytes a tensor may touch: [first, last).
+// The bytes that a tensor's entries lie in: [first, last).
 inline std::pair<const char*, const char*> extent_of(const Tensor& t) {
   const char* first = static_cast<const char*>(t.data_ptr());
   int64_t last = 1;
@@ -76,11 +88,34 @@ inline void check_pair(const std::vector<int64_t>& pair, const char* name,
         "grad_moments: ", name, " must be two integers of at least ", least);
 }
 
-inline int64_t conv_extent(int64_t size, int64_t pad, int64_t dilation, int64_t kernel,
-                           int64_t stride) {
-  const int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1;
-  return span < 0 ? 0 : span / stride + 1;
-}
+// Up to here sums and products of an axis stay far within 64 bits.
+constexpr int64_t kMostExtent = int64_t{1} << 60;
+
+// One axis of a convolution.
+struct Axis {
+  int64_t size, kernel, stride, pad, dilation;
+
+  // What a sum or product of these must not exceed is checked before it is computed.
+  void check_extents() const {
+    check(size <= kMostExtent && pad <= (kMostExtent - size) / 2,
+          "grad_moments: padding must leave at most ", kMostExtent,
+          " rows and columns of the padded input, got ", pad, " on both sides of ",
+          size);
+    check(kernel <= 1 || dilation <= kMostExtent / (kernel - 1),
+          "grad_moments: dilation * (kernel - 1) must be at most ", kMostExtent,
+          ", got ", dilation, " * ", kernel - 1);
+  }
+
+  int64_t padded() const { return size + 2 * pad; }
+
+  int64_t positions() const {
+    const int64_t span = padded() - dilation * (kernel - 1) - 1;
+    return span < 0 ? 0 : span / stride + 1;
+  }
+
+  // A stride longer than the padded input leads to one position, whatever its length.
+  int64_t bounded_stride() const { return std::min(stride, padded() + 1); }
+};
 
 inline GradMoments grad_moments_args(const Tensor& input, const Tensor& grad,
                                      const Tensor& sum, const Tensor& sum_sq,
@@ -88,6 +123,9 @@ inline GradMoments grad_moments_args(const Tensor& input, const Tensor& grad,
                                      const std::vector<int64_t>& padding,
                                      const std::vector<int64_t>& dilation,
                                      int64_t groups, int64_t group_size) {
+  check_device(grad, "grad", input);
+  check_device(sum, "sum", input);
+  check_device(sum_sq, "sum_sq", input);
   const View4 a = view_of(input, "input", "[N, C, H, W]");
   const View4 d = view_of(grad, "grad", "[N, O, P, Q]");
   check_pair(stride, "stride", 1);
@@ -103,14 +141,27 @@ inline GradMoments grad_moments_args(const Tensor& input, const Tensor& grad,
   check(input.size(0) == grad.size(0),
         "grad_moments: grad must have as many samples as ", "input, ", input.size(0),
         ", got ", grad.size(0));
-  const ConvShape s{input.size(0), input.size(1), input.size(2), input.size(3),
-                    grad.size(1),  grad.size(2),  grad.size(3),  sum.size(2),
-                    sum.size(3),   stride[0],     stride[1],     padding[0],
-                    padding[1],    dilation[0],   dilation[1],   groups,
+  const Axis h{input.size(2), sum.size(2), stride[0], padding[0], dilation[0]};
+  const Axis w{input.size(3), sum.size(3), stride[1], padding[1], dilation[1]};
+  h.check_extents(), w.check_extents();
+  const ConvShape s{input.size(0),
+                    input.size(1),
+                    h.size,
+                    w.size,
+                    grad.size(1),
+                    grad.size(2),
+                    grad.size(3),
+                    h.kernel,
+                    w.kernel,
+                    h.bounded_stride(),
+                    w.bounded_stride(),
+                    h.pad,
+                    w.pad,
+                    h.dilation,
+                    w.dilation,
+                    groups,
                     group_size};
-  const int64_t p =
-      conv_extent(s.height, s.pad_h, s.dilation_h, s.kernel_h, s.stride_h);
-  const int64_t q = conv_extent(s.width, s.pad_w, s.dilation_w, s.kernel_w, s.stride_w);
+  const int64_t p = h.positions(), q = w.positions();
   check(s.out_height == p && s.out_width == q, "grad_moments: grad must have shape [",
         s.samples, ", O, ", p, ", ", q, "] for this input and kernel, got ",
         shape_of(grad));

@@ -12,10 +12,12 @@
 // with t = (p, q) the output position, c' = c + (o's convolution group) * C / groups,
 // h = p * stride_h - pad_h + y * dilation_h (zero outside of the image), w likewise.
 // A linear layer with T positions is the 1 x 1 convolution of a [N, in, T, 1] view.
-// Which samples form a group is fixed by their order. The order of the additions
-// depends on the shape, on the device's kind, on strides and alignment, by which a
-// kernel is chosen, and where a kernel's rounding must be judged on the values; not on
-// the number of threads. So the same call has the same result, bit for bit.
+// The order of the samples decides which of them form a group.
+//
+// The same call has the same result, bit for bit: the order of the additions does not
+// depend on the number of threads. It depends on the shape, the kind of device, strides
+// and alignment, which decide on the kernel; and on the values where a kernel must
+// judge its own rounding errors.
 #pragma once
 
 #include <cstdint>

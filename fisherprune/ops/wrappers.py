@@ -239,11 +239,18 @@ def _(
     group_size,
     allow_tf32=False,
 ):
+    for name, x in (("grad", grad), ("sum", sum), ("sum_sq", sum_sq)):
+        if x.device != input.device:
+            raise RuntimeError(
+                f"grad_moments: {name} must be on the device of input, {input.device}, "
+                f"got {x.device}"
+            )
     return None
 
 
 @torch.library.register_fake("fisherprune::global_topk")
 def _(scores, keep):
+    _score_list("global_topk", scores)
     return (
         [s.new_empty(s.shape, dtype=torch.bool) for _ in keep for s in scores],
         scores[0].new_empty(len(keep)),
@@ -253,9 +260,11 @@ def _(scores, keep):
 
 @torch.library.register_fake("fisherprune::topk_histogram")
 def _(scores, prefix, prefix_bits, digit_bits):
+    _score_list("topk_histogram", scores)
     return scores[0].new_empty(1 << digit_bits, dtype=torch.int64)
 
 
 @torch.library.register_fake("fisherprune::topk_masks")
 def _(scores, threshold, ties):
+    _score_list("topk_masks", scores)
     return [s.new_empty(s.shape, dtype=torch.bool) for s in scores]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARCHS = ("80", "90")
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
@@ -43,7 +43,7 @@ class Built:
 def start_nvcc(arch: str, cubin: Path) -> subprocess.Popen:
     command = [NVCC, "-O3", "-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings"]
     command += ["-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-o", cubin]
-    command += [ROOT / "tests" / "emulator" / "kernels.cu"]
+    command += [ROOT / "tests" / "support" / "emulator" / "kernels.cu"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -153,7 +153,7 @@ def test_loads_of_halves_are_under_way_together(arch, built):
 @each_arch
 def test_a_flush_waits_for_memory_once_a_column(arch, built):
     """Between two stores lie no loads, or those of all the column's rows."""
-    for kernel in kernels_named(built[arch], "grad_moments"):
+    for kernel in kernels_named(built[arch], "grad_moments_"):
         products_m = re.search(r"TileShapeILi\d+ELi\d+ELi(\d+)E", kernel)
         code = " ".join(built[arch].sass[kernel])
         runs = [part.count("LDG.E") for part in re.split(r"\bSTG\.E\b", code)]

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, run on the CPU by tests/emulator, against the twins."""
+"""The CUDA kernels' own source, run on the CPU by the emulator, against the twins."""
 
 import subprocess
 
@@ -164,6 +164,18 @@ def test_many_splits_and_flushes(tmp_path):
         case = make(n=n, c=2, o=o, size=(3, 3), kernel=(2, 2), group_size=group_size)
         case[-1]["multiprocessors"] = multiprocessors
         named.append((f"{n} samples", case))
+    check_all(named, tmp_path)
+
+
+def test_groups_that_end_within_a_stage(tmp_path):
+    """What is flushed between two stages must not be the sum of an open group."""
+    named = []
+    for n, group_size, size in [(300, 9, 3), (300, 5, 4), (2700, 5, 4)]:
+        case = make(
+            n=n, c=2, o=40, size=(size, size), kernel=(2, 2), group_size=group_size
+        )
+        case[-1]["multiprocessors"] = 1
+        named.append((f"{n} samples, groups of {group_size}", case))
     check_all(named, tmp_path)
 
 

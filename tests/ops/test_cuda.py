@@ -19,7 +19,7 @@ from window_cases import CASES as WINDOW_CASES
 
 from fisherprune import ops
 from fisherprune.errors import FisherpruneError
-from fisherprune.ops import reference
+from fisherprune.ops import reference, wrappers
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -42,11 +42,11 @@ def tf32():
 def test_tf32_follows_torch(tf32):
     for precision in ("tf32", "ieee"):
         tf32(precision)
-        assert ops._tf32_allowed(linear=True) == (precision == "tf32")
-        assert ops._tf32_allowed(linear=False) == (precision == "tf32")
+        assert wrappers._tf32_allowed(linear=True) == (precision == "tf32")
+        assert wrappers._tf32_allowed(linear=False) == (precision == "tf32")
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    assert ops._tf32_allowed(linear=True)
-    assert not ops._tf32_allowed(linear=False)
+    assert wrappers._tf32_allowed(linear=True)
+    assert not wrappers._tf32_allowed(linear=False)
 
 
 # ---- grad_moments ----

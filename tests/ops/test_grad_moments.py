@@ -1,5 +1,6 @@
 """grad_moments on the CPU: against a float64 truth, its contract and its errors."""
 
+import itertools
 import os
 import resource
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moment_cases import CASES, accumulators, make
+from moment_cases import CASES, LAYOUTS, accumulators, make
 
 from fisherprune import ops
 from fisherprune.ops import kernels, reference
@@ -50,7 +51,7 @@ def test_every_capability_equals_float64(capability):
     if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
         pytest.skip(f"this process has no {capability}")
     script = (
-        "from fisherprune import kernels; print(kernels.cpu_capability())\n"
+        "from fisherprune.ops import kernels; print(kernels.cpu_capability())\n"
         "from test_grad_moments import *\n"
         "for name in CASES: test_equals_float64(name)"
     )
@@ -59,7 +60,7 @@ def test_every_capability_equals_float64(capability):
 
 
 def test_unknown_capability_is_refused():
-    script = "from fisherprune import kernels; kernels.cpu_capability()"
+    script = "from fisherprune.ops import kernels; kernels.cpu_capability()"
     result = run_python(script, FISHERPRUNE_CPU_CAPABILITY="sse9")
     assert result.returncode != 0
     message = "FISHERPRUNE_CPU_CAPABILITY must be avx512, avx2 or portable, got sse9"
@@ -67,7 +68,8 @@ def test_unknown_capability_is_refused():
 
 
 def run_python(script, **environment):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    folders = [ROOT, ROOT / "tests" / "support", Path(__file__).parent]
+    path = os.pathsep.join(map(str, folders))
     return subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
@@ -299,6 +301,97 @@ def test_what_is_not_finite_stays_where_it_is_met(bad):
         assert error(got[fine], expected[fine]) <= 1e-5
 
 
+def tap_by_tap(input, grad, sum, sum_sq, stride, padding, dilation, groups, group_size):
+    """Add the moments in loops over taps and positions, in what memory there is."""
+    rows, columns = grad.shape[2:]
+    weight = sum.shape
+    gradient = torch.zeros(len(input), *weight, dtype=sum.dtype)
+    images = input.to(sum.dtype).unflatten(1, (groups, -1))
+    grads = grad.to(sum.dtype).unflatten(1, (groups, -1))
+    taps = [range(k) for k in weight[2:]]
+    for y, x, p, q in itertools.product(*taps, range(rows), range(columns)):
+        h = p * stride[0] - padding[0] + y * dilation[0]
+        w = q * stride[1] - padding[1] + x * dilation[1]
+        if 0 <= h < input.shape[2] and 0 <= w < input.shape[3]:
+            pair = grads[..., p, q], images[..., h, w]
+            product = torch.einsum("ngo,ngc->ngoc", *pair).flatten(1, 2)
+            gradient[..., y, x] += product
+    for group in gradient.split(group_size):
+        sum += group.mean(0)
+        sum_sq += group.mean(0).square()
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        dict(stride=(1, 1), padding=(10**5, 10**5), dilation=(10**5, 10**5)),
+        dict(stride=(10**6, 2), padding=(10**6, 3), dilation=(7, 2)),
+        dict(stride=(1, 2**58), padding=(0, 2**57), dilation=(1, 2**57)),
+        dict(stride=(2**62, 1), padding=(1, 9), dilation=(3, 9)),
+    ],
+)
+@pytest.mark.parametrize("strided", [lambda x: x, LAYOUTS["channels_last"]])
+def test_padding_much_larger_than_the_image(geometry, strided):
+    """Nothing of that size is allocated; taps that meet no image have no moments."""
+    size, kernel = (6, 5), (3, 3)
+    out = [
+        (size[i] + 2 * geometry["padding"][i] - 2 * geometry["dilation"][i] - 1)
+        // geometry["stride"][i]
+        + 1
+        for i in range(2)
+    ]
+    options = geometry | dict(groups=4, group_size=2)
+    input = strided(torch.randn(5, 40, *size))
+    grad = strided(torch.randn(5, 8, *out))
+    weight = torch.Size((8, 10, *kernel))
+    got = moments(ops.grad_moments, input, grad, weight, options)
+    truth = moments(tap_by_tap, input, grad, weight, options, torch.float64)
+    assert max(map(error, got, truth)) <= 1e-5
+
+
+def test_kernel_of_one_row_has_any_dilation():
+    input, grad, weight, options = make(n=2, c=3, o=4, size=(5, 5), kernel=(1, 3))
+    got = [
+        moments(ops.grad_moments, input, grad, weight, options | dict(dilation=(d, 1)))
+        for d in (1, 2**62)
+    ]
+    assert all(map(torch.equal, *got))
+
+
+def test_rows_that_32_bits_cannot_count_are_refused():
+    row = torch.ones(1).expand(1, 1, 1, 2**31)
+    arguments = VALID | dict(input=row, grad=row)
+    arguments |= {name: zeros(1, 1, 1, 1) for name in ("sum", "sum_sq")}
+    message = f"at most {2**31 - 1} values a channel, got {2**31}"
+    with pytest.raises(RuntimeError, match=f"grad_moments: the input .* {message}"):
+        torch.ops.fisherprune.grad_moments(*arguments.values())
+
+
+def negated(x):
+    """Return a view of the same values that torch negates when it is read."""
+    view = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert view.is_neg() and torch.equal(view, x)
+    return view
+
+
+def test_lazily_negated_operands_are_read_right():
+    input, grad, weight, options = make(**CONV)
+    got = moments(ops.grad_moments, negated(input), negated(grad), weight, options)
+    same = moments(ops.grad_moments, input, grad, weight, options)
+    assert all(map(torch.equal, got, same))
+
+
+@pytest.mark.parametrize("name", ["sum", "sum_sq"])
+def test_lazily_negated_accumulators_are_refused(name):
+    arguments = VALID | {name: negated(VALID[name])}
+    with pytest.raises(RuntimeError) as caught:
+        torch.ops.fisherprune.grad_moments(*arguments.values())
+    assert str(caught.value) == (
+        f"grad_moments: {name} must be a tensor of its own, got a lazily negated view "
+        "of another one"
+    )
+
+
 def test_inputs_are_left_alone():
     input, grad, weight, options = make(**CASES["linear_wide"])
     before = input.clone(), grad.clone()
@@ -363,6 +456,15 @@ VALID = dict(
         (dict(stride=(1,)), "stride must be two integers of at least 1"),
         (dict(padding=(0, -1)), "padding must be two integers of at least 0"),
         (dict(dilation=(0, 0)), "dilation must be two integers of at least 1"),
+        (
+            dict(dilation=(1, 2**61)),
+            f"dilation * (kernel - 1) must be at most {2**60}, got {2**61} * 2",
+        ),
+        (
+            dict(padding=(2**62, 0)),
+            f"padding must leave at most {2**60} rows and columns of the padded input, "
+            f"got {2**62} on both sides of 5",
+        ),
         (
             dict(sum=zeros(6, 4)),
             "sum must have shape [O, C / groups, Y, X], got [6, 4]",

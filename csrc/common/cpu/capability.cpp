@@ -7,7 +7,7 @@
 
 #include "common/check.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu {
 namespace {
 
 Capability of_processor() {
@@ -41,4 +41,4 @@ Capability cpu_capability() {
   return capability;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu

@@ -1,7 +1,7 @@
 // The vector instructions the CPU kernels use: decided once, for all of them.
 #pragma once
 
-namespace fisherprune {
+namespace fisherprune::cpu {
 
 enum class Capability { portable, avx2, avx512 };
 
@@ -12,4 +12,4 @@ Capability cpu_capability();
 
 const char* name_of(Capability capability);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu

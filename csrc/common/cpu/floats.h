@@ -5,7 +5,7 @@
 #include <memory>
 #include <new>
 
-namespace fisherprune {
+namespace fisherprune::cpu {
 
 constexpr std::align_val_t kLineBytes{64};
 
@@ -19,9 +19,9 @@ inline Floats new_floats(int64_t count) {
   return Floats(static_cast<float*>(::operator new(count * sizeof(float), kLineBytes)));
 }
 
-// Scratch memory of the calling thread, kept for its next call: to get new pages from
-// the system takes as long as to compute what fills them. It is one for all: a caller
-// must not ask again while it uses it.
+// Scratch memory of the calling thread. The thread keeps it for the next call: to get
+// new pages from the system takes as long as to compute what fills them. All callers
+// share this memory: nobody may ask again while it is in use.
 inline float* scratch_floats(int64_t count) {
   thread_local Floats kept;
   thread_local int64_t size = 0;
@@ -33,4 +33,4 @@ inline float* scratch_floats(int64_t count) {
   return kept.get();
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu

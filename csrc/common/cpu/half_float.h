@@ -1,10 +1,11 @@
-// 16-bit floats by their bits: exact, free of torch, and loops over them vectorize.
+// 16-bit floats are converted by their bits: exact, without torch, and in a way that
+// the compiler vectorizes in loops.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-namespace fisherprune {
+namespace fisherprune::cpu {
 
 struct Float16 {
   uint16_t bits;
@@ -40,4 +41,4 @@ inline float to_float(Float16 value) {
   return float_of_bits(bits | sign);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu

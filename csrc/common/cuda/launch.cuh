@@ -1,5 +1,5 @@
-// What the kernels need of CUDA besides the language: launches and shared memory. With
-// another compiler than nvcc the emulator of the tests stands in for it.
+// What the kernels need of CUDA besides the language: launches and shared memory. Where
+// the compiler is not nvcc, the emulator of the tests takes the place of CUDA.
 #pragma once
 
 #ifndef __CUDACC__
@@ -13,12 +13,12 @@
 
 #include "common/check.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda {
 
 using Stream = cudaStream_t;
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  // The error is told here: kept, it would be told again by whatever is called next.
+  // CUDA keeps the last error, and the next caller would report it as its own.
   if (error != cudaSuccess) cudaGetLastError();
   check(error == cudaSuccess, "fisherprune: ", what, ": ", cudaGetErrorString(error));
 }
@@ -46,7 +46,7 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
             Stream stream, const Args&... args) {
   constexpr size_t always_granted = 48 << 10;
-  if (shared_bytes > always_granted)  // always to the same limit: threads may race here
+  if (shared_bytes > always_granted)  // host threads may race: all set the same limit
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(most_shared_bytes())),
@@ -65,6 +65,6 @@ __device__ inline unsigned char* dynamic_shared() {
   return fisherprune_shared;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda
 
 #endif  // __CUDACC__

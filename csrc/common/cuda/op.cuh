@@ -8,7 +8,7 @@
 
 #include "common/cuda/launch.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda {
 
 using torch::stable::accelerator::DeviceGuard;
 
@@ -20,4 +20,4 @@ inline Stream current_stream(const torch::stable::Tensor& on) {
   return static_cast<Stream>(stream);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda

@@ -5,19 +5,19 @@
 
 #ifdef __CUDACC__
 
-namespace fisherprune {
+namespace fisherprune::cuda {
 
-// Where something lies in shared memory: a number of 32 bits to which bytes are added.
-// Of a pointer the compiler finds the same number anew wherever it is used.
+// Where something lies in shared memory: a 32-bit number, to which bytes may be added.
+// From a pointer the compiler would compute this number again at each use.
 using SharedAddress = uint32_t;
 
 __device__ inline SharedAddress shared_address(void* pointer) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
-// The same number, kept in a register: by way of a lane's own shuffle, behind which the
-// compiler can't look. It would otherwise repeat the arithmetic wherever the number is
-// used. For whole warps.
+// Returns the value, and makes the compiler keep it in a register. Otherwise the
+// compiler would repeat the arithmetic at each use. Each lane shuffles with itself, and
+// the compiler cannot see through a shuffle. All lanes of a warp must call it.
 __device__ inline int kept(int value) {
   return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x % 32));
 }
@@ -48,7 +48,8 @@ __device__ inline void store_shared(SharedAddress to, const uint32_t (&words)[4]
                : "memory");
 }
 
-// Starts a copy of 4 bytes to shared memory, or of zeros; its end is awaited below.
+// Starts a copy of 4 bytes to shared memory, or of zeros where not `inside`.
+// await_copies waits for its end.
 __device__ inline void copy4_async(float* shared, const float* global, bool inside) {
   asm volatile(
       "cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
@@ -56,7 +57,7 @@ __device__ inline void copy4_async(float* shared, const float* global, bool insi
       : "memory");
 }
 
-// 8 bytes, or zeros.
+// The same for 8 bytes.
 __device__ inline void copy8_async(SharedAddress shared, const char* global,
                                    bool inside) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared),
@@ -64,7 +65,7 @@ __device__ inline void copy8_async(SharedAddress shared, const char* global,
                : "memory");
 }
 
-// 16 bytes, of which the first `bytes` are read and the others are zeros.
+// The same for 16 bytes: the first `bytes` are read, the others become zeros.
 __device__ inline void copy16_async(SharedAddress shared, const char* global,
                                     int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared),
@@ -72,8 +73,8 @@ __device__ inline void copy16_async(SharedAddress shared, const char* global,
                : "memory");
 }
 
-// The bits of a value of 2 or 4 bytes, or zeros: without a branch, so that loads which
-// follow each other are under way together.
+// Returns the bits of a value of 2 or 4 bytes, or zeros where not `inside`. It has no
+// branch, so loads that follow each other are in flight together.
 template <int bytes>
 __device__ inline uint32_t load_if(const char* global, bool inside) {
   uint32_t bits = 0;
@@ -93,14 +94,15 @@ __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// Until at most `newest` of this thread's groups are still under way.
+// Waits until at most `newest` of this thread's groups are still in flight.
 template <int newest>
 __device__ inline void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
 }
 
-// Nearest tf32 in the first 19 bits; the others hold anything. Ties go to even where
-// that is one instruction, away from zero where it would be three.
+// Returns the nearest TF32 in the upper 19 bits; the lower bits hold anything. Ties go
+// to even where that takes one instruction. Elsewhere it would take three, and ties go
+// away from zero.
 __device__ inline uint32_t to_tf32(float value) {
   uint32_t bits;
 #if __CUDA_ARCH__ >= 900
@@ -111,8 +113,8 @@ __device__ inline uint32_t to_tf32(float value) {
   return bits;
 }
 
-// Reads four 8 x 4 matrices of words: lanes 8 e to 8 e + 7 give the rows of matrix e,
-// each 16 bytes, of which lane l gets (l / 4, l % 4) as words[e].
+// Reads four 8 x 4 matrices of words. Lanes 8 e to 8 e + 7 give the addresses of the
+// rows of matrix e, 16 bytes each; lane l gets its entry (l / 4, l % 4) as words[e].
 __device__ inline void read_matrices(uint32_t (&words)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -120,9 +122,9 @@ __device__ inline void read_matrices(uint32_t (&words)[4], SharedAddress row) {
                : "memory");
 }
 
-// Reads four 8 x 8 matrices of 16 bits: lanes 8 e to 8 e + 7 give the rows of matrix e,
-// each 16 bytes; lane l gets its column l / 4 in rows 2 (l % 4) and one more, as
-// words[e].
+// Reads four 8 x 8 matrices of 16-bit numbers. Lanes 8 e to 8 e + 7 give the addresses
+// of the rows of matrix e, 16 bytes each; lane l gets its column l / 4, of that rows
+// 2 (l % 4) and 2 (l % 4) + 1, as words[e].
 __device__ inline void read_transposed(uint32_t (&words)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -136,10 +138,11 @@ __device__ inline float half_to_float(uint16_t bits) {
   return value;
 }
 
-// c (16 x 8) += a (16 x 8) b (8 x 8), a warp's product. With r = lane / 4 and
-// i = lane % 4, a lane's a holds (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4); its b
-// holds (i, r), (i + 4, r); its c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i +
-// 1). Volatile, so that no compiler moves it to where only part of the warp goes.
+// c (16 x 8) += a (16 x 8) b (8 x 8), a product of the whole warp. With r = lane / 4
+// and i = lane % 4, a lane's a holds (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4);
+// its b holds (i, r), (i + 4, r); its c holds (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r
+// + 8, 2 i + 1). It is volatile: otherwise the compiler might move it into a branch
+// that only a part of the warp takes.
 __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
                                      const uint32_t (&b)[2]) {
   asm volatile(
@@ -149,9 +152,10 @@ __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// c (16 x 8) += a (16 x 16) b (16 x 8), of 16 bits, two a word. With r and i as above a
-// lane's a holds (r, 2 i) and (r, 2 i + 1), the same 8 rows below, both 8 columns on;
-// its b holds (2 i, r) and (2 i + 1, r), and 8 rows below.
+// c (16 x 8) += a (16 x 16) b (16 x 8) of 16-bit numbers, two in each word. With r and
+// i as above, the words of a lane's a hold columns 2 i and 2 i + 1 of row r, of row r +
+// 8, then the same 8 columns further; the words of its b hold rows 2 i and 2 i + 1 of
+// column r, then 8 rows further.
 __device__ inline void multiply_float16(float (&c)[4], const uint32_t (&a)[4],
                                         const uint32_t (&b)[2]) {
   asm volatile(
@@ -170,7 +174,8 @@ __device__ inline void multiply_bfloat16(float (&c)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Of TF32 and half the depth, a (16 x 4) b (4 x 8): of a lane's a and b the first half.
+// In TF32, half as deep: c (16 x 8) += a (16 x 4) b (4 x 8). A lane's a and b are the
+// first half of those above.
 __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
                                      const uint32_t (&b)[1]) {
   asm volatile(
@@ -180,6 +185,6 @@ __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
       : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda
 
 #endif  // __CUDACC__

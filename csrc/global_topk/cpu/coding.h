@@ -1,17 +1,16 @@
-// Which queries compare codes of one coding: brackets are widened to whole codes, so
-// that the comparison of bytes is exact.
+// Which queries share a coding, in which keys are compared as bytes. Brackets are
+// widened to whole codes, so that the comparison of bytes is exact.
 #pragma once
 
 #include "global_topk/cpu/task.h"
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
 inline CodeRange codes_of(Coding coding, Bracket b) {
   return {code_of(coding, b.low), code_of(coding, b.high)};
 }
 
-// The first key of a code after the first.
+// The first key of a code other than 0.
 inline uint64_t first_key(Coding coding, uint64_t code) {
   const uint64_t step = ((code << 16) + coding.scale - 1) / coding.scale;
   return coding.base + (step << coding.shift);
@@ -26,9 +25,12 @@ inline Bracket keys_of(Coding coding, CodeRange range) {
       static_cast<uint32_t>(range.high < Coding::kLast ? std::min(high, last) : last)};
 }
 
-// About the finest with codes below and above a bracket, whose low end begins a code.
+// About the finest coding that has codes below and above a bracket, too. The bracket's
+// low end begins a code.
 inline Coding coding_for(Bracket b) {
-  constexpr uint32_t kMostSteps = 64000;  // of 2^16, with room for the codes around
+  constexpr uint32_t kMostSteps = 64000;
+  static_assert(kMostSteps + 2 * (kMostSteps / (Coding::kLast - 2) + 2) <= 0xffff,
+                "16 bits have room for a code below and one above the bracket, too");
   Coding coding{b.low, 0, 0xffff};
   while ((b.high - b.low) >> coding.shift > kMostSteps) ++coding.shift;
   const uint32_t steps = ((b.high - b.low) >> coding.shift) + 1;
@@ -51,10 +53,6 @@ inline Queries queries_of(const std::vector<CodedQueries>& coded) {
   return all;
 }
 
-// More entries of a bracket that a shared coding may add, as a share of all: to collect
-// them takes as long as to code all entries once more.
-constexpr int64_t kCodingShare = 256;
-
 // Whether all brackets stay narrow in their coding.
 inline bool suits(const Sample& sample, const CodedQueries& coded) {
   const auto stays_narrow = [&](const Query* q) {
@@ -62,13 +60,13 @@ inline bool suits(const Sample& sample, const CodedQueries& coded) {
     const Bracket wide = keys_of(coded.coding, codes_of(coded.coding, own));
     if (own.single()) return wide.single();
     const int64_t more = sample.estimate(wide) - sample.estimate(own);
-    return more <= sample.total / kCodingShare;
+    return more <= sample.total / tuning::kCodingShare;
   };
   return std::all_of(coded.queries.begin(), coded.queries.end(), stays_narrow);
 }
 
-// Neighbouring brackets share a coding where that leaves all of them narrow. At least
-// one coding, since who reads the scores first also counts what is not finite.
+// Neighbouring brackets share a coding where that leaves all of them narrow. There is
+// at least one coding: the first pass over the scores also counts what is not finite.
 inline std::vector<CodedQueries> share_codings(const Sample& sample, Queries queries) {
   std::sort(queries.begin(), queries.end(), [](const Query* a, const Query* b) {
     return a->next.bracket.low < b->next.bracket.low;
@@ -97,5 +95,4 @@ inline std::vector<CodedQueries> share_codings(const Sample& sample, Queries que
   return shared;
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

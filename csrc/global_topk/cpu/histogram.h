@@ -1,17 +1,15 @@
-// Narrows a bracket that is too crowded to collect what is inside: the counting pass.
+// The counting pass: narrows brackets that hold too many entries to collect them.
 #pragma once
 
 #include <mutex>
 
 #include "global_topk/cpu/task.h"
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
-constexpr int64_t kBins = 2048;  // of a narrowing histogram
-
-// Counts of the keys in a bracket by their leading digits. Two copies take turns, so
-// that equal neighbours don't wait for each other; the last bin takes all others.
+// Counts of the keys in a bracket, by their leading digits. Two copies take turns: an
+// addition need not wait for the one before it, where neighbours are equal. The last
+// bin counts the keys outside.
 struct Histogram {
   Bracket bracket;
   int shift = 0;
@@ -46,23 +44,23 @@ struct Histogram {
 // Fills all histograms in one pass over the scores.
 inline void fill(const Task& task, std::vector<Histogram>& histograms) {
   std::mutex mutex;
-  std::atomic<int64_t> next{0};
-  const int64_t count = task.chunks.size();
   const std::vector<Histogram> empty = histograms;
-  task.parallel(count, [&](int64_t, int64_t) {
-    std::vector<Histogram> mine = empty;
-    for (int64_t c; (c = next.fetch_add(1)) < count;)
-      for_each_block(task, task.chunks[c], [&](const Block& block) {
-        block.prefetch(0, 1);
-        for (Histogram& h : mine) h.add(block.scores, block.size);
+  for_each_task(
+      task.parallel, task.chunks.size(), [&] { return empty; },
+      [&](int64_t c, std::vector<Histogram>& mine) {
+        for_each_block(task, task.chunks[c], [&](const Block& block) {
+          block.prefetch(0, 1);
+          for (Histogram& h : mine) h.add(block.scores, block.size);
+        });
+      },
+      [&](const std::vector<Histogram>& mine) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        for (size_t i = 0; i < mine.size(); ++i) histograms[i].add(mine[i]);
       });
-    const std::lock_guard<std::mutex> lock(mutex);
-    for (size_t i = 0; i < mine.size(); ++i) histograms[i].add(mine[i]);
-  });
 }
 
-// Takes in how many entries lie above and in the proposed bracket; true where the k-th
-// largest is in it.
+// Learns how many entries lie above and in the proposed bracket. Returns whether the
+// k-th largest is in it.
 inline bool learn(Query& q, Counts counts) {
   Known& known = q.known;
   const Bracket b = q.next.bracket;
@@ -95,10 +93,10 @@ inline void learn(Query& q, const Histogram& h) {
   q.known.inside = h.at(bin);
 }
 
-// Divides a bracket into at most kBins equal parts.
+// Divides a bracket into at most tuning::kBins equal parts.
 inline Histogram narrowing(Bracket b) {
   int shift = 0;
-  while ((b.high - b.low) >> shift >= kBins) ++shift;
+  while ((b.high - b.low) >> shift >= tuning::kBins) ++shift;
   return Histogram(b, shift);
 }
 
@@ -109,5 +107,4 @@ inline void count_pass(const Task& task, const Queries& queries) {
   for (size_t i = 0; i < queries.size(); ++i) learn(*queries[i], histograms[i]);
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

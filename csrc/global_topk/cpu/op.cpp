@@ -1,4 +1,5 @@
-// global_topk and its steps on the CPU: tensors in, the core at work, tensors out.
+// The ops global_topk, topk_histogram and topk_masks on the CPU: checks, outputs,
+// calls.
 #include <torch/csrc/stable/library.h>
 
 #if defined(__linux__)
@@ -8,24 +9,18 @@
 #include <limits>
 #include <tuple>
 
+#include "common/cpu/op.h"
 #include "global_topk/args.h"
 #include "global_topk/cpu/select.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::global_topk {
 namespace {
-
-using topk::Query;
-using topk::Task;
-
-void in_parallel(int64_t count, const topk::Body& body) {
-  torch::stable::parallel_for(0, count, 1, body);
-}
 
 Task task_of(const ScoreList& list) { return Task(list.scores, in_parallel); }
 
-// The first touch of fresh memory in pages of 4 KB is a large part of a call.
-// Linux gives pages of 2 MB to those who ask; each is touched by one thread first,
-// where all that meet in one would wait.
+// To touch fresh memory for the first time, in pages of 4 KB, is a large part of a
+// call. Linux gives pages of 2 MB where it is asked to. One thread touches each of them
+// here: later several threads would meet in a page, and wait for it.
 void ask_for_huge_pages(const std::vector<Tensor>& masks) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
@@ -40,7 +35,7 @@ void ask_for_huge_pages(const std::vector<Tensor>& masks) {
     for (uintptr_t page = first; page < last; page += kPage)
       pages.push_back(reinterpret_cast<uint8_t*>(page));
   }
-  topk::for_each(in_parallel, pages.size(), [&](int64_t i) { *pages[i] = 0; });
+  for_each(in_parallel, pages.size(), [&](int64_t i) { *pages[i] = 0; });
 #endif
 }
 
@@ -57,8 +52,8 @@ std::vector<uint8_t*> bytes_of(const std::vector<Tensor>& masks) {
   return bytes;
 }
 
-std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> scores,
-                                                            std::vector<int64_t> keep) {
+std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk_op(
+    std::vector<Tensor> scores, std::vector<int64_t> keep) {
   const ScoreList list = score_list("global_topk", scores);
   check_keep("global_topk", keep, list.total);
   std::vector<Tensor> masks;
@@ -68,9 +63,9 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> 
     masks.insert(masks.end(), own.begin(), own.end());
     queries.push_back(
         k ? Query(k, bytes_of(own))
-          : topk::fixed_query(bytes_of(own), std::numeric_limits<float>::infinity()));
+          : fixed_query(bytes_of(own), std::numeric_limits<float>::infinity()));
   }
-  const std::vector<int64_t> bad = topk::select(task_of(list), queries);
+  const std::vector<int64_t> bad = select(task_of(list), queries);
   Tensor nonfinite = torch::stable::new_empty(
       scores[0], {static_cast<int64_t>(scores.size())}, ScalarType::Long);
   std::copy(bad.begin(), bad.end(), static_cast<int64_t*>(nonfinite.data_ptr()));
@@ -81,40 +76,39 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> 
   return {masks, thresholds, nonfinite};
 }
 
-Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix_bits,
-                      int64_t digit_bits) {
+Tensor topk_histogram_op(std::vector<Tensor> scores, int64_t prefix,
+                         int64_t prefix_bits, int64_t digit_bits) {
   const ScoreList list = score_list("topk_histogram", scores);
   check_digits("topk_histogram", prefix, prefix_bits, digit_bits);
   const uint64_t low = static_cast<uint64_t>(prefix) << (32 - prefix_bits);
   const uint64_t high = low + (uint64_t{1} << (32 - prefix_bits)) - 1;
-  std::vector<topk::Histogram> one;
-  one.emplace_back(
-      topk::Bracket{static_cast<uint32_t>(low), static_cast<uint32_t>(high)},
-      static_cast<int>(32 - prefix_bits - digit_bits));
-  topk::fill(task_of(list), one);
+  std::vector<Histogram> one;
+  one.emplace_back(Bracket{static_cast<uint32_t>(low), static_cast<uint32_t>(high)},
+                   static_cast<int>(32 - prefix_bits - digit_bits));
+  fill(task_of(list), one);
   Tensor counts = torch::stable::new_empty(scores[0], {one[0].bins}, ScalarType::Long);
   int64_t* count = static_cast<int64_t*>(counts.data_ptr());
   for (int64_t bin = 0; bin < one[0].bins; ++bin) count[bin] = one[0].at(bin);
   return counts;
 }
 
-std::vector<Tensor> topk_masks(std::vector<Tensor> scores, double threshold,
-                               std::vector<int64_t> ties) {
+std::vector<Tensor> topk_masks_op(std::vector<Tensor> scores, double threshold,
+                                  std::vector<int64_t> ties) {
   const ScoreList list = score_list("topk_masks", scores);
   check_ties("topk_masks", ties, scores.size());
   check_threshold("topk_masks", threshold);
   std::vector<Tensor> masks = empty_masks(list);
-  topk::mask_at(task_of(list),
-                topk::fixed_query(bytes_of(masks), static_cast<float>(threshold)),
-                std::move(ties));
+  mask_at(task_of(list), fixed_query(bytes_of(masks), static_cast<float>(threshold)),
+          std::move(ties));
   return masks;
 }
 
 }  // namespace
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk
 
 STABLE_TORCH_LIBRARY_IMPL(fisherprune, CPU, m) {
-  m.impl("global_topk", TORCH_BOX(&fisherprune::global_topk));
-  m.impl("topk_histogram", TORCH_BOX(&fisherprune::topk_histogram));
-  m.impl("topk_masks", TORCH_BOX(&fisherprune::topk_masks));
+  m.impl("global_topk", TORCH_BOX(&fisherprune::cpu::global_topk::global_topk_op));
+  m.impl("topk_histogram",
+         TORCH_BOX(&fisherprune::cpu::global_topk::topk_histogram_op));
+  m.impl("topk_masks", TORCH_BOX(&fisherprune::cpu::global_topk::topk_masks_op));
 }

@@ -4,47 +4,17 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
-#include <functional>
 #include <vector>
 
-#include "global_topk/cpu/x86.h"
+#include "common/cpu/parallel.h"
+#include "common/integers.h"
+#include "global_topk/cpu/scan.h"
 
-namespace fisherprune {
-namespace topk {
-
-// Runs the body over all of [0, count) in disjoint pieces, on any number of threads.
-using Body = std::function<void(int64_t first, int64_t last)>;
-using Parallel = std::function<void(int64_t count, const Body& body)>;
-
-// Work items are taken one by one, so that a slow core gets fewer of them. Each thread
-// makes itself a scratch and hands it to all of its work. What the work wrote is there
-// for all threads in the end.
-template <class Scratch, class Work>
-void for_each_with(const Parallel& parallel, int64_t count, const Scratch& scratch,
-                   const Work& work) {
-  std::atomic<int64_t> next{0};
-  parallel(count, [&](int64_t, int64_t) {
-    auto own = scratch();
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
-      work(i, own);
-    block_loops().publish();
-  });
-}
-
-template <class Work>
-void for_each(const Parallel& parallel, int64_t count, const Work& work) {
-  for_each_with(parallel, count, [] { return 0; }, [&](int64_t i, int) { work(i); });
-}
-
-constexpr int64_t kSampleFrom = int64_t{1} << 16;  // fewer scores are all collected
-constexpr int64_t kSampleMost = int64_t{1} << 19;
-constexpr double kSampleScale = 0.7;       // to read an entry over to collect one
-constexpr int64_t kSamplePiece = 1 << 13;  // sorted at a time, in the L1 cache
+namespace fisherprune::cpu::global_topk {
 
 struct Sample {
-  std::vector<uint32_t> keys;  // each piece of kSamplePiece ascending
+  std::vector<uint32_t> keys;  // each piece of tuning::kSamplePiece ascending
   int64_t total = 0;           // scores it was drawn from
 
   int64_t size() const { return static_cast<int64_t>(keys.size()); }
@@ -52,9 +22,9 @@ struct Sample {
   // How many of the keys are below this one.
   int64_t below(uint64_t key) const {
     int64_t count = 0;
-    for (int64_t i = 0; i < size(); i += kSamplePiece) {
+    for (int64_t i = 0; i < size(); i += tuning::kSamplePiece) {
       const auto first = keys.begin() + i;
-      const auto last = keys.begin() + std::min(size(), i + kSamplePiece);
+      const auto last = keys.begin() + std::min(size(), i + tuning::kSamplePiece);
       count += std::lower_bound(first, last, key) - first;
     }
     return count;
@@ -96,36 +66,37 @@ inline void radix_sort(uint32_t* keys, int64_t size) {
   std::copy_n(from, size, keys);
 }
 
-// A place in [0, width) that follows no pattern, so that none in the scores misleads.
+// A place in [0, width) that follows no pattern: a pattern in the scores cannot mislead
+// the sample.
 inline int64_t scattered(uint64_t i, uint32_t width) {
   i = (i + 1) * 0x9e3779b97f4a7c15u;
   i = (i ^ i >> 32) * 0xd6e8feb86659fd93u;
   return static_cast<int64_t>((i >> 32) * width >> 32);
 }
 
-// One score of each of about (total * queries)^(2/3) equal stretches: then reading the
-// sample and collecting the entries of each query's bracket grow alike. Nearly every
-// one lies in a page of its own: many are asked for before the first is used.
+// One score of each of about (total * queries)^(2/3) equal stretches. With this size
+// the time to read the sample grows like the time to collect the entries of all
+// brackets. Nearly every score of the sample lies in a page of its own: many are asked
+// for before the first one is used.
 inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
                           const Parallel& parallel) {
   Sample sample;
   std::vector<int64_t> ends;
   for (const Scores& s : scores) ends.push_back(sample.total += s.size);
-  if (sample.total <= kSampleFrom) return sample;
+  if (sample.total <= tuning::kSampleFrom) return sample;
   const double total = static_cast<double>(sample.total);
   const double work = total * std::max<int64_t>(queries, 1);
-  const int64_t size =
-      std::min<int64_t>({static_cast<int64_t>(kSampleScale * std::pow(work, 2. / 3)),
-                         kSampleMost, sample.total / 4});
+  const int64_t size = std::min<int64_t>(
+      {static_cast<int64_t>(tuning::kSampleScale * std::pow(work, 2. / 3)),
+       tuning::kSampleMost, sample.total / 4});
   const double stretch = total / size;
   sample.keys.resize(size);
-  for_each(parallel, (size + kSamplePiece - 1) / kSamplePiece, [&](int64_t piece) {
-    const int64_t last = std::min(size, (piece + 1) * kSamplePiece);
-    constexpr int64_t kAhead = 64;
-    const float* places[kAhead];
+  for_each_task(parallel, ceil_div(size, tuning::kSamplePiece), [&](int64_t piece) {
+    const int64_t last = std::min(size, (piece + 1) * tuning::kSamplePiece);
+    const float* places[tuning::kAhead];
     size_t t = 0;
-    for (int64_t i = piece * kSamplePiece; i < last; i += kAhead) {
-      const int64_t count = std::min(kAhead, last - i);
+    for (int64_t i = piece * tuning::kSamplePiece; i < last; i += tuning::kAhead) {
+      const int64_t count = std::min(tuning::kAhead, last - i);
       for (int64_t j = 0; j < count; ++j) {
         const int64_t at =
             static_cast<int64_t>((i + j) * stretch) + scattered(i + j, stretch);
@@ -135,7 +106,8 @@ inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
       }
       for (int64_t j = 0; j < count; ++j) sample.keys[i + j] = key_of(*places[j]);
     }
-    radix_sort(sample.keys.data() + piece * kSamplePiece, last - piece * kSamplePiece);
+    radix_sort(sample.keys.data() + piece * tuning::kSamplePiece,
+               last - piece * tuning::kSamplePiece);
   });
   return sample;
 }
@@ -144,7 +116,7 @@ inline Sample draw_sample(const std::vector<Scores>& scores, int64_t queries,
 struct Known {
   Bracket bracket{0, 0xffffffffu};  // it lies here
   int64_t above = 0, inside = 0;    // entries above and in the bracket
-  int misses = 0;                   // proposals that turned out wrong
+  int misses = 0;                   // proposals that were wrong
 };
 
 struct Proposal {
@@ -152,15 +124,16 @@ struct Proposal {
   bool crowded;  // more entries in it than may be collected
 };
 
-// Where many entries are equal, the one value they share, if it is a likely k-th.
+// Whether one value, which is likely the k-th largest, makes up a large part of a
+// bracket.
 inline bool mostly_one(const Sample& sample, Bracket b, uint32_t likely) {
   const auto [first, last] = sample.range(b);
   const auto [equal, unequal] = sample.range({likely, likely});
   return 4 * (unequal - equal) >= last - first;
 }
 
-// Three standard deviations of the sample's rank on either side of k, within the known
-// bracket; wider after each miss.
+// Proposes three standard deviations of the sample's rank on either side of k, within
+// the known bracket; more after each miss.
 inline Proposal propose(const Sample& sample, const Known& known, int64_t keep,
                         int64_t most) {
   const auto [first, last] = sample.range(known.bracket);
@@ -183,5 +156,4 @@ inline Proposal propose(const Sample& sample, const Known& known, int64_t keep,
   return {b, crowded && !b.single()};
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

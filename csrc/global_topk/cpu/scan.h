@@ -7,13 +7,11 @@
 #include <cstring>
 
 #include "global_topk/contract.h"
+#include "global_topk/cpu/tuning.h"
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
 #define FISHERPRUNE_INLINE inline __attribute__((always_inline))
-
-constexpr int64_t kBlock = 2048;  // scores that stay in the L1 cache between the loops
 
 // Keys from low to high, both included.
 struct Bracket {
@@ -25,8 +23,9 @@ struct Counts {
   int64_t above = 0, inside = 0;  // of a bracket
 };
 
-// Keys as bytes, in their order: (key - base) >> shift, cut to 16 bits, is scaled by
-// scale / 2^16 and cut to 8. To compare bytes takes a quarter of the work.
+// How keys become bytes in the same order: (key - base) >> shift, limited to 16 bits,
+// is multiplied by scale / 2^16 and limited to 8 bits. To compare bytes takes a quarter
+// of the work.
 struct Coding {
   uint32_t base = 0;
   int shift = 16;
@@ -53,41 +52,41 @@ struct CodeRange {
 };
 
 struct Block {
-  alignas(64) uint8_t code[kBlock];
+  alignas(64) uint8_t code[tuning::kBlock];
   const float* scores = nullptr;
   int64_t at = 0, size = 0;  // of the chunk's entries
   int64_t next_size = 0;     // of the next block, behind this one's scores
 
-  // Asks for part i of n of the next block, while this one is worked on: the
-  // processor's own prefetching stops at the end of each page, which is about where a
-  // block ends. In parts, because few lines can be under way at a time.
+  // Asks for part i of n of the next block, while this one is worked on. The
+  // processor's own prefetching stops at the end of each page, and a block ends about
+  // there. Parts, because only few lines can be in flight at a time.
   void prefetch(int64_t i, int64_t n) const {
     constexpr int64_t kLine = 64 / sizeof(float);
-    const int64_t lines = (next_size + kLine - 1) / kLine;
+    const int64_t lines = ceil_div(next_size, kLine);
     for (int64_t line = lines * i / n; line < lines * (i + 1) / n; ++line)
       __builtin_prefetch(scores + size + kLine * line);
   }
 };
 
-// Of one block, by words of 64 neighbours: the bits of those inside a range, the first
-// neighbour lowest, and the list of the words that have any.
+// Which scores of a block are inside a range: a bit for each, in words of 64
+// neighbours, the first neighbour lowest; and a list of the words that have any.
 struct Inside {
-  uint64_t word[kBlock / 64];
-  uint8_t listed[kBlock / 64];
+  uint64_t word[tuning::kBlock / 64];
+  uint8_t listed[tuning::kBlock / 64];
   int64_t count = 0;  // of listed words
 };
 
 struct BlockLoops {
   // Writes the codes of the block's scores, returns how many are NaN or infinite.
   int64_t (*encode)(Block& block, Coding coding);
-  // The block's mask = above the range, as bytes 0 and 1; returns how many are, and
-  // lists those inside.
+  // Writes the block's mask, 1 where a score is above the range and 0 elsewhere; lists
+  // the scores inside; returns how many are above.
   int64_t (*split)(const Block& block, CodeRange range, uint8_t* mask, Inside& inside);
-  // Waits until the masks written past the caches are there for all threads.
+  // Makes masks that were written past the caches visible to all threads.
   void (*publish)();
 };
 
-// Of a float without its sign: all that are finite are below kInfinity.
+// The bits of a float without its sign: below kInfinity where it is finite.
 inline uint32_t magnitude_of(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
@@ -110,7 +109,7 @@ FISHERPRUNE_INLINE int64_t encode_loop(Block& block, Coding coding) {
   return largest < kInfinity ? 0 : count_nonfinite(block.scores, block.size);
 }
 
-// Eight bytes 0 or 1 as the bits of one, the first byte lowest.
+// Packs eight bytes, each 0 or 1, into the bits of one: the first byte is the lowest.
 FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
   uint64_t x;
   memcpy(&x, bytes, sizeof x);
@@ -123,7 +122,8 @@ FISHERPRUNE_INLINE uint64_t pack_bytes(const uint8_t* bytes) {
 FISHERPRUNE_INLINE int64_t split_loop(const Block& block, CodeRange range,
                                       uint8_t* mask, Inside& inside) {
   const uint8_t width = range.high - range.low;
-  uint8_t over[kBlock], in[kBlock];  // to vectorize: the mask might overlap the codes
+  uint8_t over[tuning::kBlock],
+      in[tuning::kBlock];  // to vectorize: the mask might overlap the codes
   int64_t above = 0;
   for (int64_t j = 0; j < block.size; ++j) {
     over[j] = block.code[j] > range.high;
@@ -131,7 +131,7 @@ FISHERPRUNE_INLINE int64_t split_loop(const Block& block, CodeRange range,
     above += over[j];
   }
   memcpy(mask, over, block.size);
-  memset(in + block.size, 0, kBlock - block.size);
+  memset(in + block.size, 0, tuning::kBlock - block.size);
   inside.count = 0;
   for (int64_t j = 0; j < block.size; j += 64) {
     uint64_t& word = inside.word[j / 64];
@@ -147,5 +147,4 @@ inline void publish_nothing() {}
 
 inline constexpr BlockLoops loops_portable{encode_loop, split_loop, publish_nothing};
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

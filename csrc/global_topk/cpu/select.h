@@ -1,31 +1,34 @@
 // global_topk on the CPU, free of torch.
 //
-// A sorted sample brackets the k-th largest key so narrowly that about one entry in a
-// hundred lies inside. One pass over the scores writes the masks of all that is above
-// the bracket, and collects the entries inside; the k-th largest of those is the
-// threshold, and the masks of those above it are put right. So the scores are read once
-// and the masks written once. Several queries share the pass, and most of its work: the
-// keys become bytes once, each query compares bytes. A bracket that missed is moved,
-// one that is too crowded to collect is narrowed by a histogram, until the k-th largest
-// is among the collected, or alone in its bracket: then only the chunks that keep ties
-// are read once more.
+// A sorted sample gives a bracket around the k-th largest key, so narrow that about one
+// entry in a hundred lies inside. One pass over the scores writes the masks of all
+// entries above the bracket, and collects the entries inside. The threshold is found
+// among the collected entries, and the masks of those above it are set. So the scores
+// are read once and the masks are written once. Several queries share the pass and most
+// of its work: the keys become bytes once, and each query compares bytes. A bracket
+// that misses the k-th largest key is moved. One that holds too many entries to collect
+// is narrowed by a histogram. This goes on until the k-th largest key is among the
+// collected ones, or alone in its bracket: then only the chunks that keep ties are read
+// again.
 //
-// Threads take chunks of fixed size; ties are shared out over chunks in order, so
+// Threads take chunks of a fixed size, and ties are given to the chunks in order:
 // nothing depends on the number of threads.
 #pragma once
+
+#include <atomic>
+#include <mutex>
 
 #include "global_topk/cpu/coding.h"
 #include "global_topk/cpu/histogram.h"
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
-// Appends the candidates of a block, mostly one or two of a word: these without a
-// branch, which would be mispredicted. Returns how many they are.
+// Appends the candidates of a block and returns how many there are. Mostly a word has
+// one or two: these are taken without a branch, which would be mispredicted.
 inline int64_t append(const Block& block, const Inside& inside,
                       Candidates& candidates) {
-  uint16_t* place = candidates.places.room(kBlock + 1);
-  uint32_t* key = candidates.keys.room(kBlock + 1);
+  uint16_t* place = candidates.places.room(tuning::kBlock + 1);
+  uint32_t* key = candidates.keys.room(tuning::kBlock + 1);
   const uint32_t* const first = key;
   const auto put = [&](int i, int64_t j) {
     place[i] = static_cast<uint16_t>(block.at + j);
@@ -60,8 +63,8 @@ struct Share {
   uint8_t* mask;
   Find find;
 
-  // Writes the mask of all above the range in a block, counts what is inside, collects
-  // it where that is wanted.
+  // Writes the mask of what is above the range in a block, and counts what is inside,
+  // or collects it, too.
   void take(const Block& block, CodeRange range) {
     Inside inside;
     find.counts.above += block_loops().split(block, range, mask + block.at, inside);
@@ -82,13 +85,13 @@ struct Collection {
     for (auto& count : collected) count = 0;
   }
 
-  // While there is room for its candidates.
+  // Whether a query collects its candidates: as long as there is room for them.
   bool collects(size_t q) const {
     return !queries[q]->next.bracket.single() &&
            collected[q].load() <= task.most_candidates();
   }
 
-  // Splits a chunk for all queries; returns its nonfinite entries.
+  // Splits a chunk for all queries; returns how many of its entries are not finite.
   int64_t chunk(int64_t c, const std::vector<Candidates*>& candidates) {
     const Chunk& chunk = task.chunks[c];
     std::vector<Share> shares;  // other threads write beside the queries' own finds
@@ -119,7 +122,7 @@ struct Collection {
   }
 };
 
-// Returns the nonfinite entries of each chunk.
+// Returns how many entries of each chunk are not finite.
 inline std::vector<int64_t> collect_pass(const Task& task,
                                          const std::vector<CodedQueries>& coded) {
   Collection collection(task, coded);
@@ -137,10 +140,12 @@ inline std::vector<int64_t> collect_pass(const Task& task,
           q->candidates.emplace_back(std::make_unique<Candidates>()).get());
     return candidates;
   };
-  for_each_with(task.parallel, task.chunks.size(), own,
-                [&](int64_t c, const std::vector<Candidates*>& candidates) {
-                  nonfinite[c] = collection.chunk(c, candidates);
-                });
+  for_each_task(
+      task.parallel, task.chunks.size(), own,
+      [&](int64_t c, const std::vector<Candidates*>& candidates) {
+        nonfinite[c] = collection.chunk(c, candidates);
+      },
+      [](const std::vector<Candidates*>&) { block_loops().publish(); });
   for (size_t i = 0; i < collection.queries.size(); ++i) {
     Query& q = *collection.queries[i];
     Counts counts;
@@ -154,7 +159,7 @@ inline std::vector<int64_t> collect_pass(const Task& task,
   return nonfinite;
 }
 
-// The candidates in what is known after a histogram of them all, and their chunks.
+// A candidate that is left in the bracket after a histogram of all candidates.
 struct Finalist {
   uint32_t key;
   size_t chunk;
@@ -190,8 +195,8 @@ inline void find_threshold(Query& q) {
   }
 }
 
-// Leaves each chunk, in order, as many of its ties as are to be kept. `left` holds how
-// many in each tensor, or one number for all.
+// Leaves each chunk, in order, the number of its ties that are kept. `left` is how many
+// are kept in each tensor, or one number for all tensors.
 inline void share_ties(const Task& task, Query& q, std::vector<int64_t> left) {
   for (size_t c = 0; c < q.finds.size(); ++c) {
     int64_t& some = left[left.size() == 1 ? 0 : task.chunks[c].tensor];
@@ -220,14 +225,14 @@ inline void keep_ties(const Task& task, const Chunk& chunk, const Find& find,
   });
 }
 
-// Masks the candidates above the threshold, and the first ties. Nearly each lies in a
-// line of its own: those of many are asked for before the first is written.
+// Masks the candidates above the threshold, and the first ties. Nearly each of them
+// lies in a cache line of its own: many lines are asked for before the first is
+// written.
 inline void settle(const Find& find, uint32_t threshold, uint8_t* mask) {
-  constexpr int64_t kTogether = 256;
-  uint16_t kept[kTogether];
+  uint16_t kept[tuning::kTogether];
   int64_t left = find.ties;
-  for (int64_t i = 0; i < find.count; i += kTogether) {
-    const int64_t size = std::min(kTogether, find.count - i);
+  for (int64_t i = 0; i < find.count; i += tuning::kTogether) {
+    const int64_t size = std::min(tuning::kTogether, find.count - i);
     const uint16_t* const place = find.places() + i;
     const uint32_t* const key = find.begin() + i;
     int64_t count = 0;
@@ -242,7 +247,7 @@ inline void settle(const Find& find, uint32_t threshold, uint8_t* mask) {
   }
 }
 
-// Puts the masks right inside the bracket.
+// Completes the masks inside the bracket.
 inline void finish_chunk(const Task& task, int64_t c, Query& q) {
   const Chunk& chunk = task.chunks[c];
   uint8_t* const mask = q.masks[chunk.tensor] + chunk.first;
@@ -261,8 +266,8 @@ inline void mask_at(const Task& task, Query query, std::vector<int64_t> ties) {
            [&](int64_t c) { finish_chunk(task, c, query); });
 }
 
-// Answers all queries, whatever the sample says; returns the nonfinite entries of each
-// tensor.
+// Answers all queries; the sample decides on the time alone. Returns how many entries
+// of each tensor are not finite.
 inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries,
                                    const Sample& sample) {
   std::vector<int64_t> nonfinite;
@@ -298,5 +303,4 @@ inline std::vector<int64_t> select(const Task& task, std::vector<Query>& queries
   return select(task, queries, draw_sample(task.scores, queries.size(), task.parallel));
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

@@ -6,12 +6,9 @@
 #include <new>
 
 #include "global_topk/cpu/sample.h"
+#include "global_topk/cpu/x86.h"
 
-namespace fisherprune {
-namespace topk {
-
-constexpr int64_t kChunk = 32 * kBlock;
-static_assert(kChunk - 1 <= UINT16_MAX, "a place in a chunk takes 16 bits");
+namespace fisherprune::cpu::global_topk {
 
 // A piece of one tensor, the unit of work.
 struct Chunk {
@@ -22,7 +19,7 @@ struct Chunk {
 template <class T>
 class Buffer {
  public:
-  // Where the next values go, of which at most `count` follow.
+  // Where the next values go: at most `count`.
   T* room(int64_t count) {
     if (size_ + count > capacity_) {
       capacity_ = 2 * capacity_ + count;
@@ -46,8 +43,8 @@ class Buffer {
   int64_t size_ = 0, capacity_ = 0;
 };
 
-// The entries in the bracket that one thread found: where in their chunks, and their
-// keys.
+// The entries in the bracket that one thread found: their places in their chunks, and
+// their keys.
 struct Candidates {
   Buffer<uint16_t> places;
   Buffer<uint32_t> keys;
@@ -58,20 +55,21 @@ struct Find {
   Counts counts;
   const Candidates* in = nullptr;
   int64_t first = 0, count = 0;  // of the candidates
-  int64_t ties = 0;              // how many equal to the threshold to keep
+  int64_t ties = 0;              // entries equal to the threshold that are kept
 
   const uint16_t* places() const { return in->places.at(first); }
   const uint32_t* begin() const { return in->keys.at(first); }
   const uint32_t* end() const { return begin() + count; }
 };
 
-// The masks of the `keep` largest entries: where the search for their threshold stands.
+// The masks of the `keep` largest entries, and the state of the search for their
+// threshold.
 struct Query {
   Query(int64_t k, std::vector<uint8_t*> bytes) : keep(k), masks(std::move(bytes)) {}
 
   int64_t keep;
   std::vector<uint8_t*> masks;  // one per tensor
-  bool fixed = false;           // the threshold is given: only look there
+  bool fixed = false;           // the threshold is given: there is no search
   bool done = false;
   Known known;
   Proposal next{};
@@ -93,6 +91,15 @@ inline Query fixed_query(std::vector<uint8_t*> masks, float threshold) {
   return query;
 }
 
+// Calls work(i) once for each i in [0, count). In the end all threads see what the work
+// wrote, past the caches too.
+template <class Work>
+void for_each(const Parallel& parallel, int64_t count, const Work& work) {
+  for_each_task(
+      parallel, count, [] { return 0; }, [&](int64_t i, int) { work(i); },
+      [](int) { block_loops().publish(); });
+}
+
 struct Task {
   std::vector<Scores> scores;
   Parallel parallel;
@@ -103,16 +110,16 @@ struct Task {
       : scores(std::move(list)), parallel(std::move(run)) {
     for (size_t i = 0; i < scores.size(); ++i) {
       total += scores[i].size;
-      for (int64_t at = 0; at < scores[i].size; at += kChunk)
-        chunks.push_back(
-            {static_cast<int64_t>(i), at, std::min(kChunk, scores[i].size - at)});
+      for (int64_t at = 0; at < scores[i].size; at += tuning::kChunk)
+        chunks.push_back({static_cast<int64_t>(i), at,
+                          std::min(tuning::kChunk, scores[i].size - at)});
     }
   }
 
-  // The most entries that are worth collecting for a query: the memory is half of the
-  // scores'.
+  // The most entries that a query collects: with more a histogram takes less time, and
+  // much less memory.
   int64_t most_candidates() const {
-    return std::max<int64_t>(total / 16, 2 * kSampleFrom);
+    return std::max<int64_t>(total / 16, 2 * tuning::kSampleFrom);
   }
 };
 
@@ -121,10 +128,10 @@ template <class Work>
 void for_each_block(const Task& task, const Chunk& chunk, const Work& work) {
   Block block;
   const float* data = task.scores[chunk.tensor].data + chunk.first;
-  for (block.at = 0; block.at < chunk.size; block.at += kBlock) {
+  for (block.at = 0; block.at < chunk.size; block.at += tuning::kBlock) {
     block.scores = data + block.at;
-    block.size = std::min(kBlock, chunk.size - block.at);
-    block.next_size = std::min(kBlock, chunk.size - block.at - block.size);
+    block.size = std::min(tuning::kBlock, chunk.size - block.at);
+    block.next_size = std::min(tuning::kBlock, chunk.size - block.at - block.size);
     work(block);
   }
 }
@@ -138,5 +145,4 @@ inline Queries those(std::vector<Query>& queries, bool (Query::*state)() const) 
   return found;
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

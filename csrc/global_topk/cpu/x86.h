@@ -1,5 +1,6 @@
-// The inner loops of the CPU's global_topk by hand for AVX-512, whose comparisons make
-// bits, and for AVX2, which can make them of bytes; and the choice of the loops.
+// The inner loops of the CPU's global_topk, written by hand for AVX-512, whose
+// comparisons give bits, and for AVX2, whose comparisons give bytes that become bits;
+// and the choice of the loops.
 #pragma once
 
 #include "common/cpu/capability.h"
@@ -9,16 +10,15 @@
 #include <immintrin.h>
 #endif
 
-namespace fisherprune {
-namespace topk {
+namespace fisherprune::cpu::global_topk {
 
 #if defined(__x86_64__)
 inline void publish_stream() { _mm_sfence(); }
 
 #define FISHERPRUNE_AVX2 __attribute__((target("avx2,popcnt")))
 
-// A line of masks is written past the caches, where it may be: nothing reads it soon,
-// and to fetch it first would double the traffic.
+// Whole cache lines of masks are written past the caches: nothing reads them soon, and
+// to fetch them first would double the traffic.
 FISHERPRUNE_AVX2 inline int64_t split_avx2(const Block& block, CodeRange range,
                                            uint8_t* mask, Inside& inside) {
   if (block.size % 64) return split_loop(block, range, mask, inside);
@@ -59,7 +59,7 @@ inline constexpr BlockLoops loops_avx2{encode_avx2, split_avx2, publish_stream};
 #define FISHERPRUNE_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi,bmi2")))
 
-// Whole vectors of codes are written; the scores are read up to their end.
+// It writes whole vectors of codes, but reads no score beyond the last one.
 FISHERPRUNE_AVX512 inline int64_t encode_avx512(Block& block, Coding coding) {
   const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
   const __m512i zero = _mm512_setzero_si512();
@@ -69,7 +69,7 @@ FISHERPRUNE_AVX512 inline int64_t encode_avx512(Block& block, Coding coding) {
   const __m128i shift = _mm_cvtsi32_si128(coding.shift);
   const __m512i scale = _mm512_set1_epi16(static_cast<short>(coding.scale));
   const __m512i last = _mm512_set1_epi16(Coding::kLast);
-  // What is packed below goes four neighbours of each vector at a time.
+  // The packing below takes four neighbours of each vector in turn: this sorts them.
   const __m512i in_order =
       _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   constexpr __mmask16 all = 0xffff;  // without it GCC warns of its own header
@@ -110,7 +110,7 @@ FISHERPRUNE_AVX512 inline int64_t encode_avx512(Block& block, Coding coding) {
   return nonfinite ? count_nonfinite(block.scores, block.size) : 0;
 }
 
-// The masks of `count` neighbours, at most 64.
+// Writes the masks of `count` neighbours, at most 64.
 FISHERPRUNE_AVX512 inline void write_mask(uint64_t bits, int64_t count, uint8_t* mask) {
   const __m512i bytes = _mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(1));
   if (count < 64)
@@ -121,8 +121,8 @@ FISHERPRUNE_AVX512 inline void write_mask(uint64_t bits, int64_t count, uint8_t*
     _mm512_storeu_si512(mask, bytes);
 }
 
-// Every word is put on the list of those with candidates, and written over where it
-// does not belong there: a branch would be mispredicted.
+// Every word is put on the list of words with candidates; the next one overwrites it
+// where it has none. A branch would be mispredicted.
 FISHERPRUNE_AVX512 inline int64_t split_avx512(const Block& block, CodeRange range,
                                                uint8_t* mask, Inside& inside) {
   const __m512i low = _mm512_set1_epi8(static_cast<char>(range.low));
@@ -165,5 +165,4 @@ inline const BlockLoops& block_loops() {
   return loops_portable;
 }
 
-}  // namespace topk
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::global_topk

@@ -1,15 +1,17 @@
-// What the top-k kernels' blocks do together: sums over their threads, a search in a
-// list of counts, and being the last one.
+// What the threads of a block do together in the top-k kernels: sums, a search in a
+// list of counts, and to find out whether theirs is the last block.
 #pragma once
 
+#include "common/integers.h"
 #include "global_topk/cuda/scores.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
 constexpr int TOPK_WARPS = TOPK_THREADS / 32;
 
-// Sum of `mine` over the threads before this one; *total gets that over all. By
-// shuffles in each warp, whose sums meet in TOPK_WARPS words of shared memory.
+// Returns the sum of `mine` over the threads before this one; *total gets the sum over
+// all threads. Warps sum by shuffles, and exchange their sums in TOPK_WARPS words of
+// shared memory.
 __device__ inline int64_t sum_before(int64_t mine, int64_t* shared, int64_t* total) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -39,9 +41,9 @@ struct Place {
 
 constexpr size_t SEARCH_BYTES = (TOPK_WARPS + 3) * sizeof(int64_t);
 
-// The first of count_at(0), ..., count_at(size - 1) with which the sum reaches `left`;
-// the end where it never does, the start where nothing is left. Threads add up equal
-// shares, of which the one that reaches it is shared out again.
+// Finds the first of count_at(0), ..., count_at(size - 1) with which their sum reaches
+// `left`: the end where it never does, the start where `left` is 0. Each thread adds up
+// an equal share; then the threads divide the share in which the sum reaches `left`.
 template <class CountAt>
 __device__ inline Place find_place(int64_t size, int64_t left, CountAt count_at,
                                    int64_t* shared) {
@@ -49,7 +51,7 @@ __device__ inline Place find_place(int64_t size, int64_t left, CountAt count_at,
   if (left <= 0) return place;
   int64_t* found = shared + TOPK_WARPS;
   for (int64_t end = size;;) {
-    const int64_t share = (end - place.at + TOPK_THREADS - 1) / TOPK_THREADS;
+    const int64_t share = ceil_div(end - place.at, TOPK_THREADS);
     const int64_t from = place.at + threadIdx.x * share;
     const int64_t to = from + share < end ? from + share : end;
     int64_t mine = 0, total;
@@ -67,8 +69,8 @@ __device__ inline Place find_place(int64_t size, int64_t left, CountAt count_at,
   }
 }
 
-// Whether all other blocks have been here: what they wrote before can be read then,
-// past the first-level cache. `ticket` starts at zero.
+// Whether all other blocks have been here before. If so, this one can read what they
+// wrote, past the first-level cache. `ticket` starts at zero.
 __device__ inline bool is_last_block(unsigned long long* ticket, int64_t* shared) {
   __threadfence();
   __syncthreads();
@@ -80,4 +82,4 @@ __device__ inline bool is_last_block(unsigned long long* ticket, int64_t* shared
   return last;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

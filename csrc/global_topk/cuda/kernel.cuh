@@ -1,17 +1,17 @@
 // global_topk: radix selection over many score tensors in place.
 //
-// A block takes chunks of 8192 scores, wherever they lie. Passes over the scores: three
-// histograms of 11, 11 and 10 bits of the keys that match what the digits before have
-// decided; the last block of each decides on the digit. Then the masks, see
-// global_topk_masks.cuh.
+// A block takes chunks of 8192 scores, of any tensors. There are three passes over the
+// scores: histograms of 11, 11 and 10 bits, of the keys that begin with the digits
+// found so far. The last block of a pass decides on its digit. Then come the masks, see
+// masks.cuh.
 //
 // Memory traffic: 4 bytes a score and pass. Atomic additions are of integers only, so
-// the results do not depend on their order.
+// the results do not depend on the order of the additions.
 #pragma once
 
 #include "global_topk/cuda/block.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
 // What is known of a selection.
 struct Selection {
@@ -29,14 +29,20 @@ struct Digit {
 
 constexpr Digit DIGITS[] = {{0, 11}, {11, 11}, {22, 10}};
 constexpr int64_t MOST_BINS = 1 << 11;
+static_assert(DIGITS[0].prefix_bits == 0 && DIGITS[1].prefix_bits == DIGITS[0].bits &&
+                  DIGITS[2].prefix_bits == DIGITS[0].bits + DIGITS[1].bits &&
+                  DIGITS[2].prefix_bits + DIGITS[2].bits == 32,
+              "each digit follows the one before, up to the last bit");
+static_assert(1 << DIGITS[0].bits <= MOST_BINS && 1 << DIGITS[1].bits <= MOST_BINS &&
+              1 << DIGITS[2].bits <= MOST_BINS);
 
-// Adds one in shared memory, where the hardware itself joins lanes with equal bins.
+// Adds one in shared memory; the hardware joins lanes with equal bins.
 __device__ inline void count_one(bool active, uint32_t bin, uint32_t* counts) {
   if (active) atomicAdd(&counts[bin], 1u);
 }
 
-// Adds the warp's active lanes in global memory, each bin once, so that equal scores
-// cost no more than different ones.
+// Adds the active lanes of a warp in global memory, with one addition for each bin:
+// equal scores cost no more than different ones.
 __device__ inline void count_one(bool active, uint32_t bin,
                                  unsigned long long* counts) {
   if (__ballot_sync(ALL_LANES, active) == 0) return;
@@ -46,9 +52,9 @@ __device__ inline void count_one(bool active, uint32_t bin,
     atomicAdd(&counts[bin], static_cast<unsigned long long>(__popc(same)));
 }
 
-// The digit's histogram for each of n prefixes; with `every` there is one, of no bits.
-// Keys that match are less than a power of two above the prefix, all in 32 bits. A
-// block's share of the scores is far below 2^32.
+// Adds to the digit's histogram for each of n prefixes; with `every` there is one
+// prefix, of no bits. A key matches where, in 32 bits, key - prefix is below a power of
+// two. A block's share of the scores is far below 2^32.
 template <bool every, bool whole, class Count>
 __device__ inline void count_digits(const Batch<whole>& batch,
                                     const Selection* selections, int n, Digit digit,
@@ -73,9 +79,9 @@ __device__ inline void count_digits(const Batch<whole>& batch,
 
 constexpr uint32_t INFINITY_BITS = 0x7f800000u;
 
-// Where to count them for each tensor, if at all. Their keys lie at both ends: where
-// the first digit's histogram has nothing there, no score need be looked at. Without a
-// histogram all are.
+// Where to count them for each tensor; null where they are not counted. Their keys lie
+// at both ends: where the first digit's histogram is empty there, no score need be
+// read. With no histogram all scores are read.
 struct Nonfinite {
   unsigned long long* counts;
   const unsigned long long* first_digits;
@@ -111,8 +117,8 @@ __device__ inline void count_nonfinite(const Chunk& chunk, unsigned long long* c
 
 // ---- decisions ----
 
-// What follows from a digit's histograms, where anything does: n selections go on,
-// whose histograms begin `stride` apart.
+// What the last block decides from a digit's histograms: the digit of n selections,
+// whose histograms begin `stride` apart. With n = 0 there is nothing to decide.
 struct Decision {
   Selection* selections;
   int n;
@@ -121,8 +127,8 @@ struct Decision {
   unsigned long long* ticket;
 };
 
-// Finds the digit of a selection's threshold, by a block: the bin in which, from the
-// top, the kept scores run out.
+// A block finds the digit of a selection's threshold: the bin in which the kept scores
+// end, counted from the top.
 __device__ inline void decide(Selection* selection, const unsigned long long* counts,
                               Digit digit, float* threshold, int64_t* shared) {
   const Selection before = *selection;
@@ -151,9 +157,9 @@ __device__ inline void decide_all(const Decision& decision, Digit digit,
            decision.thresholds + k, shared);
 }
 
-// Each block adds its chunks' digits in shared memory, for n selections that have a
-// prefix or for all scores; its sums go to `totals`. The last block decides. Reads
-// every score once.
+// Each block counts the digits of its chunks in shared memory, for n selections that
+// have a prefix or for all scores, and adds its counts to `totals`. The last block
+// decides. It reads every score once.
 template <bool every>
 __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
     topk_histogram_kernel(ScoreTable table, const Selection* selections, int n,
@@ -188,4 +194,4 @@ __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
     });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

@@ -1,16 +1,17 @@
-// The top-k ops from their contracts to launches. Free of torch, so that tests run it
-// as it is.
+// The top-k ops: from their contracts to launches. Free of torch, so that tests can run
+// it unchanged.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "common/check.h"
+#include "common/integers.h"
 #include "global_topk/cuda/masks.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
-inline int64_t chunks_of(int64_t size) { return (size + TOPK_CHUNK - 1) / TOPK_CHUNK; }
+inline int64_t chunks_of(int64_t size) { return ceil_div(size, TOPK_CHUNK); }
 
 inline int64_t chunks_of(const std::vector<Scores>& scores) {
   int64_t chunks = 0;
@@ -18,10 +19,11 @@ inline int64_t chunks_of(const std::vector<Scores>& scores) {
   return chunks;
 }
 
-// Device memory of up to TOPK_KEEPS selections that share their passes, in words: where
-// each part begins. The first launch fills it up to `entries` with zeros and stores the
-// host's tables behind; cuts are one a selection, or one a tensor. Bins take 16 KiB and
-// 32 KiB a selection, ties 256 bytes a selection and 2^20 scores.
+// The device memory of up to TOPK_KEEPS selections that share their passes: where each
+// part begins, in words. The first launch fills it with zeros up to `entries`, and
+// stores the host's tables behind them. There is a cut for each selection, or for each
+// tensor. Bins take 16 KiB and 32 KiB for each selection; ties take 256 bytes for each
+// selection and 2^20 scores.
 struct TopkWorkspace {
   int64_t bins, tickets, entries, selections, masks, cuts, ties, words;
 
@@ -36,7 +38,7 @@ struct TopkWorkspace {
     masks = selections + n * sizeof(Selection) / sizeof(int64_t);
     cuts = masks + n * tensors;
     ties = cuts + std::max(n, tensors) * sizeof(Cut) / sizeof(int64_t);
-    words = ties + (n * chunks_of(scores) + 3) / 4;
+    words = ties + ceil_div(n * chunks_of(scores), 4);
   }
 };
 
@@ -49,7 +51,8 @@ void append(std::vector<uint64_t>& words, const std::vector<Value>& values) {
     memcpy(words.data() + at, values.data(), values.size() * sizeof(Value));
 }
 
-// In as many launches as it takes, of which the first fills `a` and `b` with zeros.
+// Stores the words, in as many launches as it takes. The first one fills `a` and `b`
+// with zeros, too.
 inline void upload(const std::vector<uint64_t>& words, int64_t* to, Stream stream,
                    Zeros a = {nullptr, 0}, Zeros b = {nullptr, 0}) {
   constexpr int threads = 256, blocks = 32;
@@ -122,8 +125,8 @@ inline void launch_histogram(const TopkCall& call, Digit digit, int n,
       call.stream, call.table, call.selections, n, digit, totals, nonfinite, decision);
 }
 
-// Finds the thresholds, digit by digit; the first histogram is that of all selections.
-// Without any the scores that are not finite are counted alone.
+// Finds the thresholds, digit by digit; all selections have the first histogram in
+// common. Without selections it only counts the scores that are not finite.
 inline void find_thresholds(const TopkCall& call, unsigned long long* nonfinite,
                             float* thresholds) {
   const Decision decision{call.selections, call.n, 0, thresholds, call.tickets};
@@ -151,7 +154,7 @@ inline void find_cuts(const TopkCall& call, bool per_tensor) {
          call.table, rule_of(call, per_tensor), call.ties, call.cuts, call.tickets + 3);
 }
 
-// `masks` has the tensors' masks selection after selection.
+// `masks` holds the masks of all tensors for the first selection, then for the next.
 inline void write_masks(const TopkCall& call, const std::vector<bool*>& masks,
                         bool per_tensor) {
   if (call.n == 0) return;
@@ -169,9 +172,9 @@ inline TopkWorkspace topk_workspace(const std::vector<Scores>& scores, int64_t n
   return {scores, n, (1 + 2 * n) * MOST_BINS};
 }
 
-// All but the masks, for which write_masks(..., false) follows: they can be allocated
-// while the device is at work. `nonfinite`, one a tensor, is null where that has been
-// counted before.
+// Does all but the masks: write_masks(..., false) must follow. The caller can allocate
+// the masks while the device works. `nonfinite` has a count for each tensor, or is null
+// where an earlier call has counted.
 inline TopkCall start_topk(const std::vector<Scores>& scores,
                            const std::vector<int64_t>& keep, float* thresholds,
                            int64_t* nonfinite, int64_t* memory, int multiprocessors,
@@ -225,4 +228,4 @@ inline void run_topk_masks(const std::vector<Scores>& scores, float threshold,
   write_masks(call, masks, true);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

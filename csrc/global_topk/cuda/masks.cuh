@@ -1,7 +1,7 @@
 // global_topk: from thresholds to masks.
 //
-// Only where not all scores equal to a threshold are kept, one more pass counts them
-// chunk by chunk, and its last block finds the chunk in which they run out.
+// Where some of the scores equal to a threshold are left out, one more pass counts
+// them, chunk by chunk, and its last block finds the chunk in which the kept ones end.
 //
 // Memory traffic: 4 bytes a score and pass, 1 byte a score and selection for its mask,
 // 2 bytes a chunk and selection for the ties.
@@ -9,16 +9,16 @@
 
 #include "global_topk/cuda/kernel.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
-// Where the kept of the scores that equal a threshold run out: chunks before keep all
-// of them, this one its first `left`, those behind it none.
+// Where the kept scores among those equal to a threshold end: earlier chunks keep all
+// of theirs, this one keeps its first `left`, later ones keep none.
 struct Cut {
   int64_t chunk, left;
 };
 
-// Which scores that equal the thresholds are kept: for each selection its own number of
-// them, or for each tensor of one selection the table's.
+// How many of the scores equal to a threshold are kept: a number for each selection,
+// or, for one selection, a number for each tensor, which is in the table.
 struct TieRule {
   const Selection* selections;
   int n;
@@ -55,7 +55,7 @@ __device__ inline void count_equal(const Batch<whole>& batch, const TieRule& rul
   }
 }
 
-// A block finds the cut of one selection, or of one tensor of it.
+// A block finds the cut of one selection, or of one tensor.
 __device__ inline void find_cut(const ScoreTable& table, const TieRule& rule, int64_t i,
                                 const uint16_t* ties, Cut* cut, int64_t* shared) {
   int64_t first = 0, last = table.chunks, left;
@@ -76,13 +76,13 @@ __device__ inline void find_cut(const ScoreTable& table, const TieRule& rule, in
 
 constexpr size_t TIES_BYTES = SEARCH_BYTES + 2 * TOPK_KEEPS * sizeof(unsigned);
 
-// Counts for each chunk the scores that equal a threshold, as ties[k][chunk], where any
-// are to be left out; the last block finds the cuts. Reads every score once then,
-// nothing otherwise. The counts of a chunk are stored while the next ones are added.
+// Each block counts, for its chunks, the scores equal to each threshold, as
+// ties[k][chunk]; the last block finds the cuts. It reads every score once, but nothing
+// where no ties are left out. The counts of a chunk are stored while those of the next
+// chunk are added.
 __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
     topk_count_ties_kernel(ScoreTable table, TieRule rule, uint16_t* ties, Cut* cuts,
                            unsigned long long* ticket) {
-  static_assert(TOPK_KEEPS * 2 <= TOPK_THREADS && TOPK_CHUNK < 1 << 16);
   if (!cuts_ties(rule)) return;
   int64_t* shared = reinterpret_cast<int64_t*>(dynamic_shared());
   unsigned* counts = reinterpret_cast<unsigned*>(dynamic_shared() + SEARCH_BYTES);
@@ -122,7 +122,7 @@ __device__ inline void store_quad(bool* mask, const bool (&kept)[4], int count) 
     if (i < count) mask[i] = kept[i];
 }
 
-// Of a chunk that keeps all of its ties or none: those from a key on are kept.
+// Masks a chunk that keeps all of its ties or none: it keeps the keys from `least` on.
 template <bool whole>
 __device__ inline void mask_from(const Batch<whole>& batch, const Keys& keys,
                                  uint32_t least, bool* mask) {
@@ -135,8 +135,8 @@ __device__ inline void mask_from(const Batch<whole>& batch, const Keys& keys,
   }
 }
 
-// The chunk in which the ties run out: they are numbered in order, a quad a thread at a
-// time. There are few such chunks.
+// Masks the chunk in which the kept ties end: ties are numbered in order, a quad of
+// each thread at a time. There are few such chunks.
 __device__ inline void mask_first_ties(const Chunk& chunk, uint32_t threshold,
                                        int64_t left, bool* mask, int64_t* shared) {
   const bool aligned = is_aligned(chunk);
@@ -161,8 +161,8 @@ __device__ inline void mask_first_ties(const Chunk& chunk, uint32_t threshold,
 }
 
 // Each block writes the masks of its chunks, for all selections while it holds the
-// scores; the chunk of a cut once more. Reads every score once, writes a byte a score
-// and selection.
+// scores, and those of the chunk of a cut again. It reads every score once, and writes
+// a byte for each score and selection.
 __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
     topk_mask_kernel(ScoreTable table, TieRule rule, const Cut* cuts,
                      bool* const* masks) {
@@ -189,4 +189,4 @@ __global__ void __launch_bounds__(TOPK_THREADS, TOPK_BLOCKS)
   }
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <tuple>
 
-#include "global_topk/cuda/launch.cuh"
 #include "common/cuda/op.cuh"
+#include "global_topk/cuda/launch.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 namespace {
 
 // Memory that the kernels themselves fill; the tensor owns it.
@@ -31,8 +31,8 @@ std::vector<bool*> add_masks(const ScoreList& list, size_t n,
   return data;
 }
 
-std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> scores,
-                                                            std::vector<int64_t> keep) {
+std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk_op(
+    std::vector<Tensor> scores, std::vector<int64_t> keep) {
   const ScoreList list = score_list("global_topk", scores);
   check_keep("global_topk", keep, list.total);
   const DeviceGuard guard(scores[0].get_device_index());
@@ -42,7 +42,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> 
                    aoti_torch_dtype_float32());
   std::vector<Tensor> masks;
   size_t first = 0;
-  do {  // once without any selection too: it counts what is not finite
+  do {  // once with no selection, too: it counts what is not finite
     const size_t last = std::min(first + TOPK_KEEPS, keep.size());
     const std::vector<int64_t> some(keep.begin() + first, keep.begin() + last);
     const Tensor memory = empty_words(
@@ -51,15 +51,15 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk(std::vector<Tensor> 
         list.scores, some, static_cast<float*>(thresholds.data_ptr()) + first,
         first == 0 ? words_of(nonfinite) : nullptr, words_of(memory), multiprocessors(),
         current_stream(scores[0]));
-    // Hundreds of allocations, while the device finds the thresholds.
+    // These are hundreds of allocations, while the device finds the thresholds.
     write_masks(call, add_masks(list, some.size(), masks), false);
     first = last;
   } while (first < keep.size());
   return {masks, thresholds, nonfinite};
 }
 
-Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix_bits,
-                      int64_t digit_bits) {
+Tensor topk_histogram_op(std::vector<Tensor> scores, int64_t prefix,
+                         int64_t prefix_bits, int64_t digit_bits) {
   const ScoreList list = score_list("topk_histogram", scores);
   check_digits("topk_histogram", prefix, prefix_bits, digit_bits);
   const DeviceGuard guard(scores[0].get_device_index());
@@ -72,8 +72,8 @@ Tensor topk_histogram(std::vector<Tensor> scores, int64_t prefix, int64_t prefix
   return counts;
 }
 
-std::vector<Tensor> topk_masks(std::vector<Tensor> scores, double threshold,
-                               std::vector<int64_t> ties) {
+std::vector<Tensor> topk_masks_op(std::vector<Tensor> scores, double threshold,
+                                  std::vector<int64_t> ties) {
   const ScoreList list = score_list("topk_masks", scores);
   check_ties("topk_masks", ties, scores.size());
   check_threshold("topk_masks", threshold);
@@ -87,10 +87,11 @@ std::vector<Tensor> topk_masks(std::vector<Tensor> scores, double threshold,
 }
 
 }  // namespace
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk
 
 STABLE_TORCH_LIBRARY_IMPL(fisherprune, CUDA, m) {
-  m.impl("global_topk", TORCH_BOX(&fisherprune::global_topk));
-  m.impl("topk_histogram", TORCH_BOX(&fisherprune::topk_histogram));
-  m.impl("topk_masks", TORCH_BOX(&fisherprune::topk_masks));
+  m.impl("global_topk", TORCH_BOX(&fisherprune::cuda::global_topk::global_topk_op));
+  m.impl("topk_histogram",
+         TORCH_BOX(&fisherprune::cuda::global_topk::topk_histogram_op));
+  m.impl("topk_masks", TORCH_BOX(&fisherprune::cuda::global_topk::topk_masks_op));
 }

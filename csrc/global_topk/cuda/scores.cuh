@@ -1,12 +1,12 @@
 // Score tensors as the top-k kernels see them: a table in device memory, chunks that
-// lie within one tensor, 16 scores of a thread at a time.
+// each lie in one tensor, and 16 scores of a thread at a time.
 #pragma once
 
-#include "global_topk/contract.h"
 #include "common/cuda/launch.cuh"
-#include "common/cuda/tuning.h"
+#include "global_topk/contract.h"
+#include "global_topk/cuda/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::global_topk {
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -29,13 +29,13 @@ struct Chunk {
   int size;
 };
 
-// A warp finds the chunk's tensor, the last that starts at or before it: each lane
-// looks at one of 32 candidates, so that few loads wait for each other.
+// A warp finds the chunk's tensor: the last one that starts at or before the chunk.
+// Each lane looks at one of 32 candidates, so that few loads wait for each other.
 __device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int64_t first = 0, last = table.tensors;
   while (last - first > 1) {
-    const int64_t step = (last - first + 31) / 32;
+    const int64_t step = ceil_div(last - first, 32);
     const int64_t mine = first + lane * step;
     const bool before = mine < last && __ldg(&table.entry[mine].first_chunk) <= chunk;
     first += (__popc(__ballot_sync(ALL_LANES, before)) - 1) * step;
@@ -48,10 +48,7 @@ __device__ inline Chunk chunk_at(const ScoreTable& table, int64_t chunk) {
           left < TOPK_CHUNK ? static_cast<int>(left) : TOPK_CHUNK};
 }
 
-constexpr int QUADS = 4;                     // of a thread, under way at a time
-constexpr int QUAD_STEP = 4 * TOPK_THREADS;  // from one of them to the next
-
-// Four times four neighbouring scores of a thread. Of a whole chunk all exist.
+// Four quads of neighbouring scores of a thread. In a whole chunk all of them exist.
 template <bool whole>
 struct Batch {
   float value[QUADS][4];
@@ -62,8 +59,8 @@ struct Batch {
   }
 };
 
-// The loads say that they are of global memory: the compiler can't know it of a pointer
-// that comes out of a table.
+// __ldg says that the load is from global memory: the compiler cannot know that of a
+// pointer from a table.
 __device__ inline void load_quad(float (&to)[4], const float* from) {
   const float4 all = __ldg(reinterpret_cast<const float4*>(from));
   to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
@@ -80,12 +77,10 @@ __device__ inline bool is_aligned(const Chunk& chunk) {
   return reinterpret_cast<uintptr_t>(chunk.data) % 16 == 0;
 }
 
-// Calls action(batch, the first score's place in the chunk) with all threads of the
-// block together. The quads of all threads follow each other in the order of the
-// places.
+// Calls action(batch, the place of its first score in the chunk), with all threads of
+// the block together. Neighbouring threads have neighbouring quads.
 template <class Action>
 __device__ inline void for_each_batch(const Chunk& chunk, Action action) {
-  static_assert(TOPK_CHUNK % (QUADS * QUAD_STEP) == 0);
   const int mine = 4 * static_cast<int>(threadIdx.x);
   const bool aligned = is_aligned(chunk);
   if (aligned && chunk.size == TOPK_CHUNK) {
@@ -111,7 +106,7 @@ __device__ inline void for_each_batch(const Chunk& chunk, Action action) {
   }
 }
 
-// The batch's keys, of which those that do not exist are of no meaning.
+// The keys of a batch; those of scores that do not exist mean nothing.
 struct Keys {
   uint32_t key[QUADS][4];
 
@@ -124,8 +119,8 @@ struct Keys {
   }
 };
 
-// Host words into device memory by way of the launch's parameters: safe under stream
-// capture, where the host's memory may be gone when the graph runs.
+// Words of the host that go to device memory as parameters of a launch. That is safe
+// under stream capture, where the host's memory may be gone when the graph runs.
 struct Words {
   static constexpr int capacity = 448;
   int count;
@@ -147,4 +142,4 @@ __global__ void store_words(const Words words, uint64_t* to, Zeros a, Zeros b) {
   for (int64_t i = mine; i < b.count; i += step) b.at[i] = 0;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::global_topk

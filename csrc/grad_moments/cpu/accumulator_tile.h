@@ -5,20 +5,21 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/integers.h"
 #include "grad_moments/cpu/microkernel.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 struct AccumulatorTile {
   float* first;
   int64_t output_stride;
   int64_t rows, outputs;
 
-  // It lies in as many pages as it has outputs, which no hardware prefetcher follows:
-  // it is asked for while the tile is computed, a part at a time.
+  // Asks for a part of the tile, while its moments are computed. The tile lies in as
+  // many pages as it has outputs, and no hardware prefetcher follows that.
   void prefetch(int64_t part, int64_t parts) const {
     constexpr int64_t kLineFloats = 16;
-    const int64_t share = (outputs + parts - 1) / parts;
+    const int64_t share = ceil_div(outputs, parts);
     const int64_t last = std::min((part + 1) * share, outputs);
     for (int64_t output = part * share; output < last; ++output) {
       const float* const row = first + output * output_stride;
@@ -27,10 +28,10 @@ struct AccumulatorTile {
     }
   }
 
-  // Adds moments of [row][width of a column].
+  // Adds moments of the form [row][width of a column].
   void add(const Microkernels& kernels, const float* moments, int64_t width) const {
     kernels.add_transposed(moments, width, rows, outputs, first, output_stride);
   }
 };
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

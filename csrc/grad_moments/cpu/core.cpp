@@ -1,220 +1,40 @@
-// Who does what. The samples go by in blocks. Of each block the tasks first pack the
-// input, zero-padded, to [channel][sample][position], and the output gradient to
-// [column of tiles][position of all samples][lane]. Then each task owns a tile, up to
-// kTileRows rows of the patch by kTileLanes outputs, whose two moments fit the
-// first-level cache. For every few of its rows it runs over all samples of the block:
-// the micro-kernel holds the sums of one group in registers and adds G and G * G to the
-// tile. At the end of the block the tile is transposed and added to the accumulators.
-//
-// Memory traffic. Input and gradient are read once and written once in packed form.
-// Every patch row of a tile reads the packed input of its channel in place (no im2col);
-// the column's packed gradient comes from the second-level cache once for every 6 rows.
-// The accumulators are read and written once a block, never once a sample.
-//
-// Every element has one owner and its additions one order: results are equal bit for
-// bit whatever the number of threads.
+// Chooses the way to compute a call. The choice depends on the shape and the vector
+// instructions alone, never on the number of threads.
 #include "grad_moments/cpu/core.h"
 
-#include <algorithm>
-
-#include "common/cpu/floats.h"
-#include "grad_moments/cpu/pack.h"
-#include "grad_moments/cpu/tiles.h"
-#include "grad_moments/cpu/winograd.h"
+#include "grad_moments/cpu/parts.h"
+#include "grad_moments/cpu/plain.h"
 #include "grad_moments/cpu/tuning.h"
+#include "grad_moments/cpu/winograd.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
 
-constexpr int64_t kChannelsPerTask = 16;
+void in_one_piece(int64_t count, const Body& body) { body(0, count); }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The packing half of a call, and the order of the steps.
-class Call {
- public:
-  Call(const GradMoments& moments, const Microkernels& kernels, const ParallelFor& each,
-       int64_t threads)
-      : moments_(moments),
-        kernels_(kernels),
-        each_(each),
-        plan_(plan_of(moments.shape, kernels)),
-        tiles_(plan_, kernels, threads),
-        input_(scratch_floats(input_size() + grad_size())),
-        grad_(input_ + input_size()) {}
-
-  void run();
-
- private:
-  void pack(Block block);
-  void pack_input(int64_t first, int64_t place, const Image& image,
-                  Window window) const;
-  void pack_grad(const ColumnOfTiles& column, int64_t place, const Image& image,
-                 Window window) const;
-  void square_packed();
-  void multiply(Block block, float* sum, float* sum_sq);
-  int64_t input_size() const {
-    return plan_.input_rows * plan_.input_stride() * plan_.input_lanes;
-  }
-  int64_t grad_size() const { return plan_.most_positions * plan_.packed_lanes; }
-
-  const GradMoments& moments_;
-  const Microkernels& kernels_;
-  const ParallelFor& each_;
-  const Plan plan_;
-  const Tiles tiles_;
-  float *const input_, *const grad_;  // packed
-};
-
-void Call::run() {
-  for (int64_t u = 0; u < plan_.units.count; u += plan_.units.block_units) {
-    const Block block = plan_.units.block_at(u);
-    pack(block);
-    multiply(block, moments_.sum, plan_.products ? nullptr : moments_.sum_sq);
-    if (!plan_.products) continue;
-    square_packed();
-    multiply(block, moments_.sum_sq, nullptr);
-  }
-}
-
-// Samples of one position each, such as those of a plain linear layer, are packed
-// together, as one sample that has them as its positions.
-bool single(int64_t height, int64_t width, Window w) {
-  return height == 1 && width == 1 && w.h0 == 0 && w.w0 == 0 && w.size() == 1;
-}
-
-Image samples_as_row(const View4& view, int64_t samples) {
-  View4 row = view;
-  row.stride[3] = view.stride[0];
-  return {row, 1, samples, 0};
-}
-
-void Call::pack(Block block) {
-  const ConvShape& s = plan_.shape;
-  const bool row_in = single(s.height, s.width, plan_.input_window(0, 1));
-  const bool row_out = s.positions() == 1;
-  const int64_t in_units = row_in ? 1 : block.units();
-  const int64_t out_units = row_out ? 1 : block.units();
-  const int64_t in_tasks = in_units * ceil_div(plan_.input_rows, kChannelsPerTask);
-  const int64_t out_tasks = out_units * static_cast<int64_t>(plan_.columns.size());
-  const Window row{0, block.first, 1, block.units(), 1, 1};
-  each_(in_tasks + out_tasks, [&](int64_t task) {
-    const bool is_input = task < in_tasks;
-    if (!is_input) task -= in_tasks;
-    const int64_t place = task % (is_input ? in_units : out_units);
-    const int64_t unit = block.first + place, sample = plan_.units.sample_of(unit);
-    if (is_input) {
-      const Image image{moments_.input, s.height, s.width, sample};
-      pack_input(task / in_units * kChannelsPerTask, place,
-                 row_in ? samples_as_row(moments_.input, s.samples) : image,
-                 row_in ? row : plan_.input_window_of(unit));
-    } else {
-      const Image image{moments_.grad, s.out_height, s.out_width, sample};
-      pack_grad(plan_.columns[task / out_units], place,
-                row_out ? samples_as_row(moments_.grad, s.samples) : image,
-                row_out ? row : plan_.grad_window_of(unit));
-    }
-  });
-}
-
-// A few channels of the input, from packed row `first` on.
-void Call::pack_input(int64_t first, int64_t place, const Image& image,
-                      Window window) const {
-  const ConvShape& s = plan_.shape;
-  const int64_t last = std::min(first + kChannelsPerTask, plan_.input_rows);
-  const int64_t stride = plan_.input_stride() * plan_.input_lanes;
-  float* to = input_ + first * stride + place * plan_.plane() * plan_.input_lanes;
-  if (plan_.operand == Operand::broadcast) {
-    pack_planes(image, {first, 1, last - first}, window, kernels_, to, stride);
-    return;
-  }
-  for (int64_t row = first; row < last; ++row, to += stride) {
-    const int64_t group = row / s.group_channels() * kernels_.lanes;
-    const int64_t channel = group * s.group_channels() + row % s.group_channels();
-    const int64_t lanes = std::min<int64_t>(kernels_.lanes, s.groups - group);
-    pack_lanes(image, {channel, s.group_channels(), lanes}, kernels_.lanes, window,
-               kernels_, to);
-  }
-}
-
-void Call::pack_grad(const ColumnOfTiles& column, int64_t place, const Image& image,
-                     Window window) const {
-  const int64_t width = column.vectors * kernels_.lanes;
-  // Only blocks of one unit have units of fewer rows.
-  const int64_t position = place * plan_.units.unit_rows * plan_.shape.out_width;
-  pack_lanes(image, {column.first_output, column.output_step, column.lanes}, width,
-             window, kernels_,
-             grad_ + column.grad_lane * plan_.most_positions + position * width);
-}
-
-void square(float* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] *= values[i];
-}
-
-void Call::square_packed() {
-  constexpr int64_t kPiece = 1 << 14;
-  const int64_t pieces = ceil_div(input_size(), kPiece);
-  each_(pieces + ceil_div(grad_size(), kPiece), [&](int64_t task) {
-    const bool is_input = task < pieces;
-    const int64_t begin = (is_input ? task : task - pieces) * kPiece;
-    const int64_t size = is_input ? input_size() : grad_size();
-    square((is_input ? input_ : grad_) + begin, std::min(kPiece, size - begin));
-  });
-}
-
-void Call::multiply(Block block, float* sum, float* sum_sq) {
-  Pass pass{input_, grad_, plan_.runs_of(block), {}, sum, sum_sq};
-  for (const Positions& some : plan_.positions)
-    pass.places_of.push_back(some.places_of(pass.runs));
-  each_(tiles_.tasks(), [&](int64_t task) { tiles_.run(pass, task); });
-}
-
-const void* behind(const View4& view, int64_t channels) {
-  const int64_t bytes = view.dtype == Dtype::float32 ? 4 : 2;
-  return static_cast<const char*>(view.data) + channels * view.stride[1] * bytes;
-}
-
-// Adds the moments of a part of the weights of a 3 x 3 convolution, by way of
-// accumulators of its own.
-void add_part(const GradMoments& all, const Part& part, const Microkernels& kernels,
-              const ParallelFor& each, int64_t threads) {
-  GradMoments some = all;
-  some.shape.channels = part.channels;
-  some.shape.outputs = part.outputs;
-  some.input.data = behind(all.input, part.channel);
-  some.grad.data = behind(all.grad, part.output);
-  const int64_t patch = some.shape.patch(), size = part.outputs * patch;
-  const Floats own = new_floats(2 * size);
-  std::fill_n(own.get(), 2 * size, 0.f);
-  some.sum = own.get();
-  some.sum_sq = own.get() + size;
-  Call(some, kernels, each, threads).run();
-  const int64_t taps = all.shape.kernel_h * all.shape.kernel_w;
-  each(part.outputs, [&](int64_t o) {
-    const int64_t to = (part.output + o) * all.shape.patch() + part.channel * taps;
-    for (int64_t i = 0; i < patch; ++i) {
-      all.sum[to + i] += some.sum[o * patch + i];
-      all.sum_sq[to + i] += some.sum_sq[o * patch + i];
-    }
-  });
-}
-
-void one_by_one(int64_t count, const std::function<void(int64_t)>& body) {
-  for (int64_t i = 0; i < count; ++i) body(i);
+// Whether other threads would take longer to start than they would save.
+bool is_small(const ConvShape& s) {
+  const double work =
+      static_cast<double>(s.samples) * s.positions() * s.outputs * s.patch();
+  return work < tuning::kSerialWork;
 }
 
 }  // namespace
 
-void grad_moments_core(const GradMoments& moments, Capability capability,
-                       const ParallelFor& parallel_for, int64_t threads) {
+void accumulate(const GradMoments& moments, Capability capability,
+                const Parallel& parallel, int64_t threads) {
   const ConvShape& s = moments.shape;
   if (s.samples == 0 || s.positions() == 0 || s.outputs == 0 || s.patch() == 0) return;
-  const int64_t work = s.samples * s.positions() * s.outputs * s.patch();
-  const ParallelFor each = work < tuning::kSerialWork ? one_by_one : parallel_for;
-  const Microkernels& kernels = microkernels(capability);
-  if (!winograd_pays(s, kernels)) return Call(moments, kernels, each, threads).run();
-  for (const Part& part : grad_moments_winograd(moments, kernels, each, threads))
-    add_part(moments, part, kernels, each, threads);
+  const Machine machine{microkernels(capability),
+                        is_small(s) ? Parallel(in_one_piece) : parallel, threads};
+  if (winograd_pays(s, machine.kernels)) {
+    for (const Part& part : accumulate_by_winograd(moments, machine))
+      accumulate_part(moments, part, machine);
+  } else if (is_mostly_padding(s)) {
+    accumulate_taps(moments, machine);
+  } else {
+    accumulate_plainly(moments, machine);
+  }
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

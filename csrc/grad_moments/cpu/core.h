@@ -1,19 +1,15 @@
 // grad_moments on the CPU, free of torch: tests compile it alone.
 #pragma once
 
-#include <functional>
-
-#include "grad_moments/contract.h"
 #include "common/cpu/capability.h"
+#include "common/cpu/parallel.h"
+#include "grad_moments/contract.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
-// Calls body(i) once for each i in [0, count), on any threads in any order.
-using ParallelFor =
-    std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
+// Adds a call's moments, by the way that takes the least time. `threads` decides into
+// how many tasks work is dealt, never the result.
+void accumulate(const GradMoments& moments, Capability capability,
+                const Parallel& parallel, int64_t threads);
 
-// `threads` only decides into how many tasks the tiles are dealt, never the result.
-void grad_moments_core(const GradMoments& moments, Capability capability,
-                       const ParallelFor& parallel_for, int64_t threads);
-
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -1,6 +1,10 @@
-// Compiles the micro-kernels for each set of vector instructions: no compiler flag
-// needed, one binary for all processors of an architecture.
+// Compiles the micro-kernels for each set of vector instructions. It needs no compiler
+// flag: one binary serves all processors of an architecture.
 #include "grad_moments/cpu/microkernel.h"
+
+#include <numeric>
+
+#include "grad_moments/cpu/tuning.h"
 
 #define FISHERPRUNE_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -9,7 +13,33 @@
 #define FISHERPRUNE_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
+namespace {
+
+// Whether a tile of `rows` by `lanes` holds every micro-tile of up to `vectors`
+// vectors, and whole ones of two kinds: the last column may have another kind than the
+// others.
+constexpr bool holds(int64_t rows, int64_t lanes, const MicroTileOf* tiles, int vectors,
+                     const Microkernels& kernels) {
+  bool all = kernels.lanes * vectors <= lanes;
+  for (int v = 1; v <= vectors; ++v)
+    for (int w = 1; w <= v; ++w)
+      all &= tiles[v].rows <= kMostRows &&
+             std::lcm<int64_t, int64_t>(tiles[v].rows, tiles[w].rows) <= rows;
+  return all;
+}
+
+// Whether tiles and panels hold what the micro-kernels write.
+constexpr bool fits(const Microkernels& k) {
+  return holds(tuning::kTileRows, tuning::kTileLanes, k.broadcast, k.max_vectors, k) &&
+         holds(tuning::kShortTileRows / tuning::kMostPlaces, tuning::kShortTileLanes,
+               k.short_runs, k.short_vectors, k) &&
+         k.depthwise.rows <= kMostRows && k.depthwise.rows <= tuning::kTileRows &&
+         k.lanes * k.winograd.max_vectors <= tuning::kTileLanes &&
+         k.lanes % k.winograd.rows == 0;
+}
+
+}  // namespace
 
 #if defined(__x86_64__)
 namespace avx512 {
@@ -20,6 +50,7 @@ namespace avx512 {
 #undef FISHERPRUNE_TARGET
 #undef FISHERPRUNE_LANES
 #undef FISHERPRUNE_WIDE
+static_assert(fits(kTable));
 }  // namespace avx512
 
 namespace avx2 {
@@ -30,6 +61,7 @@ namespace avx2 {
 #undef FISHERPRUNE_TARGET
 #undef FISHERPRUNE_LANES
 #undef FISHERPRUNE_WIDE
+static_assert(fits(kTable));
 }  // namespace avx2
 #endif
 
@@ -38,6 +70,7 @@ namespace portable {
 #define FISHERPRUNE_LANES 4
 #define FISHERPRUNE_WIDE 0
 #include "grad_moments/cpu/microkernel_body.h"
+static_assert(fits(kTable));
 }  // namespace portable
 
 const Microkernels& microkernels(Capability capability) {
@@ -49,4 +82,4 @@ const Microkernels& microkernels(Capability capability) {
   return portable::kTable;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

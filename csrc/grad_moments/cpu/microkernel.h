@@ -6,7 +6,7 @@
 
 #include "common/cpu/capability.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // Consecutive entries of the positions, of one group of samples, summed in registers. A
 // group that is cut into several runs waits in the carry tile.
@@ -21,8 +21,8 @@ struct Run {
 struct Column {
   const float* input;  // packed; a row of the patch and a position give an address
   const float* grad;   // packed, [positions][lanes]
-  // The positions to multiply at, in the order of the runs: which of the gradient's
-  // (read for short runs, elsewhere all), and where in the input.
+  // The positions at which to multiply, in the order of the runs: their places in the
+  // gradient (read for short runs alone; others take all) and in the input.
   const int32_t* position;
   const int32_t* offset;
   const Run* runs;
@@ -32,9 +32,11 @@ struct Column {
 
 // Multiplies R rows of the patch, whose addresses are input + base[r] + offset[t], by
 // all lanes, run by run: G = scale * sum_t input * grad, sum += G, sum_sq += G * G on
-// R rows of lanes. Without a sum_sq (null) only sums. The carry is [R][lanes].
+// R rows of lanes. Where sum_sq is null there is only the sum. The carry is [R][lanes].
 using MicroTile = void (*)(const Column&, const int64_t* base, float* sum,
                            float* sum_sq, float* carry);
+
+constexpr int kMostRows = 16;  // of any micro-tile
 
 struct MicroTileOf {
   int rows;
@@ -48,7 +50,8 @@ enum class Operand {
 
 namespace winograd {
 
-// Tiles of 4 x 4 positions meet 6 x 6 inputs: 36 products make the 9 taps of a kernel.
+// A tile of 4 x 4 positions meets 6 x 6 inputs: 36 products give the 9 taps of a
+// kernel.
 constexpr int kEdge = 4, kReach = 6, kPlaces = kReach * kReach, kTaps = 9;
 
 // The tiles of one unit.
@@ -68,10 +71,10 @@ struct Operands {
   int64_t stride;      // of the grid
 };
 
-// Multiplies some channels by all lanes of a column, unit by unit: the runs are of one
-// unit each, in tiles. sum and sum_sq are [channel][tap][lane], the carry
+// Multiplies some channels by all lanes of a column, unit by unit: each run is one
+// unit, counted in tiles. sum and sum_sq are [channel][tap][lane], the carry is
 // [channel][vector][tap][lane]. To the power, [vector][3][lane], it adds the squares of
-// the 36 sums, of the taps that come of them, and of those that it takes for zero.
+// the 36 sums, of the taps computed from them, and of the taps that it takes for zero.
 using MicroTile = void (*)(const Operands& operands, const Run* runs, int64_t run_count,
                            float* sum, float* sum_sq, float* carry, float* power);
 
@@ -89,7 +92,8 @@ struct Microkernels {
   int max_vectors;           // vectors of one micro-tile
   MicroTileOf broadcast[5];  // by the number of vectors, 1 to max_vectors
   MicroTileOf depthwise;     // one vector, Operand::lanes
-  // For runs that are whole groups of few positions, listed, with squares: no carry.
+  // For runs that are whole groups of few listed positions; with squares, without
+  // carry.
   int short_vectors;          // of one micro-tile; 0 where the registers are too few
   MicroTileOf short_runs[3];  // by the number of vectors, 1 to short_vectors
   // to[c * to_stride + r] = from[r * from_stride + c]
@@ -103,4 +107,4 @@ struct Microkernels {
 
 const Microkernels& microkernels(Capability capability);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -55,7 +55,7 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_run(const Column& column,
   }
 }
 
-// Groups of one sample, the usual case, are spared the multiplications.
+// Groups of one sample, the usual case, need no multiplication.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void scale(const Run& run, Vec* acc, int n) {
   if (run.scale == 1.f) return;
   FISHERPRUNE_UNROLL
@@ -68,7 +68,7 @@ FISHERPRUNE_INLINE int64_t place(int i, int64_t row_stride) {
   return i / V * row_stride + i % V * kLanes;
 }
 
-// Where the sums of a run go: into the carry, or squared into the moments.
+// Adds the sums of a run to the carry, or, where the group ends, to the moments.
 template <int R, int V>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void end_run(const Run& run, Vec* acc,
                                                    int64_t row_stride, float* sum,
@@ -110,9 +110,9 @@ FISHERPRUNE_TARGET void micro_tile(const Column& column, const int64_t* base,
   }
 }
 
-// The same for runs that are whole groups, and short: there the tile's moments, kept
-// in registers too, would be loaded and stored as often as multiplied. The additions
-// have the same order.
+// The same for short runs that are whole groups. It keeps the tile's moments in
+// registers, too: they would otherwise be loaded and stored about as often as sums are
+// multiplied. The additions have the same order.
 template <int R, int V>
 FISHERPRUNE_TARGET void short_micro_tile(const Column& column, const int64_t* base,
                                          float* sum, float* sum_sq, float*) {
@@ -139,7 +139,7 @@ FISHERPRUNE_TARGET void short_micro_tile(const Column& column, const int64_t* ba
     store(sum_sq + place<V>(i, column.row_stride), second[i]);
 }
 
-// The first and the second half of a, b, a, b, ... taken in turns.
+// The first and the second half of a[0], b[0], a[1], b[1], ...
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec zip_low(Vec a, Vec b) {
 #if FISHERPRUNE_LANES == 16
   return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
@@ -211,7 +211,7 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose_rows(const float* from,
   }
 }
 
-// Squares by vectors, what is left over of columns one by one.
+// Square by square; the columns that are left over, entry by entry.
 template <bool kAdd>
 FISHERPRUNE_TARGET void transpose_any(const float* from, int64_t from_stride,
                                       int64_t rows, int64_t cols, float* to,

@@ -1,26 +1,23 @@
 // A task packs a few channels of one sample. Memory traffic: one read of the source and
-// one write in packed form; where neither the source's order nor its dtype fits, by way
-// of a chunk in the first-level cache. The dense float32 layouts, NCHW and
-// channels_last, have direct paths: for convolutions of few multiplications packing is
-// what takes the time.
+// one write in packed form. Where neither the order nor the dtype of the source fits,
+// the data goes through a chunk in the first-level cache. The dense float32 layouts,
+// NCHW and channels_last, have direct paths: in convolutions of few multiplications
+// most of the time is packing.
 #include "grad_moments/cpu/pack.h"
 
 #include <algorithm>
 
 #include "common/cpu/half_float.h"
+#include "common/integers.h"
+#include "grad_moments/cpu/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
-
-constexpr int64_t kChunk = 128;    // positions transposed at a time
-constexpr int64_t kMaxLanes = 64;  // of one column of tiles
 
 // The columns of a window that lie inside the image: [begin, end).
 struct Inside {
   int64_t begin, end;
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Inside inside(const Window& w, int64_t width) {
   const int64_t begin = w.w0 < 0 ? ceil_div(-w.w0, w.col_step) : 0;
@@ -125,50 +122,51 @@ void planes(const Image& image, Channels from, const Window& w,
   }
 }
 
-// The part of a window of which one row, or a few whole rows, make up kChunk positions.
+// A part of a window: some of one row, or a few whole rows; at most kPackPositions.
 Window part_of(const Window& w, int64_t row, int64_t col) {
-  const int64_t rows = std::max<int64_t>(1, kChunk / w.cols);
+  const int64_t rows = std::max<int64_t>(1, tuning::kPackPositions / w.cols);
   return {w.h0 + row * w.row_step,
           w.w0 + col * w.col_step,
           std::min(rows, w.rows - row),
-          std::min(kChunk, w.cols - col),
+          std::min(tuning::kPackPositions, w.cols - col),
           w.row_step,
           w.col_step};
 }
 
-// Any image: planes of a few positions, which stay in the first-level cache,
-// transposed.
+// Any image: planes of a few positions are packed and then transposed. They stay in the
+// first-level cache.
 void lanes_through_planes(const Image& image, Channels from, int64_t width,
                           const Window& w, const Microkernels& kernels, float* to) {
-  alignas(64) float chunk[kMaxLanes * kChunk];
+  alignas(64) float chunk[tuning::kTileLanes * tuning::kPackPositions];
   for (int64_t row = 0; row < w.rows;) {
     Window part{};
     for (int64_t col = 0; col < w.cols; col += part.cols) {
       part = part_of(w, row, col);
-      planes(image, from, part, kernels, chunk, kChunk);
-      kernels.transpose(chunk, kChunk, from.count, part.size(),
+      planes(image, from, part, kernels, chunk, tuning::kPackPositions);
+      kernels.transpose(chunk, tuning::kPackPositions, from.count, part.size(),
                         to + (row * w.cols + col) * width, width);
     }
     row += part.rows;
   }
 }
 
-// Whether a row of the window is a row of a float32 image without gaps.
+// Whether the image is float32 without gaps, and the window skips nothing.
 bool dense(const Image& image, const Window& w) {
   const View4& v = image.view;
   return v.dtype == Dtype::float32 && v.stride[3] == 1 && v.stride[2] == image.width &&
          w.row_step == 1 && w.col_step == 1;
 }
 
-// Small dense images with padding: a few whole rows, transposed and set apart.
+// Small dense images with padding: a few whole rows are transposed, then each is copied
+// to its place.
 void lanes_of_dense_rows(const Image& image, Channels from, int64_t width,
                          const Window& w, const Microkernels& kernels, float* to) {
-  alignas(64) float chunk[kMaxLanes * kChunk];
+  alignas(64) float chunk[tuning::kTileLanes * tuning::kPackPositions];
   const Inside in = inside(w, image.width);
   const int64_t begin = std::max<int64_t>(0, -w.h0);
   const int64_t end = std::min(w.rows, image.height - w.h0);
-  const int64_t most = kChunk / image.width;
-  if (from.count < width) std::fill_n(chunk, kChunk * width, 0.f);
+  const int64_t most = tuning::kPackPositions / image.width;
+  if (from.count < width) std::fill_n(chunk, tuning::kPackPositions * width, 0.f);
   for (int64_t i = begin; i < end; i += most) {
     const int64_t rows = std::min(most, end - i);
     const int64_t at = image.sample * image.view.stride[0] +
@@ -239,10 +237,10 @@ void pack_lanes(const Image& original, Channels from, int64_t width, Window wind
   else if (dense(image, window) && window.rows == 1 && whole)
     kernels.transpose(floats_at(v, index_of(image, from.first, window, 0, 0)),
                       lane_step, from.count, window.cols, to, width);
-  else if (dense(image, window) && image.width <= kChunk)
+  else if (dense(image, window) && image.width <= tuning::kPackPositions)
     lanes_of_dense_rows(image, from, width, window, kernels, to);
   else
     lanes_through_planes(image, from, width, window, kernels, to);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

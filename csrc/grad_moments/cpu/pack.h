@@ -5,10 +5,10 @@
 #include <cstdint>
 
 #include "grad_moments/contract.h"
-#include "grad_moments/cpu/plan.h"
 #include "grad_moments/cpu/microkernel.h"
+#include "grad_moments/cpu/plan.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // One sample of a view with the size of its images.
 struct Image {
@@ -31,4 +31,4 @@ void pack_planes(const Image& image, Channels from, Window window,
 void pack_lanes(const Image& image, Channels from, int64_t width, Window window,
                 const Microkernels& kernels, float* to);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -1,19 +1,18 @@
-// The plan is made once a call, in time that does not count: a table entry for each row
-// of the patch and for each position of a block.
+// The plan is made once in a call. Its tables have an entry for each row of the patch
+// and for each position of a block, so the time for it does not count.
 #include "grad_moments/cpu/plan.h"
 
 #include <algorithm>
 
+#include "common/check.h"
+#include "common/integers.h"
 #include "grad_moments/cpu/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Where convolution groups have few outputs, most lanes would idle over outputs: they
-// go over the groups instead.
+// Where convolution groups have few outputs, most lanes would idle if each had an
+// output: then each lane has a convolution group instead.
 Operand choose_operand(const ConvShape& s, int64_t lanes) {
   if (s.groups == 1 || s.group_outputs() > lanes / 2) return Operand::broadcast;
   const int64_t idle_outputs = round_up(s.group_outputs(), lanes) * s.groups;
@@ -55,9 +54,9 @@ void columns_over_groups(Plan& plan, const Microkernels& kernels) {
                  kernels.lanes);
 }
 
-// Samples of which one column's gradient alone would leave the cache, or all columns'
-// would exceed the memory of a call, are cut. A block is as many as may be packed at a
-// time.
+// Samples are cut where the gradient of one column would leave the cache, or that of
+// all columns would be more than the memory of a call. A block is as many samples as
+// may be packed at a time.
 Units choose_units(const Plan& plan, int64_t lanes_of_tile) {
   const ConvShape& s = plan.shape;
   const int64_t rows =
@@ -77,9 +76,18 @@ Units choose_units(const Plan& plan, int64_t lanes_of_tile) {
                   std::min(wanted, tuning::kMostBlockBytes / sample_bytes));
 }
 
-// In a packed input, one output position further is this many rows or columns: kernels
-// of one row or column leave out what the stride skips.
+// How many rows (or columns) of the packed input lie between neighbouring positions:
+// for kernels of one row (or column) what the stride skips is not packed.
 int64_t step(int64_t kernel, int64_t stride) { return kernel == 1 ? 1 : stride; }
+
+// The micro-kernels count what lies in a block of one packed channel in 32 bits.
+void check_offsets(const Plan& plan) {
+  const int64_t values = plan.input_stride() * plan.input_lanes;
+  check(
+      values <= INT32_MAX,
+      "grad_moments: the input that the positions of one block see must have at most ",
+      INT32_MAX, " values a channel, got ", values);
+}
 
 void fill_base(Plan& plan) {
   const ConvShape& s = plan.shape;
@@ -192,6 +200,7 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
     columns_over_groups(plan, kernels);
   plan.units = choose_units(plan, plan.columns[0].vectors * kernels.lanes);
   plan.most_positions = plan.units.positions_of(plan.units.block_at(0));
+  check_offsets(plan);
   fill_base(plan);
   plan.carries = !plan.products && plan.units.carries(tuning::kRunPositions);
   plan.short_runs &= !plan.carries;
@@ -199,4 +208,4 @@ Plan plan_of(const ConvShape& shape, const Microkernels& kernels) {
   return plan;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

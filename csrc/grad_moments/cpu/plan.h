@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "grad_moments/contract.h"
-#include "grad_moments/cpu/units.h"
 #include "grad_moments/cpu/microkernel.h"
+#include "grad_moments/cpu/units.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // What is read of one sample: h = h0 + i * row_step and w = w0 + j * col_step for row i
 // and column j; zero outside of the image.
@@ -18,8 +18,8 @@ struct Window {
   int64_t size() const { return rows * cols; }
 };
 
-// One tile wide (up to kTileLanes lanes), all rows of the patch high: the outputs
-// first_output + i * output_step, whose inputs begin at first_channel.
+// The tiles, below each other, of the outputs first_output + i * output_step: up to
+// kTileLanes lanes wide, all rows of the patch high.
 struct ColumnOfTiles {
   int64_t first_output, output_step;
   int64_t lanes;      // that hold an output
@@ -28,11 +28,11 @@ struct ColumnOfTiles {
   int64_t grad_lane;  // lanes of the columns before it
 };
 
-// Positions of a block at which some rows of the patch are multiplied, in order: all,
-// or those that read the image and not its padding.
+// The positions of a block at which some rows of the patch are multiplied, in order:
+// all of them, or those that read the image and not its padding.
 struct Positions {
   std::vector<int32_t> position, offset;  // in the packed gradient and input
-  // The same runs of positions as places in these lists.
+  // Runs of positions as runs of places in these lists.
   std::vector<Run> places_of(const std::vector<Run>& runs) const;
 };
 
@@ -54,8 +54,8 @@ struct Plan {
 
   std::vector<ColumnOfTiles> columns;
   std::vector<int64_t> base;  // of each row of the patch, in the packed input
-  // One for each place in the kernel, which rows of the patch take in turns, for small
-  // images that have padding; otherwise one for all.
+  // For small images with padding, one for each tap: rows of the patch use them in
+  // turns. Otherwise one for all rows.
   std::vector<Positions> positions;
 
   // What `rows` output rows read of the input, from output row `first` on.
@@ -69,4 +69,4 @@ struct Plan {
 
 Plan plan_of(const ConvShape& shape, const Microkernels& kernels);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -1,24 +1,24 @@
 // A task owns one tile: some rows of the patch by the lanes of a column. Memory
-// traffic: for every micro-tile of rows the column's packed gradient (from the
-// second-level cache) and the packed input of these rows; both moments of the tile stay
+// traffic: for every micro-tile it reads the column's packed gradient (from the
+// second-level cache) and the packed input of its rows. Both moments of the tile stay
 // in the first-level cache and are added to the accumulators once.
 #include "grad_moments/cpu/tiles.h"
 
 #include <algorithm>
 #include <numeric>
 
+#include "common/integers.h"
 #include "grad_moments/cpu/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
 
 constexpr int64_t kTileFloats =
     std::max(tuning::kTileRows * tuning::kTileLanes,
              tuning::kShortTileRows* tuning::kShortTileLanes);
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// As many times `rows` as a tile holds, fewer where the threads would run out of tasks.
+// The largest multiple of `rows` that a tile holds; less where there would be too few
+// tasks for the threads.
 int64_t choose_task_rows(int64_t rows, int64_t most, int64_t patch, int64_t columns,
                          int64_t threads) {
   const int64_t fair = ceil_div(patch, rows) * columns / (4 * threads);
@@ -82,9 +82,9 @@ void Tiles::run(const Pass& pass, int64_t task) const {
   if (pass.sum_sq) target(tile, pass.sum_sq).add(kernels_, sum_sq, width(tile.column));
 }
 
-// As many runs as have their packed gradient in the second-level cache (the first-level
-// where little is done with each number of it), at least one:
-// every micro-tile of the task reads it again.
+// As many runs as have their packed gradient in the second-level cache, at least one:
+// every micro-tile of the task reads it again. Where little is done with each number of
+// it, the first-level cache must hold it.
 Tiles::Runs Tiles::cached_runs(const Pass& pass, int64_t first,
                                const Tile& tile) const {
   const int64_t bytes = plan_.short_runs ? tuning::kShortGradBytes : tuning::kGradBytes;
@@ -96,10 +96,10 @@ Tiles::Runs Tiles::cached_runs(const Pass& pass, int64_t first,
   return {first, last};
 }
 
-// Micro-tiles have rows of one place in the kernel: every row, or every places_-th.
+// The rows of a micro-tile have one list of positions: they are neighbours, or they lie
+// places_ rows apart.
 void Tiles::micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* sum,
                         float* sum_sq) const {
-  constexpr int64_t kMostRows = 16;
   const ColumnOfTiles& c = tile.column;
   const MicroTileOf micro = micro_tile(c);
   const float* const input =
@@ -112,7 +112,8 @@ void Tiles::micro_tiles(const Pass& pass, Runs runs, const Tile& tile, float* su
     const int64_t place = part % places_;
     const int64_t row = part / places_ * micro.rows * places_ + place;
     int64_t base[kMostRows];
-    for (int64_t r = 0; r < micro.rows; ++r)  // past the end: repeats, left out by add
+    for (int64_t r = 0; r < micro.rows;
+         ++r)  // past the end rows repeat; add skips them
       base[r] = plan_.base[std::min(tile.row + row + r * places_, tile.end - 1)];
     const Positions& positions = plan_.positions[place];
     const Column operands{input,
@@ -140,4 +141,4 @@ void Tiles::prefetch(const Pass& pass, const Tile& tile, int64_t part,
   if (pass.sum_sq) target(tile, pass.sum_sq).prefetch(part, parts);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -4,19 +4,19 @@
 #include <cstdint>
 #include <vector>
 
-#include "grad_moments/cpu/accumulator_tile.h"
 #include "common/cpu/floats.h"
-#include "grad_moments/cpu/plan.h"
+#include "grad_moments/cpu/accumulator_tile.h"
 #include "grad_moments/cpu/microkernel.h"
+#include "grad_moments/cpu/plan.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // What one pass over a block reads and where it adds.
 struct Pass {
   const float* input;                       // packed
   const float* grad;                        // packed
   std::vector<Run> runs;                    // of all positions
-  std::vector<std::vector<Run>> places_of;  // the same in the plan's lists of positions
+  std::vector<std::vector<Run>> places_of;  // the same, in each list of the plan
   float* sum;
   float* sum_sq;  // null: only sum
 };
@@ -60,4 +60,4 @@ class Tiles {
   Floats carry_;  // sums of unfinished groups, one float per weight; only where needed
 };
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -1,14 +1,16 @@
-// Tuning constants of the CPU kernels. None of them depends on the number of threads,
-// so the order of the additions, and with it every bit of the result, does not either.
+// Tuning constants of grad_moments on the CPU. None of them depends on the number of
+// threads, so the order of the additions, and with it every bit of the result, does not
+// either. Any values within the bounds that are asserted give right results.
 #pragma once
 
 #include <cstdint>
 
-namespace fisherprune::tuning {
+namespace fisherprune::cpu::grad_moments::tuning {
 
 // Rows of the patch and lanes of the outputs that one task keeps in its tile: twice
 // 48 x 64 floats are 24 KiB, half of a first-level cache. 48 is a multiple of every
-// micro-tile's rows but the 9 of depthwise convolutions.
+// micro-tile's rows but the 9 of depthwise convolutions. That micro-tiles fit is
+// asserted in microkernel.cpp.
 constexpr int64_t kTileRows = 48;
 constexpr int64_t kTileLanes = 64;
 
@@ -22,51 +24,73 @@ constexpr int64_t kGradBytes = 1 << 20;
 constexpr int64_t kShortRunPositions = 32;
 constexpr int64_t kShortGradBytes = 16 << 10;
 
-// The tile of such groups: 144 x 32 floats, twice 18 KiB. More rows than that of
-// others, because adding it up is a large part of the work: they make whole cache lines
-// of the accumulators, and whole micro-tiles for each of the 9 places of a 3x3 kernel.
+// The tile of such groups: 144 x 32 floats, twice 18 KiB. It has more rows than others,
+// because to add the tile to the accumulators is a large part of the work. The rows
+// fill whole cache lines of the accumulators, and whole micro-tiles for each of the 9
+// taps of a 3x3 kernel.
 constexpr int64_t kShortTileRows = 144;
 constexpr int64_t kShortTileLanes = 32;
 
-// Places of a kernel up to which their rows of the patch may be multiplied apart, each
-// where it is over the image: a tile then has micro-tiles of all places.
+// The most taps of a kernel whose rows of the patch may be multiplied apart, each tap
+// at the positions where it is over the image: a tile then has micro-tiles of all taps.
 constexpr int64_t kMostPlaces = 9;
 
-// A block is what is packed at a time. Small ones stay near the processor, the more so
-// where a patch of one tile reads them only once; but the accumulators are read and
-// written once for each block, which so many positions of multiplications outweigh. The
-// last bounds the memory of a call.
+// A block is what is packed at a time. Small blocks stay in a cache near the processor,
+// which matters most where the patch is one tile and reads them only once. But the
+// accumulators are read and written once for each block: the multiplications at
+// kBlockPositions positions outweigh that. kMostBlockBytes bounds the memory of a call.
 constexpr int64_t kOneTileBlockBytes = 2 << 20;
 constexpr int64_t kBlockBytes = 4 << 20;
 constexpr int64_t kBlockPositions = 4096;
 constexpr int64_t kMostBlockBytes = 16 << 20;
+static_assert(kMostBlockBytes / 4 <= INT32_MAX && kGradBytes / 4 <= INT32_MAX,
+              "places in a packed block take 32 bits");
+
+// Channels of the input that one task packs, and numbers that one task squares.
+constexpr int64_t kPackChannels = 16;
+constexpr int64_t kSquarePiece = 1 << 14;
+static_assert(kPackChannels >= 1 && kSquarePiece >= 1);
+
+// Positions that are transposed at a time, in the first-level cache.
+constexpr int64_t kPackPositions = 128;
+static_assert(kPackPositions >= 1);
+
+// Floats of a sample's packed input, and how many times those of the image, above which
+// a kernel is taken tap by tap: packed as usual, the padding would fill the memory.
+constexpr double kPaddedFloats = 1 << 26;
+constexpr double kMostPadding = 16;
 
 // Winograd: tiles that a task transforms at a time, and its panels of channels at most:
-// the second-level cache holds what comes of them.
+// the second-level cache holds what they become.
 constexpr int64_t kWinogradTiles = 32;
 constexpr int64_t kWinogradPanels = 4;
+static_assert(kWinogradPanels >= 1);
 
-// Tasks that there must be for it, or many threads would have none. What a tile and
-// what the end of a sample costs for each channel, in multiplications of a vector: the
-// 36 and the share of a transformation, and the way from 36 sums to 9 moments.
+// Tasks that there must be for it: with fewer, many threads would have none. What a
+// tile and what the end of a sample costs for each channel, in multiplications of a
+// vector: the 36 and the share of a transformation, and the way from 36 sums to 9
+// moments.
 constexpr int64_t kWinogradLeastTasks = 16;
 constexpr int64_t kWinogradTileCost = 42;
 constexpr int64_t kWinogradSampleCost = 160;
 
-// How much larger than the taps, in squares, the 36 sums may be that they come of. The
-// error is some 2e-7 of the taps times the root of that: here 4e-6. Dense and sparse
-// random data have 10 to 30, layers of ResNet18 and VGG19 less than 10.
+// How much larger than the taps the 36 sums may be from which the taps are computed, in
+// squares. The error is about 2e-7 of the taps times the root of this: here 4e-6. Dense
+// and sparse random data have 10 to 30, layers of ResNet18 and VGG19 less than 10.
 constexpr float kWinogradMostLoss = 400;
+static_assert(kWinogradMostLoss <= 2500, "the error must stay below 1e-5");
 
-// What may be taken for zero, in squares and of those of the taps: 4e-6.
+// The share of the taps that may be taken for zero, in squares: here 4e-6.
 constexpr float kWinogradMostZeros = 1.6e-11f;
+static_assert(kWinogradMostZeros <= 1e-10f, "the error must stay below 1e-5");
 
 // Positions added up in one register before they join the others: bounds the rounding
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;
+static_assert(kRunPositions >= 1, "a run goes on");
 
-// Multiply-adds below which a call is one thread's work: to start and to wait for the
-// others takes longer.
+// Multiply-adds below which one thread does all the work of a call: to start the others
+// and to wait for them would take longer.
 constexpr int64_t kSerialWork = 1 << 20;
 
-}  // namespace fisherprune::tuning
+}  // namespace fisherprune::cpu::grad_moments::tuning

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 
-namespace fisherprune {
+#include "common/integers.h"
+
+namespace fisherprune::cpu::grad_moments {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Whole groups where `most` samples hold one.
+// As many samples as make blocks of equal size, at most `most`; whole groups where that
+// holds one.
 int64_t units_of_block(int64_t samples, int64_t group, int64_t most) {
   most = std::clamp<int64_t>(most, 1, samples);
   const int64_t equal = ceil_div(samples, ceil_div(samples, most));
@@ -73,4 +73,4 @@ bool Units::carries(int64_t most) const {
   return false;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

@@ -1,5 +1,5 @@
-// The samples of a call in the order in which grad_moments takes them: units, blocks of
-// units, and runs that are squared or carried on.
+// How grad_moments takes the samples of a call, in order: units, blocks of units, and
+// runs of positions.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #include "grad_moments/cpu/microkernel.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 
 // The units [first, last) of one block.
 struct Block {
@@ -15,12 +15,12 @@ struct Block {
   int64_t units() const { return last - first; }
 };
 
-// A unit is one sample, or some of its rows where a whole one would leave the cache. A
-// sample is rows by cols positions (of the output, or tiles of them).
+// A unit is one sample, or some of its rows where a whole sample would leave the cache.
+// A sample has rows by cols positions of the output, or as many tiles of positions.
 struct Units {
   int64_t samples, rows, cols;
   int64_t group_size;   // at most the samples
-  int64_t unit_rows;    // of one unit, but that the last of a sample may have fewer
+  int64_t unit_rows;    // of one unit; the last one of a sample may have fewer
   int64_t per_sample;   // 1 unless samples are cut
   int64_t count;        // in all
   int64_t block_units;  // at most, in one block; 1 where samples are cut
@@ -40,4 +40,4 @@ struct Units {
 Units units_of(int64_t samples, int64_t rows, int64_t cols, int64_t group_size,
                int64_t most_rows, int64_t most_units);
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

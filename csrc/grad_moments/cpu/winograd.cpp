@@ -1,18 +1,17 @@
-// Who does what. A task owns some channels of one column of outputs, and all samples.
-// It takes them a block at a time: it transforms the column's output gradients and
-// then, panel of channels by panel of channels, the inputs. The micro-kernel multiplies
-// them place by place, turns the 36 sums of a unit into 9 taps, and adds these and
-// their squares to the task's moments. At the end the moments are transposed and added
-// to the accumulators, but for those that rounding has spoilt: they are left to the
-// plain way.
+// Who does what. A task owns some channels and one column of outputs, and takes all
+// samples, a block at a time. It transforms the column's output gradients, and then,
+// panel by panel, its channels of the input. The micro-kernel multiplies them place by
+// place, turns the 36 sums of a unit into 9 taps, and adds these and their squares to
+// the task's moments. At the end the task transposes its moments and adds them to the
+// accumulators, except where rounding has spoilt them: these are left to the plain way.
 //
-// Memory traffic. A task reads what it transforms, and what it makes of it, more than
-// twice as large, stays in its second-level cache: tasks that share it would wait for
-// memory longer than it takes to transform it again. The accumulators are read and
-// written once.
+// Memory traffic. A task reads its operands once. Their transforms are more than twice
+// as large, and stay in its second-level cache. Tasks do not share them: to wait for
+// memory would take longer than to transform the operands again. The accumulators are
+// read and written once.
 //
-// Every element has one owner and its additions one order: results are equal bit for
-// bit whatever the number of threads.
+// Every element has one owner, and its additions have one order: results are equal bit
+// for bit, whatever the number of threads.
 #include "grad_moments/cpu/winograd.h"
 
 #include <algorithm>
@@ -20,13 +19,14 @@
 #include <numeric>
 #include <vector>
 
-#include "grad_moments/cpu/accumulator_tile.h"
 #include "common/cpu/floats.h"
+#include "common/integers.h"
+#include "grad_moments/cpu/accumulator_tile.h"
 #include "grad_moments/cpu/pack.h"
-#include "grad_moments/cpu/units.h"
 #include "grad_moments/cpu/tuning.h"
+#include "grad_moments/cpu/units.h"
 
-namespace fisherprune {
+namespace fisherprune::cpu::grad_moments {
 namespace {
 
 using winograd::kEdge;
@@ -35,9 +35,6 @@ using winograd::kReach;
 using winograd::kTaps;
 
 constexpr int64_t kHalo = kReach - kEdge;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Rows of units are rows of tiles.
 Units choose_units(const ConvShape& s) {
@@ -52,7 +49,8 @@ struct TaskSize {
   int64_t panels, vectors;
 };
 
-// As large as leaves every thread a task: the larger, the less is transformed twice.
+// As large as possible, but every thread needs a task: large tasks transform less
+// twice.
 TaskSize choose_task_size(int64_t panels, int64_t vectors, int64_t max_vectors,
                           int64_t threads) {
   TaskSize size{std::min(panels, tuning::kWinogradPanels),
@@ -250,8 +248,8 @@ float sum_of(const float* values, int64_t count) {
   return std::accumulate(values, values + count, 0.f);
 }
 
-// Whether the rounding of the products, which are of this power, or what was taken for
-// zero may be more than the taps can bear.
+// Whether the taps have too large an error: by the rounding of the products, or by what
+// was taken for zero. Both are judged by their power.
 bool is_lost(const float* power, int64_t lanes) {
   const float products = sum_of(power, lanes), taps = sum_of(power + lanes, lanes);
   const float zeros = sum_of(power + 2 * lanes, lanes);
@@ -259,7 +257,7 @@ bool is_lost(const float* power, int64_t lanes) {
            zeros <= tuning::kWinogradMostZeros * taps);
 }
 
-// Notes which panels are lost for which vectors, and clears their moments.
+// Notes which panels are lost for which vectors of outputs, and clears their moments.
 void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
   const int64_t vectors = tile.width / lanes_;
   for (int64_t c = 0; c < tile.channels; c += lanes_)
@@ -276,8 +274,8 @@ void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
     }
 }
 
-// As few rectangles as panels side by side make that are the same for vectors side by
-// side.
+// Lost panels that are neighbours become one part, and so do neighbouring vectors that
+// have lost the same panels.
 std::vector<Part> Winograd::lost() const {
   std::vector<Part> parts;
   for (int64_t v = 0; v < vectors_; ++v) {
@@ -308,47 +306,14 @@ AccumulatorTile Winograd::target(const Tile& tile, float* accumulator) const {
           tile.channels * kTaps, tile.outputs};
 }
 
-int64_t positions_inside(int64_t size, int64_t out, int64_t pad) {
-  int64_t count = 0;
-  for (int64_t y = 0; y < 3; ++y)
-    for (int64_t p = 0; p < out; ++p) count += p + y >= pad && p + y < size + pad;
-  return count;
-}
-
-// What a vector of outputs costs for each channel and sample, in its multiplications:
-// by the plain way, whose short runs leave out the padding, and by this one.
-int64_t plain_cost(const ConvShape& s) {
-  const bool is_short =
-      s.positions() * std::min(s.group_size, s.samples) <= tuning::kShortRunPositions;
-  if (!is_short) return kTaps * s.positions() + 2 * kTaps;
-  return positions_inside(s.height, s.out_height, s.pad_h) *
-             positions_inside(s.width, s.out_width, s.pad_w) +
-         2 * kTaps;
-}
-
-int64_t winograd_cost(const ConvShape& s) {
-  const int64_t tiles = ceil_div(s.out_height, kEdge) * ceil_div(s.out_width, kEdge);
-  return tiles * tuning::kWinogradTileCost + tuning::kWinogradSampleCost;
-}
-
 }  // namespace
 
-bool winograd_pays(const ConvShape& s, const Microkernels& kernels) {
-  const int64_t vectors =
-      ceil_div(s.channels, kernels.lanes) * ceil_div(s.outputs, kernels.lanes);
-  const bool possible = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 &&
-                        s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 &&
-                        s.groups == 1;
-  return possible && vectors >= tuning::kWinogradLeastTasks &&
-         winograd_cost(s) < plain_cost(s);
-}
-
-std::vector<Part> grad_moments_winograd(const GradMoments& moments,
-                                        const Microkernels& kernels,
-                                        const ParallelFor& each, int64_t threads) {
-  Winograd winograd(moments, kernels, threads);
-  each(winograd.tasks(), [&](int64_t task) { winograd.run(task); });
+std::vector<Part> accumulate_by_winograd(const GradMoments& moments,
+                                         const Machine& machine) {
+  Winograd winograd(moments, machine.kernels, machine.threads);
+  for_each_task(machine.parallel, winograd.tasks(),
+                [&](int64_t task) { winograd.run(task); });
   return winograd.lost();
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cpu::grad_moments

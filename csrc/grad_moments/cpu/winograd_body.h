@@ -2,10 +2,10 @@
 // instructions; no guard, because microkernel_body.h includes it once for each.
 //
 // F(3 x 3, 4 x 4): the 3 x 3 sums over a tile of 4 x 4 positions d and the 6 x 6 inputs
-// a that they meet are A [(G d G^T) * (B a B^T)] A^T, 36 multiplications where 144 are
-// usual. The products of all tiles of a sample are added up before A is applied, once a
-// sample. Of the points that one may choose, 0, 1, -1, 1/2, -2 and infinity have the
-// least rounding: about four times that of plain sums of dense data.
+// a that they meet are A [(G d G^T) * (B a B^T)] A^T: 36 multiplications instead of
+// 144. The products of all tiles of a sample are added up before A is applied, once a
+// sample. The method has points that one may choose: 0, 1, -1, 1/2, -2 and infinity
+// have the least rounding error, about four times that of plain sums of dense data.
 //
 // Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016; Barabasz
 // et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
@@ -56,8 +56,8 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transform_column(
   for (int y = 0; y < kReach; ++y) half[y][x] = result[y];
 }
 
-// Transforms a row of tiles, one vector wide: every tile along its columns, of which
-// the first are those that the tile before it ended with, then along its rows.
+// Transforms a row of tiles, one vector wide: every tile along its columns, then along
+// its rows. The first columns of a tile are the last ones of the tile before.
 template <int kSize, void (*kTimes)(const Vec*, Vec*)>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transform_row(const float* from,
                                                          int64_t width, int64_t row,
@@ -115,9 +115,9 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_tiles(const float* input,
   for (int i = 0; i < R * V; ++i) store(to + i * kLanes, acc[i]);
 }
 
-// g = A m A^T. A tap whose inputs never meet a gradient is zero, but as sums of the 36
-// products only up to rounding, 2^-21 of their norm and seldom 2^-19: what is less than
-// 2^-18 is taken for zero. So weights without a gradient have no moments, unless much
+// g = A m A^T. A tap whose inputs never meet a gradient is zero. Computed from the 36
+// products it is zero up to rounding: 2^-21 of their norm, seldom 2^-19. So a tap below
+// 2^-18 is taken for zero, and weights without a gradient have no moments, unless much
 // larger products cancelled.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void taps_of(const float* products, int64_t place,
                                                    Vec* g, Vec* power) {
@@ -152,9 +152,9 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void taps_of(const float* products, int64_
   }
 }
 
-// One call runs over some units of a block for R channels and V vectors of outputs: the
-// sums over a unit's tiles of all places wait in the first-level cache until they are
-// turned into the 9 taps of a gradient, which end as those of any run.
+// One call runs over some units of a block, for R channels and V vectors of outputs.
+// The sums over a unit's tiles, at all places, wait in the first-level cache; then they
+// become the 9 taps of a gradient, which are added like the sums of any run.
 template <int R, int V>
 FISHERPRUNE_TARGET void winograd_tile(const winograd::Operands& operands,
                                       const Run* runs, int64_t run_count, float* sum,

@@ -1,23 +1,22 @@
-// grad_moments of layers without taps whose operands have 16 bits and their channels
-// side by side: linear layers over sequences under autocast, 1 x 1 convolutions of
+// grad_moments of layers without taps, whose operands have 16 bits and neighbouring
+// channels: linear layers over sequences under autocast, and 1 x 1 convolutions of
 // channels_last images. Nothing is gathered: the positions of a stage lie in shared
-// memory as rows of channels, and come from there transposed, as the products need
-// them.
+// memory as rows of channels, and the products read them transposed.
 //
-// A stage of the pipeline holds 64 positions: a unit of one sample, or two of 32 or
-// four of 16 where samples are that small. Products of 16 bits are exact, but the
-// tensor cores cut off what they add: to float32 precision they add 16 positions only,
-// and the rest is added outside.
+// A stage of the pipeline holds 64 positions: a unit of one sample, or two units of 32
+// or four of 16 positions where samples are small. Products of 16-bit numbers are
+// exact, but tensor cores cut off low bits of their sums. So for float32 precision they
+// add 16 positions only, and the rest is added outside of them.
 //
-// Everything else, and what is added in which order, is as in the other kernels.
+// Everything else, the order of the additions too, is as in the other kernels.
 #pragma once
 
 #include "grad_moments/cuda/kernel.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 constexpr int DENSE = 64;  // positions of a stage
-constexpr int DEPTH = 16;  // of a product
+constexpr int DEPTH = 16;  // positions of a product
 
 struct DenseTask {
   GradMomentsTask moments;
@@ -28,8 +27,8 @@ struct DenseTask {
   __device__ int place_in_unit(int t) const { return t & ((1 << unit_bits) - 1); }
 };
 
-// Shared memory: stages of the gradient, then of the input. A position's channels take
-// 16 bytes more than there are, so that 8 positions lie in different banks.
+// Shared memory: stages of the gradient, then of the input. Each position takes 16
+// bytes more than its channels, so that 8 positions lie in different banks.
 template <int channels>
 struct DenseRows {
   static constexpr int pitch = channels * 2 + 16;  // bytes, from position to position
@@ -42,19 +41,19 @@ constexpr size_t dense_memory_bytes() {
          (DenseRows<Tile::rows>::stage + DenseRows<Tile::columns>::stage);
 }
 
-// What a thread copies of one operand: 8 channels of every few positions. Its pointer
-// follows the samples.
+// What a thread copies of one operand: 8 channels of every `step`-th position. Its
+// pointer moves from sample to sample.
 template <class Tile, int channels>
 struct DenseCopies {
   using Rows = DenseRows<channels>;
   static constexpr int pieces = channels / 8, step = Tile::threads / pieces;
-  static_assert(DEPTH % step == 0);
+  static_assert(channels % 8 == 0 && Tile::threads % pieces == 0 && DEPTH % step == 0);
   const char* from;  // position `first` of the sample that is next
   int first, to;
   bool exists;  // such channels
 
-  // `channel`: where the tile begins in the operand, which has `left` more in its
-  // group.
+  // The tile begins at `channel` of the operand, and its convolution group has `left`
+  // channels from there on.
   __device__ DenseCopies(const Operand& of, int64_t position, int64_t channel, int left,
                          int sample)
       : first(threadIdx.x / pieces),
@@ -79,8 +78,8 @@ struct DenseCopies {
   }
 };
 
-// Where a lane finds its row of four 8 x 8 matrices: two of positions times two of
-// channels, in the order that a product's operand has them.
+// Where a lane finds its row of four 8 x 8 matrices: two blocks of positions by two
+// blocks of channels, in the order of a product's operand.
 template <int channels>
 __device__ inline int dense_place(int channel, bool positions_first) {
   const int lane = threadIdx.x % 32, matrix = lane / 8;
@@ -99,7 +98,7 @@ __device__ inline void multiply_16_bits(float (&c)[4], const uint32_t (&a)[4],
     multiply_bfloat16(c, a, b);
 }
 
-// One product of 16 positions, which begin at `grad` and `input`; `first` of the group.
+// Multiplies 16 positions, which begin at `grad` and `input`. `first`: of the group.
 template <class Tile, Dtype dtype, bool exact, bool first>
 __device__ inline void multiply_dense(Moments<Tile>& moments, SharedAddress grad,
                                       SharedAddress input) {
@@ -158,7 +157,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = m.fresh;
-  run_pipeline<Tile, 0>(
+  run_pipeline<Tile, DENSE / DEPTH, 0>(
       moments, m, count, range, cursor,
       [&](int stage) {
         if (loaded.sample >= range.end) return;
@@ -189,7 +188,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
           cursor.advance(m.positions, DEPTH);
           if (cursor.sample == sample) continue;
           close_sample<Tile>(moments, m, count, cursor.sample == range.end);
-          // Of a unit behind its sample there is nothing to add.
+          // The rest of this unit lies behind its sample: there is nothing to add.
           const int rest = unit - DEPTH - task.place_in_unit(t);
           t += rest;
           grad += rest * Grads::Rows::pitch;
@@ -198,4 +197,4 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

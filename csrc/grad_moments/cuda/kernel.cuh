@@ -1,22 +1,22 @@
 // grad_moments: a block owns a tile of the weight gradient (output channels x weights
 // of a filter) and a range of sample groups. For each sample it multiplies D[channels x
-// positions] with the patches [positions x weights] on the tensor cores, 16 positions
-// at a time out of shared memory, or two samples of at most 8; at the end of each group
-// it adds the gradient and its square to two more sets of registers, and those to
-// memory after 256 groups or a few more. Where groups are few a block has part of one.
+// positions] with the patches [positions x weights] on the tensor cores: 16 positions
+// at a time from shared memory, or two samples of at most 8. At the end of each group
+// it adds the gradient and its square to two more sets of registers, and these to
+// memory after every 256 groups. Where there are few groups, a block has a part of one.
 //
 // Memory traffic of a block: its rows of D and its patches once a sample, by cp.async
 // several slabs ahead; two floats an output every 256 groups. Per-sample gradients and
 // unfolded patches exist in registers and shared memory only.
 //
-// Deterministic: which thread adds what in which order depends on the shape and the
-// number of multiprocessors only.
+// Deterministic: which thread adds what, and in which order, depends only on the shape
+// and on the number of multiprocessors.
 #pragma once
 
 #include "grad_moments/cuda/load.cuh"
 #include "grad_moments/cuda/tile.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 struct GradMomentsTask {
   Operand grad, input;
@@ -28,8 +28,8 @@ struct GradMomentsTask {
   int row_tiles, column_tiles;
   int samples, group_size;
   int parts;   // of a group, each for a block of its own; 1: blocks have whole groups
-  float* sum;  // of split 0; that of the others follow at split_stride
-  float* sum_sq;  // none where groups are in parts
+  float* sum;  // of split 0; the sums of the others follow, split_stride apart
+  float* sum_sq;  // null where groups are in parts
   int64_t split_stride;
   bool fresh;  // nothing is in sum and sum_sq yet
 };
@@ -46,8 +46,8 @@ __device__ inline TilePlace tile_place(const GradMomentsTask& task, int rows,
   return {rest / task.row_tiles, rest % task.row_tiles * rows, column_tile * columns};
 }
 
-// Weights of a filter in the order of the tile's columns: channels run fastest where
-// they are neighbours in memory.
+// The weight of a tile's column. Columns run over channels first where channels are
+// neighbours in memory.
 struct Weight {
   int channel, tap;
 };
@@ -95,16 +95,16 @@ __device__ inline void find_rows(const GradMomentsTask& task, const TilePlace& t
                   : patch_row(task, tile.conv_group, tile.column + i - Tile::rows);
 }
 
-// Where a column's weight lies in a filter.
+// The place of a column's weight in the filter.
 __device__ inline int weight_place(const GradMomentsTask& task, int column) {
   if (task.input.order != Order::rows) return column;
   const Weight weight = weight_of(task, column);
   return weight.channel * task.kernel_h * task.kernel_w + weight.tap;
 }
 
-// Adds a column of a thread's values to the sums, of which `at` is the first. All of
-// the column is read before any of it is written: the compiler moves no load across a
-// store that might be to the same place, and would wait for memory once a value.
+// Adds a column of a thread's values to the sums that begin at `at`. It reads the whole
+// column before it writes: the compiler moves no load across a store that might go to
+// the same place, and each value would wait for memory.
 template <class Tile>
 __device__ inline void flush_column(const typename Moments<Tile>::Values& values, int j,
                                     int side, float* at, int64_t row_words, int rows,
@@ -126,9 +126,9 @@ __device__ inline void flush_column(const typename Moments<Tile>::Values& values
             fmaf(values[i][j][half * 2 + side], scale, before[i][half]);
 }
 
-// Adds the registers to this split's sums and clears them. The tile's place is found
-// again: kept, it would take registers from the products. The closed group is cleared,
-// too, though nobody reads it: so its registers are free for what is read here.
+// Adds the registers to this split's sums and clears them. It finds the tile's place
+// again: if that were kept, the products would have fewer registers. It also clears the
+// closed group, which nobody reads: so its registers are free for what is read here.
 template <class Tile>
 __device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task,
                              bool fresh) {
@@ -161,7 +161,7 @@ struct SampleRange {
   int first, end;
 };
 
-// Whole groups for each of the blocks.
+// The samples of a block that has whole groups.
 __device__ inline SampleRange range_of_groups(const GradMomentsTask& task) {
   const int64_t groups = (task.samples - 1) / task.group_size + 1;
   const int64_t first = groups * blockIdx.y / gridDim.y * task.group_size;
@@ -175,7 +175,7 @@ __device__ inline SampleRange range_of_group(int samples, int group_size, int gr
   return {first, first + (left < group_size ? left : group_size)};
 }
 
-// A group smaller than its parts leaves some of them empty.
+// The samples of one part of a group; a group of few samples has empty parts.
 __device__ inline SampleRange range_of_part(const SampleRange& group, int parts,
                                             int part) {
   const int64_t size = group.end - group.first;
@@ -253,17 +253,20 @@ __device__ inline void multiply_positions(Moments<Tile>& moments,
     close_sample<Tile>(moments, task, count, cursor.sample == end);
 }
 
-// The pipeline of all kernels: load(stage) starts the copies of what comes next,
+// The pipeline of all kernels: load(stage) starts the copies of what comes next, and
 // multiply(stage) works on what has landed, until `cursor` has passed the range. With
-// `ahead`, prepare(stage) comes in between, a stage before: each thread may change what
-// it copied itself. Now and then, between two stages, the sums are flushed: in a loop
-// of its own, as the compiler would otherwise move registers to and fro in each stage.
-template <class Tile, int ahead, class Load, class Prepare, class Multiply>
+// `ahead`, prepare(stage) comes in between, one stage early: each thread may change
+// what it has copied. Now and then, between two stages, the sums are flushed; that has
+// a loop of its own, because otherwise the compiler would move registers to and fro in
+// each stage. A stage holds up to `samples` samples, or a part of one.
+template <class Tile, int samples, int ahead, class Load, class Prepare, class Multiply>
 __device__ inline void run_pipeline(Moments<Tile>& moments, const GradMomentsTask& task,
                                     GroupCount& count, const SampleRange& range,
                                     const Cursor& cursor, Load load, Prepare prepare,
                                     Multiply multiply) {
   constexpr int stages = Tile::stages;
+  static_assert(stages >= 2 + ahead);
+  static_assert(STAGE_SAMPLES % samples == 0, "see FLUSH_GROUPS");
   const auto behind = [](int stage) { return stage + 1 < stages ? stage + 1 : 0; };
   int fill = 1 - stages;  // below 0 while the pipeline is filled
   int stage = 0, next = 0;
@@ -303,7 +306,7 @@ __global__ void __launch_bounds__(
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = task.fresh;
-  run_pipeline<Tile, 0>(
+  run_pipeline<Tile, 2 * Tile::slabs, 0>(  // two short samples in each slab
       moments, task, count, range, cursor,
       [&](int stage) {
         load_stage<Tile, async>(task, shared, stage, loaded, range.end);
@@ -323,7 +326,7 @@ __global__ void __launch_bounds__(
       });
 }
 
-// Adds the splits' sums in their order: a thread an output.
+// Each thread adds the sums of all splits for one weight, in order.
 constexpr int COMBINE_THREADS = 256;
 
 __global__ void __launch_bounds__(COMBINE_THREADS)
@@ -340,8 +343,9 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
   sum_sq[at] += total_sq;
 }
 
-// The same where blocks had parts of groups: adds a group's parts in their order, each
-// the mean gradient of its samples, then the group's gradient and its square.
+// The same where blocks had parts of groups. A part is the mean gradient of its
+// samples: each thread adds a group's parts in order, then the group's gradient and its
+// square.
 __global__ void __launch_bounds__(COMBINE_THREADS)
     combine_parts(const float* partial, int64_t size, int samples, int group_size,
                   int parts, float* sum, float* sum_sq) {
@@ -365,4 +369,4 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
   sum_sq[at] += total_sq;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

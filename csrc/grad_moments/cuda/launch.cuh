@@ -1,10 +1,10 @@
-// grad_moments from its contract and plan to launches: the kernels' arguments, which
-// order of loads. Free of torch, so that tests run it as it is.
+// grad_moments: from its contract and plan to launches, that is the kernels' arguments
+// and the order of their loads. Free of torch, so that tests can run it unchanged.
 #pragma once
 
 #include "grad_moments/cuda/plan.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 inline Order choose_order(const GradMoments& m, const View4& v, bool plain,
                           int64_t step) {
@@ -64,8 +64,8 @@ GradMomentsTask task_of(const GradMoments& m, const Shares& shares, float* works
   task.kernel_w = static_cast<int>(s.kernel_w);
   task.dilation_h = static_cast<int>(s.dilation_h);
   task.dilation_w = static_cast<int>(s.dilation_w);
-  task.row_tiles = static_cast<int>(tiles_across(s.group_outputs(), Tile::rows));
-  task.column_tiles = static_cast<int>(tiles_across(s.patch(), Tile::columns));
+  task.row_tiles = static_cast<int>(ceil_div(s.group_outputs(), Tile::rows));
+  task.column_tiles = static_cast<int>(ceil_div(s.patch(), Tile::columns));
   task.samples = static_cast<int>(s.samples);
   task.group_size = static_cast<int>(std::min(s.group_size, s.samples));
   const int64_t size = s.outputs * s.patch();
@@ -128,8 +128,9 @@ auto window_kernel(const Window& window, const ConvShape& s, Dtype dtype) {
   return window_kernel<Tile, 5>(window, s, dtype);
 }
 
-// Of the image. Where a sample's last unit is not full its window has rows behind them,
-// which are multiplied by zeros: no infinity may be there.
+// The rows of the image that some position sees. Where a sample's last unit is not
+// full, its window has more rows; these are multiplied by zeros, and must not hold
+// infinities.
 inline int rows_seen(const ConvShape& s) {
   const int64_t last =
       (s.out_height - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h - s.pad_h;
@@ -143,7 +144,7 @@ WindowTask window_task_of(const GradMoments& m, const Window& window,
   task.window = window;
   task.moments = task_of<Tile>(m, shares, workspace);
   GradMomentsTask& moments = task.moments;
-  moments.input.order = Order::positions;  // which is that of the weights, too
+  moments.input.order = Order::positions;  // decides on the order of the weights, too
   moments.input.height = rows_seen(m.shape);
   task.grad_step = Copies<Tile, Dtype::float32>::step * moments.grad_channel;
   task.next_grad = window.units * moments.grad.sample_stride;
@@ -172,6 +173,7 @@ void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
   const ConvShape& s = m.shape;
   DenseTask task{};
   task.moments = task_of<DenseTile>(m, shares, workspace);
+  static_assert(DENSE == 1 << 6 && DEPTH == 1 << 4);
   task.unit_bits = s.positions() <= 16 ? 4 : s.positions() <= 32 ? 5 : 6;
   task.grad_position = bytes_between_positions(m.grad, s.out_width);
   task.input_position = bytes_between_positions(m.input, s.width);
@@ -203,7 +205,7 @@ inline void launch_combine(const GradMoments& m, const Shares& shares,
                            const float* workspace, Stream stream) {
   const ConvShape& s = m.shape;
   const int64_t size = s.outputs * s.patch();
-  const dim3 grid(static_cast<unsigned>(tiles_across(size, COMBINE_THREADS)));
+  const dim3 grid(static_cast<unsigned>(ceil_div(size, COMBINE_THREADS)));
   if (shares.parts > 1)
     launch(combine_parts, grid, COMBINE_THREADS, 0, stream, workspace, size,
            static_cast<int>(s.samples),
@@ -236,4 +238,4 @@ inline bool has_work(const ConvShape& s) {
   return s.samples > 0 && s.positions() > 0 && s.outputs > 0 && s.patch() > 0;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

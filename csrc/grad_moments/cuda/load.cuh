@@ -1,22 +1,24 @@
 // Operands of grad_moments on their way to shared memory: implicit im2col.
 //
-// Both are matrices "rows x positions" of one sample: the output gradient has a row per
-// output channel, the patches have a row per weight (c, y, x) of a filter. A row is an
-// offset into the image and the shift (dy, dx) that decides where it falls outside. A
-// block keeps the rows of its tile in shared memory and walks over slabs of 16
-// positions.
+// Both are matrices "rows x positions" of one sample: the output gradient has a row for
+// each output channel, the patches have a row for each weight (c, y, x) of a filter. A
+// row is an offset into the image and a shift (dy, dx), which decides where it falls
+// outside of the image. A block keeps the rows of its tile in shared memory and walks
+// over slabs of 16 positions.
 #pragma once
 
-#include "grad_moments/contract.h"
 #include "common/cuda/ptx.cuh"
+#include "common/integers.h"
+#include "grad_moments/contract.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 constexpr int SLAB = 16;
-// A shift or position that lies outside of every image, whatever is added to it.
+// A shift or position that stays outside of every image, whatever is added to it.
 constexpr int OUTSIDE = -(1 << 30);
 
-// Exact division of [0, 2^31) by a fixed number: t / d = (2 t * magic) >> 32 >> shift.
+// Divides numbers in [0, 2^31) exactly by a fixed d: t / d = (2 t * magic) >> 32 >>
+// shift.
 struct Divider {
   uint32_t magic;
   int shift;
@@ -59,7 +61,7 @@ struct Corner {
   int64_t offset;  // in bytes
 };
 
-// The next slab (or so) of a sample, or of the next sample.
+// Where the next slab (or unit) begins.
 struct Cursor {
   int sample, at;
 
@@ -71,19 +73,21 @@ struct Cursor {
   }
 };
 
-// Slab in shared memory: rows of 16 positions, each quad of a row at a place such that
-// 16-byte reads of 8 neighbouring rows and all ways of writing are free of conflicts.
+// A slab in shared memory has rows of 16 positions. The quads of a row are placed so
+// that 16-byte reads of 8 neighbouring rows, and all ways of writing, have no bank
+// conflicts.
 __device__ inline int place(int row, int position) {
   return row * SLAB + (((position >> 2) ^ (row >> 1)) & 3) * 4 + (position & 3);
 }
 
-// Two samples of at most 8 positions share a slab: each goes into the halves of the
-// quads that one of the slab's two products reads.
+// Two samples of at most 8 positions share a slab. One of the slab's two products reads
+// the first halves of all quads, the other one the second halves: each sample has one
+// half.
 __host__ __device__ inline bool are_short(int positions) {
   return positions <= SLAB / 2;
 }
 
-// Where position t of the slab's first sample goes, or t - 8 of its second.
+// Where position t of the slab's first sample goes; from t = 8 on, t - 8 of its second.
 __device__ inline int short_position(int t) {
   return (t >> 1 & 3) * 4 + (t >> 3) * 2 + (t & 1);
 }
@@ -96,7 +100,7 @@ __device__ inline Corner corner_of(const Operand& op, Divider out_width, int col
   return {h, w, h * op.stride_h + w * op.stride_w};
 }
 
-// A row of the shared table by one 16-byte read.
+// Reads a row of the shared table, in one read of 16 bytes.
 __device__ inline Row read_row(const Row* row) {
   const int4 words = *reinterpret_cast<const int4*>(row);
   const uint64_t high = static_cast<uint32_t>(words.y);
@@ -120,7 +124,7 @@ __device__ inline float to_float(uint32_t bits) {
     return __uint_as_float(dtype == Dtype::float32 ? bits : bits << 16);
 }
 
-// Each thread copies one quad of a row at a time; quads past the end become zeros.
+// Each thread copies one quad of a row at a time; positions past the end become zeros.
 template <int threads, int count>
 __device__ inline void load_vectors(const Operand& op, const Row* rows, float* slab,
                                     Cursor cursor, int positions) {
@@ -141,7 +145,7 @@ __device__ inline void load_vectors(const Operand& op, const Row* rows, float* s
   }
 }
 
-// A thread's position in every step-th row from `first` on, by asynchronous copies.
+// Copies a thread's position in every step-th row from `first` on, asynchronously.
 template <int step, int count>
 __device__ inline void copy_column(const Operand& op, const Row* rows, float* to,
                                    int first, const Corner& at, const char* base) {
@@ -154,11 +158,11 @@ __device__ inline void copy_column(const Operand& op, const Row* rows, float* to
   }
 }
 
-// The same through registers, as float32: all loads start before the first is awaited.
+// The same by way of registers, to float32: all loads start before one is waited for.
 template <Dtype dtype, int step, int count>
 __device__ inline void widen_column(const Operand& op, const Row* rows, float* to,
                                     int first, const Corner& at, const char* base) {
-  constexpr int loads = (count + step - 1) / step;
+  constexpr int loads = ceil_div(count, step);
   uint32_t bits[loads];
 #pragma unroll
   for (int i = 0; i < loads; ++i) {
@@ -173,8 +177,8 @@ __device__ inline void widen_column(const Operand& op, const Row* rows, float* t
       to[i * step * SLAB] = to_float<dtype>(bits[i]);
 }
 
-// Each thread keeps its position and walks over rows; its warp covers two rows of 16
-// positions, or eight rows of 4 where neighbouring rows are neighbours in memory.
+// Each thread keeps its position and walks over rows. Its warp covers two rows of 16
+// positions, or eight rows of 4 positions where rows are neighbours in memory.
 template <int threads, int count, bool async>
 __device__ inline void gather(const Operand& op, const Row* rows, float* slab,
                               Cursor cursor, int end, Divider out_width,
@@ -213,4 +217,4 @@ __device__ inline void load_slab(const Operand& op, const Row* rows, float* slab
                                   positions);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

@@ -3,27 +3,18 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "grad_moments/cuda/launch.cuh"
 #include "common/cuda/op.cuh"
+#include "grad_moments/cuda/launch.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 namespace {
 
-void check_device(const Tensor& t, const char* name, const Tensor& input) {
-  check(t.is_cuda() && t.get_device_index() == input.get_device_index(),
-        "grad_moments: ", name,
-        " must be on the device of input, cuda:", input.get_device_index());
-}
-
-void grad_moments(const Tensor& input, const Tensor& grad, const Tensor& sum,
-                  const Tensor& sum_sq, std::vector<int64_t> stride,
-                  std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                  int64_t groups, int64_t group_size, bool allow_tf32) {
+void grad_moments_op(const Tensor& input, const Tensor& grad, const Tensor& sum,
+                     const Tensor& sum_sq, std::vector<int64_t> stride,
+                     std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                     int64_t groups, int64_t group_size, bool allow_tf32) {
   const GradMoments m = grad_moments_args(input, grad, sum, sum_sq, stride, padding,
                                           dilation, groups, group_size);
-  check_device(grad, "grad", input);
-  check_device(sum, "sum", input);
-  check_device(sum_sq, "sum_sq", input);
   if (!has_work(m.shape)) return;
   check_extents(m.shape);
   const DeviceGuard guard(input.get_device_index());
@@ -34,8 +25,8 @@ void grad_moments(const Tensor& input, const Tensor& grad, const Tensor& sum,
 }
 
 }  // namespace
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments
 
 STABLE_TORCH_LIBRARY_IMPL(fisherprune, CUDA, m) {
-  m.impl("grad_moments", TORCH_BOX(&fisherprune::grad_moments));
+  m.impl("grad_moments", TORCH_BOX(&fisherprune::cuda::grad_moments::grad_moments_op));
 }

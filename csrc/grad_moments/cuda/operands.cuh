@@ -1,5 +1,5 @@
-// Which operands suit the kernels that do not gather, and how images then lie in shared
-// memory.
+// Which operands suit the kernels that do not gather, and how images lie in their
+// shared memory.
 #pragma once
 
 #include <algorithm>
@@ -8,16 +8,17 @@
 #include "grad_moments/cuda/dense.cuh"
 #include "grad_moments/cuda/window.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
-// At a multiple of four values.
+// Whether the data begins at a multiple of four values.
 inline bool starts_with_a_vector(const View4& v) {
   return reinterpret_cast<uintptr_t>(v.data) % (4 * size_of(v.dtype)) == 0;
 }
 
-// Positions of a row one after the other, each row at a multiple of four values.
+// Whether the positions of a channel are one row without gaps, at a multiple of four
+// values.
 inline bool rows_are_vectors(const View4& v, int64_t height, int64_t width) {
   return (width == 1 || v.stride[3] == 1) && (height == 1 || v.stride[2] == width) &&
          v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 && starts_with_a_vector(v);
@@ -27,7 +28,7 @@ inline bool both_float32(const GradMoments& m) {
   return m.input.dtype == Dtype::float32 && m.grad.dtype == Dtype::float32;
 }
 
-// Rows of an image, each at a multiple of four values.
+// Whether each row of an image begins at a multiple of four values.
 inline bool rows_are_aligned(const View4& v) {
   return v.stride[3] == 1 && v.stride[0] % 4 == 0 && v.stride[1] % 4 == 0 &&
          v.stride[2] % 4 == 0 && starts_with_a_vector(v);
@@ -49,7 +50,7 @@ inline bool window_suits(const GradMoments& m) {
          s.positions() > SLAB / 2 && rows_are_aligned(m.input);
 }
 
-// How images lie in shared memory, but for the channels.
+// How an image of one channel lies in shared memory.
 inline Window window_of(const ConvShape& s) {
   Window w{};
   w.unit = is_small(s) ? SMALL : s.positions() <= SLAB ? SLAB : WINDOW;
@@ -70,12 +71,12 @@ inline Window window_of(const ConvShape& s) {
   w.left = static_cast<int>(left);
   w.pitch = static_cast<int>(pitch);
   const int64_t channel = at_least(rows * pitch + left, s.kernel_h * pitch % 32, 32);
-  constexpr int64_t too_much = 1 << 20;  // for any shared memory
+  constexpr int64_t too_much = 1 << 20;  // more than any shared memory holds
   w.channel = static_cast<int>(std::min(channel, too_much));
   return w;
 }
 
-// How the tile's images lie in shared memory, where they can and fit.
+// How the tile's images lie in shared memory, where they suit the kernel and fit.
 template <class Tile>
 std::optional<Window> find_window(const GradMoments& m) {
   const ConvShape& s = m.shape;
@@ -86,13 +87,14 @@ std::optional<Window> find_window(const GradMoments& m) {
   const int64_t taps = s.kernel_h * s.kernel_w;
   w.channels = static_cast<int>(
       std::min(s.group_channels(), (Tile::columns + taps - 2) / taps + 1));
-  w.pieces = w.channels * w.rows * static_cast<int>((s.width + 3) / 4);
+  w.pieces = w.channels * w.rows * static_cast<int>(ceil_div(s.width, 4));
   w.bytes = w.channels * w.channel * WORD;
   if (window_memory_bytes<Tile>(w) > limit) return std::nullopt;
   return w;
 }
 
-// Channels side by side, 16 bytes of them at a time, and positions at one distance.
+// Whether channels are neighbours, in vectors of 16 bytes, and positions equally far
+// apart.
 inline bool channels_are_vectors(const View4& v, int64_t height, int64_t width) {
   return v.stride[1] == 1 && v.stride[0] % 8 == 0 &&
          (width == 1 || v.stride[3] % 8 == 0) &&
@@ -116,4 +118,4 @@ inline bool dense_suits(const GradMoments& m) {
          dense_memory_bytes<DenseTile>() <= most_shared_bytes();
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

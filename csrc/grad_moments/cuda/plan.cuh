@@ -1,4 +1,4 @@
-// Plans of grad_moments: which kernel and tile, how the samples are split.
+// Plans of grad_moments: which kernel and tile, and how the samples are split.
 #pragma once
 
 #include <algorithm>
@@ -9,16 +9,16 @@
 #include "grad_moments/cuda/operands.cuh"
 #include "grad_moments/cuda/products.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 enum class TileKind { small, square, tall, window, slim_window, dense };
 
-// How the samples are shared out to the blocks of a tile.
+// How the samples are divided among the blocks of a tile.
 struct Shares {
-  int splits = 1;  // as many blocks
+  int splits = 1;  // blocks
   int parts = 1;   // of a group, each for a block; 1: a block has whole groups
 
-  // Floats a weight.
+  // Floats for each weight.
   int64_t workspace() const { return parts > 1 ? splits : splits > 1 ? 2 * splits : 0; }
 };
 
@@ -26,17 +26,13 @@ struct GradMomentsPlan {
   TileKind tile;
   Shares shares;
   int64_t workspace;      // floats
-  bool products = false;  // two of them, see grad_moments_products.cuh
+  bool products = false;  // two products, see products.cuh
 };
-
-inline int64_t tiles_across(int64_t size, int64_t tile) {
-  return (size + tile - 1) / tile;
-}
 
 template <class Tile>
 int64_t tiles_of(const ConvShape& s) {
-  return s.groups * tiles_across(s.group_outputs(), Tile::rows) *
-         tiles_across(s.patch(), Tile::columns);
+  return s.groups * ceil_div(s.group_outputs(), Tile::rows) *
+         ceil_div(s.patch(), Tile::columns);
 }
 
 template <class Tile>
@@ -44,7 +40,7 @@ double padded_cost(const ConvShape& s, double cost) {
   return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
 }
 
-// To float32 precision a product needs so many registers that large tiles are out.
+// In float32 precision a product needs many registers: there are no large tiles then.
 inline TileKind choose_tile(const GradMoments& m, bool exact) {
   const ConvShape& s = m.shape;
   TileKind best = TileKind::small;
@@ -65,29 +61,29 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
   return best;
 }
 
-// The shares that keep the slots for blocks busy for the shortest time: whole groups
-// for each block, or parts of groups where these are too few. Counted in slabs of a
-// slot. The fewest splits within 2 % of the shortest time: the count is not as exact,
-// and each split takes two floats a weight of memory.
+// The shares that take the shortest time, counted in slabs of a slot for a block: whole
+// groups for each block, or parts of groups where there are few groups. Of all shares
+// within 2 % of that time, those of the fewest splits: the count is no more exact, and
+// each split takes two floats of memory for each weight.
 template <class Tile>
 Shares choose_shares(const ConvShape& s, int64_t slots) {
-  const int64_t tiles = tiles_of<Tile>(s), slabs = tiles_across(s.positions(), SLAB);
+  const int64_t tiles = tiles_of<Tile>(s), slabs = ceil_div(s.positions(), SLAB);
   const int64_t group_size = std::min(s.group_size, s.samples);
-  const int64_t groups = tiles_across(s.samples, group_size);
+  const int64_t groups = ceil_div(s.samples, group_size);
   const int64_t most =
       std::min(MOST_WAVES * slots / tiles, s.samples * slabs / LEAST_SLABS);
   const auto time_of = [&](int64_t splits, int64_t samples) {
-    return tiles_across(tiles * splits, slots) * (samples * slabs + BLOCK_SLABS);
+    return ceil_div(tiles * splits, slots) * (samples * slabs + BLOCK_SLABS);
   };
   // Those of more splits come later.
   const auto for_each = [&](auto consider) {
     consider(Shares{}, time_of(1, s.samples));
     for (int64_t splits = 2; splits <= std::min(groups, most); ++splits)
       consider(Shares{static_cast<int>(splits), 1},
-               time_of(splits, tiles_across(groups, splits) * group_size));
+               time_of(splits, ceil_div(groups, splits) * group_size));
     for (int64_t parts = 2; parts <= std::min(group_size, most / groups); ++parts)
       consider(Shares{static_cast<int>(groups * parts), static_cast<int>(parts)},
-               time_of(groups * parts, tiles_across(group_size, parts)));
+               time_of(groups * parts, ceil_div(group_size, parts)));
   };
   int64_t shortest = std::numeric_limits<int64_t>::max();
   for_each([&](Shares, int64_t time) { shortest = std::min(shortest, time); });
@@ -125,7 +121,7 @@ inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
   GradMoments part = m;
   if (products) {
     part = samples_as_positions(m);
-    part.input.dtype = part.grad.dtype = Dtype::float32;  // of the squares, in any case
+    part.input.dtype = part.grad.dtype = Dtype::float32;  // the squares are float32
   }
   const TileKind kind = choose_tile(part, !allow_tf32);
   GradMomentsPlan plan = allow_tf32
@@ -152,4 +148,4 @@ inline void check_extents(const ConvShape& s) {
   below_limit(tiles_of<SmallTile>(s), "tiles of the weight gradient");
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

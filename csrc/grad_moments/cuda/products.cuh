@@ -1,14 +1,16 @@
 // grad_moments of large layers with one position a sample, such as plain linear layers,
-// and groups of one: G = d a, so that the moments are two products over the samples, of
-// d and a, and of their squares (whose range float32 must hold). The kernels take the
-// samples for the positions of one sample, and close one group instead of one a sample.
+// and groups of one. There G = d a, so the moments are two products over the samples:
+// of d and a, and of their squares (which must not leave the range of float32). The
+// kernels see one sample that has all samples as its positions, and so they close one
+// group only.
 #pragma once
 
+#include "common/integers.h"
 #include "grad_moments/contract.h"
 #include "grad_moments/cuda/load.cuh"
-#include "common/cuda/tuning.h"
+#include "grad_moments/cuda/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 inline bool are_products(const ConvShape& s) {
   return s.height == 1 && s.width == 1 && s.positions() == 1 && s.kernel_h == 1 &&
@@ -16,7 +18,7 @@ inline bool are_products(const ConvShape& s) {
          s.outputs * s.patch() >= PRODUCTS_LEAST;
 }
 
-// The sum as that of one sample with the samples as its positions; without sum_sq.
+// The op as that of one sample, with all samples as its positions; only its sum.
 inline GradMoments samples_as_positions(GradMoments m) {
   ConvShape& s = m.shape;
   s.width = s.out_width = s.samples;
@@ -33,7 +35,8 @@ inline int64_t square_floats(const ConvShape& s) {
 
 constexpr int SQUARE_THREADS = 256;
 
-// Squares of an operand's one position, [samples, channels].
+// Each thread squares one value of an operand with one position, [samples, channels].
+// It reads the operand once, and writes a float for each value.
 __global__ void __launch_bounds__(SQUARE_THREADS)
     square_samples(const View4 view, int64_t channels, int64_t size, float* squares) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * SQUARE_THREADS + threadIdx.x;
@@ -54,7 +57,7 @@ __global__ void __launch_bounds__(SQUARE_THREADS)
 inline View4 launch_squares(const View4& view, int64_t samples, int64_t channels,
                             float* squares, Stream stream) {
   const int64_t size = samples * channels;
-  const int64_t blocks = (size + SQUARE_THREADS - 1) / SQUARE_THREADS;
+  const int64_t blocks = ceil_div(size, SQUARE_THREADS);
   launch(square_samples, dim3(static_cast<unsigned>(blocks)), SQUARE_THREADS, 0, stream,
          view, channels, size, squares);
   return {squares, Dtype::float32, {channels, 1, 1, 1}};
@@ -70,4 +73,4 @@ inline GradMoments squares_of(GradMoments m, float* memory, Stream stream) {
   return m;
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

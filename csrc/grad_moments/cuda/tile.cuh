@@ -1,18 +1,18 @@
-// A thread's share of a tile of the weight gradient: registers for the open group's
-// gradient, for the sum over groups and for the sum of squares, and the products of the
-// tensor cores that fill the first.
+// A thread's share of a tile of the weight gradient: registers for the gradient of the
+// open group, for the sum over groups and for the sum of squares; and the products of
+// the tensor cores that compute the first.
 #pragma once
 
 #include "grad_moments/cuda/load.cuh"
-#include "common/cuda/tuning.h"
+#include "grad_moments/cuda/tuning.h"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 // How operands are multiplied.
 enum class Products {
   rounded,  // to TF32
-  split,    // in two TF32s each, to float32 precision
-  whole     // 16 bits, which are a TF32 as they are; sums to float32 precision
+  split,    // in two TF32s each, for float32 precision
+  whole     // 16 bits, which a TF32 holds; sums in float32 precision
 };
 
 // What a thread holds of its warp's tile, in the layout of the products.
@@ -32,7 +32,7 @@ __device__ inline void for_each_value(Action action) {
       for (int e = 0; e < 4; ++e) action(i, j, e);
 }
 
-// The warp's rows of a slab, 4 positions of a row a thread.
+// The warp's rows of a slab: each thread has 4 positions of some rows.
 template <class Tile>
 struct Fragments {
   float4 grad[Tile::products_m][2], input[Tile::products_n];
@@ -58,9 +58,8 @@ __device__ inline Fragments<Tile> read_fragments(const float* slab) {
   return read;
 }
 
-// A float32 as a tf32, and what that leaves out as another: 21 bits together. The last
-// 13 bits of a tf32 are nobody's: the product leaves them out, the subtraction must
-// too.
+// A float32 as the sum of two TF32s, which together have 21 bits. The last 13 bits of a
+// TF32 may hold anything: the product ignores them, so the subtraction must, too.
 struct Split {
   uint32_t high, low;
 
@@ -77,7 +76,7 @@ __device__ inline void multiply_into(float (&group)[4], const uint32_t (&a)[a_wo
   multiply_tf32(group, a, b);
 }
 
-// One product of 8 positions, which of a quad's: the first two or the last two.
+// Multiplies 8 positions: the first two of each quad, or the last two.
 template <class Tile, bool first>
 __device__ inline void multiply(Moments<Tile>& moments, const Fragments<Tile>& read,
                                 bool last) {
@@ -101,9 +100,9 @@ __device__ inline void multiply(Moments<Tile>& moments, const Fragments<Tile>& r
   }
 }
 
-// The same to float32 precision: high x high + high x low + low x high, of which whole
-// operands have the first alone. The tensor cores cut off what they add; so they add 8
-// positions only, and the rest is added outside.
+// The same in float32 precision: high x high + high x low + low x high. Whole operands
+// have only the first of these. Tensor cores cut off low bits of their sums; so they
+// add 8 positions only, and the rest is added outside of them.
 template <class Tile, Products products, bool first>
 __device__ inline void multiply_exactly(Moments<Tile>& moments,
                                         const Fragments<Tile>& read, bool last) {
@@ -147,7 +146,7 @@ __device__ inline void multiply_half(Moments<Tile>& moments,
     multiply_exactly<Tile, products, first>(moments, read, last);
 }
 
-// One half, `first` of the group or not.
+// One half of a slab. `first`: of the group.
 template <class Tile, Products products>
 __device__ inline void multiply_half(Moments<Tile>& moments,
                                      const Fragments<Tile>& read, bool last,
@@ -168,8 +167,8 @@ __device__ inline void multiply_slab(Moments<Tile>& moments, const float* slab,
   multiply_half<Tile, products, false>(moments, read, true);
 }
 
-// Adds the group's gradient and its square. A last group of fewer samples is lifted to
-// the scale of the others.
+// Adds the group's gradient and its square. A last group of fewer samples is brought to
+// the scale of the others first.
 template <class Tile>
 __device__ inline void close_group(Moments<Tile>& moments, int samples,
                                    int group_size) {
@@ -184,4 +183,4 @@ __device__ inline void close_group(Moments<Tile>& moments, int samples,
   });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

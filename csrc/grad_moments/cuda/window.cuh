@@ -2,18 +2,18 @@
 // some output positions see lie in shared memory as they are, with a border of zeros,
 // and the patches are read out of them by the lanes of a product.
 //
-// A stage of the pipeline holds 32 positions: a unit of one sample, two units of 16
-// positions where samples are that small, or eight of 4. Per stage a block copies the
-// output gradient of its rows and the image rows of its channels, 16 bytes at a time;
-// the thread that copied them rounds them to TF32 where they lie, a stage ahead, and
-// each thread's share of a product's operands comes straight from there.
+// A stage of the pipeline holds 32 positions: a unit of one sample; or two units of 16
+// positions, or eight of 4, where samples are small. For each stage a block copies the
+// output gradient of its rows and the image rows of its channels, 16 bytes at a time.
+// The thread that has copied them rounds them to TF32 where they lie, one stage early.
+// Each thread reads its share of a product's operands directly from there.
 //
-// Everything else, and what is added in which order, is as in the other kernel.
+// Everything else, the order of the additions too, is as in the other kernels.
 #pragma once
 
 #include "grad_moments/cuda/window_load.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 // What a lane reads of a stage, in bytes: its row of the gradient's matrices, and for
 // each of its products' columns the place of a weight's image value at position lane
@@ -36,15 +36,15 @@ struct Lane {
         tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane / 4;
 #pragma unroll
     for (int j = 0; j < Tile::products_n; ++j) {
-      // Columns that don't exist read something that does, for nobody.
+      // Columns that do not exist read something that does, and nobody uses it.
       const int exists = column + j * 8 < m.columns ? column + j * 8 : tile.column;
       const int channel = (exists / taps - first) * task.window.channel;
       input[j] = kept((channel + place_of(task, exists % taps, lane % 4)) * WORD);
     }
   }
 
-  // Of a tap's value at position t, in a channel's window. An image of 2 x 2 has zeros
-  // behind it, for what lies outside.
+  // The place of a tap's value at position t, in a channel's window. An image of 2 x 2
+  // has zeros behind it, which stand for what lies outside.
   __device__ static int place_of(const WindowTask& task, int tap, int t) {
     const GradMomentsTask& m = task.moments;
     const Operand& image = m.input;
@@ -62,12 +62,11 @@ struct Lane {
   }
 };
 
-// One product of 8 positions: quads `quad` and `quad + 1` of the stage, whose first
-// positions are at `at` and `next` in the window. The words that a warp reads at once
-// lie in up to four runs of six for a 3 x 3 filter. A run is 8 or 24 banks behind the
-// one before, also from a channel's last run to the next channel's first: no two words
-// meet in a bank. Where every second position is read, one read in three takes two
-// turns.
+// Multiplies 8 positions: quads `quad` and `quad + 1` of the stage, whose first
+// positions are at `at` and `next` in the window. For a 3 x 3 filter, the words that a
+// warp reads at once lie in up to four runs of six. A run begins 8 or 24 banks behind
+// the one before, also where the next channel begins: no two words share a bank. Where
+// every second position is read, one read in three takes twice the time.
 template <class Tile, bool first>
 __device__ inline void multiply_window(Moments<Tile>& moments,
                                        const Lane<Tile, false>& lane,
@@ -87,8 +86,8 @@ __device__ inline void multiply_window(Moments<Tile>& moments,
   }
 }
 
-// One product of the 4 positions of a small image. Eight weights of 3 x 3 filters are
-// of two channels: their 16 words, with the zeros, lie in different banks.
+// Multiplies the 4 positions of a small image. Eight weights of 3 x 3 filters belong to
+// two channels: their 16 words, zeros included, lie in different banks.
 template <class Tile, bool first>
 __device__ inline void multiply_small(Moments<Tile>& moments,
                                       const Lane<Tile, true>& lane, SharedAddress grad,
@@ -111,9 +110,9 @@ __device__ inline void multiply_small(Moments<Tile>& moments,
   }
 }
 
-// Where the positions of a unit lie in its window, in bytes, 2^bits side by side: known
-// to the compiler where windows have the usual pitch for `stride`, or as far apart as
-// the task says for stride 0. Where all is known a read takes no addition.
+// Where the positions of a unit lie in its window, in bytes; 2^bits of them are in one
+// row. The compiler knows the distances where windows have the usual pitch for
+// `stride`; then a read needs no addition. For stride 0 the task has the distances.
 template <int bits, int stride>
 struct Positions {
   int row, step;
@@ -126,7 +125,7 @@ struct Positions {
   }
 };
 
-// The products of one unit, whose quads begin at `quad`; `first` of the group.
+// Multiplies one unit, whose quads begin at `quad`. `first`: of the group.
 template <class Tile, int bits, int stride>
 __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& task,
                                      const Lane<Tile, false>& lane, SharedAddress grad,
@@ -136,6 +135,8 @@ __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& t
     multiply_window<Tile, true>(moments, lane, grad, quad, window, window + at(4));
   else
     multiply_window<Tile, false>(moments, lane, grad, quad, window, window + at(4));
+  static_assert(WINDOW == 2 * SLAB && SLAB == 16,
+                "two or four products of 8 positions");
   const auto more = [&](int t) {
     multiply_window<Tile, false>(moments, lane, grad, quad + t / 4, window + at(t),
                                  window + at(t + 4));
@@ -156,8 +157,8 @@ __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask&,
     multiply_small<Tile, false>(moments, lane, grad, quad, window);
 }
 
-// 2^bits positions lie side by side, `stride` apart in windows of the usual pitch; two
-// are those of a small image.
+// Each block multiplies its tile, see above. 2^bits positions are in one row, `stride`
+// apart in windows of the usual pitch; bits = 1 stands for images of 2 x 2.
 template <class Tile, int bits, int stride, Dtype dtype>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     grad_moments_window_kernel(const WindowTask task) {
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = m.fresh;
-  run_pipeline<Tile, 1>(
+  run_pipeline<Tile, WINDOW / SMALL, 1>(
       moments, m, count, range, cursor,
       [&](int stage) {
         if (copies.next.sample >= range.end) return;
@@ -212,4 +213,4 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

@@ -1,30 +1,29 @@
-// Images on their way to shared memory as they are: windows of them, and the output
-// gradient. A window holds the image rows that a unit of output positions sees, with a
-// border of zeros, of each channel of a tile; or each channel's image of 2 x 2, with
-// zeros behind it.
+// The way of images, and of the output gradient, to shared memory. A window holds, for
+// each channel of a tile, the image rows that a unit of output positions sees, with a
+// border of zeros; or an image of 2 x 2, with zeros behind it.
 #pragma once
 
 #include "grad_moments/cuda/kernel.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 constexpr int WINDOW = 32;           // positions of a stage
 constexpr int WORD = sizeof(float);  // bytes
 constexpr int SMALL = 4;             // positions of 2 x 2, of images of 2 x 2
 
-// The least number of at least `least` that leaves `rest` when divided by `modulus`.
+// The smallest number, not below `least`, that leaves `rest` when divided by `modulus`.
 __host__ __device__ constexpr int64_t at_least(int64_t least, int64_t rest,
                                                int64_t modulus) {
   return least + ((rest - least) % modulus + modulus) % modulus;
 }
 
-// From row to row of a window, so that rows of a filter's taps lie in different banks.
-// Every second position needs other distances than neighbours do.
+// The distance from row to row of a window with which the rows of a filter's taps lie
+// in different banks. For every second position it differs from that for neighbours.
 __host__ __device__ constexpr int64_t window_pitch(int64_t least, int64_t stride) {
   return stride == 2 ? at_least(least, 12, 32) : at_least(least, 8, 16);
 }
 
-// That of a filter which keeps the image's size, or halves it.
+// The same, for a filter that keeps the image's size, or halves it.
 __host__ __device__ constexpr int usual_pitch(int across, int stride) {
   return static_cast<int>(window_pitch(4 + across * stride, stride));
 }
@@ -47,8 +46,8 @@ struct Window {
 struct WindowTask {
   GradMomentsTask moments;
   Window window;
-  // In bytes: from row to row of what a thread copies of the gradient, from the samples
-  // of a stage to those behind them, and between the windows' rows of two output rows.
+  // Distances in bytes: between the rows that a thread copies of the gradient, between
+  // the samples of two stages, and in a window between the rows of two output rows.
   int64_t grad_step, next_grad, next_input;
   int row_step;
 };
@@ -80,13 +79,13 @@ size_t window_memory_bytes(const Window& window) {
          Tile::stages * (Tile::rows * WINDOW * sizeof(float) + units * window.bytes);
 }
 
-// Of an operand in memory; in shared memory all are float32.
+// Bytes of a value in memory; in shared memory all values are float32.
 template <Dtype dtype>
 __host__ __device__ constexpr int value_bytes() {
   return dtype == Dtype::float32 ? WORD : 2;
 }
 
-// Lists the pieces of a stage and clears all windows: no copy touches their borders.
+// Lists the pieces of a stage, and clears all windows: no copy writes to their borders.
 template <class Tile, Dtype dtype>
 __device__ inline void prepare_windows(const WindowTask& task,
                                        const WindowMemory<Tile>& memory,
@@ -141,8 +140,8 @@ __device__ inline void copy_four(SharedAddress to, const char* from, bool exists
     copy8_async(to, from, exists);
 }
 
-// Makes them TF32s once they have landed: rounded, or widened to twice the bytes, where
-// nothing is left to round.
+// Makes the four values TF32s, once they have landed: rounds float32, or widens 16 bits
+// to 32, which need no rounding.
 template <Dtype dtype>
 __device__ inline void prepare_four(SharedAddress at) {
   uint32_t words[4];
@@ -160,9 +159,9 @@ __device__ inline void prepare_four(SharedAddress at) {
   store_shared(at, words);
 }
 
-// What a thread copies: of the output gradient one quad of positions of some rows, of
-// the images some pieces. Its pointers follow the samples: to find them from the cursor
-// takes more instructions than the copies.
+// What a thread copies: one quad of positions in some rows of the output gradient, and
+// some pieces of the images. Its pointers move from sample to sample: to compute them
+// from the cursor would take more instructions than the copies.
 template <class Tile, Dtype dtype>
 struct Copies {
   static constexpr int quads = WINDOW / 4, step = Tile::threads / quads;
@@ -172,7 +171,7 @@ struct Copies {
   const char* image;  // of the first unit
   int rows;           // that exist, from the first on
   int to;             // the quad's byte in a stage
-  int limit;          // from where on there is no quad, see below
+  int limit;          // the position or sample where there is no quad any more
 
   __device__ Copies(const WindowTask& task, const TilePlace& tile,
                     const SampleRange& range)
@@ -191,7 +190,7 @@ struct Copies {
     limit = kept(task.window.units == 1 ? m.positions - at : samples);
   }
 
-  // By position, or by sample where all of a sample is in one unit.
+  // Whether there is a quad: decided by position, or by sample where units are samples.
   __device__ bool exists(const WindowTask& task) const {
     return (task.window.units == 1 ? next.at : next.sample) < limit;
   }
@@ -213,7 +212,7 @@ struct Copies {
     const char* from = image + top * static_cast<int64_t>(input.stride_h);
     const int left = last - next.sample, units = task.window.units;
     const int count = (left < units ? left : units) * task.window.pieces;
-#pragma unroll 1  // mostly there is one
+#pragma unroll 1  // there is mostly one
     for (int i = threadIdx.x; i < count; i += Tile::threads) {
       const int4 words = *reinterpret_cast<const int4*>(pieces + i);
       const uint64_t high = static_cast<uint32_t>(words.y);
@@ -245,4 +244,4 @@ struct Copies {
   }
 };
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments

@@ -1,17 +1,19 @@
-// source: csrc/cpu/capability.cpp
-// source: csrc/cpu/microkernel.cpp
-// source: csrc/cpu/grad_moments_core.cpp
-// source: csrc/cpu/grad_moments_pack.cpp
-// source: csrc/cpu/grad_moments_plan.cpp
-// source: csrc/cpu/grad_moments_tiles.cpp
-// source: csrc/cpu/grad_moments_units.cpp
-// source: csrc/cpu/grad_moments_winograd.cpp
+// source: csrc/common/cpu/capability.cpp
+// source: csrc/grad_moments/cpu/microkernel.cpp
+// source: csrc/grad_moments/cpu/core.cpp
+// source: csrc/grad_moments/cpu/pack.cpp
+// source: csrc/grad_moments/cpu/parts.cpp
+// source: csrc/grad_moments/cpu/plain.cpp
+// source: csrc/grad_moments/cpu/plan.cpp
+// source: csrc/grad_moments/cpu/tiles.cpp
+// source: csrc/grad_moments/cpu/units.cpp
+// source: csrc/grad_moments/cpu/winograd.cpp
+// source: csrc/grad_moments/cpu/winograd_cost.cpp
 //
 // Random layers in every layout, dtype and instruction set, compared with a naive loop
 // in double. Operands lie in heap blocks of their exact size: a read or write beyond
 // them is reported.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -22,12 +24,13 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/grad_moments_core.h"
-#include "cpu/half_float.h"
+#include "common/cpu/half_float.h"
+#include "grad_moments/cpu/core.h"
 
 namespace {
 
 using namespace fisherprune;
+using namespace fisherprune::cpu;
 
 std::mt19937 generator(20);
 
@@ -100,14 +103,10 @@ double gradient(const ConvShape& s, const Operand4& a, const Operand4& d, int64_
   return g;
 }
 
-// Two threads that take tasks in turns.
-void two_threads(int64_t count, const std::function<void(int64_t)>& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i = next++; i < count; i = next++) body(i);
-  };
-  std::thread other(work);
-  work();
+// Two threads, each with half of the tasks to begin with.
+void two_threads(int64_t count, const Body& body) {
+  std::thread other(body, 0, count / 2);
+  body(count / 2, count);
   other.join();
 }
 
@@ -186,8 +185,8 @@ void test(const ConvShape& s, Dtype dtype, Layout input_layout, Layout grad_layo
     std::unique_ptr<float[]> sum(new float[size]), sum_sq(new float[size]);
     std::fill_n(sum.get(), size, 0.5f);
     std::fill_n(sum_sq.get(), size, 0.25f);
-    grad_moments_core({s, a.view, d.view, sum.get(), sum_sq.get()}, capability,
-                      two_threads, draw(1, 8));
+    cpu::grad_moments::accumulate({s, a.view, d.view, sum.get(), sum_sq.get()},
+                                  capability, two_threads, draw(1, 8));
     if (distance(sum.get(), truth.sum) > 1e-5) fail(s, capability, "wrong sum");
     if (distance(sum_sq.get(), truth.sum_sq) > 1e-5)
       fail(s, capability, "wrong sum_sq");
@@ -251,6 +250,12 @@ int main() {
   // Linear layers: products over more samples than one run.
   test(shape(5000, 7, 9, 1, 1, 1, 0, 1), Dtype::float32, nchw, nchw);
   test(shape(5000, 3, 2, 1, 1, 1, 0, 3000), Dtype::bfloat16, nhwc, gaps);
+  // Padding far beyond the image: tap by tap.
+  for (int i = 0; i < kLayouts; ++i)
+    test(with_outputs({5, 4, 6, 5, 6, 0, 0, 3, 2, 1 + i % 2 * (1 << 30), 1, 1 << 30, 99,
+                       1 << 30, 90, 2, 2}),
+         static_cast<Dtype>(i % 3), static_cast<Layout>(i),
+         static_cast<Layout>(draw(0, kLayouts - 1)));
   std::puts("grad_moments: all right");
   return 0;
 }

@@ -4,11 +4,11 @@
 # AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer, and runs
 # it. Any report, or a wrong result, ends with an error.
 #
-#   tests/sanitize/run.sh [NAME...]     default: all drivers
+#   tests/csrc/sanitize/run.sh [NAME...]     default: all drivers
 #   CXX                                 compiler, default c++
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
+root=$(cd "$here/../../.." && pwd)
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 

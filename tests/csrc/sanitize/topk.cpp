@@ -1,4 +1,4 @@
-// source: csrc/cpu/capability.cpp
+// source: csrc/common/cpu/capability.cpp
 // The CPU's global_topk, free of torch, against std::sort on hard inputs; built with
 // the address and undefined-behaviour sanitizers (see run.sh).
 #include <cstdio>
@@ -7,9 +7,10 @@
 #include <random>
 #include <thread>
 
-#include "cpu/global_topk_core.h"
+#include "global_topk/cpu/select.h"
 
 using namespace fisherprune;
+namespace topk = fisherprune::cpu::global_topk;
 
 namespace {
 
@@ -50,7 +51,7 @@ float value_at(int family, int64_t j, int64_t n) {
 }
 constexpr int kFamilies = 10;
 
-void in_threads(int threads, int64_t count, const topk::Body& body) {
+void in_threads(int threads, int64_t count, const cpu::Body& body) {
   std::vector<std::thread> running;
   for (int t = 0; t < threads; ++t)
     running.emplace_back(body, count * t / threads, count * (t + 1) / threads);
@@ -98,7 +99,7 @@ topk::Task task_of(const Case& c, int threads) {
   std::vector<Scores> scores;
   for (const auto& t : c.tensors)
     scores.push_back({t.data(), static_cast<int64_t>(t.size())});
-  return topk::Task(scores, [=](int64_t count, const topk::Body& body) {
+  return topk::Task(scores, [=](int64_t count, const cpu::Body& body) {
     in_threads(threads, count, body);
   });
 }
@@ -267,7 +268,7 @@ void test_loops(const topk::BlockLoops& loops, int64_t size) {
 }  // namespace
 
 int main() {
-  for (const int64_t size : {topk::kBlock, topk::kBlock - 5}) {
+  for (const int64_t size : {topk::tuning::kBlock, topk::tuning::kBlock - 5}) {
     test_loops(topk::loops_portable, size);
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2")) test_loops(topk::loops_avx2, size);
@@ -282,7 +283,7 @@ int main() {
         test_select(c, threads, topk::draw_sample(task.scores, 1, task.parallel));
         test_mask_at(c, threads);
       }
-      if (n > topk::kSampleFrom)
+      if (n > topk::tuning::kSampleFrom)
         for (const topk::Sample& sample : lies(n)) test_select(c, 2, sample);
     }
   std::puts("topk: exact in all cases");

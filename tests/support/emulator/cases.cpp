@@ -7,12 +7,15 @@
 #include <cstdio>
 #include <string>
 
-#include "cuda/global_topk_launch.cuh"
-#include "cuda/grad_moments_launch.cuh"
+#include "global_topk/cuda/launch.cuh"
+#include "grad_moments/cuda/launch.cuh"
 
 namespace {
 
 using namespace fisherprune;
+using namespace fisherprune::cuda;
+using namespace fisherprune::cuda::global_topk;
+using namespace fisherprune::cuda::grad_moments;
 
 // An allocation of its own size, so that the address sanitizer knows its end.
 struct Array {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[2]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 FLAGS = [
     "-std=c++17",
@@ -33,7 +33,7 @@ TILES = ("small", "square", "tall", "window", "slim_window", "dense")
 
 def build(name: str) -> Path:
     """Compile NAME.cpp, unless an executable of the same sources is there."""
-    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.*h")]
+    headers = ROOT.glob("csrc/**/*.*h")
     sources = [HERE / f"{name}.cpp", *sorted(HERE.glob("*.h")), *sorted(headers)]
     text = b"".join(s.read_bytes() for s in sources) + " ".join(FLAGS).encode()
     program = ROOT / "build" / "emulator" / (name + hashlib.sha256(text).hexdigest())

@@ -69,13 +69,6 @@ Value __shfl_up_sync(unsigned lanes, Value value, unsigned distance) {
   return emulator::shown<Value>(lane < distance ? lane : lane - distance);
 }
 
-template <class Value>
-Value __shfl_xor_sync(unsigned lanes, Value value, unsigned mask) {
-  emulator::require_full(lanes);
-  emulator::show(5, value);
-  return emulator::shown<Value>(emulator::block->current % 32 ^ mask);
-}
-
 inline unsigned __reduce_add_sync(unsigned lanes, unsigned value) {
   emulator::require_full(lanes);
   emulator::show(8, value);
@@ -123,7 +116,7 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
-namespace fisherprune {
+namespace fisherprune::cuda {
 
 // ---- what launch.cuh gives ----
 
@@ -319,4 +312,4 @@ inline void multiply_bfloat16(float (&c)[4], const uint32_t (&a)[4],
                   [](uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); });
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda

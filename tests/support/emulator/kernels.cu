@@ -1,8 +1,11 @@
 // All kernels without torch, so that nvcc alone can say what it makes of them.
-#include "cuda/global_topk_launch.cuh"
-#include "cuda/grad_moments_launch.cuh"
+#include "global_topk/cuda/launch.cuh"
+#include "grad_moments/cuda/launch.cuh"
 
-namespace fisherprune {
+namespace fisherprune::cuda {
+
+using namespace global_topk;
+using namespace grad_moments;
 
 void every_grad_moments(const GradMoments& m, bool allow_tf32, float* workspace) {
   const GradMomentsPlan plan = plan_grad_moments(m, allow_tf32, multiprocessors());
@@ -17,4 +20,4 @@ void every_topk(const std::vector<Scores>& scores, const std::vector<int64_t>& n
   run_topk_masks(scores, 0.f, numbers, masks, words, 1, nullptr);
 }
 
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda

@@ -3,11 +3,11 @@
 #include <cstdio>
 #include <string>
 
-#include "cuda/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 
 namespace {
 
-using namespace fisherprune;
+using namespace fisherprune::cuda;
 
 constexpr int THREADS = 64;
 

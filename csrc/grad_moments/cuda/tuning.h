@@ -1,9 +1,10 @@
-// Tuning constants of the CUDA kernels. Any value is correct; these aim at sm_90.
+// Tuning constants of grad_moments on CUDA; these aim at sm_90. Any values within the
+// bounds that are asserted, here and where tiles are used, give right results.
 #pragma once
 
 #include <cstdint>
 
-namespace fisherprune {
+namespace fisherprune::cuda::grad_moments {
 
 // A block's tile of the gradient: warps side by side, and 16 x 8 products of a warp.
 template <int warps_m_, int warps_n_, int products_m_, int products_n_, int stages_,
@@ -16,39 +17,46 @@ struct TileShape {
   static constexpr int threads = 32 * warps_m * warps_n;
   static constexpr int stages = stages_;  // of the pipeline from global memory
   static constexpr int blocks = blocks_;  // resident on a multiprocessor
+  static_assert(threads <= 1024 && blocks >= 1);
+  static_assert(stages >= 2, "a stage is copied while another one is multiplied");
 };
 
-// How operands come to the products.
+// How operands get to the products.
 enum class Path { gathered, window, dense };
 
-// Of patches that are gathered.
+// A tile for patches that are gathered.
 template <class Shape, int slabs_, int exact_blocks_>
 struct Tile : Shape {
   static constexpr Path path = Path::gathered;
   static constexpr int slabs = slabs_;  // of 16 positions between two barriers
   static constexpr int exact_blocks = exact_blocks_;  // resident, to float32 precision
+  static_assert(slabs >= 1);
 };
 
 using SmallTile = Tile<TileShape<2, 2, 1, 2, 3, 4>, 2, 4>;   // 32 x 32: first layers
 using SquareTile = Tile<TileShape<2, 2, 2, 4, 3, 3>, 2, 2>;  // 64 x 64
 using TallTile = Tile<TileShape<4, 3, 2, 4, 4, 1>, 1, 0>;    // 128 x 96
 
-// Of convolutions whose images lie in shared memory. The 64 x 32 outputs of a warp fill
-// the registers, and take the fewest reads a product.
+// A tile for convolutions whose images lie in shared memory. A warp's 64 x 32 outputs
+// fill the registers, and need the fewest reads for a product.
 template <class Shape>
 struct ImageTile : Shape {
   static constexpr Path path = Path::window;
   static constexpr int exact_blocks = 0;
+  static_assert(Shape::products_m % 2 == 0, "products of small images come in pairs");
+  static_assert(Shape::stages >= 3, "a stage is rounded before it is multiplied");
 };
 
 using WindowTile = ImageTile<TileShape<2, 4, 4, 4, 4, 1>>;      // 128 x 128
 using SlimWindowTile = ImageTile<TileShape<1, 4, 4, 4, 4, 2>>;  // 64 x 128
 
-// Of 16-bit operands without taps, whose products are exact.
+// A tile for 16-bit operands without taps, whose products are exact.
 template <class Shape>
 struct RowsTile : Shape {
   static constexpr Path path = Path::dense;
   static constexpr int exact_blocks = Shape::blocks;
+  static_assert(Shape::products_n % 2 == 0,
+                "the input is read for two products at once");
 };
 
 using DenseTile = RowsTile<TileShape<2, 4, 4, 4, 4, 1>>;  // 128 x 128
@@ -58,32 +66,35 @@ constexpr int resident_blocks() {
   return exact ? Tile::exact_blocks : Tile::blocks;
 }
 
-// Cost of a padded output relative to the tall tile, for the choice among them.
+// The cost of an output of a padded tile, relative to the tall one, to choose a tile.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
 constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;
 
-// Of shared memory, that the device keeps of each block.
+// Bytes of each block's shared memory that the device keeps for itself.
 constexpr int RESERVED_BYTES = 1 << 10;
 
-// Per-sample moments added in registers before they are added to memory: short enough
-// that the rounding errors of 40,000 samples stay near those of a few hundred.
+// Groups of samples whose moments are added in registers before they are added to
+// memory: few enough that the rounding errors of 40,000 samples stay near those of a
+// few hundred. Registers are flushed between two stages of the pipeline, and the sums
+// of an open group would be lost: so this many groups must fill whole stages, whatever
+// a group's size. They do where the number is a multiple of the samples that a stage
+// can hold; run_pipeline asserts that each kernel's stages hold a divisor of
+// STAGE_SAMPLES.
 constexpr int FLUSH_GROUPS = 256;
+constexpr int STAGE_SAMPLES = 8;
+static_assert(FLUSH_GROUPS >= 1 && FLUSH_GROUPS % STAGE_SAMPLES == 0,
+              "a flush must not meet an open group");
 
-// Samples are split over blocks. A block of its own costs as much as some slabs of 16
-// positions: its pipeline is filled, its sums go to memory and are read again.
+// Samples are split over blocks. One more block costs as much as BLOCK_SLABS slabs of
+// 16 positions: its pipeline must be filled, its sums go to memory and are read again.
 constexpr int BLOCK_SLABS = 24;
 constexpr int MOST_WAVES = 4;
 constexpr int LEAST_SLABS = 16;  // of work for a block
+static_assert(BLOCK_SLABS >= 0 && MOST_WAVES >= 1 && LEAST_SLABS >= 1);
 
-// Weights of a layer from which on its moments are taken as two products: each has a
-// block for a tile of weights, and of fewer there would be idle multiprocessors.
+// The least weights of a layer whose moments are computed as two products. A product
+// has a block for each tile of weights: with fewer tiles, multiprocessors would be
+// idle.
 constexpr int64_t PRODUCTS_LEAST = 1 << 18;
 
-// global_topk: scores a block takes at a time, and the selections that share a pass.
-constexpr int TOPK_THREADS = 256;
-constexpr int TOPK_CHUNK = 8192;
-constexpr int TOPK_BLOCKS = 4;  // resident on a multiprocessor
-constexpr int TOPK_KEEPS = 6;   // 6 histograms of 2048 counts fill 48 KiB
-constexpr int SHARED_DIGIT_BITS = 13;
-
-}  // namespace fisherprune
+}  // namespace fisherprune::cuda::grad_moments
