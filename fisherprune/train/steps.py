@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,10 +29,11 @@ from fisherprune.runs.tensorboard import require_tensorboard
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.streams import stream_seed
 from fisherprune.train.checkpoint import Checkpoint, State, misfit
+from fisherprune.train.clock import Clock
 from fisherprune.train.images import Images, load_images
 from fisherprune.train.masking import make_masks, measure_batchnorm
 from fisherprune.train.network import check_mask, network
-from fisherprune.train.trainer import Trainer, evaluate
+from fisherprune.train.trainer import Trainer, deterministic_convolutions, evaluate
 
 
 class Interrupted(KeyboardInterrupt):
@@ -84,8 +84,10 @@ def run(
     if config.tensorboard:
         require_tensorboard()
     with ExitStack() as opened:
-        place = folder and opened.enter_context(RunFolder(config, folder))
-        if place is None:
+        place = None
+        if folder is not None:
+            place = opened.enter_context(RunFolder(config, folder))
+        else:
             check_writable(Path(config.output_dir))
         clock = Clock()
         images = load_images(config, config.score_samples, device, quiet)
@@ -288,31 +290,3 @@ def explained(folder: Path) -> Iterator[None]:
             f"compile: torch.compile must work on this machine, but {reason}; leave "
             "the option out"
         ) from error
-
-
-@contextmanager
-def deterministic_convolutions() -> Iterator[None]:
-    """Let cuDNN choose algorithms that give the same bits every time."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
-
-
-class Clock:
-    """Wall time of the phases of a run, in seconds."""
-
-    def __init__(self) -> None:
-        """Start."""
-        phases = ("data", "warmup", "scoring", "training", "testing")
-        self.laps: dict[str, float] = dict.fromkeys(phases, 0.0)
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Count the time since the last lap to the phase ``name``."""
-        now = time.perf_counter()
-        self.laps[name] += now - self._last
-        self._last = now

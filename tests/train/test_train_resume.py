@@ -24,6 +24,7 @@ from fisherprune.runs.metrics import Metrics
 from fisherprune.train import steps, trainer
 from fisherprune.train.__main__ import main
 from fisherprune.train.checkpoint import Checkpoint
+from fisherprune.train.clock import Clock
 
 SOURCE = Path(steps.__file__).parents[2]
 
@@ -50,7 +51,7 @@ def contents(folder):
     assert lines[0].endswith(",seconds")
     found["metrics.csv"] = [line.rpartition(",")[0] for line in lines]
     result = json.loads((folder / "results.json").read_text())
-    assert set(result.pop("seconds")) == set(steps.Clock().laps)
+    assert set(result.pop("seconds")) == set(Clock().laps)
     if result["scoring"]:
         assert result["scoring"].pop("seconds") >= 0
     del result["config"]["output_dir"]
@@ -188,7 +189,6 @@ def test_a_checkpoint_waits_for_the_hash_of_the_best_weights(
 
 def test_the_background_writer_keeps_the_order(small, tmp_path, monkeypatch, truth):
     """On a GPU checkpoints are written while the next epoch trains."""
-
     monkeypatch.setattr(steps, "Checkpoint", Background)
     folder = tmp_path / "run"
     found = stopped_and_resumed(
