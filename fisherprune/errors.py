@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FisherpruneError(ValueError):
     """A mistake in the arguments; the message says what was required and what came."""
@@ -35,3 +38,9 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
         text = f"{type(value).__name__} too large to show"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return a remark that asks whether the closest of the known names is meant."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

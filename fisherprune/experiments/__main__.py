@@ -7,7 +7,11 @@ import math
 import sys
 from collections.abc import Sequence
 
-from fisherprune.commandline import Parser, number, path, run_command
+from fisherprune.commandline import Parser, number, path, prepare, run_command
+
+if __name__ == "__main__":
+    prepare()
+
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import store
 from fisherprune.experiments.batch import Batch, listing

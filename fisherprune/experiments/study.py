@@ -26,13 +26,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, near
 from fisherprune.experiments.dense import collapsed
 from fisherprune.masks.densities import checked_densities, read_densities
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import identity
 from fisherprune.runs.kinds import KINDS, TEXT, Kind, list_of
-from fisherprune.runs.section import Section, make_config, near
+from fisherprune.runs.section import Section, make_config
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fisherprune.commandline import Parser, path, run_command
-from fisherprune.report import write_report
+from fisherprune.commandline import Parser, path, prepare, run_command
+
+if __name__ == "__main__":
+    prepare()
+
 from fisherprune.report.pages import plain
+from fisherprune.report.write import write_report
 
 DESCRIPTION = """\
 Tables and figures of the runs in and below results folders.

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fisherprune.data import IMAGE_SIZES
-from fisherprune.runs.config import BATCH_SIZES, MaskConfig, TrainConfig, names
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES
+from fisherprune.runs.config import MaskConfig, TrainConfig, names
 from fisherprune.runs.identity import distinct
 
 APART = ("method", "sparsity", "seed", "dataset", "model")

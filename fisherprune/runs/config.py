@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fisherprune.data import IMAGE_SIZES
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.select import SCOPES, checked_scope, checked_sparsity
@@ -25,9 +25,6 @@ from fisherprune.models import MODELS
 from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
 from fisherprune.scoring.criteria import criteria
 
-BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
-"""Images per step where none is asked for."""
-MIRRORED = ("cifar10", "cifar100")
 MAX_WHOLE = 2**31 - 1
 """Largest whole number of a run but for the seed; more is more than PyTorch takes."""
 VALIDATION_METRICS = ("accuracy", "f1")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, near, shown
 from fisherprune.files import read_json
 from fisherprune.runs.config import TrainConfig, names
 from fisherprune.runs.kinds import Kind
@@ -85,12 +84,6 @@ class Section:
                 place = f"fields of {self.path}" if self.path else "fields"
                 known = f"the {place} are {', '.join(self._read)}"
                 raise self.error(name, f"is unknown{near(name, self._read)}; {known}")
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """Return a remark that asks whether the closest of the known names is meant."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (is {close[0]} meant?)" if close else ""
 
 
 def _one_of(choices: list[Any]) -> str:

@@ -6,9 +6,13 @@ import errno
 import sys
 from collections.abc import Sequence
 
+from fisherprune.commandline import prepare, run_command
+
+if __name__ == "__main__":
+    prepare()
+
 import torch
 
-from fisherprune.commandline import run_command
 from fisherprune.errors import FisherpruneError
 from fisherprune.runs.words import table
 from fisherprune.train import options, steps

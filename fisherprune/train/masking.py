@@ -14,7 +14,7 @@ from fisherprune.data.dataset import Augmentation, Dataset
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
-from fisherprune.progress import Shown
+from fisherprune.progress import WithBar
 from fisherprune.runs.config import MaskConfig
 from fisherprune.runs.result import ScoringCost
 from fisherprune.scoring.score import needs_of, score_from
@@ -47,7 +47,7 @@ def make_masks(
     parameters = prunable_parameters(model, config.skip)
     found = statistics_of(
         model,
-        Shown(images.batches(config.score_batch_size), "scoring", quiet=quiet),
+        WithBar(images.batches(config.score_batch_size), "scoring", quiet=quiet),
         needs_of([config.method]),
         group_size=config.group_size,
         parameters=parameters,
@@ -91,7 +91,7 @@ def measure_batchnorm(
     order = stream(seed, "batchnorm order")
     batches = TrainingBatches(plain, batch_size, order, order)
     model.train()
-    for images, _ in Shown(batches, "batchnorm", quiet=quiet):
+    for images, _ in WithBar(batches, "batchnorm", quiet=quiet):
         model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

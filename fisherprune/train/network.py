@@ -19,6 +19,7 @@ def network(config: DataConfig, images: Dataset) -> nn.Module:
         config.model,
         len(images.classes),
         images.channels,
+        image_size=images.images.shape[-1],
         seed=stream_seed(config.seed, "initialization"),
     ).to(images.images.device)
 

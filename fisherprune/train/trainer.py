@@ -17,7 +17,7 @@ from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.masks import Masks
 from fisherprune.parameters import prunable_parameters
-from fisherprune.progress import Shown
+from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig, TrainingConfig
 from fisherprune.runs.folder import ROW, RunFolder
 from fisherprune.runs.metrics import Meter, Metrics
@@ -162,7 +162,7 @@ class Trainer:
         """Train for an epoch, report; return the metrics of the validation, if any."""
         start = time.perf_counter()
         self.done[phase] += 1
-        train = self.pass_over(Shown(self.batches, "training", quiet=self.quiet))
+        train = self.pass_over(WithBar(self.batches, "training", quiet=self.quiet))
         validation = self._validate(phase)
         seconds = time.perf_counter() - start
         self.seconds[phase] += seconds
@@ -282,7 +282,7 @@ def evaluate(
     """Measure the model on images, in eval mode and float32, without augmentation."""
     meter = Meter(len(dataset.classes), dataset.images.device)
     model.eval()
-    for images, labels in Shown(dataset.batches(TEST_BATCH), what, quiet=quiet):
+    for images, labels in WithBar(dataset.batches(TEST_BATCH), what, quiet=quiet):
         logits = model(images.contiguous(memory_format=memory_format))
         meter.update(F.cross_entropy(logits, labels), logits, labels)
     return meter.compute()

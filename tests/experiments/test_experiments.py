@@ -429,7 +429,7 @@ def test_a_dry_run_lists_and_makes_nothing(trained, batch, runs, tmp_path, capsy
             ["--executor", "ray", "--gpus-per-run", "1.5"],
             "must be a fraction in .0, 1.",
         ),
-        (["--executor", "slurm"], "invalid choice: 'slurm'"),
+        (["--executor", "slurm"], "must be one of local, ray, got 'slurm'"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:INDEX, got"),
     ],
 )
