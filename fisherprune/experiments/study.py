@@ -29,7 +29,7 @@ from typing import Any
 from fisherprune.errors import FisherpruneError, near
 from fisherprune.experiments.dense import collapsed
 from fisherprune.masks.densities import checked_densities, read_densities
-from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.config import TrainConfig, about
 from fisherprune.runs.identity import identity
 from fisherprune.runs.kinds import KINDS, TEXT, Kind, list_of
 from fisherprune.runs.section import Section, make_config
@@ -45,7 +45,7 @@ DENSITIES: Kind[Any] = Kind(
 FIELDS = {
     field.name: KINDS.get(field.type.removesuffix(" | None"), DENSITIES)
     for field in fields_of(TrainConfig)
-    if field.name != "output_dir"
+    if field.name != "output_dir" and about(field).given
 }
 """Fields that a study can set."""
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -184,9 +185,9 @@ def _no_weights(path: Path, reason: str) -> FisherpruneError:
 
 def run_name(config: TrainConfig) -> str:
     """Return ``DATASET-MODEL-METHOD-SPARSITY-seedSEED``."""
+    model = re.sub(r"[^\w.-]+", "-", config.model)  # FILE.py:FUNCTION may hold slashes
     return (
-        f"{config.dataset}-{config.model}-{config.method}-{config.sparsity}"
-        f"-seed{config.seed}"
+        f"{config.dataset}-{model}-{config.method}-{config.sparsity}-seed{config.seed}"
     )
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from fisherprune import models
 from fisherprune.data.dataset import Dataset
+from fisherprune.errors import FieldError
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
 from fisherprune.runs.config import DataConfig, MaskConfig
@@ -14,7 +15,16 @@ from fisherprune.streams import stream_seed
 
 
 def network(config: DataConfig, images: Dataset) -> nn.Module:
-    """Return the network as a run begins with it, on the device of the images."""
+    """Return the network as a run begins with it, on the device of the images.
+
+    Raises:
+        FisherpruneError: where the source of a user's model has changed since the
+            config was made.
+    """
+    source = models.source_hash(config.model)
+    if source != config.model_source:
+        wanted = f"of the source {config.model_source} that the run began with"
+        raise FieldError("model", wanted, f"{config.model} of the source {source}")
     return models.create(
         config.model,
         len(images.classes),

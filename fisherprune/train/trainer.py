@@ -16,6 +16,7 @@ from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.masks import Masks
+from fisherprune.models import MODELS
 from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig, TrainingConfig
@@ -254,7 +255,8 @@ def memory_format(config: TrainConfig, device: torch.device) -> torch.memory_for
     """
     chosen = config.memory_format
     if chosen == "auto":
-        resnet_on_cpu = device.type == "cpu" and config.model.startswith("resnet")
+        resnet = config.model in MODELS and config.model.startswith("resnet")
+        resnet_on_cpu = device.type == "cpu" and resnet
         chosen = "channels_last" if config.amp or resnet_on_cpu else "contiguous"
     if chosen == "channels_last":
         return torch.channels_last

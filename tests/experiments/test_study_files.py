@@ -269,7 +269,10 @@ def test_densities_of_a_file_beside_the_study_or_inline(written):
 
 
 def test_every_field_of_a_run_can_be_set_but_for_its_place():
-    assert {f.name for f in fields(TrainConfig)} - set(FIELDS) == {"output_dir"}
+    assert {f.name for f in fields(TrainConfig)} - set(FIELDS) == {
+        "output_dir",
+        "model_source",
+    }
 
 
 @pytest.mark.parametrize(
