@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 CSRC = Path("csrc")
 FACTS = Path("build", "facts", "build_facts.h")
@@ -121,8 +121,13 @@ def write_facts(torch_version, cuda_version):
         FACTS.write_text("".join(lines))
 
 
-def check_compiler():
-    """End in one sentence where nothing can be compiled."""
+def check_tools():
+    """End in one sentence where nothing can be built."""
+    if int(setuptools.__version__.partition(".")[0]) < 77:
+        raise SystemExit(
+            f"fisherprune: building needs setuptools 77 or newer, but this is "
+            f"{setuptools.__version__}: run `pip install --upgrade setuptools`"
+        )
     compiler = os.environ.get("CXX") or "c++"
     if not shutil.which(shlex.split(compiler)[0]):
         raise SystemExit(
@@ -134,7 +139,7 @@ def check_compiler():
 
 def extension():
     """Describe fisherprune._C with every source below csrc/ that applies."""
-    check_compiler()
+    check_tools()
     cuda_version = choose_cuda()
     import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
@@ -167,4 +172,4 @@ def build_command():
     return BuildExtension.with_options(no_python_abi_suffix=False)
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": build_command()})
+setuptools.setup(ext_modules=[extension()], cmdclass={"build_ext": build_command()})

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from fisherprune.masks.masks import Masks
     from fisherprune.masks.select import select_masks
     from fisherprune.parameters import prunable_parameters
+    from fisherprune.persample import register_layer
     from fisherprune.pruning import prune
-    from fisherprune.scoring.criteria import criteria
+    from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
     from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
@@ -33,6 +34,8 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "models": "fisherprune.models",
             "prunable_parameters": "fisherprune.parameters",
             "prune": "fisherprune.pruning",
+            "register_criterion": "fisherprune.scoring.criteria",
+            "register_layer": "fisherprune.persample",
             "score": "fisherprune.scoring.score",
             "score_all": "fisherprune.scoring.score",
             "select_masks": "fisherprune.masks.select",
@@ -52,6 +55,8 @@ __all__ = [
     "models",
     "prunable_parameters",
     "prune",
+    "register_criterion",
+    "register_layer",
     "score",
     "score_all",
     "select_masks",

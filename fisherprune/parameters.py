@@ -1,4 +1,4 @@
-"""Which parameters: the prunable ones, by name, and those that a pass can use."""
+"""Parameters by name: those to prune, and checks whether a pass can use them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, shown
 
 Parameters = dict[str, nn.Parameter]
 
@@ -35,13 +35,14 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
     if parameters is None:
         parameters = prunable_parameters(model)
     if not isinstance(parameters, Mapping):
-        raise FisherpruneError(
-            "parameters must be a dict of the model's parameters by name, as "
-            f"prunable_parameters returns, got {type(parameters).__name__}"
+        raise FieldError(
+            "parameters",
+            "a dict of the model's parameters by name, as prunable_parameters returns",
+            type(parameters).__name__,
         )
     if not parameters:
         raise FisherpruneError("parameters must name at least one parameter")
-    own, names = {id(p) for p in model.parameters()}, {}
+    own, names = {id(p) for p in model.parameters()}, dict[int, str]()
     for name, p in parameters.items():
         if id(p) not in own:
             raise FisherpruneError(f"parameters: {name!r} is no parameter of the model")
@@ -71,16 +72,14 @@ def _check_usable(name: str, parameter: nn.Parameter) -> None:
             "leave it out"
         )
     if parameter.dtype != torch.float32:
-        raise FisherpruneError(
-            f"parameters: {name!r} must be float32, got {parameter.dtype}"
-        )
+        raise FieldError(f"parameters: {name!r}", "float32", parameter.dtype)
 
 
 def check_unhooked(parameters: Parameters) -> None:
     """Raise where a hook would change a parameter's gradient, naming the parameter.
 
     Hooks that run after the gradient was accumulated, such as those of ``Masks.hold``,
-    change the parameter's ``.grad``, which no pass reads: they are no reason.
+    are allowed: they change the parameter's ``.grad``, which no pass reads.
     """
     for name, parameter in parameters.items():
         if parameter._backward_hooks:
@@ -94,13 +93,13 @@ def check_unhooked(parameters: Parameters) -> None:
 def check_finite(tensors: dict[str, Tensor], what: str) -> None:
     """Raise where an entry is NaN or infinite, naming the parameter.
 
-    One read of each, and one wait for the device: a sum is finite unless an entry is
-    not, or entries are so large that they overflow together, which only a closer look
-    tells.
+    Reads each tensor once and waits for the device once: where a sum is finite, all its
+    entries are. Where it is not, large entries may have overflowed together, so only
+    then each entry is looked at.
     """
     sums = [t.sum() for t in tensors.values()]
-    sums = torch.stack([s.to(sums[0].device) for s in sums])
-    for name, ok in zip(tensors, sums.isfinite().tolist(), strict=True):
+    total = torch.stack([s.to(sums[0].device) for s in sums])
+    for name, ok in zip(tensors, total.isfinite().tolist(), strict=True):
         if not ok and not tensors[name].isfinite().all():
             raise FisherpruneError(f"{what} of {name!r} is NaN or infinite")
 
@@ -109,6 +108,10 @@ def prunable_parameters(
     model: nn.Module, skip: Sequence[str] | None = None
 ) -> dict[str, nn.Parameter]:
     """Return the parameters to prune, by name, in ``named_parameters()`` order.
+
+    The choice does not depend on a criterion. So it has the weights of Conv3d, which
+    data-free criteria score; the others refuse them, naming the parameter, unless
+    ``register_layer`` has made the gradients of ``F.conv3d`` known.
 
     Args:
         model: any module.
@@ -145,9 +148,7 @@ def checked_model(model: nn.Module) -> nn.Module:
         FisherpruneError: where it is not.
     """
     if not isinstance(model, nn.Module):
-        raise FisherpruneError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}"
-        )
+        raise FieldError("model", "a torch.nn.Module", type(model).__name__)
     return model
 
 
@@ -155,10 +156,8 @@ def _checked_parts(skip: Sequence[str]) -> tuple[str, ...]:
     parts = (skip,) if isinstance(skip, str) else skip
     parts = tuple(parts) if isinstance(parts, Iterable) else (parts,)
     if not all(isinstance(part, str) for part in parts):
-        raise FisherpruneError(
-            "prunable_parameters: skip must be parts of parameters' names, got "
-            f"{shown(skip)}"
-        )
+        wanted = "parts of parameters' names"
+        raise FieldError("prunable_parameters: skip", wanted, shown(skip))
     return parts
 
 

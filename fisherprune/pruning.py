@@ -8,20 +8,18 @@ from torch import nn
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.select import checked_scope, checked_sparsity, select_masks
-from fisherprune.parameters import (
-    Parameters,
-    checked_model,
-)
-from fisherprune.scoring.score import score
+from fisherprune.masks.select import kept_counts, select_counted
+from fisherprune.parameters import Parameters
+from fisherprune.scoring.score import score_task, scoring_criteria
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import LossFn
+from fisherprune.statistics.passes import checked_task
 
 
-def _check_names(model: nn.Module, parameters: Parameters | None) -> None:
+def _check_names(model: nn.Module, parameters: Parameters) -> None:
     """Refuse names under which the masks would not find their parameters."""
-    own = dict(checked_model(model).named_parameters())
-    for name in parameters or ():
+    own = dict(model.named_parameters())
+    for name in parameters:
         if name not in own:
             raise FisherpruneError(
                 f"parameters: {name!r} must be a name of the model's "
@@ -51,18 +49,12 @@ def prune(
         FisherpruneError: for any reason of ``score`` and ``select_masks``; the model is
             then left as it was.
     """
-    checked_sparsity(sparsity)
-    checked_scope(scope, densities)
-    _check_names(model, parameters)
-    scores = score(
-        model,
-        batches,
-        criterion,
-        loss_fn=loss_fn,
-        group_size=group_size,
-        parameters=parameters,
-        seed=seed,
-    )
-    masks = select_masks(scores, sparsity, scope, densities=densities)
+    chosen = scoring_criteria([criterion])
+    task = checked_task(model, batches, parameters, loss_fn, group_size)
+    _check_names(model, task.parameters)
+    shapes = {name: p.shape for name, p in task.parameters.items()}
+    counts = kept_counts(shapes, sparsity, scope, densities=densities)
+    scores = score_task(task, chosen, seed)[criterion]
+    (masks,) = select_counted(scores, [counts])
     masks.apply_(model)
     return masks

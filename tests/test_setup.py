@@ -121,6 +121,20 @@ def test_a_build_without_a_compiler_ends_in_one_sentence(tmp_path):
     )
 
 
+def test_an_old_setuptools_is_named(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import setuptools; setuptools.__version__ = '65.5.0'"
+    )
+    source = tmp_path / "source"
+    source.mkdir()
+    result = decide(source, FISHERPRUNE_CUDA="0", PYTHONPATH=str(tmp_path))
+    assert result.returncode != 0
+    words = (
+        "building needs setuptools 77 or newer, but this is 65.5.0: run `pip install"
+    )
+    assert words in result.stderr and "Traceback" not in result.stderr
+
+
 def test_pybind11_itself_is_not_needed(tmp_path):
     """Its headers come with torch."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -9,7 +9,8 @@ from typing import Any
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.published import read_published
-from fisherprune.experiments.store import Run, check_folder
+from fisherprune.experiments.shard import ALL, Shard
+from fisherprune.experiments.store import StudyRun, check_folder
 from fisherprune.experiments.study import read_study
 from fisherprune.runs.config import TrainConfig, resolve_device
 
@@ -28,17 +29,19 @@ class Overrides:
 class Plan:
     """The runs of some files and folders, in order, each once."""
 
-    def __init__(self, paths: Iterable[Path], overrides: Overrides) -> None:
+    def __init__(
+        self, paths: Iterable[Path], overrides: Overrides, shard: Shard = ALL
+    ) -> None:
         """Read everything.
 
         Raises:
             FisherpruneError: with a line for each file that is wrong, and for paths
                 where there is nothing.
         """
-        self.paths, self.overrides = list(paths), overrides
-        self._read: dict[Path, tuple[object, list[Run] | str]] = {}
+        self.paths, self.overrides, self.shard = list(paths), overrides, shard
+        self._read: dict[Path, tuple[object, list[StudyRun] | str]] = {}
         self.problems: dict[Path, str] = {}
-        self.runs: list[Run] = []
+        self.runs: list[StudyRun] = []
         files = self._files(strict=True)
         self._update(files)
         if self.problems:
@@ -53,6 +56,11 @@ class Plan:
         before = set(self.problems.values())
         self._update(self._files(strict=False))
         return [text for text in self.problems.values() if text not in before]
+
+    def count(self) -> str:
+        """Return how many runs there are, in words."""
+        part = "" if self.shard == ALL else f" of shard {self.shard}"
+        return f"{len(self.runs)} runs{part}"
 
     def _files(self, strict: bool) -> list[Path]:
         """Return all files, in order."""
@@ -72,7 +80,7 @@ class Plan:
 
     def _update(self, files: list[Path]) -> None:
         self.problems = {}
-        runs: dict[object, Run] = {}
+        runs: dict[object, StudyRun] = {}
         for file in files:
             content = self._runs_of(file)
             if isinstance(content, str):
@@ -82,7 +90,7 @@ class Plan:
                 runs.setdefault(run.key, run)
         self.runs = list(runs.values())
 
-    def _runs_of(self, file: Path) -> list[Run] | str:
+    def _runs_of(self, file: Path) -> list[StudyRun] | str:
         """Return the runs of a file, or what is wrong with it."""
         stamp = _stamp(file)
         known, content = self._read.get(file, (None, None))
@@ -95,7 +103,7 @@ class Plan:
             self._read[file] = (stamp, content)
         return content
 
-    def _load(self, file: Path) -> list[Run]:
+    def _load(self, file: Path) -> list[StudyRun]:
         if file.suffix == ".json":
             published = read_published(file)
             configs, results = [published.config], published.output
@@ -104,7 +112,8 @@ class Plan:
             configs, results = list(study.runs), Path("results") / study.name
         results = self.overrides.output or results
         check_folder(results)
-        return [Run(self._overridden(c, file, results), results) for c in configs]
+        runs = [StudyRun(self._overridden(c, file, results), results) for c in configs]
+        return [run for run in runs if self.shard.takes(run.identity)]
 
     def _overridden(
         self, config: TrainConfig, file: Path, results: Path

@@ -11,16 +11,19 @@ Nothing finished is ever overwritten or removed: what is damaged is told, by nam
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.files import read_json, write_text
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import CHECKPOINT, CONFIG, RESULTS, read_config, run_name
+from fisherprune.runs.folder import tidy as tidy_folder
 from fisherprune.runs.identity import identity
 from fisherprune.runs.reader import read_run
 from fisherprune.runs.result import RunResult
@@ -30,10 +33,11 @@ FORMAT = 1
 ERROR = "error.json"
 MARK = "fisherprune-results.json"
 WEIGHTS = ("last.safetensors", "best.safetensors")
+State = Literal["finished", "failed", "resumable", "new"]
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study, with a place in a results folder."""
 
     config: TrainConfig
@@ -47,7 +51,7 @@ class Run:
     @cached_property
     def key(self) -> tuple[Path, str]:
         """What tells runs apart: the same run may be in two results folders."""
-        return self.results.resolve(), self.identity
+        return Path(os.path.realpath(self.results)), self.identity
 
     @cached_property
     def name(self) -> str:
@@ -61,8 +65,13 @@ class Run:
 
     @property
     def locks(self) -> Path:
-        """Where its lock is, under its identity."""
+        """Where the locks of its results folder are."""
         return self.results / "locks"
+
+    @property
+    def lock(self) -> Path:
+        """What the process that does it holds."""
+        return self.locks / f"{self.identity}.lock"
 
 
 def check_folder(results: Path) -> None:
@@ -72,9 +81,13 @@ def check_folder(results: Path) -> None:
         FisherpruneError: where it is something else, or of another version.
     """
     mark = results / MARK
-    if results.exists() and not results.is_dir():
+    try:
+        there, marked = results.exists(), mark.exists()
+    except OSError as error:
+        raise _no_folder(results, error) from None
+    if there and not results.is_dir():
         raise FisherpruneError(f"{results}: results go into a folder, this is a file")
-    if not mark.exists():
+    if not marked:
         return
     content = read_json(mark)
     if content.get("format") != FORMAT:
@@ -97,13 +110,17 @@ def make_folder(results: Path) -> None:
         if not (results / MARK).exists():
             write_text(results / MARK, json.dumps({"format": FORMAT}) + "\n")
     except OSError as error:
-        raise FisherpruneError(
-            f"{results}: results must go into a folder that can be written to: "
-            f"{error.strerror}"
-        ) from error
+        raise _no_folder(results, error) from error
 
 
-def read_results(run: Run) -> RunResult | None:
+def _no_folder(results: Path, error: OSError) -> FisherpruneError:
+    return FisherpruneError(
+        f"{results}: results must go into a folder that can be written to: "
+        f"{error.strerror}"
+    )
+
+
+def read_results(run: StudyRun) -> RunResult | None:
     """Return the result of a run; None where there is none yet.
 
     Raises:
@@ -121,15 +138,15 @@ def read_results(run: Run) -> RunResult | None:
     return result
 
 
-def _check_identity(place: str, stored: TrainConfig, run: Run) -> None:
+def _check_identity(place: str, stored: TrainConfig, run: StudyRun) -> None:
     """Check that a stored configuration is the run's."""
     if identity(stored) != run.identity:
         got = f"that of {identity(stored)}"
         raise FieldError(place, f"that of run {run.identity}", got)
 
 
-def state(run: Run) -> str:
-    """Return ``finished``, ``failed``, ``resumable`` or ``new``.
+def state(run: StudyRun) -> State:
+    """Return what has come of a run so far.
 
     Raises:
         FisherpruneError: where the run's folder holds another run, or damaged files.
@@ -144,7 +161,7 @@ def state(run: Run) -> str:
     return "resumable" if (run.folder / CHECKPOINT).exists() else "new"
 
 
-def failure(run: Run) -> bytes | None:
+def failure(run: StudyRun) -> bytes | None:
     """Return what a failed run left behind, to compare with later."""
     try:
         return (run.folder / ERROR).read_bytes()
@@ -152,13 +169,11 @@ def failure(run: Run) -> bytes | None:
         return None
 
 
-def write_failure(run: Run, error: BaseException) -> str:
+def write_failure(run: StudyRun, error: BaseException) -> str:
     """Write ``error.json`` for a failed run; return the line that says why."""
-    line = " ".join(str(error).split()) or "no message"
-    if not isinstance(error, FisherpruneError):
-        line = f"{type(error).__name__}: {line}"
+    text = line(error)
     content = {
-        "error": line,
+        "error": text,
         "traceback": "".join(traceback.format_exception(error)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -166,14 +181,20 @@ def write_failure(run: Run, error: BaseException) -> str:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.folder / ERROR, json.dumps(content, indent=2) + "\n")
     except OSError as full:
-        line += f" (and error.json can't be written: {full.strerror})"
-    return line
+        text += f" (and error.json can't be written: {full.strerror})"
+    return text
 
 
-def tidy(run: Run, keep_weights: bool) -> None:
+def line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    expected = isinstance(error, FisherpruneError)
+    return text if expected else f"{type(error).__name__}: {text}"
+
+
+def tidy(run: StudyRun, keep_weights: bool) -> None:
     """Remove what a finished run leaves behind, and what its killed attempts left."""
     (run.folder / ERROR).unlink(missing_ok=True)
     for name in () if keep_weights else WEIGHTS:
         (run.folder / name).unlink(missing_ok=True)
-    for path in run.folder.glob(".*.*"):  # temporary files, see files.py
-        path.unlink(missing_ok=True)
+    tidy_folder(run.folder)

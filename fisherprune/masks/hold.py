@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Hold:
@@ -17,7 +18,7 @@ class Hold:
         model: nn.Module,
         pruned: Mapping[nn.Parameter, Tensor],
         optimizer: torch.optim.Optimizer,
-    ):
+    ) -> None:
         """Register all hooks or, where one can't be, none; then set the zeros.
 
         Args:
@@ -64,11 +65,13 @@ class Hold:
     def __enter__(self) -> Hold:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
 
-def _on_gradient(parameter: nn.Parameter, hook):
+def _on_gradient(
+    parameter: nn.Parameter, hook: Callable[[Tensor], None]
+) -> RemovableHandle:
     """Register a hook on a gradient; a frozen weight's waits until it is trained."""
     trained = parameter.requires_grad
     parameter.requires_grad_(True)  # torch takes no hook of a frozen weight
@@ -78,12 +81,13 @@ def _on_gradient(parameter: nn.Parameter, hook):
         parameter.requires_grad_(trained)
 
 
-def _mask_grad(out: Tensor):
-    def hook(parameter: nn.Parameter) -> None:
-        if parameter.grad.is_sparse:
-            parameter.grad = _mask_rows(parameter.grad, out)
-        else:
-            parameter.grad.masked_fill_(out, 0.0)
+def _mask_grad(out: Tensor) -> Callable[[Tensor], None]:
+    def hook(parameter: Tensor) -> None:
+        grad = parameter.grad
+        if grad is not None and grad.is_sparse:
+            parameter.grad = _mask_rows(grad, out)
+        elif grad is not None:
+            grad.masked_fill_(out, 0.0)
 
     return hook
 
@@ -101,17 +105,17 @@ def _mask_rows(grad: Tensor, out: Tensor) -> Tensor:
 class _AfterLoad:
     """Sets the pruned weights of a module to zero when a state dict was loaded.
 
-    Copies and pickles of the module carry its hooks along; their remover stays behind,
-    so a copy of this one does nothing.
+    Copies and pickles of a module carry its hooks along, but not what removes them: so
+    a copy of this hook does nothing.
     """
 
-    def __init__(self, pruned: Mapping[str, Tensor] | None = None):
+    def __init__(self, pruned: Mapping[str, Tensor] | None = None) -> None:
         self._pruned = pruned or {}
 
     @torch.no_grad()
-    def __call__(self, module: nn.Module, _incompatible) -> None:
+    def __call__(self, module: nn.Module, _incompatible: object) -> None:
         for name, out in self._pruned.items():
             getattr(module, name).masked_fill_(out, 0.0)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[_AfterLoad], tuple[()]]:
         return type(self), ()

@@ -30,7 +30,7 @@ class Masks(Mapping[str, Tensor]):
             string.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]):
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
         self._masks = _checked(masks, "Masks")
 
     def __getitem__(self, name: str) -> Tensor:
@@ -72,7 +72,7 @@ class Masks(Mapping[str, Tensor]):
         Over all parameters together; 1 where neither keeps any.
 
         Raises:
-            FisherpruneError: where ``other`` holds no masks, or such of other
+            FisherpruneError: where ``other`` holds no masks, or its masks are of other
                 parameters or shapes.
         """
         counts = self._overlaps(other).values()
@@ -204,7 +204,7 @@ class Masks(Mapping[str, Tensor]):
         return cls(masks)
 
 
-def _saved_order(file) -> list[str] | None:
+def _saved_order(file: safe_open) -> list[str] | None:
     """Return the names of a file's masks as they were saved; None: it holds none."""
     metadata = file.metadata() or {}
     if FORMAT in metadata:

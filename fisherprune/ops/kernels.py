@@ -91,4 +91,4 @@ PATH: str = str(_C.__file__)
 
 def cpu_capability() -> str:
     """Return the vector instructions the CPU kernels use: avx512, avx2 or portable."""
-    return _C.cpu_capability()
+    return str(_C.cpu_capability())

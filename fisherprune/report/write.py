@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import check_writable, write_text
-from fisherprune.report import load
-from fisherprune.report.figures import curves as figures
-from fisherprune.report.figures import masks as maskfigures
-from fisherprune.report.figures import settings as comparison
-from fisherprune.report.figures.svg import Figure, require_matplotlib
-from fisherprune.report.load import Study
-from fisherprune.report.overlap import overlaps, without_masks
-from fisherprune.report.pages import html, plain
-from fisherprune.report.pages.words import Report
-from fisherprune.report.tables import Group
+from fisherprune.report.figures import COMPARISONS, TABLE_FIGURES
+from fisherprune.report.figures.svg import DrawnFigure, draw, require_matplotlib
+from fisherprune.report.load import load
+from fisherprune.report.overlap import with_overlaps
+from fisherprune.report.pages.content import Report, content_of
+from fisherprune.report.pages.csv_files import runs_csv, summary_csv
+from fisherprune.report.pages.render import html, markdown
+from fisherprune.report.tables import ResultTable
 
 
 def write_report(
@@ -35,56 +34,53 @@ def write_report(
         say: is told about progress, a line at a time.
 
     Returns:
-        What was reported, and the folder. ``report.study.problems`` lists broken files.
+        What was reported, and the folder. ``report.found.problems`` lists broken files.
 
     Raises:
         FisherpruneError: where there is nothing to report, matplotlib is missing, or
             the folder can't be written to.
     """
     require_matplotlib()
-    study = load.load(paths)
+    found = load(paths)
     first = Path(paths[0])
     folder = Path(output or (first if first.is_dir() else first.parent) / "report")
     check_writable(folder, "output")
-    report = Report.of(study)
-    say(f"finished runs read: {len(study.runs)}")
-    drawn = [
-        _draw(each, f"g{number}", study, say)
-        for number, each in enumerate(report.groups, 1)
-    ]
-    compared = [
-        comparison.compare(several, f"c{number}")
-        for number, several in enumerate(comparison.comparable(report.groups), 1)
-    ]
-    _write(
-        folder,
-        {
-            "report.html": html.page(report, drawn, compared),
-            "report.md": plain.markdown(report),
-            "report.csv": plain.runs_csv(report),
-            "summary.csv": plain.summary_csv(report),
-        },
-    )
+    say(f"finished runs read: {len(found.finished)}")
+    report = Report.of(found)
+    tables = [with_overlaps(table, found.problems, say) for table in report.tables]
+    report = replace(report, tables=tables)
+    figures = [_draw(each, f"g{n}", say) for n, each in enumerate(tables, 1)]
+    content = content_of(report, figures, _comparisons(tables))
+    files = {
+        "report.html": html(content),
+        "report.md": markdown(content),
+        "report.csv": runs_csv(report),
+        "summary.csv": summary_csv(report),
+    }
+    _write(folder, files)
     return report, folder
 
 
-def _draw(
-    each: Group, id: str, study: Study, say: Callable[[str], None]
-) -> list[Figure]:
-    """Return the figures of a group; broken mask files become problems."""
-    found = overlaps(each, study.problems, say)
-    say(f"drawing: {each.title}")
-    drawn = []
-    if each.cells:
-        drawn += [
-            figures.accuracy(each, f"{id}-accuracy"),
-            maskfigures.density(each, f"{id}-density"),
-            maskfigures.jaccard(each, found, without_masks(each), f"{id}-overlap"),
-        ]
+def _draw(table: ResultTable, id: str, say: Callable[[str], None]) -> list[DrawnFigure]:
+    """Draw the figures of a table."""
+    say(f"drawing: {table.title}")
     return [
-        *drawn,
-        figures.curves(each, f"{id}-curves"),
-        figures.time(each, f"{id}-time"),
+        draw(figure, f"{id}-{make.__name__}", f"{figure.heading}: {table.title}")
+        for _, make in sorted(TABLE_FIGURES.items())
+        if (figure := make(table))
+    ]
+
+
+def _comparisons(tables: Sequence[ResultTable]) -> list[DrawnFigure]:
+    """Draw the figures that compare the tables of one dataset and model."""
+    networks: dict[tuple[str, str], list[ResultTable]] = {}
+    for table in tables:
+        networks.setdefault((table.dataset, table.model), []).append(table)
+    return [
+        draw(figure, f"c{n}-{make.__name__}", f"Settings compared: {figure.heading}")
+        for n, several in enumerate(networks.values(), 1)
+        for _, make in sorted(COMPARISONS.items())
+        if (figure := make(several))
     ]
 
 

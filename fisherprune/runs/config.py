@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -90,14 +91,26 @@ def _known_model(name: str) -> None:
     models.check_name(name)
 
 
-_FOLDER = must(bool, "the name of a folder")
+def _can_be_path(text: str) -> bool:
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:  # half a character, as JSON can spell it
+        return False
+    return bool(encoded) and b"\0" not in encoded
+
+
+_FOLDER = must(_can_be_path, "the name of a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
     """What every part shares."""
 
-    seed: int = option(0, "of all random choices but the train/validation split")
+    seed: int = option(
+        0,
+        "of all random choices but the train/validation split",
+        must(lambda seed: abs(seed) < 10**100, "of at most 100 digits"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

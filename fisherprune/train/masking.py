@@ -15,16 +15,18 @@ from fisherprune.masks.masks import Masks
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import WithBar
-from fisherprune.runs.config import MaskConfig
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.result import ScoringCost
-from fisherprune.scoring.score import needs_of, score_from
+from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
 from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.key import statistics_key
+from fisherprune.statistics.passes import Task
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
 
 
 def make_masks(
-    config: MaskConfig,
+    config: TrainConfig,
     model: nn.Module,
     images: Dataset,
     statistics: Path | StatisticsCache | None = None,
@@ -44,17 +46,19 @@ def make_masks(
     """
     if statistics is not None and not isinstance(statistics, StatisticsCache):
         statistics = StatisticsCache(statistics)
-    parameters = prunable_parameters(model, config.skip)
-    found = statistics_of(
+    task = Task(
         model,
         WithBar(images.batches(config.score_batch_size), "scoring", quiet=quiet),
-        needs_of([config.method]),
+        prunable_parameters(model, config.skip),
         group_size=config.group_size,
-        parameters=parameters,
-        cache=statistics,
     )
+    criteria = scoring_criteria([config.method])
+    needs, key = needs_of(criteria), ""
+    if needs and statistics is not None:
+        key = _key(config, task, images)
+    found = statistics_of(task, needs, cache=statistics, key=key)
     seed = stream_seed(config.seed, "random scores")
-    scores = score_from(parameters, found, [config.method], seed=seed)[config.method]
+    scores = score_from(task.parameters, found, criteria, seed=seed)[config.method]
     if config.invert_scores:
         scores = invert_scores(scores)
     masks = select_masks(
@@ -67,6 +71,20 @@ def make_masks(
         "samples": found.samples,
         "cached": found.cached,
     }
+
+
+def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
+    """Return the key under which the statistics of a run are kept."""
+    about = {
+        "model": [config.model, config.model_source],
+        "parameters": list(task.parameters),
+        "group size": task.group_size,
+        "batch size": config.score_batch_size,
+        "mean": scoring.mean,
+        "std": scoring.std,
+    }
+    data = scoring.images, scoring.labels
+    return statistics_key(about, task.model.state_dict(), data, scoring.images.device)
 
 
 @torch.no_grad()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from fisherprune import models
 from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FieldError
-from fisherprune.masks.select import select_masks
+from fisherprune.masks.select import kept_counts
 from fisherprune.parameters import prunable_parameters
 from fisherprune.runs.config import DataConfig, MaskConfig
 from fisherprune.streams import stream_seed
@@ -37,6 +36,6 @@ def network(config: DataConfig, images: Dataset) -> nn.Module:
 def check_mask(config: MaskConfig, model: nn.Module) -> None:
     """Raise FisherpruneError where the model can't be pruned as the config asks."""
     prunable = prunable_parameters(model, config.skip)
-    if config.method != "none":  # an error of the selection depends on no score
-        scores = {name: torch.zeros_like(p) for name, p in prunable.items()}
-        select_masks(scores, config.sparsity, config.scope, densities=config.densities)
+    if config.method != "none":  # before any work, see that there are such masks
+        shapes = {name: p.shape for name, p in prunable.items()}
+        kept_counts(shapes, config.sparsity, config.scope, densities=config.densities)

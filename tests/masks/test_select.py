@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherprune as fp
-from fisherprune.masks import select as threshold
+from fisherprune.masks import select
 from fisherprune.masks.densities import erk_densities, keep_counts
-from fisherprune.masks.select import keep_count
+from fisherprune.masks.select import SCOPES, keep_count, kept_counts
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_densities_that_do_not_fit():
             fp.select_masks(scores, 0.5, scope, densities=densities)
 
 
-@pytest.mark.parametrize("scope", threshold.SCOPES)
+@pytest.mark.parametrize("scope", SCOPES)
 def test_a_list_of_sparsities_gives_a_list_of_the_same_masks(scope):
     scores, sparsities = scores_of((50, 4), (9, 9)), [0.1, 0.5, 0.5, 0.99]
     options = {"scope": scope}
@@ -171,7 +171,7 @@ def test_selection_over_devices_equals_the_one_on_a_device(n, values, keep):
     }
     total = n + 22
     keep = max(1, min(keep, total))
-    found = threshold._select_over_devices(tensors, keep)
+    found = select._select_over_devices(tensors, keep)
     wanted = truth.keep_largest(tensors, keep)
     assert all(torch.equal(found[name], wanted[name]) for name in tensors)
 
@@ -191,12 +191,12 @@ def test_scores_that_are_not_finite_name_the_parameter(bad):
     scores = scores_of((4,), (3, 3))
     scores["layer1"][1, 2] = bad
     match = "'layer1'.* must be finite, 1 of 9 entries are NaN or infinite"
-    for scope in threshold.SCOPES:
+    for scope in SCOPES:
         given = dict.fromkeys(scores, 1) if scope == "densities" else None
         with pytest.raises(fp.FisherpruneError, match=match):
             fp.select_masks(scores, 0.5, scope, densities=given)
     with pytest.raises(fp.FisherpruneError, match=match):
-        threshold._select_over_devices(scores, 3)
+        select._select_over_devices(scores, 3)
 
 
 def test_other_bad_arguments():
@@ -210,3 +210,31 @@ def test_other_bad_arguments():
             fp.FisherpruneError, match=f"'a' must be float32, got {dtype}"
         ):
             fp.select_masks({"a": torch.ones(3).to(dtype)}, 0.5)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("sparsity", [0.0, 0.55, 0.9])
+def test_kept_counts_are_those_of_the_masks(scope, sparsity):
+    scores = scores_of((20, 3, 3, 3), (7,), (0,), (30, 11))
+    given = {"densities": dict.fromkeys(scores, 0.5)} if scope == "densities" else {}
+    shapes = {name: s.shape for name, s in scores.items()}
+    counts = kept_counts(shapes, sparsity, scope, **given)
+    masks = fp.select_masks(scores, sparsity, scope, **given)
+    if scope == "global":
+        assert counts == masks.kept()
+    else:
+        assert counts == {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def test_kept_counts_refuse_what_the_selection_would():
+    shapes = {"a": (4,), "b": (6,)}
+    for options, match in [
+        ({"sparsity": 1.5}, "sparsity must be a number in"),
+        ({"scope": "channel"}, "scope must be one of"),
+        ({"scope": "densities"}, "densities must be given"),
+        ({"scope": "densities", "densities": {"a": 1}}, "they lack 'b'"),
+        ({"scope": "densities", "densities": {"a": 1, "b": 0}}, "at most 4 weights"),
+        ({"shapes": {"a": (0, 3)}}, "at least one entry"),
+    ]:
+        with pytest.raises(fp.FisherpruneError, match=match):
+            kept_counts(**{"shapes": shapes, "sparsity": 0.2} | options)

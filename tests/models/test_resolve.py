@@ -109,6 +109,15 @@ def test_a_function_draws_the_weights_right_after_the_seed(place):
     assert torch.equal(network[1].weight, nn.Linear(36, 7).weight)
 
 
+def test_to_try_a_network_draws_no_random_numbers(place):
+    torch.manual_seed(3)
+    network = models.create("files/nets.py:net")  # it has dropout
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    type(network)(10)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 def test_lazy_layers_are_made(place):
     network = models.create("files/nets.py:lazy", 7, 1, image_size=6, seed=3)
     assert network[1].weight.shape == (7, 36)

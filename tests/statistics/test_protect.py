@@ -81,7 +81,7 @@ def test_a_parameter_under_two_names_is_refused():
     refused(model, x, y, match, parameters=twice)
 
 
-def test_batches_that_are_none():
+def test_batches_must_be_pairs_of_tensors():
     model, (x, y) = network(), data((4,))
     for wrong, came in (
         (None, "iterable of .inputs, labels. tensors, got NoneType"),

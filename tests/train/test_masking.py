@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
-from fisherprune.statistics import run as passes
 from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
@@ -30,8 +30,12 @@ def network(config):
     return models.create(config.model, 10, 1, seed=seed)
 
 
+def images_of(config):
+    return load_images(config, config.score_samples, torch.device("cpu"), True)
+
+
 def masks_of(config, **options):
-    images = load_images(config, config.score_samples, torch.device("cpu"), True)
+    images = images_of(config)
     model = network(config)
     if config.bn_warmup:
         measure_batchnorm(model, images.train, config.training_batch_size, 0, True)
@@ -43,11 +47,9 @@ def equal(a, b):
 
 
 def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkeypatch):
-    runs = []
-    run = passes.gradient_moments
-    monkeypatch.setattr(
-        passes, "gradient_moments", lambda *a, **k: (runs.append(1), run(*a, **k))[1]
-    )
+    runs, moments = [], PASSES["moments"]
+    spy = replace(moments, run=lambda task: (runs.append(1), moments.run(task))[1])
+    monkeypatch.setitem(PASSES, "moments", spy)
     folder, costs = tmp_path / "statistics", []
     for method in ("snip", "fts", "magnitude", "fisher_diag"):
         for sparsity in (0.5, 0.98):
@@ -65,9 +67,33 @@ def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkey
     ]
     assert len({c["seconds"] for c in costs if c["samples"] == 20}) == 1
     assert costs[4] == {"seconds": 0.0, "samples": 0, "cached": False}
-    for other in ({"seed": 1}, {"bn_warmup": True}, {"score_samples": 21}):
+    for other in (
+        {"seed": 1},
+        {"bn_warmup": True},
+        {"score_samples": 21},
+        {"score_batch_size": 7},
+        {"group_size": 3},
+        {"skip": ("bias", "linear")},
+        {"model": "resnet20", "image_size": 9},
+    ):
         masks_of(replace(small, **other), statistics=StatisticsCache(folder))
-    assert len(runs) == 10 and len(list(folder.iterdir())) == 4
+    assert len(runs) == 14 and len(list(folder.iterdir())) == 8
+
+
+@pytest.mark.parametrize("change", ["mean", "std", "images", "labels"])
+def test_other_images_have_other_statistics(change, small, tmp_path):
+    images = images_of(small).scoring
+    other = {
+        "mean": lambda value: tuple(m + 0.01 for m in value),
+        "std": lambda value: tuple(2 * s for s in value),
+        "images": lambda value: value.flip(0),
+        "labels": lambda value: value.flip(0),
+    }[change](getattr(images, change))
+    changed = replace(images, **{change: other})
+    for each in (images, changed, images):
+        options = {"statistics": tmp_path / "statistics", "quiet": True}
+        _, cost = make_masks(small, network(small), each, **options)
+    assert cost["cached"] and len(list((tmp_path / "statistics").iterdir())) == 2
 
 
 def test_a_run_says_what_its_scores_cost(small, tmp_path):

@@ -91,9 +91,7 @@ def test_a_study_of_a_model_of_ones_own(file, tmp_path):
     (run,) = read_study(study).runs
     assert run.model_source is not None
     shutil.rmtree(file.parent)
-    with pytest.raises(
-        FieldError, match=f"^{study}: run.model must be a func"
-    ):
+    with pytest.raises(FieldError, match=f"^{study}: run.model must be a func"):
         read_study(study)
     study.write_text("name = 'a'\n[run]\nmodel_source = 'abc'\n")
     with pytest.raises(FisherpruneError, match="run.model_source is unknown"):

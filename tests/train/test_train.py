@@ -164,9 +164,9 @@ def test_scoring_data_do_not_move_the_training(small):
 def test_scoring_sees_plain_training_images_in_eval_mode(small, monkeypatch):
     seen = {}
 
-    def spy(model, batches, needs, **options):
-        seen.update(options, x=torch.cat([x for x, _ in batches]))
-        return statistics_of(model, batches, needs, **options)
+    def spy(task, needs, **options):
+        seen.update(vars(task), x=torch.cat([x for x, _ in task.batches]))
+        return statistics_of(task, needs, **options)
 
     monkeypatch.setattr(masking, "statistics_of", spy)
     train.run(replace(small, epochs=0, group_size=3), quiet=True)
