@@ -8,8 +8,7 @@ from holders import Holder, holder_of
 from small_study import STUDY, fail, write_result
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import store
-from fisherprune.runs import locks
+from fisherprune.runs import locks, store
 from fisherprune.runs.locks import holder
 
 
