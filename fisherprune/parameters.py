@@ -230,9 +230,8 @@ def checked_model(model: nn.Module) -> nn.Module:
 
 
 def _checked_parts(skip: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
-    parts = (skip,) if isinstance(skip, str) else skip
-    several = isinstance(parts, Iterable) and not isinstance(parts, Tensor)
-    parts = tuple(parts) if several else (parts,)
+    several = isinstance(skip, Iterable) and not isinstance(skip, str | Tensor)
+    parts = tuple(skip) if several else (skip,)
     if not all(isinstance(part, str) for part in parts):
         wanted = "parts of parameters' names"
         raise FieldError("prunable_parameters: skip", wanted, shown(skip))
