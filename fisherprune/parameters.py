@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -231,7 +232,7 @@ def checked_model(model: nn.Module) -> nn.Module:
 
 def _checked_parts(skip: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
     several = isinstance(skip, Iterable) and not isinstance(skip, str | Tensor)
-    parts = tuple(skip) if several else (skip,)
+    parts = cast("tuple[str, ...]", tuple(skip) if several else (skip,))
     if not all(isinstance(part, str) for part in parts):
         wanted = "parts of parameters' names"
         raise FieldError("prunable_parameters: skip", wanted, shown(skip))
