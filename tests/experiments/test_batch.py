@@ -8,7 +8,8 @@ from holders import Holder, holder_of
 from small_study import STUDY, fail, write_result
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs import locks, store
+from fisherprune.experiments import store
+from fisherprune.runs import locks
 from fisherprune.runs.locks import holder
 
 
