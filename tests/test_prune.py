@@ -15,8 +15,8 @@ def data(samples=13):
 def test_prune_scores_selects_and_applies():
     model, (x, y) = conv_net(), data()
     scores = fp.score(model, [(x, y)], "fts")
-    masks = fp.prune(model, [(x, y)], "fts", 0.8)
-    wanted = fp.select_masks(scores, 0.8)
+    masks = fp.prune(model, [(x, y)], "fts", 0.8, ties="position")
+    wanted = fp.select_masks(scores, 0.8, ties="position")
     for name, mask in wanted.items():
         assert torch.equal(masks[name], mask)
         assert not model.get_parameter(name)[~mask].any()
@@ -60,7 +60,7 @@ def test_layers_that_are_pruned_away_are_named():
 
 def test_prune_by_layer():
     model = conv_net()
-    masks = fp.prune(model, [data()], "snip", 0.5, scope="layer")
+    masks = fp.prune(model, [data()], "snip", 0.5, scope="layer", ties="position")
     assert all(abs(d - 0.5) < 0.01 for d in masks.density().values())
 
 
