@@ -5,6 +5,7 @@ import torch
 from nets import batches, conv_net
 
 import fisherprune as fp
+from fisherprune.errors import LayerCollapseWarning
 
 
 def data(samples=13):
@@ -27,6 +28,34 @@ def test_names_that_masks_would_not_find_are_refused_before_the_pass():
     with pytest.raises(fp.FisherpruneError, match="'mine' must be a name of the model"):
         fp.prune(model, None, parameters=parameters)
     assert fp.score(model, [data()], parameters=parameters).keys() == {"mine"}
+
+
+def test_parameters_under_names_of_others_are_refused():
+    model = conv_net()
+    parameters = {"0.weight": model[3].weight, "3.weight": model[0].weight}
+    with pytest.raises(fp.FisherpruneError, match="'0.weight' must be a name of the"):
+        fp.prune(model, [], "magnitude", parameters=parameters)
+
+
+def test_scores_that_decide_nothing_leave_the_model_as_it_was():
+    model, batch = conv_net(), data()
+    with torch.no_grad():
+        model[12].weight.zero_()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(
+        fp.FisherpruneError, match="scores must decide .* in '9.weight'"
+    ):
+        fp.prune(model, [batch], "fts", 0.8)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert fp.prune(model, [batch], "fts", 0.8, ties="position").sparsity() > 0.79
+
+
+def test_layers_that_are_pruned_away_are_named():
+    model = conv_net()
+    with torch.no_grad():
+        model[3].weight.mul_(1e-6)
+    with pytest.warns(LayerCollapseWarning, match="no weight of 1 of 5 .*'3.weight'"):
+        fp.prune(model, [], "magnitude", 0.5)
 
 
 def test_prune_by_layer():
