@@ -10,7 +10,11 @@ from fisherprune.lazy import lazily
 
 if TYPE_CHECKING:
     from fisherprune import baselines, models
-    from fisherprune.errors import FisherpruneError
+    from fisherprune.errors import (
+        FisherpruneError,
+        FisherpruneWarning,
+        LayerCollapseWarning,
+    )
     from fisherprune.masks.masks import Masks
     from fisherprune.masks.select import select_masks
     from fisherprune.parameters import prunable_parameters
@@ -25,7 +29,9 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
         __name__,
         {
             "FisherpruneError": "fisherprune.errors",
+            "FisherpruneWarning": "fisherprune.errors",
             "GradientMoments": "fisherprune.statistics.moments",
+            "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
             "baselines": "fisherprune.baselines",
             "criteria": "fisherprune.scoring.criteria",
@@ -46,7 +52,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FisherpruneError",
+    "FisherpruneWarning",
     "GradientMoments",
+    "LayerCollapseWarning",
     "Masks",
     "baselines",
     "criteria",

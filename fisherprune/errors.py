@@ -10,6 +10,14 @@ class FisherpruneError(ValueError):
     """A mistake in the arguments; the message says what was required and what came."""
 
 
+class FisherpruneWarning(UserWarning):
+    """Something that is allowed and seldom meant; ``warnings`` can silence it."""
+
+
+class LayerCollapseWarning(FisherpruneWarning):
+    """Masks keep no weight of a layer: nothing passes through it any more."""
+
+
 class FieldError(FisherpruneError):
     """A value that a field can't have: ``FIELD must be WANTED, got GOT``.
 
@@ -32,11 +40,13 @@ class FieldError(FisherpruneError):
 
 
 def shown(value: object) -> str:
-    """Return what came, in at most 60 characters."""
+    """Return what came, in at most 60 characters of one line."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
         text = f"{type(value).__name__} too large to show"
+    if "\n" in text:  # tensors
+        text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

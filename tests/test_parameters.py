@@ -1,6 +1,7 @@
 """prunable_parameters: the default choice and the choice by name."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fisherprune as fp
+from fisherprune import models
+from fisherprune.errors import FisherpruneWarning
 
 
 def test_default_is_conv_and_linear_weights_without_the_classifier():
@@ -109,3 +112,74 @@ def test_conv3d_weights_are_prunable_and_data_free_criteria_score_them():
     )
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.prune(model, [(x, y)], "fts", 0.5)
+
+
+def test_a_part_that_no_name_contains():
+    model = TwiceNet()
+    message = r"no parameter's name contains 'biass' \(did you mean 'bias'\?\)"
+    for skip in (("biass",), "biass", ("biass", "linear")):
+        with pytest.raises(
+            fp.FisherpruneError, match=f"{message}.*; skip=.. chooses all"
+        ):
+            fp.prunable_parameters(model, skip)
+    with pytest.warns(FisherpruneWarning, match=f"{message}: it skips nothing"):
+        chosen = fp.prunable_parameters(model, ("biass", "bn", "head"))
+    assert list(chosen) == ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50", "vgg11", "vgg19"])
+def test_choices_among_our_models_are_silent(name):
+    model = models.create(name, 10, 3, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.prunable_parameters(model)
+        fp.prunable_parameters(model, ("bias", "linear", "bn"))
+
+
+def test_the_published_choice_among_models_with_other_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.warns(FisherpruneWarning, match="contains 'linear', 'bn': it skips"):
+        chosen = fp.prunable_parameters(model, ("bias", "linear", "bn"))
+    assert list(chosen) == ["0.weight", "1.weight"]
+
+
+def test_frozen_parameters_are_left_out():
+    model = conv_net()
+    model[3].weight.requires_grad_(False)
+    assert "3.weight" not in fp.prunable_parameters(model)
+    assert "3.weight" not in fp.prunable_parameters(model, "bias")
+    assert len(fp.prune(model, [], "magnitude", 0.5)) == 4
+    for parameter in model[:12].parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(fp.FisherpruneError, match="no prunable .*; 5 are frozen: unfr"):
+        fp.prunable_parameters(model)
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router, self.up = nn.Linear(8, 4), nn.Parameter(torch.randn(4, 8, 16))
+        self.words, self.head = nn.Embedding(500, 8), nn.Linear(8, 500)
+
+
+def test_weights_that_are_not_chosen_are_named_where_they_are_most():
+    with pytest.warns(
+        FisherpruneWarning,
+        match=r"6% of the weights are chosen, .*: 'up' .Experts.: ch",
+    ):
+        assert list(fp.prunable_parameters(Experts())) == ["router.weight"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.prunable_parameters(Experts(), ("bias", "head", "words"))
+        encoder = nn.TransformerEncoderLayer(8, 2, 32)
+        fp.prunable_parameters(nn.Sequential(nn.Embedding(500, 8), encoder))
+
+
+def test_parameters_that_are_no_dict():
+    model = conv_net()
+    for wrong in (model.parameters(), list(model.parameters()), "0.weight", model):
+        for use in (fp.score, fp.prune):
+            with pytest.raises(
+                fp.FisherpruneError, match="^parameters must be a dict .{1,99}$"
+            ):
+                use(model, [], "magnitude", parameters=wrong)

@@ -11,7 +11,7 @@ from fisherprune.runs.config import TrainConfig
 def table_facts(table: ResultTable) -> str:
     """Return what holds for the runs of a table, in a sentence or two."""
     config, run = table.runs[0].config, table.runs[0]
-    size = f"{run.prunable:,} of {run.parameters:,} parameters are prunable"
+    size = f"{run.total:,} of {run.parameters:,} parameters are prunable"
     steps = f"{config.epochs} epochs, batches of {config.training_batch_size}"
     shared = f"; not the default: {table.shared}" if table.shared else ""
     seeds = sorted({run.config.seed for run in table.runs})
