@@ -155,7 +155,7 @@ def _read(found: FoundRuns, folder: Path, name: str) -> None:
         found.failed.append(Remark(name, error.get("error", TEXT)))
     else:
         config = as_config(read_fields(folder / CONFIG))
-        found.unfinished.append(Remark(name, f"{config.epochs} epochs asked for"))
+        found.unfinished.append(Remark(name, f"{config.epochs} epochs were planned"))
 
 
 def _check_seconds(run: Run) -> None:
@@ -192,7 +192,9 @@ def _count_each_once(found: FoundRuns) -> None:
     for run in found.finished:
         key = identity(run.config)
         if key in first:
-            found.repeated.append(Remark(run.name, f"repeats {first[key].name}"))
+            found.repeated.append(
+                Remark(run.name, f"is the same run as {first[key].name}")
+            )
         else:
             first[key] = run
     found.finished = list(first.values())
