@@ -230,10 +230,11 @@ def checked_model(model: nn.Module) -> nn.Module:
 
 
 def _checked_parts(skip: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
-    parts = (skip,) if isinstance(skip, str) else skip
-    several = isinstance(parts, Iterable) and not isinstance(parts, Tensor)
-    parts = tuple(parts) if several else (parts,)
-    if not all(isinstance(part, str) for part in parts):
+    several = isinstance(skip, Iterable) and not isinstance(skip, str | Tensor)
+    parts: tuple[str, ...] = tuple(skip) if several else (str(skip),)
+    if not (several or isinstance(skip, str)) or not all(
+        isinstance(part, str) for part in parts
+    ):
         wanted = "parts of parameters' names"
         raise FieldError("prunable_parameters: skip", wanted, shown(skip))
     unknown = [part for part in parts if not any(part in name for name in names)]
