@@ -40,7 +40,7 @@ from fisherprune.parameters import prunable_parameters
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import RunFolder
 from fisherprune.train.checkpoint import Checkpoint
-from fisherprune.train.parts import Parts
+from fisherprune.train.images import Images
 from fisherprune.train.trainer import Trainer, compiled, evaluate, make_optimizer
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -99,8 +99,8 @@ class Case:
 
 def our_trainer(case: Case, data: Dataset, folder: Path) -> Trainer:
     """Return the trainer of the script, under masks that keep all."""
-    model, parts = case.model(), Parts(data, data, data, data)
-    trainer = Trainer(case.config, model, parts, RunFolder(case.config, folder), True)
+    model, images = case.model(), Images(data, data, data, data)
+    trainer = Trainer(case.config, model, images, RunFolder(case.config, folder), True)
     named = prunable_parameters(model).items()
     trainer.prune(Masks({k: torch.ones_like(p, dtype=torch.bool) for k, p in named}))
     return trainer
@@ -219,7 +219,7 @@ def besides(
     case: Case, trainer: Trainer, folder: Path, rounds: int
 ) -> dict[str, Timing]:
     """Time what an epoch of a run does beside its steps: validate, save."""
-    data, form = trainer.parts.validation, trainer.memory_format
+    data, form = trainer.images.validation, trainer.memory_format
     checkpoint = Checkpoint(folder / "checkpoint", "")
 
     def validation() -> float:

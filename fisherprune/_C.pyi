@@ -5,7 +5,6 @@ cuda_archs: str
 torch_version: str
 source_hash: str
 compiler: str
-__file__: str
 
 def cpu_capability() -> str:
     """avx512, avx2 or portable."""

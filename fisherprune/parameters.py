@@ -231,10 +231,9 @@ def checked_model(model: nn.Module) -> nn.Module:
 
 def _checked_parts(skip: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
     several = isinstance(skip, Iterable) and not isinstance(skip, str | Tensor)
-    parts: tuple[str, ...] = tuple(skip) if several else (str(skip),)
-    if not (several or isinstance(skip, str)) or not all(
-        isinstance(part, str) for part in parts
-    ):
+    given: tuple[object, ...] = tuple(skip) if several else (skip,)
+    parts = tuple(part for part in given if isinstance(part, str))
+    if len(parts) < len(given):
         wanted = "parts of parameters' names"
         raise FieldError("prunable_parameters: skip", wanted, shown(skip))
     unknown = [part for part in parts if not any(part in name for name in names)]

@@ -13,7 +13,7 @@ if __name__ == "__main__":
     prepare()
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import locks, store
+from fisherprune.experiments import store
 from fisherprune.experiments.batch import Batch, listing
 from fisherprune.experiments.execute import Options
 from fisherprune.experiments.executors import Executor
@@ -21,6 +21,7 @@ from fisherprune.experiments.executors.local import Local
 from fisherprune.experiments.executors.ray import Ray
 from fisherprune.experiments.plan import Overrides, Plan
 from fisherprune.experiments.shard import ALL, Shard
+from fisherprune.runs import locks
 
 DESCRIPTION = """\
 Do the runs of studies: our own TOML files and the JSON files of the published FTS code.

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import locks, store
+from fisherprune.experiments import store
 from fisherprune.experiments.estimate import seconds_needed
 from fisherprune.experiments.execute import End, Outcome
 from fisherprune.experiments.executors import Executor
 from fisherprune.experiments.plan import Plan
 from fisherprune.experiments.store import StudyRun
 from fisherprune.files import read_json
+from fisherprune.runs import locks
 from fisherprune.runs.words import duration
 
 SUMMARY = {

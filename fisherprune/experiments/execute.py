@@ -12,8 +12,8 @@ import torch
 
 from fisherprune import train
 from fisherprune.experiments import store
-from fisherprune.experiments.locks import Held, held
 from fisherprune.experiments.store import StudyRun
+from fisherprune.runs.locks import Held, held
 from fisherprune.statistics.cache import StatisticsCache
 
 

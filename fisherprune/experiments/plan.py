@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.published import read_published
 from fisherprune.experiments.shard import ALL, Shard
 from fisherprune.experiments.store import StudyRun, check_folder
 from fisherprune.experiments.study import read_study
-from fisherprune.runs.config import resolve_device
+from fisherprune.runs.config import TrainConfig, resolve_device
 
 SUFFIXES = (".json", ".toml")
 
@@ -78,7 +79,8 @@ class Plan:
         return list(dict.fromkeys(files))
 
     def _update(self, files: list[Path]) -> None:
-        self.problems, runs = {}, {}
+        self.problems = {}
+        runs: dict[object, StudyRun] = {}
         for file in files:
             content = self._runs_of(file)
             if isinstance(content, str):
@@ -107,19 +109,19 @@ class Plan:
             configs, results = [published.config], published.output
         else:
             study = read_study(file)
-            configs, results = study.runs, Path("results") / study.name
+            configs, results = list(study.runs), Path("results") / study.name
         results = self.overrides.output or results
         check_folder(results)
         runs = [StudyRun(self._overridden(c, file, results), results) for c in configs]
         return [run for run in runs if self.shard.takes(run.identity)]
 
-    def _overridden(self, config, file: Path, results: Path):
-        changes = {"output_dir": str(results)}
-        for name in ("device", "data_dir"):
-            value = getattr(self.overrides, name)
-            changes |= {} if value is None else {name: value}
+    def _overridden(
+        self, config: TrainConfig, file: Path, results: Path
+    ) -> TrainConfig:
+        given = {"device": self.overrides.device, "data_dir": self.overrides.data_dir}
+        changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         try:
-            config = replace(config, **changes)
+            config = replace(config, output_dir=str(results), **changes)
             resolve_device(config.device)
         except FisherpruneError as error:
             raise FisherpruneError(f"{file}: {error}") from None

@@ -11,22 +11,22 @@ Nothing finished is ever overwritten or removed: what is damaged is told, by nam
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import traceback
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.files import read_json, write_text
 from fisherprune.runs.config import TrainConfig
-from fisherprune.runs.folder import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
+from fisherprune.runs.folder import CHECKPOINT, CONFIG, RESULTS, read_config, run_name
+from fisherprune.runs.folder import tidy as tidy_folder
 from fisherprune.runs.identity import identity
-from fisherprune.runs.kinds import NUMBER
-from fisherprune.runs.result import FORMAT as RUN_FORMAT
+from fisherprune.runs.reader import read_run
+from fisherprune.runs.result import RunResult
 
 FORMAT = 1
 """Of a results folder."""
@@ -120,8 +120,8 @@ def _no_folder(results: Path, error: OSError) -> FisherpruneError:
     )
 
 
-def read_results(run: StudyRun) -> dict | None:
-    """Return what is in the results of a run; None where there are none yet.
+def read_results(run: StudyRun) -> RunResult | None:
+    """Return the result of a run; None where there is none yet.
 
     Raises:
         FisherpruneError: where the file is damaged, of another run or version.
@@ -129,56 +129,20 @@ def read_results(run: StudyRun) -> dict | None:
     path = run.folder / RESULTS
     if not path.exists():
         return None
-    hint = "; move the run's folder away to do the run again"
     try:
-        content = read_json(path)
-        if content.get("format") != RUN_FORMAT:
-            raise FisherpruneError(
-                f"{path}: format must be {RUN_FORMAT}, got "
-                f"{shown(content.get('format'))}"
-            )
-        _check_config(path, content.get("config"), run)
-        _check_numbers(path, content)
+        result = read_run(path, run.name)
+        _check_identity(f"{path}: config", result.config, run)
     except FisherpruneError as error:
-        raise FisherpruneError(f"{error}{hint}") from None
-    return content
+        hint = "move the run's folder away to do the run again"
+        raise FisherpruneError(f"{error}; {hint}") from None
+    return result
 
 
-def _check_config(path: Path, content: object, run: StudyRun) -> None:
+def _check_identity(place: str, stored: TrainConfig, run: StudyRun) -> None:
     """Check that a stored configuration is the run's."""
-    known = {field.name for field in fields(TrainConfig)}
-    if not isinstance(content, dict) or not set(content) <= known:
-        raise FisherpruneError(
-            f"{path}: config must be a configuration of this version, got "
-            f"{shown(content)}"
-        )
-    try:
-        stored = identity(TrainConfig(**content))
-    except (FisherpruneError, TypeError) as error:
-        raise FisherpruneError(f"{path}: config: {error}") from None
-    if stored != run.identity:
-        raise FisherpruneError(
-            f"{path}: config must be that of run {run.identity}, got that of {stored}"
-        )
-
-
-def _check_numbers(path: Path, content: dict) -> None:
-    for part in ("last", "best"):
-        test = content.get("test")
-        values = test.get(part) if isinstance(test, dict) else None
-        for name in METRIC_NAMES:
-            value = values.get(name) if isinstance(values, dict) else None
-            if not NUMBER.accepts(value):
-                raise FisherpruneError(
-                    f"{path}: test.{part}.{name} must be a number, got {shown(value)}"
-                )
-    seconds = content.get("seconds")
-    if not isinstance(seconds, dict) or not all(
-        NUMBER.accepts(s) and math.isfinite(s) for s in seconds.values()
-    ):
-        raise FisherpruneError(
-            f"{path}: seconds must be numbers by phase, got {shown(seconds)}"
-        )
+    if identity(stored) != run.identity:
+        got = f"that of {identity(stored)}"
+        raise FieldError(place, f"that of run {run.identity}", got)
 
 
 def state(run: StudyRun) -> State:
@@ -191,7 +155,7 @@ def state(run: StudyRun) -> State:
         return "finished"
     config = run.folder / CONFIG
     if config.exists():
-        _check_config(config, read_json(config), run)
+        _check_identity(f"{config}: config", read_config(run.folder), run)
     if (run.folder / ERROR).exists():
         return "failed"
     return "resumable" if (run.folder / CHECKPOINT).exists() else "new"
@@ -233,5 +197,4 @@ def tidy(run: StudyRun, keep_weights: bool) -> None:
     (run.folder / ERROR).unlink(missing_ok=True)
     for name in () if keep_weights else WEIGHTS:
         (run.folder / name).unlink(missing_ok=True)
-    for path in run.folder.glob(".*.*"):  # temporary files, see files.py
-        path.unlink(missing_ok=True)
+    tidy_folder(run.folder)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.masks import Masks
 
 
@@ -45,14 +45,12 @@ def checked_densities(content: object, name: str = "densities") -> dict[str, flo
         FisherpruneError: where it does not; the message begins with ``name``.
     """
     if not isinstance(content, Mapping) or not content:
-        raise FisherpruneError(f"{name} must map parameter names to numbers")
+        raise FieldError(name, "numbers by parameter name", shown(content))
     for key, value in content.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= sys.float_info.max:
-            raise FisherpruneError(
-                f"{name} must be finite numbers of at least 0, got {shown(value)} for "
-                f"{shown(key)}"
-            )
+            got = f"{shown(value)} for {shown(key)}"
+            raise FieldError(name, "finite numbers of at least 0", got)
     return {str(key): float(value) for key, value in content.items()}
 
 

@@ -229,10 +229,8 @@ def checked_scope(scope: str, densities: Densities | None = None) -> str:
     if not isinstance(scope, str) or scope not in SCOPES:
         raise FieldError("scope", f"one of {SCOPES}", shown(scope))
     if (scope == "densities") != (densities is not None):
-        raise FisherpruneError(
-            "densities must be given for scope densities, and for no other; scope is "
-            f"{scope}"
-        )
+        wanted = f"given for scope densities, and for no other; scope is {scope}"
+        raise FieldError("densities", wanted, shown(densities))
     return scope
 
 

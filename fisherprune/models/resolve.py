@@ -148,8 +148,8 @@ def _function(name: str) -> tuple[Builder, ModuleType]:
     try:
         module = _file(place) if place.endswith(".py") else _module(place)
     except Exception as error:
-        wanted = f"a function that can be imported, got {name}: {_reason(error)}"
-        raise FisherpruneError(f"model must be {wanted}") from error
+        got = f"{name}: {_reason(error)}"
+        raise FieldError("model", "a function that can be imported", got) from error
     if not callable(found := getattr(module, function, None)):
         known = [key for key, value in vars(module).items() if callable(value)]
         got = f"{name}{near(function, known)}"

@@ -14,14 +14,9 @@ from fisherprune.experiments.store import FORMAT as FOLDER_FORMAT
 from fisherprune.report.printable import one_line
 from fisherprune.runs.folder import CONFIG, METRICS, RESULTS
 from fisherprune.runs.identity import identity
-from fisherprune.runs.reader import (
-    Run,
-    as_config,
-    check_format,
-    read_epochs,
-    read_fields,
-    read_run,
-)
+from fisherprune.runs.kinds import TEXT
+from fisherprune.runs.reader import Run, check_format, read_epochs, read_run
+from fisherprune.runs.section import as_config, read_fields
 
 RUN_FILES = (RESULTS, ERROR, CONFIG)
 """A folder with one of them is a run's; the first that is there says its state."""
@@ -157,11 +152,10 @@ def _read(found: FoundRuns, folder: Path, name: str) -> None:
             found.finished[-1] = replace(run, epochs=epochs)
     elif (folder / ERROR).exists():
         error = read_fields(folder / ERROR)
-        text = error.take("error", lambda v: isinstance(v, str), "text")
-        found.failed.append(Remark(name, str(text)))
+        found.failed.append(Remark(name, error.get("error", TEXT)))
     else:
         config = as_config(read_fields(folder / CONFIG))
-        found.unfinished.append(Remark(name, f"{config.epochs} epochs asked for"))
+        found.unfinished.append(Remark(name, f"{config.epochs} epochs were planned"))
 
 
 def _check_seconds(run: Run) -> None:
@@ -198,7 +192,9 @@ def _count_each_once(found: FoundRuns) -> None:
     for run in found.finished:
         key = identity(run.config)
         if key in first:
-            found.repeated.append(Remark(run.name, f"repeats {first[key].name}"))
+            found.repeated.append(
+                Remark(run.name, f"is the same run as {first[key].name}")
+            )
         else:
             first[key] = run
     found.finished = list(first.values())

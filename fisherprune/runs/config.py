@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from fisherprune import models
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.select import SCOPES, checked_scope, checked_sparsity
-from fisherprune.models import MODELS
 from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
 from fisherprune.scoring.criteria import criteria
 
@@ -49,6 +49,8 @@ class Option:
     effect: Effect
     metavar: str | None
     """What the help calls the value, where its type does not say it."""
+    given: bool
+    """Whether commands and studies can set it; otherwise it is filled in."""
 
 
 def option(
@@ -58,9 +60,10 @@ def option(
     effect: Effect = Effect.RESULT,
     metavar: str | None = None,
     hash: bool | None = None,
+    given: bool = True,
 ) -> Any:
     """Return a field with everything that is to be said about it."""
-    about = Option(help, rules, effect, metavar)
+    about = Option(help, rules, effect, metavar, given)
     return field(default=default, hash=hash, metadata={"option": about})
 
 
@@ -82,6 +85,10 @@ def by_dataset(defaults: Mapping[str, int]) -> str:
 def _whole(least: int, most: int = MAX_WHOLE) -> Rule:
     bounds = at_least(least, most)
     return lambda value: None if value is None else bounds(value)
+
+
+def _known_model(name: str) -> None:
+    models.check_name(name)
 
 
 def _can_be_path(text: str) -> bool:
@@ -191,7 +198,15 @@ class DataConfig(Seeded):
     """The images and the network for them."""
 
     model: str = option(
-        "resnet18", f"network: {', '.join(MODELS)}", one_of(lambda: MODELS)
+        "resnet18",
+        f"network: {', '.join(models.MODELS)}, torchvision:NAME, or a function of your "
+        "own that returns one: MODULE:FUNCTION or FILE.py:FUNCTION. The file that "
+        "defines it is hashed, and the hash is a part of the run; what it imports is "
+        "not",
+        _known_model,
+    )
+    model_source: str | None = option(
+        None, "hash of the source of a model of your own; filled in", given=False
     )
     dataset: str = option(
         "cifar10",
@@ -357,6 +372,8 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
             self._check(each)
         self.check_mask()
         self.check_data()
+        if self.model_source is None:
+            object.__setattr__(self, "model_source", models.source_hash(self.model))
 
     def _check(self, of: Field) -> None:
         """Check the value of a field by itself; make equal values alike."""

@@ -26,7 +26,7 @@ from fisherprune.statistics.passes import ModelStatistics
 FORMAT = "fisherprune-statistics-2"
 """Changes whenever the files do."""
 
-Parts = Mapping[str, Mapping[str, Tensor]]
+Tensors = Mapping[str, Mapping[str, Tensor]]
 """Tensors by parameter name, by letter."""
 
 
@@ -58,7 +58,7 @@ class StatisticsCache:
             ) from None
 
     def get(
-        self, key: str, like: Parts, compute: Callable[[], ModelStatistics]
+        self, key: str, like: Tensors, compute: Callable[[], ModelStatistics]
     ) -> ModelStatistics:
         """Return what is kept under ``key``, or else compute and keep it.
 
@@ -81,7 +81,7 @@ class StatisticsCache:
         return found
 
 
-def _read(path: Path, like: Parts) -> ModelStatistics | None:
+def _read(path: Path, like: Tensors) -> ModelStatistics | None:
     try:
         return _decoded(path.read_bytes(), path.stem, like)
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def _read(path: Path, like: Parts) -> ModelStatistics | None:
     return None
 
 
-def _decoded(data: bytes, key: str, like: Parts) -> ModelStatistics:
+def _decoded(data: bytes, key: str, like: Tensors) -> ModelStatistics:
     """Return the statistics of a file's content, checked from end to end."""
     tensors = load(data)  # checks the header, which safetensors can't show from memory
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -134,7 +134,7 @@ def _write(path: Path, found: ModelStatistics) -> None:
         _report(f"statistics can't be kept in {path}", error)
 
 
-def _joined(parts: Parts) -> dict[str, Tensor]:
+def _joined(parts: Tensors) -> dict[str, Tensor]:
     return {f"{p}/{name}": t for p, named in parts.items() for name, t in named.items()}
 
 

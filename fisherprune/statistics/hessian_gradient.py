@@ -79,8 +79,8 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
             "their gradient is another; a DataLoader with a generator of its own draws "
             "others each time: make a list of its batches"
         )
-    parts_by_name = {"Hm": dict(zip(names, product, strict=True))}
-    return ModelStatistics(parts_by_name, seen, task.group_size)
+    named = dict(zip(names, product, strict=True))
+    return ModelStatistics({"Hm": named}, seen, task.group_size)
 
 
 def _vector_hessian(

@@ -85,7 +85,7 @@ def checked_task(
     return Task(eager(model), batches, parameters, loss_fn, group_size)
 
 
-Run = Callable[[Task], ModelStatistics]
+PassFunction = Callable[[Task], ModelStatistics]
 """Passes once over the batches."""
 
 
@@ -102,7 +102,7 @@ class StatisticsPass:
     """
 
     name: str
-    run: Run
+    run: PassFunction
     needs: tuple[str, ...]
     yields: tuple[str, ...]
     check: Callable[[Task], None]
@@ -118,11 +118,18 @@ def register_pass(
     needs: tuple[str, ...] = (),
     yields: tuple[str, ...],
     check: Callable[[Task], None] = lambda task: None,
-) -> Callable[[Run], Run]:
-    """Register the decorated function as a pass; see ``StatisticsPass``."""
-    passes_for(needs)  # they are known, so they come before this one
+) -> Callable[[PassFunction], PassFunction]:
+    """Register the decorated function as a pass; see ``StatisticsPass``.
 
-    def register(run: Run) -> Run:
+    Raises:
+        FisherpruneError: where the name is taken, or a pass is needed that is not
+            registered before this one.
+    """
+    if name in PASSES:
+        raise FieldError("register_pass: name", "new", f"{name!r}, which is taken")
+    passes_for(needs)
+
+    def register(run: PassFunction) -> PassFunction:
         PASSES[name] = StatisticsPass(name, run, needs, yields, check)
         return run
 

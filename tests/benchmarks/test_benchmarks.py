@@ -193,7 +193,7 @@ def check_one_line(main, command, message, capsys):
 
 @pytest.mark.parametrize("main", [*TIMED, everything.main, targets.main, readme.main])
 def test_a_wrong_flag_is_one_line(main, capsys):
-    check_one_line(main, ["--rouns=3"], "unrecognized arguments: --rouns=3", capsys)
+    check_one_line(main, ["--zzz=3"], "unrecognized arguments: --zzz=3", capsys)
 
 
 @pytest.mark.parametrize("device", ["cuad", "cuda:99"])

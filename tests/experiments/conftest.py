@@ -3,9 +3,10 @@
 import pytest
 from small_study import STUDY, Trained
 
-from fisherprune.experiments import execute, locks
+from fisherprune.experiments import execute
 from fisherprune.experiments.__main__ import main
 from fisherprune.experiments.plan import Overrides, Plan
+from fisherprune.runs import locks
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from holders import Holder, holder_of
 from small_study import STUDY, fail, write_result
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import locks, store
-from fisherprune.experiments.locks import holder
+from fisherprune.experiments import store
+from fisherprune.runs import locks
+from fisherprune.runs.locks import holder
 
 
 def test_what_is_finished_is_never_done_again(trained, batch, runs, capsys):

@@ -120,16 +120,16 @@ def test_a_gpu_is_taken_where_there_is_one(exp, written, monkeypatch):
         (
             "training.compressor.warmup",
             160,
-            "must be below num_steps, .*: 160; got 160",
+            "must be below num_steps, 160, which .* warm-up too, got 160",
         ),
         ("training.compressor.warmup", -2, "must be at least 0, got -2"),
-        ("dataset.class", "mnist", "must be one of cifar10, cifar100, .*; got 'mnist'"),
+        ("dataset.class", "mnist", "must be one of cifar10, cifar100, .*, got 'mnist'"),
         ("dataset.batch_size", 1, "must be at least 2, got 1"),
-        ("model.class", "CNN500k", "must be one of resnet18, .*; got 'CNN500k'"),
+        ("model.class", "CNN500k", "must be one of resnet18, .*, got 'CNN500k'"),
         ("model.num_classes", 100, "must be 10, the classes of cifar10, got 100"),
         ("validation.metric", "loss", "must be one of 'acc', 'f1', got 'loss'"),
         ("validation.frequency", 0, "must be at least 1, got 0"),
-        ("general.gpu.ngpus", 2, "must be 0 or 1, a run takes one device; got 2"),
+        ("general.gpu.ngpus", 2, "must be 0 or 1, a run takes one device, got 2"),
         ("general.gpu.gpu_id", -1, "must be at least 0, got -1"),
         ("general.experiment", "lth", "must be 'pbt', got 'lth'"),
         ("general.id", 3, "must be a string, got 3"),
@@ -269,7 +269,10 @@ def test_densities_of_a_file_beside_the_study_or_inline(written):
 
 
 def test_every_field_of_a_run_can_be_set_but_for_its_place():
-    assert {f.name for f in fields(TrainConfig)} - set(FIELDS) == {"output_dir"}
+    assert {f.name for f in fields(TrainConfig)} - set(FIELDS) == {
+        "output_dir",
+        "model_source",
+    }
 
 
 @pytest.mark.parametrize(

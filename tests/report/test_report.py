@@ -109,7 +109,9 @@ def test_seeds_count_once(tmp_path):
     trees.add_run(tmp_path, 0.7, seed=2)
     found = load.load([tmp_path, folder])  # and one given twice
     assert [run.config.seed for run in found.finished] == [1, 2]
-    assert [x.text for x in found.repeated] == [f"repeats {found.finished[0].name}"]
+    assert [x.text for x in found.repeated] == [
+        f"is the same run as {found.finished[0].name}"
+    ]
     assert found.problems == []
 
 

@@ -76,7 +76,7 @@ def test_collapsed_layers_are_named(tmp_path):
     trees.add_run(tmp_path, 0.1, layers=layers, method="magnitude", sparsity=0.99)
     _, output = report.write_report([tmp_path])
     text = (output / "report.html").read_text()
-    assert "Layers have collapsed in (number of runs): magnitude at 0.99 (1)." in text
+    assert "Runs with collapsed layers: 1 of magnitude at sparsity 0.99." in text
     assert "magnitude at 0.99: conv1.weight (seed 0)" in text
     assert (
         rows((output / "report.csv").read_bytes().decode())[0]["collapsed_layers"]

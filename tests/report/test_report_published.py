@@ -92,4 +92,4 @@ def test_folder_images_are_said_to_be_files(tmp_path):
     (each,) = whole.tables
     assert each.published is TABLE_1 and each.dataset == "folder cifar10-jpeg"
     text = markdown(content_of(whole))
-    assert "JPEGs" in text and "/x/" not in text
+    assert "probably CIFAR-10 as JPEG files" in text and "/x/" not in text

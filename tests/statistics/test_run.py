@@ -118,6 +118,9 @@ def test_a_pass_is_registered_with_what_it_needs_and_yields(data, monkeypatch):
         assert largest.eq(moments.mean[name].abs().max()).all()
     with pytest.raises(fp.FisherpruneError, match="needs must be of .*, got synflow"):
         register_pass("other", needs=("synflow",), yields=("X",))
+    match = "register_pass: name must be new, got 'largest', which is taken"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        register_pass("largest", yields=("X",))
 
 
 def test_a_criterion_reads_what_it_says_that_it_needs(data, monkeypatch):

@@ -5,7 +5,7 @@ import os
 import signal
 from contextlib import contextmanager
 
-from fisherprune.experiments.locks import held
+from fisherprune.runs.locks import held
 
 FORK = multiprocessing.get_context("fork")
 LIMIT = 120

@@ -14,8 +14,8 @@ from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
-from fisherprune.train.masking import make_masks
-from fisherprune.train.parts import load_parts
+from fisherprune.train.images import load_images
+from fisherprune.train.masking import make_masks, measure_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,9 +30,16 @@ def network(config):
     return models.create(config.model, 10, 1, seed=seed)
 
 
+def images_of(config):
+    return load_images(config, config.score_samples, torch.device("cpu"), True)
+
+
 def masks_of(config, **options):
-    parts = load_parts(config, torch.device("cpu"), True)
-    return make_masks(config, network(config), parts, quiet=True, **options)
+    images = images_of(config)
+    model = network(config)
+    if config.bn_warmup:
+        measure_batchnorm(model, images.train, config.training_batch_size, 0, True)
+    return make_masks(config, model, images.scoring, quiet=True, **options)
 
 
 def equal(a, b):
@@ -75,15 +82,15 @@ def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkey
 
 @pytest.mark.parametrize("change", ["mean", "std", "images", "labels"])
 def test_other_images_have_other_statistics(change, small, tmp_path):
-    parts = load_parts(small, torch.device("cpu"), True)
+    images = images_of(small).scoring
     other = {
         "mean": lambda value: tuple(m + 0.01 for m in value),
         "std": lambda value: tuple(2 * s for s in value),
         "images": lambda value: value.flip(0),
         "labels": lambda value: value.flip(0),
-    }[change](getattr(parts.scoring, change))
-    changed = replace(parts, scoring=replace(parts.scoring, **{change: other}))
-    for each in (parts, changed, parts):
+    }[change](getattr(images, change))
+    changed = replace(images, **{change: other})
+    for each in (images, changed, images):
         options = {"statistics": tmp_path / "statistics", "quiet": True}
         _, cost = make_masks(small, network(small), each, **options)
     assert cost["cached"] and len(list((tmp_path / "statistics").iterdir())) == 2

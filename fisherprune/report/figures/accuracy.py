@@ -46,8 +46,8 @@ def accuracy(table: ResultTable) -> Figure | None:
 def _caption(table: ResultTable) -> str:
     text = (
         "Test accuracy of the best validation weights over sparsity, on a scale of "
-        "-log10(1 - sparsity): each step to the right of equal length divides the "
-        "number of weights kept by the same factor. Points are means "
+        "-log10(1 - sparsity): equal steps to the right divide the number of kept "
+        "weights by equal factors. Points are means "
         f"({number_of_runs(table.cells.values())}), bands one sample standard "
         "deviation to either side (none where n = 1)."
     )

@@ -27,7 +27,7 @@ def density(table: ResultTable) -> Figure | None:
     if not table.cells:
         return None
     cells, rows = list(table.cells.values()), len(table.sparsities)
-    layers = list(cells[0].runs[0].layers)
+    layers = [layer.name for layer in cells[0].runs[0].layers]
     height = 1.5 + rows * (0.38 + 0.19 * len(table.methods))
 
     def paint(canvas: Canvas) -> None:
@@ -67,11 +67,11 @@ def _norm(cells: Sequence[Cell]) -> LogNorm:
     from matplotlib.colors import LogNorm
 
     shares = [
-        kept / total
+        layer.density
         for cell in cells
         for run in cell.runs
-        for kept, total in run.layers.values()
-        if kept
+        for layer in run.layers
+        if layer.kept
     ]
     return LogNorm(min(10 ** math.floor(math.log10(min(shares, default=0.1))), 0.1), 1)
 
@@ -99,8 +99,8 @@ def _panel(
 
 def _density(cell: Cell | None, layer: str) -> float:
     """Return the mean density, not a number where there is none or it is 0."""
-    found = [r.layers[layer] for r in cell.runs if layer in r.layers] if cell else []
-    shares = [kept / total for kept, total in found]
+    runs = cell.runs if cell else ()
+    shares = [x.density for run in runs for x in run.layers if x.name == layer]
     return (statistics.fmean(shares) if shares else 0) or math.nan
 
 

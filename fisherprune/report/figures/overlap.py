@@ -48,18 +48,20 @@ def _none_found(table: ResultTable, missing: int) -> str:
     if missing:
         return (
             f"No overlap of masks: {missing} of {len(table.runs)} runs have no "
-            "masks.safetensors (cleaned up, or not copied along)."
+            "masks.safetensors (deleted, or not copied)."
         )
-    return "No overlap of masks: no two methods have runs of one seed and sparsity."
+    return (
+        "No overlap of masks: no two methods have runs of the same seed and sparsity."
+    )
 
 
 def _caption(overlaps: Sequence[MaskOverlap], missing: int) -> str:
     n = span(n for overlap in overlaps for n in overlap.n.values())
     return (
-        "Jaccard index of the masks of two methods: weights that both keep, divided by "
-        "weights that at least one keeps; of equal seeds, so of the same initial "
-        f"weights; mean over seeds (n = {n}). 1 are equal masks; two unrelated "
-        "masks of density d have about d / (2 - d)."
+        "Jaccard index of the masks of two methods: number of weights that both keep, "
+        "divided by the number that at least one keeps. Both masks have the same seed, "
+        f"and so the same initial weights; mean over seeds (n = {n}). Equal masks have "
+        "1; two unrelated masks of density d have about d / (2 - d)."
         + (f" {missing} runs have no mask file any more." if missing else "")
     )
 

@@ -43,13 +43,13 @@ def time(table: ResultTable) -> Figure:
 def _caption(table: ResultTable, devices: Sequence[str]) -> str:
     text = (
         "Wall time of one run: making the mask (left) and training (right). Bars are "
-        "means over all sparsities and seeds, dots single runs. Only times on one "
-        f"device compare: {', '.join(devices)}."
+        "means over all sparsities and seeds, dots single runs. Compare only times on "
+        f"the same device: {', '.join(devices)}."
     )
     if cached := sum(run.reused is not None for run in table.runs):
         text += (
             f" {cached} of {len(table.runs)} runs took their statistics from the cache "
-            "(hollow dots): what these had cost when they were computed is added."
+            "(hollow dots): the time that it took to compute them is added."
         )
     return text
 

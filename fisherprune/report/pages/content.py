@@ -30,14 +30,14 @@ DEFINITIONS = {
     "mean ± deviation (n)": "Mean test accuracy in percent and sample standard "
     "deviation (divisor n - 1) over n runs of different seeds; no deviation for n = 1.",
     "best validation": "The weights of the epoch with the best result on the "
-    "validation images are tested: the protocol of the published tables. The test "
-    "images choose nothing.",
+    "validation images are tested, as in the published tables. The test images play "
+    "no part in the choice.",
     "last epoch": "The weights after the last epoch are tested.",
-    "highest mean": "Set in bold. With few seeds it need not be the best method: look "
-    "at the deviations.",
-    "layer collapse": "A layer of which no weight is kept: nothing passes through it.",
-    "Jaccard index": "Weights kept by both of two masks, divided by weights kept by "
-    "at least one.",
+    "highest mean": "In bold on the page. With few seeds it may not belong to the best "
+    "method: compare the deviations.",
+    "layer collapse": "No weight of a layer is kept: nothing passes through it.",
+    "Jaccard index": "Number of weights that both of two masks keep, divided by the "
+    "number of weights that at least one keeps.",
 }
 
 ACCURACY_CAPTION = "Test accuracy in %, mean ± standard deviation (n)."

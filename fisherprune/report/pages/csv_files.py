@@ -12,7 +12,7 @@ from fisherprune.report.printable import printable
 from fisherprune.report.settings import AXES
 from fisherprune.report.tables import DENSE, ResultTable
 from fisherprune.runs.config import TrainConfig, names
-from fisherprune.runs.folder import METRIC_NAMES
+from fisherprune.runs.metrics import METRIC_NAMES
 from fisherprune.runs.reader import WEIGHTS, Run
 
 Cells = dict[str, object]
@@ -47,7 +47,7 @@ def _run_row(
     row |= {
         "best_epoch": run.best_epoch,
         "parameters": run.parameters,
-        "prunable": run.prunable,
+        "prunable": run.total,
         "kept": run.kept,
         "collapsed_layers": len(run.collapsed),
         "seconds_of_cached_statistics": run.reused,

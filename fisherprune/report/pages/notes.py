@@ -11,9 +11,9 @@ from fisherprune.runs.config import TrainConfig
 def table_facts(table: ResultTable) -> str:
     """Return what holds for the runs of a table, in a sentence or two."""
     config, run = table.runs[0].config, table.runs[0]
-    size = f"{run.prunable:,} of {run.parameters:,} parameters are prunable"
+    size = f"{run.total:,} of {run.parameters:,} parameters are prunable"
     steps = f"{config.epochs} epochs, batches of {config.training_batch_size}"
-    shared = f"; besides the defaults: {table.shared}" if table.shared else ""
+    shared = f"; not the default: {table.shared}" if table.shared else ""
     seeds = sorted({run.config.seed for run in table.runs})
     return (
         f"Runs: {len(table.runs)}; seeds: {', '.join(map(str, seeds))}; {steps}; "
@@ -31,12 +31,14 @@ def table_notes(table: ResultTable) -> list[str]:
         if "grasp_reversed" in table.methods:
             notes.append(GRASP_NOTE)
         if config.amp:
-            notes.append("These runs trained in bfloat16 (amp), the published did not.")
+            notes.append(
+                "These runs trained in bfloat16 (amp), the published runs did not."
+            )
     ns = {cell.n for cell in table.cells.values()}
     if len(ns) > 1 or len(table.cells) < len(table.methods) * len(table.sparsities):
         notes.append(
-            "The study is partial: not every cell has the same number of runs; n "
-            "stands in each."
+            "The study is partial: its cells have different numbers of runs; each "
+            "cell shows its n."
         )
     notes += _mixed(table)
     notes += [f"{run.name}: {text}" for run in table.runs for text in run.notes]
@@ -44,13 +46,13 @@ def table_notes(table: ResultTable) -> list[str]:
 
 
 def _folder(config: TrainConfig) -> str:
-    what = (
-        "CIFAR-10 as image files, JPEGs as far as is known: lossy, so accuracies "
-        "can differ a little from those on the original pixels"
+    lossy = (
+        "They are probably CIFAR-10 as JPEG files, which are lossy: accuracies can "
+        "differ a little from those on the original pixels."
         if is_cifar10(config)
-        else "they are what is in it, compression included"
+        else "If their compression is lossy, the accuracies depend on it."
     )
-    return f"The images are files in the folder {folder_name(config)!r}: {what}."
+    return f"The images are files in the folder {folder_name(config)!r}. {lossy}"
 
 
 def _published(table: PublishedTable) -> str:
@@ -76,9 +78,9 @@ def _mixed(table: ResultTable) -> list[str]:
 
 def _collapsed(table: ResultTable) -> list[str]:
     """Say where layers have collapsed."""
-    counts = {
-        f"{method} at {sparsity:g}": sum(bool(run.collapsed) for run in cell.runs)
+    found = [
+        f"{count} of {method} at sparsity {sparsity:g}"
         for (method, sparsity), cell in table.cells.items()
-    }
-    places = ", ".join(f"{at} ({n})" for at, n in counts.items() if n)
-    return [f"Layers have collapsed in (number of runs): {places}."] if places else []
+        if (count := sum(bool(run.collapsed) for run in cell.runs))
+    ]
+    return [f"Runs with collapsed layers: {', '.join(found)}."] if found else []

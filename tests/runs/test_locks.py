@@ -8,8 +8,8 @@ import pytest
 from holders import FORK, LIMIT, Holder, holder_of
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import locks
-from fisherprune.experiments.locks import Held, check, held, holder, sweep
+from fisherprune.runs import locks
+from fisherprune.runs.locks import Held, check, held, holder, sweep
 
 
 @pytest.fixture
