@@ -130,7 +130,7 @@ DAMAGED = {
     "results.json: seconds.training must be a finite number, got nan": {
         "seconds": {"training": float("nan")}
     },
-    "results.json: config must be a JSON object, got nan": {"config": float("nan")},
+    "results.json: config must be a table of fields, got nan": {"config": float("nan")},
     "masks.safetensors' can't be read": ("masks.safetensors", "x" * 100),
 }
 
