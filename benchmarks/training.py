@@ -219,7 +219,7 @@ def besides(
     case: Case, trainer: Trainer, folder: Path, rounds: int
 ) -> dict[str, Timing]:
     """Time what an epoch of a run does beside its steps: validate, save."""
-    data, form = trainer.parts.validation, trainer.memory_format
+    data, form = trainer.images.validation, trainer.memory_format
     checkpoint = Checkpoint(folder / "checkpoint", "")
 
     def validation() -> float:

@@ -214,7 +214,7 @@ def _write_cache(
         cache.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(cache) as temporary:
             save_file(tensors, temporary, _marks(tensors, fingerprint))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, FisherpruneError) as error:
         print(
             f"warning: the decoded images are not kept in {cache}: {error}",
             file=sys.stderr,

@@ -12,6 +12,7 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -72,7 +73,10 @@ def _check_cuda_major(built: str, running: str | None) -> None:
         )
 
 
-_C = _load()
+if TYPE_CHECKING:
+    from fisherprune import _C
+else:
+    _C = _load()
 _check_cuda_major(_C.cuda_version, torch.version.cuda)
 
 CUDA_VERSION: str = _C.cuda_version
@@ -85,10 +89,10 @@ COMPILER: str = _C.compiler
 """The C++ compiler and its version."""
 SOURCE_HASH: str = _C.source_hash
 """``sources.source_hash`` of the csrc/ folder the kernels were built from."""
-PATH: str = str(_C.__file__)
+PATH: str = _C.__file__
 """The file they were loaded from."""
 
 
 def cpu_capability() -> str:
     """Return the vector instructions the CPU kernels use: avx512, avx2 or portable."""
-    return str(_C.cpu_capability())
+    return _C.cpu_capability()
