@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, device_of
 from fisherprune.statistics.batches import Batches, checked_batches
-from fisherprune.statistics.losses import LossFn, sample_losses
+from fisherprune.statistics.losses import LossFn, plain_losses
 from fisherprune.statistics.moments import GradientMoments
 from fisherprune.statistics.passes import (
     ModelStatistics,
@@ -61,7 +61,7 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
     with evaluating(task.model), sdpa_kernel(SDPBackend.MATH):
         product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
         for inputs, labels in checked_batches(task.batches, device_of(task.parameters)):
-            losses = sample_losses(task.model(inputs), labels, task.loss_fn)
+            losses = plain_losses(task.model, inputs, labels, task.loss_fn)
             share = _sample_weights(seen, len(inputs), task.found).to(losses)
             parts = _vector_hessian(losses @ share, weights, vector)
             for totals, some in zip((gradient, product), parts, strict=True):
