@@ -19,8 +19,8 @@ def in_double(model):
 def run(model, x):
     """Return the outputs; a lone sample is run twice and counted once.
 
-    On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a batch of
-    one whose gradient is expanded over positions.
+    On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a batch
+    of one whose gradient is expanded over positions.
     """
     return model(torch.cat([x, x]) if len(x) == 1 else x)[: len(x)]
 
