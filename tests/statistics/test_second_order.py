@@ -230,7 +230,7 @@ class PositionsLast(nn.Module):
         self.bn.running_mean.normal_(), self.bn.running_var.uniform_(0.5, 2)
 
     def forward(self, x):
-        h = self.bn(self.conv(x)).relu()
+        h = self.bn(self.conv(x).relu())
         return self.head(h.flatten(2).transpose(1, 2).mean(1))
 
 
