@@ -2,6 +2,7 @@
 // instructions alone, never on the number of threads.
 #include "grad_moments/cpu/core.h"
 
+#include "grad_moments/cpu/narrow.h"
 #include "grad_moments/cpu/parts.h"
 #include "grad_moments/cpu/plain.h"
 #include "grad_moments/cpu/tuning.h"
@@ -32,6 +33,9 @@ void accumulate(const GradMoments& moments, Capability capability,
       accumulate_part(moments, part, machine);
   } else if (is_mostly_padding(s)) {
     accumulate_taps(moments, machine);
+  } else if (narrow_pays(s)) {
+    for (const ConvGroups& groups : accumulate_narrow(moments, capability, machine))
+      accumulate_groups(moments, groups, machine);
   } else {
     accumulate_plainly(moments, machine);
   }
