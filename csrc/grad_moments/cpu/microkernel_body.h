@@ -123,23 +123,6 @@ FISHERPRUNE_TARGET void short_micro_tile(const Column& column, const int64_t* ba
     store(sum_sq + place<V>(i, column.row_stride), second[i]);
 }
 
-// Transposes a square of vectors: each of the log2(lanes) rounds zips row i with row
-// i + lanes / 2.
-template <int kRounds = kLanes>
-FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose_square(Vec (&x)[kLanes]) {
-  if constexpr (kRounds > 1) {
-    Vec y[kLanes];
-    FISHERPRUNE_UNROLL
-    for (int i = 0; i < kLanes / 2; ++i) {
-      y[2 * i] = zip_low(x[i], x[i + kLanes / 2]);
-      y[2 * i + 1] = zip_high(x[i], x[i + kLanes / 2]);
-    }
-    FISHERPRUNE_UNROLL
-    for (int i = 0; i < kLanes; ++i) x[i] = y[i];
-    transpose_square<kRounds / 2>(x);
-  }
-}
-
 template <bool kAdd>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose_full(const float* from,
                                                           int64_t from_stride,

@@ -70,10 +70,10 @@ int64_t beyond(int64_t kernel, int64_t stride, int64_t dilation) {
 
 // How the planes of a call lie.
 struct Planes {
-  int64_t pitch;      // of a row, of the input and of the gradient
-  int64_t beyond_h;   // rows of the input's planes beyond those of the output
-  int64_t phases;     // planes of one channel
-  int64_t unit_rows;  // of the output, packed at a time
+  int64_t pitch;        // of a row, of the input and of the gradient
+  int64_t beyond_h;     // rows of the input's planes beyond those of the output
+  int64_t phases;       // planes of one channel
+  int64_t unit_rows;    // of the output, packed at a time
   int64_t input, grad;  // floats of one plane
 
   int64_t length(int64_t rows, const ConvShape& s, int64_t lanes) const {
@@ -94,8 +94,7 @@ int64_t choose_unit_rows(const ConvShape& s, int64_t groups) {
   const double least = floats_of(s, 1) * groups;
   const double more = (floats_of(s, 2) - floats_of(s, 1)) * groups;
   const double most = (tuning::kNarrowFloats - least) / more + 1;
-  const int64_t rows =
-      std::clamp<double>(most, 1, static_cast<double>(s.out_height));
+  const int64_t rows = std::clamp<double>(most, 1, static_cast<double>(s.out_height));
   return ceil_div(s.out_height, ceil_div(s.out_height, rows));
 }
 
@@ -106,15 +105,67 @@ Planes planes_of(const ConvShape& s, int64_t groups, int64_t lanes) {
   p.phases = phase_count(s.kernel_h, s.stride_h, s.dilation_h) *
              phase_count(s.kernel_w, s.stride_w, s.dilation_w);
   p.unit_rows = choose_unit_rows(s, groups);
-  p.input = (p.unit_rows + p.beyond_h) * p.pitch;
-  p.grad = std::max(p.unit_rows * p.pitch, p.length(p.unit_rows, s, lanes));
+  // A vector may begin at the last place.
+  p.input = (p.unit_rows + p.beyond_h) * p.pitch + lanes;
+  p.grad = p.unit_rows * p.pitch + lanes;
   return p;
 }
 
-// Groups whose channels, or outputs, are about one vector.
+// Groups whose channels, or outputs, are about one vector of the widest.
 int64_t groups_of_task(const ConvShape& s) {
   const int64_t wide = std::max(s.group_channels(), s.group_outputs());
   return std::min(s.groups, ceil_div(tuning::kNarrowChannels, wide));
+}
+
+// The entries [begin, end) of an axis of a window that lie inside of the image.
+struct Inside {
+  int64_t begin, end;
+};
+
+Inside inside_of(int64_t first, int64_t step, int64_t count, int64_t size) {
+  const int64_t begin = first < 0 ? ceil_div(-first, step) : 0;
+  const int64_t end = first < size ? ceil_div(size - first, step) : 0;
+  return {std::min(begin, count), std::clamp(end, std::min(begin, count), count)};
+}
+
+// A window of the images of the input, or of the gradient, and its plane.
+struct Piece {
+  Piece(const Window& w, int64_t height, int64_t width, int64_t plane)
+      : window(w),
+        height(height),
+        width(width),
+        rows(inside_of(w.h0, w.row_step, w.rows, height)),
+        cols(inside_of(w.w0, w.col_step, w.cols, width)),
+        plane(plane) {}
+  Window window;
+  int64_t height, width;  // of the image
+  Inside rows, cols;
+  int64_t plane;  // floats before it
+};
+
+// Some rows of the output: the phases of the input that they meet.
+struct Unit {
+  std::vector<Piece> input, grad;
+  int64_t length;  // places of the products
+  int64_t end;     // of the rows in the gradient's plane
+};
+
+enum class Packing {
+  rows,       // of the image lie in memory as they are packed
+  transpose,  // channels lie side by side
+  any,
+};
+
+Packing packing_of(const GradMoments& m, int64_t lanes, int64_t groups) {
+  const ConvShape& s = m.shape;
+  const auto both = [&](auto holds) { return holds(m.input) && holds(m.grad); };
+  if (both([](const View4& v) { return v.stride[1] != 1; })) return Packing::rows;
+  const bool whole = s.groups % groups == 0 &&
+                     s.group_channels() * groups % lanes == 0 &&
+                     s.group_outputs() * groups % lanes == 0;
+  const bool dense = both(
+      [](const View4& v) { return v.stride[1] == 1 && v.dtype == Dtype::float32; });
+  return whole && dense ? Packing::transpose : Packing::any;
 }
 
 class Narrow {
@@ -132,20 +183,16 @@ class Narrow {
     float *input, *grad;  // packed: planes of some groups
     float* sums;          // [weight][lane]
     float *sum, *sum_sq;
-    int64_t packed;  // floats of the first two
   };
 
-  // Some rows of the output of one sample.
-  struct Unit {
-    int64_t sample, row, rows;
-  };
-
+  Unit unit_at(int64_t row) const;
+  void fill_base();
   Scratch scratch() const;
-  void take(const Unit& unit, ConvGroups groups, bool first, const Scratch& own) const;
-  void pack(const View4& view, const Window& window, int64_t height, int64_t width,
-            const Unit& unit, Channels channels, float* to, int64_t to_stride) const;
-  void pack_input(const Unit& unit, ConvGroups groups, const Scratch& own) const;
-  void pack_grad(const Unit& unit, ConvGroups groups, const Scratch& own) const;
+  void take(int64_t sample, const Unit& unit, ConvGroups groups, bool first,
+            const Scratch& own) const;
+  void pack(const View4& view, int64_t sample, const Piece& piece, Channels channels,
+            float* to, int64_t to_stride) const;
+  void clear_ends(const Unit& unit, int64_t planes, float* grad) const;
   void multiply(const float* input, const float* grad, int64_t length, float* sums,
                 bool add) const;
   void finish(ConvGroups groups, const Scratch& own);
@@ -156,12 +203,14 @@ class Narrow {
   const GradMoments moments_;
   const ConvShape& shape_;
   const narrow::Kernels& kernels_;
-  const Microkernels& packing_;
+  const Microkernels& microkernels_;
   const int64_t most_groups_;  // of any task
+  const Packing packing_;
   const int64_t task_groups_;
-  const bool in_place_;        // rows of the image lie in memory as they are packed
   const int64_t pack_groups_;  // packed at a time
   const Planes planes_;
+  const std::vector<int64_t> row_phases_, col_phases_;
+  std::vector<Unit> units_;    // of a sample
   std::vector<int64_t> base_;  // of each row of the patch
   std::vector<uint8_t> lost_;  // convolution groups
 };
@@ -170,30 +219,64 @@ int64_t fair_groups(int64_t groups, int64_t most, int64_t threads) {
   return std::clamp<int64_t>(groups / (2 * threads), 1, most);
 }
 
+// Small images are packed several at a time, but large ones stay in the first-level
+// cache.
+int64_t groups_at_a_time(const ConvShape& s, int64_t most) {
+  return std::clamp<double>(tuning::kNarrowGroupFloats / floats_of(s, s.out_height), 1,
+                            static_cast<double>(most));
+}
+
 Narrow::Narrow(const GradMoments& moments, const narrow::Kernels& kernels,
-               const Microkernels& packing, int64_t threads)
+               const Microkernels& microkernels, int64_t threads)
     : moments_(laid_down(moments)),
       shape_(moments_.shape),
       kernels_(kernels),
-      packing_(packing),
+      microkernels_(microkernels),
       most_groups_(groups_of_task(shape_)),
-      task_groups_(fair_groups(shape_.groups, most_groups_, threads)),
-      in_place_(moments_.input.stride[1] != 1 && moments_.grad.stride[1] != 1),
-      pack_groups_(in_place_ ? 1 : most_groups_),
+      packing_(packing_of(moments_, kernels.lanes, most_groups_)),
+      task_groups_(packing_ == Packing::rows
+                       ? fair_groups(shape_.groups, most_groups_, threads)
+                       : most_groups_),
+      pack_groups_(packing_ == Packing::rows ? groups_at_a_time(shape_, most_groups_)
+                                             : most_groups_),
       planes_(planes_of(shape_, pack_groups_, kernels.lanes)),
+      row_phases_(phases_of(shape_.kernel_h, shape_.stride_h, shape_.dilation_h)),
+      col_phases_(phases_of(shape_.kernel_w, shape_.stride_w, shape_.dilation_w)),
       lost_(shape_.groups) {
+  for (int64_t row = 0; row < shape_.out_height; row += planes_.unit_rows)
+    units_.push_back(unit_at(row));
+  fill_base();
+}
+
+Unit Narrow::unit_at(int64_t row) const {
   const ConvShape& s = shape_;
-  const auto rows = phases_of(s.kernel_h, s.stride_h, s.dilation_h);
-  const auto cols = phases_of(s.kernel_w, s.stride_w, s.dilation_w);
+  const int64_t rows = std::min(planes_.unit_rows, s.out_height - row);
+  Unit unit{{}, {}, planes_.length(rows, s, kernels_.lanes), rows * planes_.pitch};
+  for (const int64_t h : row_phases_)
+    for (const int64_t w : col_phases_)
+      unit.input.push_back(
+          {{row * s.stride_h - s.pad_h + h, w - s.pad_w, rows + planes_.beyond_h,
+            planes_.pitch, s.stride_h, s.stride_w},
+           s.height,
+           s.width,
+           static_cast<int64_t>(unit.input.size()) * planes_.input});
+  unit.grad.push_back(
+      {{row, 0, rows, planes_.pitch, 1, 1}, s.out_height, s.out_width, 0});
+  return unit;
+}
+
+void Narrow::fill_base() {
+  const ConvShape& s = shape_;
   const auto place = [](const std::vector<int64_t>& phases, int64_t at) {
     return std::find(phases.begin(), phases.end(), at) - phases.begin();
   };
+  const int64_t cols = col_phases_.size();
   for (int64_t c = 0; c < s.group_channels(); ++c)
     for (int64_t y = 0; y < s.kernel_h; ++y)
       for (int64_t x = 0; x < s.kernel_w; ++x) {
         const int64_t h = y * s.dilation_h, w = x * s.dilation_w;
-        const int64_t phase = place(rows, h % s.stride_h) * cols.size() +
-                              place(cols, w % s.stride_w);
+        const int64_t phase = place(row_phases_, h % s.stride_h) * cols +
+                              place(col_phases_, w % s.stride_w);
         base_.push_back(c * channel_floats() + phase * planes_.input +
                         h / s.stride_h * planes_.pitch + w / s.stride_w);
       }
@@ -201,18 +284,17 @@ Narrow::Narrow(const GradMoments& moments, const narrow::Kernels& kernels,
 
 Narrow::Scratch Narrow::scratch() const {
   const int64_t lanes = kernels_.lanes;
-  // A vector may begin at the last place of a plane.
-  const int64_t input = round_up(
-      pack_groups_ * shape_.group_channels() * channel_floats() + lanes, 16);
+  const int64_t input =
+      round_up(pack_groups_ * shape_.group_channels() * channel_floats(), 16);
   const int64_t grad =
       round_up(pack_groups_ * shape_.group_outputs() * planes_.grad, 16);
   const int64_t weights = round_up(task_groups_ * group_weights(), lanes);
-  float* const all = scratch_floats(input + grad + weights * (lanes + 2));
-  float* const sums = all + input + grad;
+  const int64_t all = input + grad + weights * (lanes + 2);
+  float* const first = scratch_floats(all);
+  std::fill_n(first, all, 0.f);
+  float* const sums = first + input + grad;
   float* const moments = sums + weights * lanes;
-  std::fill(all, sums, 0.f);
-  std::fill(sums, moments + 2 * weights, 0.f);
-  return {all, all + input, sums, moments, moments + weights, input + grad};
+  return {first, first + input, sums, moments, moments + weights};
 }
 
 void Narrow::run(int64_t task) {
@@ -222,10 +304,8 @@ void Narrow::run(int64_t task) {
   const int64_t samples = shape_.samples, size = std::min(shape_.group_size, samples);
   const int64_t weights = round_up(groups.count * group_weights(), kernels_.lanes);
   for (int64_t n = 0; n < samples; ++n) {
-    for (int64_t p = 0; p < shape_.out_height; p += planes_.unit_rows) {
-      const Unit unit{n, p, std::min(planes_.unit_rows, shape_.out_height - p)};
-      take(unit, groups, n % size == 0 && p == 0, own);
-    }
+    for (const Unit& unit : units_)
+      take(n, unit, groups, n % size == 0 && &unit == units_.data(), own);
     if ((n + 1) % size != 0 && n + 1 != samples) continue;
     const float scale = 1.f / static_cast<float>(n % size + 1);
     kernels_.add_moments(own.sums, weights, scale, own.sum, own.sum_sq);
@@ -233,92 +313,65 @@ void Narrow::run(int64_t task) {
   finish(groups, own);
 }
 
-void Narrow::take(const Unit& unit, ConvGroups groups, bool first,
+void Narrow::take(int64_t sample, const Unit& unit, ConvGroups groups, bool first,
                   const Scratch& own) const {
-  const int64_t length = planes_.length(unit.rows, shape_, kernels_.lanes);
+  const int64_t channels = shape_.group_channels(), outputs = shape_.group_outputs();
   for (int64_t g = 0; g < groups.count; g += pack_groups_) {
-    const ConvGroups some{groups.first + g, std::min(pack_groups_, groups.count - g)};
-    pack_input(unit, some, own);
-    pack_grad(unit, some, own);
-    for (int64_t i = 0; i < some.count; ++i)
-      multiply(own.input + i * shape_.group_channels() * channel_floats(),
-               own.grad + i * shape_.group_outputs() * planes_.grad, length,
+    const int64_t at = groups.first + g,
+                  count = std::min(pack_groups_, groups.count - g);
+    for (const Piece& piece : unit.input)
+      pack(moments_.input, sample, piece, {at * channels, 1, count * channels},
+           own.input + piece.plane, channel_floats());
+    for (const Piece& piece : unit.grad)
+      pack(moments_.grad, sample, piece, {at * outputs, 1, count * outputs}, own.grad,
+           planes_.grad);
+    if (units_.size() > 1) clear_ends(unit, count * outputs, own.grad);
+    for (int64_t i = 0; i < count; ++i)
+      multiply(own.input + i * channels * channel_floats(),
+               own.grad + i * outputs * planes_.grad, unit.length,
                own.sums + (g + i) * group_weights() * kernels_.lanes, !first);
   }
 }
 
-// The entries [begin, end) of an axis of a window that lie inside of the image.
-struct Inside {
-  int64_t begin, end;
-};
-
-Inside inside_of(int64_t first, int64_t step, int64_t count, int64_t size) {
-  const int64_t begin = first < 0 ? ceil_div(-first, step) : 0;
-  const int64_t end = first < size ? ceil_div(size - first, step) : 0;
-  return {std::min(begin, count), std::clamp(end, std::min(begin, count), count)};
+// The last vector may reach beyond the rows, where those of another unit lay.
+void Narrow::clear_ends(const Unit& unit, int64_t planes, float* grad) const {
+  for (int64_t i = 0; i < planes; ++i, grad += planes_.grad)
+    for (int64_t j = unit.end; j < unit.length; ++j) grad[j] = 0.f;
 }
 
-void Narrow::pack(const View4& view, const Window& w, int64_t height, int64_t width,
-                  const Unit& unit, Channels channels, float* to,
-                  int64_t to_stride) const {
-  if (!in_place_) {
-    pack_planes({view, height, width, unit.sample}, channels, w, packing_, to,
-                to_stride);
+void Narrow::pack(const View4& view, int64_t sample, const Piece& piece,
+                  Channels channels, float* to, int64_t to_stride) const {
+  const Window& w = piece.window;
+  if (packing_ == Packing::any) {
+    pack_planes({view, piece.height, piece.width, sample}, channels, w, microkernels_,
+                to, to_stride);
     return;
   }
   // What is outside is zero from the start, unless another unit lay there.
-  const Inside rows = inside_of(w.h0, w.row_step, w.rows, height);
-  const Inside cols = inside_of(w.w0, w.col_step, w.cols, width);
+  if (units_.size() > 1)
+    for (int64_t c = 0; c < channels.count; ++c) {
+      float* const plane = to + c * to_stride;
+      std::fill(plane, plane + piece.rows.begin * w.cols, 0.f);
+      std::fill(plane + piece.rows.end * w.cols, plane + w.rows * w.cols, 0.f);
+    }
   const int64_t* s = view.stride;
-  const int64_t bytes = view.dtype == Dtype::float32 ? 4 : 2;
-  const int64_t first = unit.sample * s[0] + channels.first * s[1] +
-                        (w.h0 + rows.begin * w.row_step) * s[2] +
-                        (w.w0 + cols.begin * w.col_step) * s[3];
-  narrow::Rows from{static_cast<const char*>(view.data) + first * bytes,
-                    view.dtype,
-                    s[2] * w.row_step,
-                    s[3] * w.col_step,
-                    rows.end - rows.begin,
-                    cols.end - cols.begin};
-  for (int64_t c = 0; c < channels.count; ++c, to += to_stride) {
-    if (planes_.unit_rows < shape_.out_height) {
-      std::fill(to, to + rows.begin * w.cols, 0.f);
-      std::fill(to + rows.end * w.cols, to + w.rows * w.cols, 0.f);
-    }
-    kernels_.copy_rows(from, to + rows.begin * w.cols + cols.begin, w.cols);
-    from.first = static_cast<const char*>(from.first) + s[1] * bytes;
-  }
-}
-
-void Narrow::pack_input(const Unit& unit, ConvGroups groups, const Scratch& own) const {
-  const ConvShape& s = shape_;
-  float* to = own.input;
-  for (const int64_t h : phases_of(s.kernel_h, s.stride_h, s.dilation_h))
-    for (const int64_t w : phases_of(s.kernel_w, s.stride_w, s.dilation_w)) {
-      const Window window{unit.row * s.stride_h - s.pad_h + h,
-                          w - s.pad_w,
-                          unit.rows + planes_.beyond_h,
-                          planes_.pitch,
-                          s.stride_h,
-                          s.stride_w};
-      pack(moments_.input, window, s.height, s.width, unit,
-           {groups.first * s.group_channels(), 1, groups.count * s.group_channels()},
-           to, channel_floats());
-      to += planes_.input;
-    }
-}
-
-void Narrow::pack_grad(const Unit& unit, ConvGroups groups, const Scratch& own) const {
-  const ConvShape& s = shape_;
-  const int64_t outputs = groups.count * s.group_outputs();
-  pack(moments_.grad, {unit.row, 0, unit.rows, planes_.pitch, 1, 1}, s.out_height,
-       s.out_width, unit, {groups.first * s.group_outputs(), 1, outputs}, own.grad,
-       planes_.grad);
-  // The last vector may reach beyond the last row.
-  const int64_t end = planes_.length(unit.rows, s, kernels_.lanes);
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t i = unit.rows * planes_.pitch; i < end; ++i)
-      own.grad[o * planes_.grad + i] = 0.f;
+  const int64_t first = sample * s[0] + channels.first * s[1] +
+                        (w.h0 + piece.rows.begin * w.row_step) * s[2] +
+                        (w.w0 + piece.cols.begin * w.col_step) * s[3];
+  const narrow::Rows from{static_cast<const char*>(view.data) +
+                              first * (view.dtype == Dtype::float32 ? 4 : 2),
+                          view.dtype,
+                          s[2] * w.row_step,
+                          s[3] * w.col_step,
+                          s[1],
+                          piece.rows.end - piece.rows.begin,
+                          piece.cols.end - piece.cols.begin,
+                          channels.count,
+                          sample + 1 < shape_.samples ? s[0] : 0};
+  const narrow::Place place{to + piece.rows.begin * w.cols + piece.cols.begin, w.cols,
+                            to_stride};
+  (packing_ == Packing::rows ? kernels_.copy_rows : kernels_.transpose_rows)(from,
+                                                                             place);
 }
 
 // All weights of one group of the convolution.
@@ -374,8 +427,7 @@ bool narrow_pays(const ConvShape& s) {
 std::vector<ConvGroups> accumulate_narrow(const GradMoments& moments,
                                           Capability capability,
                                           const Machine& machine) {
-  Narrow narrow(moments, narrow::kernels(capability), machine.kernels,
-                machine.threads);
+  Narrow narrow(moments, narrow::kernels(capability), machine.kernels, machine.threads);
   for_each_task(machine.parallel, narrow.tasks(),
                 [&](int64_t task) { narrow.run(task); });
   return narrow.lost();

@@ -29,8 +29,7 @@ FISHERPRUNE_TARGET void multiply(const float* input, const int64_t* base,
     }
   }
   FISHERPRUNE_UNROLL
-  for (int r = 0; r < R; ++r)
-    FISHERPRUNE_UNROLL
+  for (int r = 0; r < R; ++r) FISHERPRUNE_UNROLL
   for (int v = 0; v < V; ++v) {
     float* const to = sums + v * sums_step + r * kLanes;
     store(to, add ? load(to) + acc[r * V + v] : acc[r * V + v]);
@@ -119,25 +118,55 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void copy_even(const T* from, int64_t n,
 }
 
 template <class T>
-FISHERPRUNE_TARGET void copy_rows_of(const Rows& rows, float* to, int64_t pitch) {
-  const T* from = static_cast<const T*>(rows.first);
-  for (int64_t i = 0; i < rows.rows; ++i, from += rows.row_stride, to += pitch) {
-    if (rows.step == 1)
-      copy_row(from, rows.cols, to);
-    else if (rows.step == 2)
-      copy_even(from, rows.cols, to);
-    else
-      for (int64_t j = 0; j < rows.cols; ++j) to[j] = to_float(from[j * rows.step]);
+FISHERPRUNE_TARGET void copy_rows_of(const Rows& rows, const Place& to) {
+  for (int64_t c = 0; c < rows.channels; ++c) {
+    const T* from = static_cast<const T*>(rows.first) + c * rows.channel_stride;
+    float* row = to.first + c * to.channel_stride;
+    for (int64_t i = 0; i < rows.rows; ++i, from += rows.row_stride, row += to.pitch) {
+      __builtin_prefetch(from + rows.ahead);
+      if (rows.step == 1)
+        copy_row(from, rows.cols, row);
+      else if (rows.step == 2)
+        copy_even(from, rows.cols, row);
+      else
+        for (int64_t j = 0; j < rows.cols; ++j) row[j] = to_float(from[j * rows.step]);
+    }
   }
 }
 
-inline void copy_rows(const Rows& from, float* to, int64_t pitch) {
+inline void copy_rows(const Rows& from, const Place& to) {
   if (from.dtype == Dtype::float32)
-    copy_rows_of<float>(from, to, pitch);
+    copy_rows_of<float>(from, to);
   else if (from.dtype == Dtype::float16)
-    copy_rows_of<Float16>(from, to, pitch);
+    copy_rows_of<Float16>(from, to);
   else
-    copy_rows_of<BFloat16>(from, to, pitch);
+    copy_rows_of<BFloat16>(from, to);
+}
+
+// Some positions of a row, at most lanes, of lanes channels.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose_piece(const float* from,
+                                                           int64_t step, int64_t count,
+                                                           float* to, int64_t stride) {
+  Vec x[kLanes];
+  if (count >= kLanes) {
+    FISHERPRUNE_UNROLL
+    for (int i = 0; i < kLanes; ++i) x[i] = load(from + i * step);
+  } else {
+    for (int i = 0; i < kLanes; ++i) x[i] = i < count ? load(from + i * step) : Vec{};
+  }
+  transpose_square(x);
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < kLanes; ++i) store(to + i * stride, x[i]);
+}
+
+FISHERPRUNE_TARGET inline void transpose_rows(const Rows& rows, const Place& to) {
+  const float* const first = static_cast<const float*>(rows.first);
+  for (int64_t c = 0; c < rows.channels; c += kLanes)
+    for (int64_t i = 0; i < rows.rows; ++i)
+      for (int64_t j = 0; j < rows.cols; j += kLanes)
+        transpose_piece(
+            first + c + i * rows.row_stride + j * rows.step, rows.step, rows.cols - j,
+            to.first + c * to.channel_stride + i * to.pitch + j, to.channel_stride);
 }
 
 constexpr Kernels kTable = {
@@ -163,5 +192,6 @@ constexpr Kernels kTable = {
 #endif
      }},
     copy_rows,
+    transpose_rows,
     add_moments,
 };

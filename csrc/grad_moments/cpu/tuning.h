@@ -85,10 +85,12 @@ constexpr float kWinogradMostZeros = 1.6e-11f;
 static_assert(kWinogradMostZeros <= 1e-10f, "the error must stay below 1e-5");
 
 // The narrow way: channels and outputs of a convolution group up to which it is taken;
-// channels that a task owns; floats of packed planes that stay in the second-level
+// channels that a task owns; floats of the planes of groups that are packed together,
+// for the first-level cache; floats of packed planes at all, for the second-level
 // cache, and those of one row of the output above which it isn't taken.
 constexpr int64_t kNarrowMostOutputs = 8;
 constexpr int64_t kNarrowChannels = 16;
+constexpr int64_t kNarrowGroupFloats = 6 << 10;
 constexpr int64_t kNarrowFloats = 1 << 15;
 constexpr int64_t kNarrowMostFloats = 1 << 18;
 
