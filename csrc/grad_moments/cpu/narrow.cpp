@@ -210,9 +210,10 @@ class Narrow {
   const int64_t pack_groups_;  // packed at a time
   const Planes planes_;
   const std::vector<int64_t> row_phases_, col_phases_;
-  std::vector<Unit> units_;    // of a sample
-  std::vector<int64_t> base_;  // of each row of the patch
-  std::vector<uint8_t> lost_;  // convolution groups
+  std::vector<Unit> units_;                           // of a sample
+  std::vector<int64_t> base_;                         // of each row of the patch
+  int64_t call_rows_[narrow::kMostOutputs + 1] = {};  // by the outputs of a call
+  std::vector<uint8_t> lost_;                         // convolution groups
 };
 
 int64_t fair_groups(int64_t groups, int64_t most, int64_t threads) {
@@ -246,6 +247,10 @@ Narrow::Narrow(const GradMoments& moments, const narrow::Kernels& kernels,
   for (int64_t row = 0; row < shape_.out_height; row += planes_.unit_rows)
     units_.push_back(unit_at(row));
   fill_base();
+  // Calls of about equal size.
+  for (int i = 0; i <= narrow::kMostOutputs; ++i)
+    if (const int64_t most = kernels_.most_rows[i])
+      call_rows_[i] = ceil_div(shape_.patch(), ceil_div(shape_.patch(), most));
 }
 
 Unit Narrow::unit_at(int64_t row) const {
@@ -381,7 +386,7 @@ void Narrow::multiply(const float* input, const float* grad, int64_t length,
   for (int64_t o = 0, some; o < shape_.group_outputs(); o += some) {
     const int64_t left = shape_.group_outputs() - o;
     some = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    const int64_t rows = ceil_div(patch, ceil_div(patch, kernels_.most_rows[some]));
+    const int64_t rows = call_rows_[some];
     for (int64_t row = 0; row < patch; row += rows)
       kernels_.multiply[some][std::min(rows, patch - row)](
           input, base_.data() + row, grad + o * planes_.grad, planes_.grad, length,

@@ -117,21 +117,40 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void copy_even(const T* from, int64_t n,
   for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[2 * i]);
 }
 
-template <class T>
-FISHERPRUNE_TARGET void copy_rows_of(const Rows& rows, const Place& to) {
+template <class T, class CopyRow>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void for_each_row(const Rows& rows,
+                                                        const Place& to,
+                                                        const CopyRow& copy) {
   for (int64_t c = 0; c < rows.channels; ++c) {
     const T* from = static_cast<const T*>(rows.first) + c * rows.channel_stride;
     float* row = to.first + c * to.channel_stride;
     for (int64_t i = 0; i < rows.rows; ++i, from += rows.row_stride, row += to.pitch) {
       __builtin_prefetch(from + rows.ahead);
-      if (rows.step == 1)
-        copy_row(from, rows.cols, row);
-      else if (rows.step == 2)
-        copy_even(from, rows.cols, row);
-      else
-        for (int64_t j = 0; j < rows.cols; ++j) row[j] = to_float(from[j * rows.step]);
+      copy(from, row);
     }
   }
+}
+
+template <class T>
+FISHERPRUNE_TARGET void copy_rows_of(const Rows& rows, const Place& to) {
+  const int64_t n = rows.cols, step = rows.step;
+  const bool short_floats = std::is_same_v<T, float> && step == 1 && n >= 4 && n < 8;
+  if (short_floats)
+    for_each_row<T>(rows, to, [n](const T* from, float* row) FISHERPRUNE_TARGET {
+      copy_ends<4>(reinterpret_cast<const float*>(from), n, row);
+    });
+  else if (step == 1)
+    for_each_row<T>(rows, to, [n](const T* from, float* row) FISHERPRUNE_TARGET {
+      copy_row(from, n, row);
+    });
+  else if (step == 2)
+    for_each_row<T>(rows, to, [n](const T* from, float* row) FISHERPRUNE_TARGET {
+      copy_even(from, n, row);
+    });
+  else
+    for_each_row<T>(rows, to, [n, step](const T* from, float* row) FISHERPRUNE_TARGET {
+      for (int64_t j = 0; j < n; ++j) row[j] = to_float(from[j * step]);
+    });
 }
 
 inline void copy_rows(const Rows& from, const Place& to) {

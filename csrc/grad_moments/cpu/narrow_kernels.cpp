@@ -2,6 +2,7 @@
 #include "grad_moments/cpu/narrow_kernels.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "common/cpu/half_float.h"
 #include "grad_moments/cpu/unroll.h"

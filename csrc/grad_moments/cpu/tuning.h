@@ -94,6 +94,16 @@ constexpr int64_t kNarrowGroupFloats = 6 << 10;
 constexpr int64_t kNarrowFloats = 1 << 15;
 constexpr int64_t kNarrowMostFloats = 1 << 18;
 
+// The linear way: channels from which it is taken; outputs of a task, whole calls of
+// every kernel; positions of a block, whose packed panel and gradient stay in the
+// second-level cache, and floats of its packed input.
+constexpr int64_t kLinearLeastChannels = 16;
+constexpr int64_t kLinearOutputs = 48;
+constexpr int64_t kLinearLeastPositions = 64;
+constexpr int64_t kLinearMostPositions = 512;
+constexpr int64_t kLinearInputFloats = 1 << 20;
+static_assert(kLinearOutputs % 12 == 0 && kLinearOutputs <= kTileLanes);
+
 // Positions added up in one register before they join the others: bounds the rounding
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;
