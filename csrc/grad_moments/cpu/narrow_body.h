@@ -164,12 +164,16 @@ inline void copy_rows(const Rows& from, const Place& to) {
 
 // Some positions of a row, at most lanes, of lanes channels.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose_piece(const float* from,
-                                                           int64_t step, int64_t count,
-                                                           float* to, int64_t stride) {
+                                                           int64_t step, int64_t ahead,
+                                                           int64_t count, float* to,
+                                                           int64_t stride) {
   Vec x[kLanes];
   if (count >= kLanes) {
     FISHERPRUNE_UNROLL
-    for (int i = 0; i < kLanes; ++i) x[i] = load(from + i * step);
+    for (int i = 0; i < kLanes; ++i) {
+      __builtin_prefetch(from + ahead + i * step);
+      x[i] = load(from + i * step);
+    }
   } else {
     for (int i = 0; i < kLanes; ++i) x[i] = i < count ? load(from + i * step) : Vec{};
   }
@@ -183,9 +187,10 @@ FISHERPRUNE_TARGET inline void transpose_rows(const Rows& rows, const Place& to)
   for (int64_t c = 0; c < rows.channels; c += kLanes)
     for (int64_t i = 0; i < rows.rows; ++i)
       for (int64_t j = 0; j < rows.cols; j += kLanes)
-        transpose_piece(
-            first + c + i * rows.row_stride + j * rows.step, rows.step, rows.cols - j,
-            to.first + c * to.channel_stride + i * to.pitch + j, to.channel_stride);
+        transpose_piece(first + c + i * rows.row_stride + j * rows.step, rows.step,
+                        rows.row_stride, rows.cols - j,
+                        to.first + c * to.channel_stride + i * to.pitch + j,
+                        to.channel_stride);
 }
 
 constexpr Kernels kTable = {
