@@ -170,9 +170,9 @@ void Linear::multiply(Samples block, int64_t task) const {
 bool linear_pays(const ConvShape& s) {
   return s.kernel_h == 1 && s.kernel_w == 1 && s.pad_h == 0 && s.pad_w == 0 &&
          s.groups == 1 && s.channels >= tuning::kLinearLeastChannels &&
-         s.positions() <= tuning::kShortRunPositions &&
+         s.positions() <= tuning::kLinearGroupPositions &&
          s.positions() * std::min(s.group_size, s.samples) <=
-             tuning::kShortRunPositions;
+             tuning::kLinearGroupPositions;
 }
 
 void accumulate_linear(const GradMoments& moments, Capability capability,

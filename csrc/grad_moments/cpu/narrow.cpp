@@ -424,7 +424,8 @@ std::vector<ConvGroups> Narrow::lost() const {
 }  // namespace
 
 bool narrow_pays(const ConvShape& s) {
-  return s.groups > 1 && s.group_outputs() <= tuning::kNarrowMostOutputs &&
+  return s.groups > 1 && s.positions() >= tuning::kNarrowLeastPositions &&
+         s.group_outputs() <= tuning::kNarrowMostOutputs &&
          s.group_channels() <= tuning::kNarrowMostOutputs &&
          floats_of(s, 1) <= tuning::kNarrowMostFloats;
 }

@@ -1,6 +1,8 @@
 // source: csrc/common/cpu/capability.cpp
 // source: csrc/grad_moments/cpu/microkernel.cpp
 // source: csrc/grad_moments/cpu/core.cpp
+// source: csrc/grad_moments/cpu/depthwise.cpp
+// source: csrc/grad_moments/cpu/depthwise_kernels.cpp
 // source: csrc/grad_moments/cpu/linear.cpp
 // source: csrc/grad_moments/cpu/linear_kernels.cpp
 // source: csrc/grad_moments/cpu/narrow.cpp
