@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisherprune -type f \
-	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css')
+	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css' \
+	-o -name '*.jinja' -o -name '*.pyi')
 
 .PHONY: help demo test lint format sanitize bench clean
 
@@ -25,7 +26,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/packages: pyproject.toml | $(BIN)/python
-	$(INSTALL) --upgrade pip "setuptools>=77" wheel ninja pybind11
+	$(INSTALL) --upgrade pip "setuptools>=77" wheel ninja
 	$(INSTALL) torch torchvision
 	@touch $@
 

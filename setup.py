@@ -11,11 +11,12 @@ Environment:
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 CSRC = Path("csrc")
 FACTS = Path("build", "facts", "build_facts.h")
@@ -120,10 +121,26 @@ def write_facts(torch_version, cuda_version):
         FACTS.write_text("".join(lines))
 
 
+def check_tools():
+    """End in one sentence where nothing can be built."""
+    if int(setuptools.__version__.partition(".")[0]) < 77:
+        raise SystemExit(
+            f"fisherprune: building needs setuptools 77 or newer, but this is "
+            f"{setuptools.__version__}: run `pip install --upgrade setuptools`"
+        )
+    compiler = os.environ.get("CXX") or "c++"
+    if not shutil.which(shlex.split(compiler)[0]):
+        raise SystemExit(
+            f"fisherprune: building needs a C++17 compiler, but {compiler} is not on "
+            "the PATH: install one (on Debian and Ubuntu: apt install g++) or let CXX "
+            "name it"
+        )
+
+
 def extension():
     """Describe fisherprune._C with every source below csrc/ that applies."""
+    check_tools()
     cuda_version = choose_cuda()
-    import pybind11
     import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
@@ -138,8 +155,8 @@ def extension():
     return kind(
         name="fisherprune._C",
         sources=sorted(map(str, sources)),
-        include_dirs=[str(path.resolve()) for path in (CSRC, FACTS.parent)]
-        + [pybind11.get_include()],
+        # pybind11's headers are among torch's.
+        include_dirs=[str(path.resolve()) for path in (CSRC, FACTS.parent)],
         extra_compile_args={
             "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],
             "nvcc": ["-O3", *parallel, "-lineinfo", *defines],
@@ -155,4 +172,4 @@ def build_command():
     return BuildExtension.with_options(no_python_abi_suffix=False)
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": build_command()})
+setuptools.setup(ext_modules=[extension()], cmdclass={"build_ext": build_command()})

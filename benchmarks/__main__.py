@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from benchmarks import targets
-from benchmarks.record import Parser, add_rounds
+from benchmarks.record import add_rounds, program
+from fisherprune.commandline import Parser
 
 
-def main(argv: list[str] | None = None) -> None:
+@program("benchmarks")
+def main(argv: Sequence[str] | None = None) -> int:
     """Run all and print the targets; the result files go to benchmarks/results/."""
     parser = Parser("python -m benchmarks", description=__doc__)
     add_rounds(parser)
@@ -23,10 +26,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n# benchmarks.{name}\n", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
         if status := subprocess.run(command, check=False).returncode:
-            raise SystemExit(status)
+            return status
     print("\n# targets\n")
-    targets.main()
+    return targets.main([])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

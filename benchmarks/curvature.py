@@ -10,6 +10,8 @@ weights, against a float64 loop over images and classes.
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -19,16 +21,16 @@ from torch import Tensor, nn
 import fisherprune as fp
 from benchmarks.end_to_end import TOLERANCE, images
 from benchmarks.harness import WrongResult, ceilings, race
-from benchmarks.record import arguments, finish
-from fisherprune import models
+from benchmarks.record import arguments, finish, program
+from fisherprune.models import vgg
 
 PROBES = (1, 10)  # of Hutchinson's estimate
 
 
 def network(device: str) -> nn.Sequential:
     """Return VGG11 without a module of its own around the layers."""
-    vgg = models.vgg11(num_classes=10)
-    return nn.Sequential(*vgg.features, nn.Flatten(), vgg.linear).eval().to(device)
+    net = vgg.vgg11(num_classes=10)
+    return nn.Sequential(*net.features, nn.Flatten(), net.linear).eval().to(device)
 
 
 def ours(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -46,7 +48,7 @@ def materialized(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     """torch.func: the Jacobian of every image's scores in memory, then reduce."""
     weights = {name: p.detach() for name, p in named(model).items()}
 
-    def scores(weights, image):
+    def scores(weights: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         out = torch.func.functional_call(model, weights, (image[None],))[0]
         return out, out
 
@@ -76,7 +78,10 @@ class Backpack:
         self.model.zero_grad(set_to_none=True)
         with self.pass_through(self.extension()):
             self.loss(self.model(x), y).backward()
-        return [p.diag_ggn_exact for p in named(self.model).values()]
+        return [
+            p.diag_ggn_exact  # type: ignore[attr-defined]
+            for p in named(self.model).values()
+        ]
 
 
 def hutchinson(probes: int, model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -115,14 +120,17 @@ def truth(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
     """Return the error's 2-norm over that of the truth, over all weights."""
-    pairs = zip(found, expected, strict=True)
-    error = sum((f.double() - e).square().sum() for f, e in pairs)
-    return (error / sum(e.square().sum() for e in expected)).sqrt().item()
+    truth = torch.cat([e.flatten() for e in expected])
+    error = torch.cat([f.flatten() for f in found]).double() - truth
+    return (error.norm() / truth.norm()).item()
 
 
-def competitors(model: nn.Module, x: Tensor, y: Tensor) -> dict:
+def competitors(
+    model: nn.Module, x: Tensor, y: Tensor
+) -> dict[str, Callable[[], list[Tensor]]]:
     """Bind all ways to a batch; BackPACK is left out, aloud, where it is missing."""
-    calls = {"fisherprune": partial(ours, model, x, y)}
+    calls: dict[str, Callable[[], list[Tensor]]] = {}
+    calls["fisherprune"] = partial(ours, model, x, y)
     try:
         calls["BackPACK DiagGGNExact"] = partial(Backpack(model), x, y)
     except ImportError as error:
@@ -155,7 +163,8 @@ def compare(batch: int, device: str, rounds: int) -> list[dict]:
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
+@program("benchmarks.curvature")
+def main(argv: Sequence[str] | None = None) -> None:
     """Compare, and write the result file."""
     parser = arguments("curvature", __doc__)
     parser.add_argument("--small", action="store_true", help="two images, for a trial")
@@ -166,4 +175,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

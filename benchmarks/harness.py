@@ -63,8 +63,8 @@ def verify(what: str, got: Any, expected: Any, *, tolerance: float = 0.0) -> Non
         for i, (one, truth) in enumerate(zip(got, expected, strict=True)):
             verify(f"{what}[{i}]", one, truth, tolerance=tolerance)
     elif isinstance(expected, float):
-        pair = (torch.as_tensor(x, dtype=torch.float64) for x in (got, expected))
-        _verify_tensor(what, *pair, tolerance)
+        one, truth = (torch.as_tensor(x, dtype=torch.float64) for x in (got, expected))
+        _verify_tensor(what, one, truth, tolerance)
     elif got != expected:
         raise WrongResult(f"{what}: must be {expected!r}, got {got!r}")
 

@@ -12,21 +12,29 @@ gives back; scratch memory that the process keeps for the next call is there bef
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from benchmarks.harness import Timing, ceilings, peak_extra_bytes, race, verify
-from benchmarks.record import arguments, finish
+from benchmarks.record import arguments, at_least_one, finish, program
 from fisherprune import ops
 from fisherprune.ops import reference
 
 OURS, TORCH = "grad_moments", "weight gradient"
 CHUNK = 4  # samples whose gradients the reference holds at a time
+
+
+class Window(TypedDict, total=False):
+    """How a kernel moves over an image: keyword arguments of the op."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -61,20 +69,16 @@ class Layer:
     def operands(self, batch: int, device: str) -> tuple[Tensor, Tensor, torch.Size]:
         """Return random input, output gradient, and the weight's shape."""
         random = torch.Generator().manual_seed(0)
-        if not self.size:
-            shapes = (batch, self.channels), (batch, self.outputs)
-            weight = (self.outputs, self.channels)
-        else:
-            out = self.size // self.stride
-            shapes = (
-                (batch, self.channels, self.size, self.size),
-                (batch, self.outputs, out, out),
-            )
-            weight = (self.outputs, self.channels, self.kernel, self.kernel)
-        pair = [torch.randn(s, generator=random).to(device) for s in shapes]
-        return pair[0], pair[1], torch.Size(weight)
+        dims, out = (2, self.size // self.stride) if self.size else (0, 1)
+        shapes = (
+            (batch, self.channels, *(self.size,) * dims),
+            (batch, self.outputs, *(out,) * dims),
+        )
+        input, grad = (torch.randn(s, generator=random).to(device) for s in shapes)
+        weight = (self.outputs, self.channels, *(self.kernel,) * dims)
+        return input, grad, torch.Size(weight)
 
-    def options(self) -> dict[str, tuple[int, int]]:
+    def options(self) -> Window:
         """Return the op's keyword arguments."""
         if not self.size:
             return {}
@@ -111,8 +115,10 @@ MODELS = {
 }
 
 
-def true_moments(layer: Layer, input: Tensor, grad: Tensor, weight: torch.Size):
-    """Return sum and sum_sq in float64."""
+def true_moments(
+    layer: Layer, input: Tensor, grad: Tensor, weight: torch.Size
+) -> Tensor:
+    """Return sum and sum_sq in float64, one above the other."""
     truth = torch.zeros(2, *weight, dtype=torch.float64, device=input.device)
     for a, d in zip(input.split(CHUNK), grad.split(CHUNK), strict=True):
         reference.grad_moments(a, d, truth[0], truth[1], **layer.options())
@@ -125,15 +131,14 @@ def weight_gradient(
     """Return torch's way to the sum alone."""
     if not layer.size:
         return lambda: grad.mT @ input
-    stride, padding = layer.options().values()
-    like = input.new_zeros(weight)
+    window, like = layer.options(), input.new_zeros(weight)
     return lambda: torch.ops.aten.convolution_backward(
         grad,
         input,
         like,
         None,
-        stride,
-        padding,
+        window["stride"],
+        window["padding"],
         [1, 1],
         False,
         [0, 0],
@@ -170,30 +175,49 @@ def rows_of(
     model: str, batch: int, device: str, rounds: int, limits: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Return one row per shape and a total per image."""
-    rows = []
-    total = {OURS: 0.0, TORCH: 0.0}
+    rows, all_times = [], []
     for layer in MODELS[model]:
         times, memory = race_layer(layer, batch, device, rounds)
-        for name, time in times.items():
-            total[name] += time.median * layer.count
+        all_times.append((layer.count, times))
         gflops = layer.flops(batch) / times[OURS].median / 1e6
         rows.append(
             {"model": model, "batch": batch, "layer": str(layer), "count": layer.count}
             | times[OURS].row()
             | {"GFLOP/s": gflops, "of sgemm": gflops / limits["sgemm_gflops"]}
-            | {"torch ms": times[TORCH].median}
+            | {f"torch {q}": time for q, time in quartiles(times[TORCH]).items()}
             | {"ratio": times[OURS].median / times[TORCH].median}
             | {"peak MB": memory / 1e6}
         )
-    flops = sum(layer.flops(batch) * layer.count for layer in MODELS[model])
-    gflops = flops / total[OURS] / 1e6
+    total = {name: total_per_image(all_times, name, batch) for name in (OURS, TORCH)}
+    flops = sum(layer.flops(1) * layer.count for layer in MODELS[model])
+    gflops = flops / total[OURS].median / 1e6
     rows.append(
         {"model": model, "batch": batch, "layer": "total per image"}
-        | {"ms": total[OURS] / batch, "GFLOP/s": gflops}
-        | {"of sgemm": gflops / limits["sgemm_gflops"]}
-        | {"torch ms": total[TORCH] / batch, "ratio": total[OURS] / total[TORCH]}
+        | total[OURS].row()
+        | {"GFLOP/s": gflops, "of sgemm": gflops / limits["sgemm_gflops"]}
+        | {f"torch {q}": time for q, time in quartiles(total[TORCH]).items()}
+        | {"ratio": total[OURS].median / total[TORCH].median}
     )
     return rows
+
+
+def quartiles(times: Timing) -> dict[str, float]:
+    """Return the middle and the quartiles, without the number of rounds."""
+    return {q: ms for q, ms in times.row().items() if q != "rounds"}
+
+
+def total_per_image(
+    layers: Sequence[tuple[int, dict[str, Timing]]], name: str, batch: int
+) -> Timing:
+    """Return, round by round, the time of all layers; each counts as often as given."""
+    rounds = zip(*(times[name].samples for _, times in layers), strict=True)
+    counts = [count for count, _ in layers]
+    return Timing(
+        tuple(
+            sum(n * ms for n, ms in zip(counts, samples, strict=True)) / batch
+            for samples in rounds
+        )
+    )
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:
@@ -225,10 +249,13 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
+@program("benchmarks.moments")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and write its result file."""
     parser = arguments("moments", (__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, nargs="+", help="default 32, VGG19 16")
+    parser.add_argument(
+        "--batch", type=at_least_one, nargs="+", help="default 32, VGG19 16"
+    )
     parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
     args = parser.parse_args(argv)
     limits = ceilings(args.device)
@@ -242,4 +269,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,13 +7,12 @@ file the text stays. ``--check`` only says whether they agree.
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from benchmarks.record import RESULTS, ROOT
+from benchmarks.record import RESULTS, ROOT, program
+from fisherprune.commandline import Parser
 from fisherprune.ops.sources import source_hash
 
 README = ROOT / "README.md"
@@ -83,28 +82,32 @@ def number(value: float) -> str:
 
 def gpu(record: dict) -> list[str]:
     """Every number of a GPU beside its target, and what was checked there."""
-    lines = [
-        f"| {record['environment']['device']} | measured | target | holds |",
-        "| --- | --- | --- | --- |",
-    ]
+    lines = []
     for r in record["rows"]:
         holds = {True: "yes", False: "**no**"}.get(r.get("holds"), "")
         value = f"{number(r['value'])} {r['unit']}"
         lines.append(f"| {r['name']} | {value} | {r.get('target', '')} | {holds} |")
-    return [*lines, "", *checked(record)]
+    if lines:
+        device = record["environment"]["device"]
+        head = [
+            f"| {device} | measured | target | holds |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines = [*head, *lines, ""]
+    return [*lines, *checked(record)]
 
 
 def checked(record: dict) -> list[str]:
-    """Say what the tests and the sanitizers found, and what did not run."""
+    """Say what the tests and the sanitizers found, what failed and what did not run."""
     counts = record["tests"].get("counts", {})
     words = ", ".join(f"{n} {word}" for word, n in counts.items())
     facts = [f"Tests on it: {words}."] if counts else []
     for tool, result in record["sanitizer"].items():
-        found = result["ended"] if result["found"] is None else result["found"]
+        found = "no summary" if result["found"] is None else result["found"]
         facts.append(f"{tool} found: {found}.")
-    missing = [*record["failed"], *record["not_run"]]
-    if missing:
-        facts.append(f"Without result: {', '.join(missing)}.")
+    for what, group in (("Failed", "failed"), ("Not run", "not_run")):
+        if names := ", ".join(record[group]):
+            facts.append(f"{what}: {names}.")
     return facts
 
 
@@ -134,24 +137,23 @@ def bodies() -> dict[str, str]:
 def filled(text: str) -> str:
     """Return the README's text with every table written anew."""
     for mark, body in bodies().items():
-        text = re.sub(
-            rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
-            lambda m, body=body: f"{m[1]}{body}\n{m[2]}",
-            text,
-            flags=re.DOTALL,
-        )
+        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        before, _, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        text = f"{before}{start}{body}\n{end}{after}" if ended else text
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
+@program("benchmarks.readme")
+def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the README."""
-    parser = argparse.ArgumentParser("python -m benchmarks.readme", description=__doc__)
+    parser = Parser("python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(argv)
     text = README.read_text()
     if options.check:
         return int(filled(text) != text)
-    Path(README).write_text(filled(text))
+    README.write_text(filled(text))
     return 0
 
 

@@ -9,12 +9,14 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Protocol
 
 import torch
 
+from fisherprune.commandline import Parser, run_command
 from fisherprune.errors import shown
 from fisherprune.ops import kernels
 
@@ -22,11 +24,14 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 SOURCES = ("--", ".", ":(exclude)benchmarks/results")
 """Paths whose changes count, for git: not what the benchmarks themselves write."""
+PEERS = ("numpy", "backpack-for-pytorch", "opacus")
+"""Packages that fisherprune is timed beside, torch aside."""
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Return where and with what the numbers were measured."""
     cuda = torch.device(device).type == "cuda"
+    others = {name: _version(name) for name in PEERS}
     return {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "cpu": _cpu_model(),
@@ -36,7 +41,8 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),
-        "fisherprune": _version(),
+        "fisherprune": _version("fisherprune"),
+        "peers": {name: version for name, version in others.items() if version},
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", *SOURCES)),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
@@ -50,10 +56,10 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _version() -> str | None:
+def _version(package: str) -> str | None:
     try:
-        return importlib.metadata.version("fisherprune")
-    except importlib.metadata.PackageNotFoundError:  # a source folder, not installed
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # also a source folder's own
         return None
 
 
@@ -108,22 +114,47 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that complains in one line."""
+class Program(Protocol):
+    """What ``python -m`` runs; returns the exit code."""
 
-    def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2, without the usage."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Do the work."""
+        ...
+
+
+def program(name: str) -> Callable[[Callable[..., int | None]], Program]:
+    """Make a function of the command line a program: a mistake is one line and code 2.
+
+    The function returns its exit code, or nothing for 0.
+    """
+
+    def decorate(main: Callable[..., int | None]) -> Program:
+        @wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            return run_command(f"python -m {name}", lambda: main(argv) or 0)
+
+        return run
+
+    return decorate
 
 
 def add_rounds(parser: argparse.ArgumentParser) -> None:
     """Add the option of how often is measured."""
     parser.add_argument(
-        "--rounds", type=_rounds, default=7, metavar="N", help="samples per competitor"
+        "--rounds",
+        type=at_least_one,
+        default=7,
+        metavar="N",
+        help="samples per competitor",
     )
 
 
-def _rounds(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """Read a whole number of at least 1.
+
+    Raises:
+        ArgumentTypeError: where it is something else.
+    """
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(
             f"must be a whole number of at least 1, got {shown(text)}"
@@ -131,10 +162,27 @@ def _rounds(text: str) -> int:
     return int(text)
 
 
-def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
+def usable_device(text: str) -> str:
+    """Read a device on which torch can make a tensor.
+
+    Raises:
+        ArgumentTypeError: where it is something else.
+    """
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError):  # unknown, not there, not built in
+        raise argparse.ArgumentTypeError(
+            f"must be a device that torch can use here, got {shown(text)}"
+        ) from None
+    return text
+
+
+def arguments(name: str, description: str | None) -> Parser:
     """Return a parser with the options that all benchmarks share."""
     parser = Parser(f"python -m benchmarks.{name}", description=description)
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
+    parser.add_argument(
+        "--device", type=usable_device, default="cpu", help="cpu (default), cuda:1, ..."
+    )
     add_rounds(parser)
     parser.add_argument("--output", type=Path, help="result file, default in results/")
     parser.add_argument("--plot", action="store_true", help="draw a PNG beside it")

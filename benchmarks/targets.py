@@ -6,10 +6,12 @@ Reads the result files of one device; measures nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.record import RESULTS, table
+from benchmarks.record import RESULTS, program, table
+from fisherprune.commandline import Parser
 
 Rows = list[dict]
 
@@ -39,7 +41,7 @@ class Target:
         }
 
 
-def one(rows: Rows, **wanted) -> dict:
+def one(rows: Rows, **wanted: object) -> dict:
     """Return the only row with these columns."""
     found = [r for r in rows if all(r.get(k) == v for k, v in wanted.items())]
     if len(found) != 1:
@@ -177,9 +179,12 @@ TARGETS = [
 ]
 
 
-def main(device: str = "cpu") -> None:
+@program("benchmarks.targets")
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; benchmarks that have no result file yet are named."""
-    rows = []
+    parser = Parser("python -m benchmarks.targets", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    device, rows = parser.parse_args(argv).device, []
     for target in TARGETS:
         path = RESULTS / f"{target.benchmark}-{device}.json"
         if path.exists():
@@ -190,4 +195,4 @@ def main(device: str = "cpu") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

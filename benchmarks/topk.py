@@ -13,8 +13,10 @@ a row of its own.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,12 @@ from benchmarks.harness import (
     ratios,
     verify,
 )
-from benchmarks.record import arguments, finish
+from benchmarks.record import arguments, at_least_one, finish, program
 from fisherprune import ops, select_masks
 from fisherprune.masks.select import keep_count
 
 Masks = list[list[Tensor]]
+Select = Callable[[Sequence[Tensor], int], list[Tensor]]
 
 # Weights of ResNet18: convolutions, shortcuts, BatchNorm scales and shifts, classifier.
 _STAGES = [(64, 64), (64, 128), (128, 256), (256, 512)]
@@ -71,6 +74,7 @@ def split_like(flat: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
 
 
 def flatten(scores: Sequence[Tensor]) -> Tensor:
+    """Copy all entries into one tensor."""
     return torch.cat([s.reshape(-1) for s in scores])
 
 
@@ -101,9 +105,13 @@ def by_partition(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     return masks_above(scores, float(np.partition(flat, len(flat) - k)[len(flat) - k]))
 
 
-def peers(device: str) -> dict[str, Callable[[Sequence[Tensor], int], list[Tensor]]]:
+def peers(device: str) -> dict[str, Select]:
     """Return the other ways to the masks, by name."""
-    found = {"cat + topk + indices": by_topk, "kthvalue": by_kthvalue, "sort": by_sort}
+    found: dict[str, Select] = {
+        "cat + topk + indices": by_topk,
+        "kthvalue": by_kthvalue,
+        "sort": by_sort,
+    }
     if torch.device(device).type == "cpu":
         found["numpy.partition"] = by_partition
     return found
@@ -132,20 +140,34 @@ def reads(times: float, scores: Sequence[Tensor], limits: dict[str, float]) -> d
     return {"GB/s": gbs, "of read": gbs / limits["read_gbs"]}
 
 
+def select(scores: Sequence[Tensor], keep: Sequence[int]) -> Masks:
+    """Return the masks of the op."""
+    return ops.global_topk(scores, keep)[0]
+
+
+def selected(scores: Sequence[Tensor], sparsity: float) -> Masks:
+    """Return the masks of the public function."""
+    masks = select_masks({str(i): s for i, s in enumerate(scores)}, sparsity)
+    assert isinstance(masks, Mapping)  # of one sparsity
+    return [list(masks.values())]
+
+
+def alone(peer: Select, scores: Sequence[Tensor], k: int) -> Masks:
+    """Return a peer's masks as those of the only k."""
+    return [peer(scores, k)]
+
+
 def against_peers(device: str, rounds: int, limits: dict[str, float]) -> list[dict]:
     """Time one sparsity of ResNet18's size, against the peers."""
     scores = make_scores(None, device)
     k = keep_count(sum(SIZES), 0.9)
-    named = {str(i): s for i, s in enumerate(scores)}
-    ours = {
-        "global_topk": lambda: ops.global_topk(scores, [k])[0],
-        "select_masks": lambda: [list(select_masks(named, 0.9).values())],
+    calls: dict[str, Callable[[], Masks]] = {
+        "global_topk": partial(select, scores, [k]),
+        "select_masks": partial(selected, scores, 0.9),
     }
-    others = {
-        name: lambda peer=peer: [peer(scores, k)]
-        for name, peer in peers(device).items()
-    }
-    times = race({**ours, **others}, checker(scores, [k]), device=device, rounds=rounds)
+    for name, peer in peers(device).items():
+        calls[name] = partial(alone, peer, scores, k)
+    times = race(calls, checker(scores, [k]), device=device, rounds=rounds)
     slower = ratios(times, "global_topk")
     return [
         {"case": "keep 10 %", "scores": sum(SIZES), "what": name}
@@ -164,8 +186,8 @@ def several_sparsities(
     check_all, check_one = checker(scores, keep), checker(scores, keep[1:2])
     times = race(
         {
-            "one": lambda: ops.global_topk(scores, keep[1:2])[0],
-            "five": lambda: ops.global_topk(scores, keep)[0],
+            "one": partial(select, scores, keep[1:2]),
+            "five": partial(select, scores, keep),
         },
         lambda name, masks: (check_all if name == "five" else check_one)(name, masks),
         device=device,
@@ -184,7 +206,7 @@ def in_new_memory(device: str, rounds: int, limits: dict[str, float]) -> list[di
     """Time one sparsity where the masks' pages must come from the system."""
     scores = make_scores(None, device)
     k = keep_count(sum(SIZES), 0.9)
-    checker(scores, [k])("global_topk", ops.global_topk(scores, [k])[0])
+    checker(scores, [k])("global_topk", select(scores, [k]))
     samples = []
     for _ in range(rounds):
         give_back_memory()
@@ -209,9 +231,9 @@ def scaling(
             continue
         scores = make_scores(total, device)
         k = keep_count(total, 0.9)
-        calls = {"global_topk": lambda s=scores, k=k: ops.global_topk(s, [k])[0]}
+        calls = {"global_topk": partial(select, scores, [k])}
         if total <= PEERS_MOST:
-            calls["cat + topk + indices"] = lambda s=scores, k=k: [by_topk(s, k)]
+            calls["cat + topk + indices"] = partial(alone, by_topk, scores, k)
         times = race(calls, checker(scores, [k]), device=device, rounds=rounds)
         for name, t in times.items():
             memory = peak_extra_bytes(calls[name], device) / sum(
@@ -251,12 +273,13 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
+@program("benchmarks.topk")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and write its result file."""
     parser = arguments("topk", (__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--max-scores",
-        type=int,
+        type=at_least_one,
         default=max(SCALES),
         help="largest size of the scaling",
     )
@@ -276,4 +299,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,23 +11,27 @@ ratio of both times, which the target wants at most 1.05; ``CPU over bare``, the
 of the processor time, which other processes disturb less; ``speedup`` of ours over ours
 in float32 with contiguous tensors; ``160 epochs``, hours of ours on the 40,000 training
 images of CIFAR-10 with the validations on 10,000 and the checkpoints, extrapolated.
+Validation and checkpoint are verified too: against the plain metrics of the images, and
+against the state that was saved.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.harness import ceilings, race, synchronize, verify
-from benchmarks.record import arguments, finish
+from benchmarks.harness import Timing, ceilings, race, verify
+from benchmarks.record import arguments, at_least_one, finish, program
 from fisherprune import models
 from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Augmentation, Dataset
@@ -36,10 +40,10 @@ from fisherprune.parameters import prunable_parameters
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import RunFolder
 from fisherprune.train.checkpoint import Checkpoint
-from fisherprune.train.parts import Parts
+from fisherprune.train.images import Images
 from fisherprune.train.trainer import Trainer, compiled, evaluate, make_optimizer
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {"memory_format": "contiguous"},
     "channels_last": {"memory_format": "channels_last"},
     "amp": {"memory_format": "contiguous", "amp": True},
@@ -52,6 +56,7 @@ VARIANTS = {
     },
 }
 TRAINED, VALIDATED, EPOCHS = 40_000, 10_000, 160
+BATCH = 256  # images at a time of the loss that a validation is held to
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Case:
 
 def our_trainer(case: Case, data: Dataset, folder: Path) -> Trainer:
     """Return the trainer of the script, under masks that keep all."""
-    model, parts = case.model(), Parts(data, data, data, data)
-    trainer = Trainer(case.config, model, parts, RunFolder(case.config, folder), True)
+    model, images = case.model(), Images(data, data, data, data)
+    trainer = Trainer(case.config, model, images, RunFolder(case.config, folder), True)
     named = prunable_parameters(model).items()
     trainer.prune(Masks({k: torch.ones_like(p, dtype=torch.bool) for k, p in named}))
     return trainer
@@ -104,9 +109,9 @@ def our_trainer(case: Case, data: Dataset, folder: Path) -> Trainer:
 def bare_loop(case: Case, trainer: Trainer) -> Callable[[], float]:
     """Return a loop over what will be the trainer's first batches, without any more."""
     ours = trainer.batches
-    streams = [s.clone_state() for s in (ours.order, ours.chance)]
+    order, chance = ours.order.clone_state(), ours.chance.clone_state()
     form = trainer.memory_format
-    batches = list(TrainingBatches(ours.dataset, case.batch, *streams, form))
+    batches = list(TrainingBatches(ours.dataset, case.batch, order, chance, form))
     model = case.model().to(memory_format=form).train()
     network = compiled(model) if case.config.compile else model
     optimizer = make_optimizer(case.config, model)
@@ -131,7 +136,8 @@ class Counted:
 
     def __init__(self, call: Callable[[], float]) -> None:
         """Wrap ``call``."""
-        self.call, self.seconds = call, []
+        self.call = call
+        self.seconds: list[float] = []
 
     def __call__(self) -> float:
         """Call it."""
@@ -141,13 +147,57 @@ class Counted:
         return result
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of what a run does: epochs, validations, checkpoints."""
+
+    case: Case
+    times: dict[str, Timing]
+    over_bare_cpu: list[float]
+
+    @property
+    def over_bare(self) -> list[float]:
+        """Return ours to bare, round by round."""
+        return ratios(self.times["ours"].samples, self.times["bare"].samples)
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch here."""
+        return self.case.batch * self.case.batches
+
+    @property
+    def run_seconds(self) -> list[float]:
+        """Return what a whole run takes by each round; extrapolated."""
+        validated = self.times["validation"].median * VALIDATED / self.images
+        beside = validated + self.times["checkpoint"].median
+        epochs = (ms * TRAINED / self.images for ms in self.times["ours"].samples)
+        return [EPOCHS * (epoch + beside) / 1e3 for epoch in epochs]
+
+    def row(self) -> dict[str, Any]:
+        """Return the line of the table."""
+        return {
+            "network": self.case.network,
+            "batch": self.case.batch,
+            "what": self.case.variant,
+            "images/s": self.images / self.times["ours"].median * 1e3,
+            "over bare": statistics.median(self.over_bare),
+            "least": min(self.over_bare),
+            "most": max(self.over_bare),
+            "CPU over bare": statistics.median(self.over_bare_cpu),
+            "rounds": len(self.over_bare),
+            "validation images/s": self.images / self.times["validation"].median * 1e3,
+            "checkpoint ms": self.times["checkpoint"].median,
+            "160 epochs, h": statistics.median(self.run_seconds) / 3600,
+        }
+
+
 def ratios(ours: Sequence[float], bare: Sequence[float]) -> list[float]:
     """Return ours to bare, round by round."""
     return [a / b for a, b in zip(ours, bare, strict=True)]
 
 
-def compare(case: Case, rounds: int) -> dict:
-    """Race both, and return the row of ours."""
+def measure(case: Case, rounds: int) -> Measured:
+    """Race both loops, then time what a run does beside its steps."""
     data = case.data()
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(case, data, Path(folder))
@@ -161,52 +211,51 @@ def compare(case: Case, rounds: int) -> dict:
             device=case.device,
             rounds=rounds,
         )
-        beside = besides(case, trainer, Path(folder))
-    over = ratios(times["ours"].samples, times["bare"].samples)
-    images = case.batch * case.batches
-    return {
-        "network": case.network,
-        "batch": case.batch,
-        "what": case.variant,
-        "images/s": images / times["ours"].median * 1e3,
-        "over bare": statistics.median(over),
-        "least": min(over),
-        "most": max(over),
-        "CPU over bare": statistics.median(
-            ratios(ours.seconds[-rounds:], bare.seconds[-rounds:])
-        ),
-        "rounds": rounds,
-        **beside,
-    }
+        times |= besides(case, trainer, Path(folder), rounds)
+    return Measured(case, times, ratios(ours.seconds[-rounds:], bare.seconds[-rounds:]))
 
 
-def besides(case: Case, trainer: Trainer, folder: Path) -> dict[str, float]:
-    """Time once what an epoch of a run does beside its steps: validate, save."""
-    data, checkpoint = trainer.parts.validation, Checkpoint(folder / "checkpoint", "")
+def besides(
+    case: Case, trainer: Trainer, folder: Path, rounds: int
+) -> dict[str, Timing]:
+    """Time what an epoch of a run does beside its steps: validate, save."""
+    data, form = trainer.images.validation, trainer.memory_format
+    checkpoint = Checkpoint(folder / "checkpoint", "")
 
-    def milliseconds(call: Callable[[], object]) -> float:
-        call()
-        synchronize(case.device)
-        start = time.perf_counter()
-        call()
-        synchronize(case.device)
-        return (time.perf_counter() - start) * 1e3
+    def validation() -> float:
+        return evaluate(trainer.model, data, "", True, form).loss
 
-    form = trainer.memory_format
-    valid = milliseconds(lambda: evaluate(trainer.model, data, "", True, form))
-    saved = milliseconds(lambda: checkpoint.save(trainer.state()))
-    return {"validation images/s": len(data) / valid * 1e3, "checkpoint ms": saved}
+    def save() -> None:
+        checkpoint.save(trainer.state())
+
+    def check(name: str, loss: float | None) -> None:
+        if name == "validation":
+            verify(name, loss, plain_loss(trainer.model, data), tolerance=1e-4)
+        else:
+            saved, model = checkpoint.load(), trainer.model.state_dict()
+            assert saved is not None
+            verify(name, saved["model"], {k: v.cpu() for k, v in model.items()})
+
+    calls = {"validation": validation, "checkpoint": save}
+    return race(calls, check, device=case.device, rounds=rounds)
 
 
-def extrapolate(rows: list[dict]) -> None:
-    """Add the columns that compare and extend the rows of a network."""
+@torch.no_grad()
+def plain_loss(model: nn.Module, data: Dataset) -> float:
+    """Return the mean loss over a part, image by image in one batch after the other."""
+    model.eval()
+    losses = [
+        F.cross_entropy(model(images), labels, reduction="none")
+        for images, labels in data.batches(BATCH)
+    ]
+    return torch.cat(losses).double().mean().item()
+
+
+def add_speedups(rows: list[dict]) -> None:
+    """Compare each row with that of its network in float32."""
+    plain = {r["network"]: r["images/s"] for r in rows if r["what"] == "float32"}
     for row in rows:
-        plain = next(
-            r for r in rows if r["what"] == "float32" and r["network"] == row["network"]
-        )
-        row["speedup"] = row["images/s"] / plain["images/s"]
-        epoch = TRAINED / row["images/s"] + VALIDATED / row["validation images/s"]
-        row["160 epochs, h"] = EPOCHS * (epoch + row["checkpoint ms"] / 1e3) / 3600
+        row["speedup"] = row["images/s"] / plain[row["network"]]
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -232,27 +281,33 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main(argv: list[str] | None = None) -> None:
+@program("benchmarks.training")
+def main(argv: Sequence[str] | None = None) -> None:
     """Run all cases and write the result file."""
     parser = arguments("training", __doc__)
-    cuda = parser.parse_known_args(argv)[0].device != "cpu"
-    parser.add_argument("--batch", type=int, default=512 if cuda else 128)
-    parser.add_argument("--batches", type=int, default=40 if cuda else 2)
+    parser.add_argument("--batch", type=at_least_one, help="128 on a CPU, else 512")
+    parser.add_argument("--batches", type=at_least_one, help="2 on a CPU, else 40")
     parser.add_argument("--network", choices=models.MODELS, help="this one alone")
     parser.add_argument("--what", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="1 on a busy CPU"
+        "--threads",
+        type=at_least_one,
+        default=torch.get_num_threads(),
+        help="1 on a busy CPU",
     )
     options = parser.parse_args(argv)
+    on_cpu = torch.device(options.device).type == "cpu"
+    batch, batches = options.batch or (128 if on_cpu else 512), options.batches
     torch.set_num_threads(options.threads)
     rows = []
     for network in [options.network] if options.network else ["resnet18", "resnet20"]:
         for what in options.what:
-            case = Case(network, what, options.device, options.batch, options.batches)
-            rows.append(compare(case, options.rounds))
+            count = batches or (2 if on_cpu else 40)
+            case = Case(network, what, options.device, batch, count)
+            rows.append(measure(case, options.rounds).row())
             torch.compiler.reset()
     if "float32" in options.what:
-        extrapolate(rows)
+        add_speedups(rows)
     limits = ceilings(options.device)
     path = finish("training", rows, limits, options.device, options.output)
     if options.plot:
@@ -260,4 +315,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,39 +4,57 @@ Fused kernels accumulate squared per-sample gradients, the empirical Fisher diag
 about the price of one backward pass, and select the global top-k over all parameters.
 """
 
-from pkgutil import extend_path
+from typing import TYPE_CHECKING
 
-from fisherprune.startup import silence_interrupts
+from fisherprune.lazy import lazily
 
-# Run from a source folder, the package still finds the kernels of the installed one.
-__path__ = extend_path(__path__, __name__)
-
-silence_interrupts()
-try:
+if TYPE_CHECKING:
     from fisherprune import baselines, models
-    from fisherprune.errors import FisherpruneError
+    from fisherprune.errors import (
+        FisherpruneError,
+        FisherpruneWarning,
+        LayerCollapseWarning,
+    )
     from fisherprune.masks.masks import Masks
     from fisherprune.masks.select import select_masks
     from fisherprune.parameters import prunable_parameters
-    from fisherprune.prune import prune
-    from fisherprune.scoring.criteria import criteria
+    from fisherprune.persample import register_layer
+    from fisherprune.pruning import prune
+    from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
     from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
-except ImportError as error:  # kept for the first use, so that the doctor can run
-    _import_error = error
-
-    def __getattr__(name):
-        if name in __all__:
-            raise _import_error
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+else:  # at the first use: the doctor and --help need neither torch nor the kernels
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "FisherpruneError": "fisherprune.errors",
+            "FisherpruneWarning": "fisherprune.errors",
+            "GradientMoments": "fisherprune.statistics.moments",
+            "LayerCollapseWarning": "fisherprune.errors",
+            "Masks": "fisherprune.masks.masks",
+            "baselines": "fisherprune.baselines",
+            "criteria": "fisherprune.scoring.criteria",
+            "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
+            "gradient_moments": "fisherprune.statistics.moments",
+            "models": "fisherprune.models",
+            "prunable_parameters": "fisherprune.parameters",
+            "prune": "fisherprune.pruning",
+            "register_criterion": "fisherprune.scoring.criteria",
+            "register_layer": "fisherprune.persample",
+            "score": "fisherprune.scoring.score",
+            "score_all": "fisherprune.scoring.score",
+            "select_masks": "fisherprune.masks.select",
+        },
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FisherpruneError",
+    "FisherpruneWarning",
     "GradientMoments",
+    "LayerCollapseWarning",
     "Masks",
     "baselines",
     "criteria",
@@ -45,6 +63,8 @@ __all__ = [
     "models",
     "prunable_parameters",
     "prune",
+    "register_criterion",
+    "register_layer",
     "score",
     "score_all",
     "select_masks",

@@ -30,7 +30,7 @@ def invert_scores(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
-    """Return each mask permuted at random: each layer keeps as many weights, others.
+    """Return each mask permuted at random: a layer keeps other weights, but as many.
 
     Args:
         masks: bool masks by parameter name.
@@ -38,8 +38,8 @@ def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
     """
     shuffled = {}
     for name, mask in masks.items():
-        chance = stream(seed, name)
-        order = torch.randperm(mask.numel(), generator=chance, device="cpu")
+        generator = stream(seed, name)
+        order = torch.randperm(mask.numel(), generator=generator, device="cpu")
         order = order.to(mask.device)
         shuffled[name] = mask.flatten()[order].view(mask.shape)
     return Masks(shuffled)
@@ -69,7 +69,7 @@ def reinitialize_(
     """
     fresh = copy.deepcopy(eager(model)).cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for name, module in fresh.named_modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()

@@ -11,9 +11,13 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from fisherprune.commandline import Parser, run_command
-from fisherprune.ops.sources import source_hash
+from fisherprune.commandline import Parser, prepare, run_command
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DESCRIPTION = """\
 Versions, what was built, which kernels each device uses, how to mend what is wrong.
@@ -22,8 +26,11 @@ Exit code: 0 where fisherprune works, with or without a GPU, 1 where it does not
 a mistake in the command.
 """
 # The dependencies, named here so that a source folder that is not installed has them.
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn")
-PACKAGES += ("tqdm", "tomli") if sys.version_info < (3, 11) else ("tqdm",)
+PACKAGES = [
+    *("torch", "torchvision", "numpy", "pillow", "safetensors", "scikit-learn"),
+    *("tqdm", "jinja2", "filelock"),
+    *(["tomli"] if sys.version_info < (3, 11) else []),
+]
 REINSTALL = "run `pip install --no-build-isolation .` in the source folder"
 
 
@@ -88,7 +95,7 @@ def _remedy(name: str) -> str:
     return "run `pip install .`" if name == "fisherprune" else f"`pip install {name}`"
 
 
-def _build(report: Report, kernels) -> None:
+def _build(report: Report, kernels: ModuleType) -> None:
     report.fact("kernels", kernels.PATH)
     report.fact("built with", f"torch {kernels.TORCH_VERSION}, {kernels.COMPILER}")
     if kernels.CUDA_VERSION:
@@ -96,19 +103,21 @@ def _build(report: Report, kernels) -> None:
     else:
         cuda = "not built: C++ kernels only"
     report.fact("CUDA kernels", cuda)
+    from fisherprune.ops.sources import source_hash
+
     csrc = Path(__file__).resolve().parent.parent / "csrc"
     if csrc.is_dir() and source_hash(csrc) != kernels.SOURCE_HASH:
         report.trouble(f"the kernels were not built from {csrc} as it is", REINSTALL)
 
 
-def _devices(report: Report, kernels) -> None:
+def _devices(report: Report, kernels: ModuleType) -> None:
     import torch
 
     threads = torch.get_num_threads()
     how = f"{kernels.cpu_capability()} kernels, {threads} threads"
     report.fact("cpu", f"{_try_kernels(report, 'cpu')}, {how}")
     if not torch.cuda.is_available():
-        report.fact("cuda", _why_no_gpu(torch))
+        report.fact("cuda", _why_no_gpu())
         return
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
@@ -123,7 +132,9 @@ def _devices(report: Report, kernels) -> None:
             report.fact(f"cuda:{i}", f"{_try_kernels(report, f'cuda:{i}')}, {name}")
 
 
-def _why_no_gpu(torch) -> str:
+def _why_no_gpu() -> str:
+    import torch
+
     if torch.version.cuda is None:
         return "none: this torch is built without CUDA"
     return "none found: the C++ kernels run on the CPU"
@@ -158,13 +169,14 @@ def _try_kernels(report: Report, device: str) -> str:
     return "works"
 
 
-def _close(found, truth) -> bool:
+def _close(found: Tensor, truth: Tensor) -> bool:
     """Compare norms: in TF32, a GPU's default, a single small entry may be far off."""
     return bool((found.cpu().double() - truth).norm() <= 5e-3 * truth.norm())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report; return the exit code."""
+    prepare()
     return run_command("fisherprune.doctor", lambda: _command(argv))
 
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FisherpruneError(ValueError):
     """A mistake in the arguments; the message says what was required and what came."""
+
+
+class FisherpruneWarning(UserWarning):
+    """Something that is allowed and seldom meant; ``warnings`` can silence it."""
+
+
+class LayerCollapseWarning(FisherpruneWarning):
+    """Masks keep no weight of a layer: nothing passes through it any more."""
 
 
 class FieldError(FisherpruneError):
@@ -29,9 +40,17 @@ class FieldError(FisherpruneError):
 
 
 def shown(value: object) -> str:
-    """Return what came, in at most 60 characters."""
+    """Return what came, in at most 60 characters of one line."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
         text = f"{type(value).__name__} too large to show"
+    if "\n" in text:  # tensors
+        text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return a remark that asks whether the closest of the known names is meant."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,23 +18,40 @@ from fisherprune.errors import FisherpruneError, shown
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; without an error it takes its place.
 
-    For writers that take a path; see ``write_bytes``, of which it is the core.
+    For writers that take a path; see ``write_bytes``, of which it is the core. A new
+    file has the permissions of the umask, a replaced one keeps its own.
 
     Raises:
+        FisherpruneError: where ``path`` is a device or a pipe.
         OSError: where anything fails, a full disk say; its file name is ``path``.
     """
     path = Path(path)
     with _named_in_errors(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+        mode = _mode(path)
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
+            if mode is not None:
+                os.fchmod(handle, mode)
+            os.close(handle)
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _mode(path: Path) -> int | None:
+    """Return the permissions of the file that will be replaced, None for a new one."""
+    try:
+        found = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if not (stat.S_ISREG(found) or stat.S_ISDIR(found)):
+        raise FisherpruneError(
+            f"{path} must be a file or not be there, got a device or a pipe"
+        )
+    return stat.S_IMODE(found)
 
 
 @contextmanager
@@ -64,13 +83,6 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` as UTF-8, like ``write_bytes``."""
     write_bytes(path, text.encode())
-
-
-def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_json(path: Path) -> dict:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SizedIterable(Protocol[T_co]):
+    """What can be passed over again and has a length."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 def bar(
@@ -23,10 +31,10 @@ def bar(
     )
 
 
-class Shown:
+class WithBar(Generic[T]):
     """An iterable that shows a bar each time it is passed over."""
 
-    def __init__(self, items: Iterable[T], what: str, *, quiet: bool) -> None:
+    def __init__(self, items: SizedIterable[T], what: str, *, quiet: bool) -> None:
         """Show ``items``, which have a length, under the title ``what``."""
         self.items, self.what, self.quiet = items, what, quiet
 

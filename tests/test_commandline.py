@@ -23,6 +23,7 @@ def parser():
     walk.add_argument("paths", nargs="+", type=path, metavar="PATH")
     walk.add_argument("--far", action="store_true")
     walk.add_argument("--to")
+    commands.add_parser("run")
     return it
 
 
@@ -33,9 +34,23 @@ def parser():
         ("walk", "the following arguments are required: PATH"),
         ("walk --far", "the following arguments are required: PATH"),
         ("walk --to=x", "the following arguments are required: PATH"),
-        ("--far", "unrecognized arguments: --far"),
-        ("walk --fa --other=3 -x", "unrecognized arguments: --fa --other=3 -x"),
-        ("walk there --fa", "unrecognized arguments: --fa"),
+        ("--zzz", "unrecognized arguments: --zzz"),
+        ("walk --zzz=3 -x", "unrecognized arguments: --zzz=3 -x"),
+        (
+            "walk there --zzz=3 --fa",
+            "unrecognized arguments: --zzz=3 --fa (did you mean --far?)",
+        ),
+        ("walk --fra", "unrecognized arguments: --fra (did you mean --far?)"),
+        (
+            "--facto=2 walk x",
+            "unrecognized arguments: --facto=2 (did you mean --factor?)",
+        ),
+        (
+            "wlak x",
+            "argument COMMAND: must be one of walk, run, got 'wlak' "
+            "(did you mean walk?)",
+        ),
+        ("x", "argument COMMAND: must be one of walk, run, got 'x'"),
         ("walk --to", "argument --to: expected one argument"),
         ("--densities x walk", "argument --densities: densities must be known, got x"),
         ("--factor x walk", "argument --factor: must be a number, got 'x'"),

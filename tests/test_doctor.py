@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import fisherprune as fp
-from fisherprune import doctor, ops
+from fisherprune import doctor
 from fisherprune.ops import kernels, reference
 from fisherprune.ops.sources import source_hash
 
 PACKAGE = Path(fp.__file__).parent
+KERNELS = kernels.PATH
+START = "fisherprune: the compiled kernels (fisherprune._C) do not load beside torch"
 
 
 def test_prints_what_is_there(capsys):
@@ -30,11 +32,14 @@ def test_mistakes_end_in_one_line(capsys):
     assert capsys.readouterr() == ("", error)
 
 
-def run_copy(folder, *command):
-    """Run a copy of the package whose kernels do not load."""
+def run_copy(folder, *command, kernels="raise ImportError('libcudart.so.99: no file')"):
+    """Run a copy of the package with other kernels: Python, bytes, or None for none."""
     copy = folder / "fisherprune"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    (copy / "_C.py").write_text("raise ImportError('libcudart.so.99: not found')")
+    if isinstance(kernels, bytes):
+        (copy / Path(KERNELS).name).write_bytes(kernels)
+    elif kernels is not None:
+        (copy / "_C.py").write_text(kernels)
     return subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True
     )
@@ -44,22 +49,76 @@ def test_kernels_that_do_not_load_are_explained(tmp_path):
     result = run_copy(tmp_path, "-m", "fisherprune.doctor")
     assert result.returncode == 1
     assert "the compiled kernels do not load" in result.stdout
-    assert "libcudart.so.99: not found" in result.stdout
+    assert "libcudart.so.99: no file" in result.stdout
     assert "reinstall with `pip install --no-build-isolation .`" in result.stdout
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("bytes_left", [1000, 0.5, 0.99])
+def test_kernels_that_were_cut_short_are_explained(tmp_path, bytes_left):
+    """To load them would kill the process."""
+    whole = Path(KERNELS).read_bytes()
+    if whole[:4] != b"\x7fELF":
+        pytest.skip("the kernels are no ELF file")
+    size = bytes_left if bytes_left > 1 else int(len(whole) * bytes_left)
+    result = run_copy(tmp_path, "-m", "fisherprune.doctor", kernels=whole[:size])
+    assert result.returncode == 1
+    reason = f"was cut short: it has {size} of {len(whole)} bytes; reinstall with"
+    assert reason in result.stdout
+    use = subprocess.run(
+        [sys.executable, "-c", "from fisherprune import score"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert use.returncode == 1 and f"ImportError: {START}" in use.stderr
+
+
 def test_use_without_kernels_says_why(tmp_path):
     result = run_copy(tmp_path, "-c", "from fisherprune import score")
-    assert "ImportError: fisherprune: the compiled kernels" in result.stderr
+    assert f"ImportError: {START}" in result.stderr
+    script = "import fisherprune as fp; print(fp.__version__); fp.prune"
+    result = run_copy(tmp_path / "again", "-c", script)
+    assert result.stdout == f"{fp.__version__}\n" and START in result.stderr
 
 
-def test_kernels_of_another_cuda_are_refused():
-    kernels._check_cuda_major("13.0", "13.2")
-    kernels._check_cuda_major("", "12.8")
-    kernels._check_cuda_major("13.0", None)
-    with pytest.raises(ImportError, match="built for CUDA 13.0 but torch .* CUDA 12.8"):
-        kernels._check_cuda_major("13.0", "12.8")
+def test_without_kernels_those_of_the_installed_package_are_used(tmp_path):
+    script = (
+        "import sys; sys.path.append({!r})\nimport fisherprune\n"
+        "from fisherprune.ops import kernels as k\n"
+        "print(k.PATH, k.__file__, fisherprune.score.__module__)"
+    )
+    script = script.format(str(Path(KERNELS).parents[1]))
+    result = run_copy(tmp_path, "-c", script, kernels=None)
+    here = tmp_path / "fisherprune" / "ops" / "kernels.py"
+    assert result.stdout == f"{KERNELS} {here} fisherprune.scoring.score\n"
+
+
+def test_without_any_kernels_it_is_said(tmp_path):
+    script = (
+        "import os, sys\n"
+        "paths = [p for p in sys.path[1:] if not os.path.isdir(p + '/fisherprune')]\n"
+        "sys.path[1:] = paths; import fisherprune.ops"
+    )
+    result = run_copy(tmp_path, "-c", script, kernels=None)
+    place = tmp_path / "fisherprune"
+    assert f"{START} " in result.stderr
+    assert f"there are none in {place}, and none are installed; rein" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "built, runs, fits",
+    [("13.0", "13.2", True), ("", "12.8", True), ("13.0", None, True)]
+    + [("13.0", "12.8", False)],
+)
+def test_kernels_of_another_cuda_are_refused(tmp_path, built, runs, fits):
+    facts = ("cuda_archs", "torch_version", "compiler", "source_hash")
+    kernels = f"cuda_version = {built!r}\n" + "\n".join(f"{f} = 'x'" for f in facts)
+    script = f"import torch; torch.version.cuda = {runs!r}; import fisherprune.ops"
+    result = run_copy(tmp_path, "-c", script, kernels=kernels)
+    words = "the kernels are built for CUDA 13.0 but torch .* runs on CUDA 12.8"
+    assert result.returncode != 0  # such kernels have no ops
+    assert bool(re.search(f"ImportError: fisherprune: {words}", result.stderr)) != fits
 
 
 def test_stale_kernels_are_reported(tmp_path, monkeypatch):
@@ -70,13 +129,6 @@ def test_stale_kernels_are_reported(tmp_path, monkeypatch):
     report = doctor.examine()
     assert any("were not built from" in trouble for trouble in report.troubles)
     assert not report.broken
-
-
-def test_kernels_that_compute_wrongly_are_reported(monkeypatch):
-    monkeypatch.setattr("fisherprune.ops.grad_moments", lambda *_, **__: None)
-    report = doctor.examine()
-    assert report.broken
-    assert any("compute wrongly on cpu" in trouble for trouble in report.troubles)
 
 
 def as_tf32(x):
@@ -95,34 +147,44 @@ def test_kernels_that_round_to_tf32_are_right(monkeypatch):
         off.append(max(((s - t) / t).abs().max().item() for s, t in pairs))
 
     monkeypatch.setattr("fisherprune.ops.grad_moments", rounded)
-    report = doctor.Report()
-    assert doctor._try_kernels(report, "cpu") == "works"
-    assert not report.broken
+    assert not doctor.examine().broken
     assert off[0] > 1e-2  # of the smallest entries, which the norm does not see
 
 
-@pytest.mark.parametrize("wrong", [0, 1])
-def test_moments_that_are_slightly_wrong_are_reported(wrong, monkeypatch):
-    def scaled(input, grad, *sums, **options):
+def nothing(*_, **__):
+    """Accumulate nothing."""
+
+
+def scaled(wrong):
+    """Return the op with one of its sums slightly off."""
+
+    def op(input, grad, *sums, **options):
         reference.grad_moments(input, grad, *sums, **options)
         sums[wrong].mul_(1.01)
 
-    monkeypatch.setattr("fisherprune.ops.grad_moments", scaled)
-    report = doctor.Report()
-    assert doctor._try_kernels(report, "cpu") == "broken"
-    assert "compute wrongly on cpu" in report.troubles[0]
+    return op
 
 
-def test_masks_of_the_right_size_in_the_wrong_place_are_reported(monkeypatch):
-    right = ops.global_topk
+def smallest(scores, keep):
+    """Keep as many scores, but the smallest."""
+    return reference.global_topk([-s for s in scores], keep)
 
-    def smallest(scores, keep):
-        return right([-s for s in scores], keep)
 
-    monkeypatch.setattr("fisherprune.ops.global_topk", smallest)
-    report = doctor.Report()
-    assert doctor._try_kernels(report, "cpu") == "broken"
-    assert "compute wrongly on cpu" in report.troubles[0]
+@pytest.mark.parametrize(
+    "op, wrong",
+    [
+        ("grad_moments", nothing),
+        ("grad_moments", scaled(0)),
+        ("grad_moments", scaled(1)),
+        ("global_topk", smallest),
+    ],
+)
+def test_kernels_that_compute_wrongly_are_reported(op, wrong, monkeypatch, capsys):
+    monkeypatch.setattr(f"fisherprune.ops.{op}", wrong)
+    assert doctor.main([]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(r"cpu +broken", shown)
+    assert "! the kernels compute wrongly on cpu\n    -> run `pip install" in shown
 
 
 def test_every_dependency_is_looked_for():

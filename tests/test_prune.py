@@ -5,6 +5,7 @@ import torch
 from nets import batches, conv_net
 
 import fisherprune as fp
+from fisherprune.errors import LayerCollapseWarning
 
 
 def data(samples=13):
@@ -14,8 +15,8 @@ def data(samples=13):
 def test_prune_scores_selects_and_applies():
     model, (x, y) = conv_net(), data()
     scores = fp.score(model, [(x, y)], "fts")
-    masks = fp.prune(model, [(x, y)], "fts", 0.8)
-    wanted = fp.select_masks(scores, 0.8)
+    masks = fp.prune(model, [(x, y)], "fts", 0.8, ties="position")
+    wanted = fp.select_masks(scores, 0.8, ties="position")
     for name, mask in wanted.items():
         assert torch.equal(masks[name], mask)
         assert not model.get_parameter(name)[~mask].any()
@@ -29,9 +30,37 @@ def test_names_that_masks_would_not_find_are_refused_before_the_pass():
     assert fp.score(model, [data()], parameters=parameters).keys() == {"mine"}
 
 
+def test_parameters_under_names_of_others_are_refused():
+    model = conv_net()
+    parameters = {"0.weight": model[3].weight, "3.weight": model[0].weight}
+    with pytest.raises(fp.FisherpruneError, match="'0.weight' must be a name of the"):
+        fp.prune(model, [], "magnitude", parameters=parameters)
+
+
+def test_scores_that_decide_nothing_leave_the_model_as_it_was():
+    model, batch = conv_net(), data()
+    with torch.no_grad():
+        model[12].weight.zero_()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(
+        fp.FisherpruneError, match="scores must decide .* in '9.weight'"
+    ):
+        fp.prune(model, [batch], "fts", 0.8)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert fp.prune(model, [batch], "fts", 0.8, ties="position").sparsity() > 0.79
+
+
+def test_layers_that_are_pruned_away_are_named():
+    model = conv_net()
+    with torch.no_grad():
+        model[3].weight.mul_(1e-6)
+    with pytest.warns(LayerCollapseWarning, match="no weight of 1 of 5 .*'3.weight'"):
+        fp.prune(model, [], "magnitude", 0.5)
+
+
 def test_prune_by_layer():
     model = conv_net()
-    masks = fp.prune(model, [data()], "snip", 0.5, scope="layer")
+    masks = fp.prune(model, [data()], "snip", 0.5, scope="layer", ties="position")
     assert all(abs(d - 0.5) < 0.01 for d in masks.density().values())
 
 

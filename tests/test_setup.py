@@ -98,11 +98,55 @@ def test_a_source_archive_holds_all_that_is_needed(tmp_path):
     assert (tmp_path / "built/fisherprune/py.typed").is_file()
 
 
-def test_no_make_target_builds_with_a_second_torch():
-    lines = (ROOT / "Makefile").read_text().splitlines()
-    builds = [x for x in lines if x.startswith("\t$(INSTALL)") and '".[' in x]
-    assert len(builds) == 2
-    assert all("--no-build-isolation" in line for line in builds)
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not on the PATH")
+def test_make_builds_with_the_torch_it_has_installed(tmp_path):
+    command = ["make", "-n", "-B", f"VENV={tmp_path}", "demo", "bench"]
+    shown = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    installs = [line for line in shown.splitlines() if "pip install" in line]
+    torch_is_there = [" torch " in f"{line} " for line in installs].index(True)
+    builds = [i for i, line in enumerate(installs) if '".[' in line]
+    assert len(builds) == 2 and min(builds) > torch_is_there
+    assert all("--no-build-isolation" in installs[i] for i in builds)
+
+
+def test_a_build_without_a_compiler_ends_in_one_sentence(tmp_path):
+    result = decide(tmp_path, FISHERPRUNE_CUDA="0", CXX="/nonexistent/c++ -O1")
+    assert result.returncode != 0
+    assert result.stderr == (
+        "fisherprune: building needs a C++17 compiler, but /nonexistent/c++ -O1 is not "
+        "on the PATH: install one (on Debian and Ubuntu: apt install g++) or let CXX "
+        "name it\n"
+    )
+
+
+def test_an_old_setuptools_is_named(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import setuptools; setuptools.__version__ = '65.5.0'"
+    )
+    source = tmp_path / "source"
+    source.mkdir()
+    result = decide(source, FISHERPRUNE_CUDA="0", PYTHONPATH=str(tmp_path))
+    assert result.returncode != 0
+    words = (
+        "building needs setuptools 77 or newer, but this is 65.5.0: run `pip install"
+    )
+    assert words in result.stderr and "Traceback" not in result.stderr
+
+
+def test_pybind11_itself_is_not_needed(tmp_path):
+    """Its headers come with torch."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; sys.modules['pybind11'] = None"
+    )
+    source = tmp_path / "source"
+    source.mkdir()
+    result = decide(source, FISHERPRUNE_CUDA="0", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    from torch.utils.cpp_extension import include_paths
+
+    assert any(Path(path, "pybind11/pybind11.h").is_file() for path in include_paths())
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the PATH")

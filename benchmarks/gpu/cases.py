@@ -1,21 +1,24 @@
-"""``python -m benchmarks.gpu.cases``: a few small cases of both ops, for a sanitizer.
+"""``python -m benchmarks.gpu.cases``: cases of the ops, to run under other programs.
 
-The cases are those of the tests, chosen so that kernels of every kind run and each run
-takes seconds under compute-sanitizer; results are compared with the PyTorch reference.
+Without an option, small ones of both ops, for compute-sanitizer: those of the tests,
+chosen so that kernels of every kind run and each run takes seconds; results are
+compared with the PyTorch reference. With ``--largest``, grad_moments on the largest
+layers of the networks, for ncu.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 
+from benchmarks.gpu.kernels import largest_layers, verified
 from benchmarks.gpu.measure import TF32_KERNEL, precision
 from benchmarks.harness import verify
-from benchmarks.record import ROOT
+from benchmarks.record import ROOT, at_least_one, program, usable_device
 from fisherprune import ops
+from fisherprune.commandline import Parser
 from fisherprune.ops import reference
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -113,18 +116,35 @@ def check_topk(name: str, count: int, device: str) -> None:
     histogram = ops.topk_histogram(placed, 0, 0, 11).cpu()
     verify(f"{name}, counts", histogram, reference.topk_histogram(scores, 0, 0, 11))
     ties = [1] * len(scores)
-    steps = ops.topk_masks(placed, 0.5, ties)
-    expected = reference.topk_masks(scores, 0.5, ties)
-    verify(f"{name}, masks", [m.cpu() for m in steps], list(expected))
+    steps = [m.cpu() for m in ops.topk_masks(placed, 0.5, ties)]
+    verify(f"{name}, masks", steps, list(reference.topk_masks(scores, 0.5, ties)))
 
 
+@program("benchmarks.gpu.cases")
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all cases."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.gpu.cases", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--device", default="cuda")
-    device = parser.parse_args(argv).device
+    """Run the chosen cases."""
+    parser = Parser("python -m benchmarks.gpu.cases", description=__doc__)
+    parser.add_argument("--device", type=usable_device, default="cuda")
+    parser.add_argument("--largest", action="store_true", help="for ncu")
+    parser.add_argument("--batch", type=at_least_one, default=512, help="of --largest")
+    options = parser.parse_args(argv)
+    if options.largest:
+        run_largest(options.device, options.batch)
+    else:
+        run_small(options.device)
+
+
+def run_largest(device: str, batch: int) -> None:
+    """Run grad_moments once on each of the layers that the step ``kernel`` times."""
+    layers = largest_layers()
+    for layer in layers:
+        with precision("tf32"):
+            verified(layer, batch, device)
+    print(f"{len(layers)} layers, batch {batch}: right")
+
+
+def run_small(device: str) -> None:
+    """Run the small cases of both ops."""
     moments = list(moments_on(device))
     for name, case in moments:
         for setting in PRECISIONS:
@@ -136,4 +156,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-import fisherprune as fp
 from benchmarks import moments, topk
 from benchmarks.gpu.measure import (
     TF32_KERNEL,
     Goal,
     NotHere,
-    Rows,
+    Row,
     device_times,
     matmul_rates,
-    paired,
     precision,
+    ratios,
     row,
 )
 from benchmarks.harness import ceilings, race, verify
@@ -54,19 +53,12 @@ def kernel(
     layers: Sequence[moments.Layer] | None = None,
     n: int = 8192,
     rounds: int = 20,
-) -> Iterator[dict]:
+) -> Iterator[Row]:
     """Time grad_moments alone, as share of the TF32 matmul rate measured here."""
     peak = matmul_rates(device, n)["tf32_matmul_tflops"]
     for layer in layers or largest_layers():
-        input, grad, weight = layer.operands(batch, device)
-        sums = torch.zeros(2, *weight, device=device)
-        call = partial(ops.grad_moments, input, grad, *sums, **layer.options())
         with precision("tf32"):
-            call()
-            truth = moments.true_moments(layer, input, grad, weight)
-            verify(f"sum, {layer}", sums[0], truth[0], tolerance=TF32_KERNEL)
-            verify(f"sum_sq, {layer}", sums[1], truth[1], tolerance=TF32_KERNEL)
-            times = device_times(call, device, rounds)
+            times = device_times(verified(layer, batch, device), device, rounds)
         rates = [layer.flops(batch) / us / 1e6 for us in times]
         goal = Goal(0.35, at_most=False, aim=0.6)
         yield row(
@@ -80,6 +72,25 @@ def kernel(
         )
 
 
+def verified(layer: moments.Layer, batch: int, device: str) -> Callable[[], None]:
+    """Return a call of grad_moments on a layer, after its result was found right.
+
+    Raises:
+        WrongResult: where it is not.
+    """
+    input, grad, weight = layer.operands(batch, device)
+    sum, sum_sq = torch.zeros(2, *weight, device=device)
+
+    def call() -> None:
+        ops.grad_moments(input, grad, sum, sum_sq, **layer.options())
+
+    call()
+    truth = moments.true_moments(layer, input, grad, weight)
+    verify(f"sum, {layer}", sum, truth[0], tolerance=TF32_KERNEL)
+    verify(f"sum_sq, {layer}", sum_sq, truth[1], tolerance=TF32_KERNEL)
+    return call
+
+
 def sequences(
     device: str,
     batch: int = 64,
@@ -87,7 +98,7 @@ def sequences(
     features: tuple[int, int] = (768, 3072),
     n: int = 8192,
     rounds: int = 20,
-) -> Iterator[dict]:
+) -> Iterator[Row]:
     """Time grad_moments of a vision transformer's linear layer in bfloat16."""
     peak = matmul_rates(device, n)["bf16_matmul_tflops"]
     layer, weight = moments.Layer(*features, size=0), torch.Size(features[::-1])
@@ -115,27 +126,25 @@ def sequences(
         )
 
 
-def selection(
-    device: str, total: int | None = None, rounds: int = 50
-) -> Iterator[dict]:
+def selection(device: str, total: int | None = None, rounds: int = 50) -> Iterator[Row]:
     """Time selections of ResNet18's scores, from the scores to bool masks."""
     scores = topk.make_scores(total, device)
     count = sum(s.numel() for s in scores)
     place, goal = f"{count:,} scores", Goal(150, aim=60)
-    yield _device_row(f"{place}: global_topk, device time", scores, rounds, goal)
+    yield device_row(f"{place}: global_topk, device time", scores, rounds, goal)
     five = f"{place}: global_topk, five sparsities, device time"
-    yield _device_row(five, scores, rounds, sparsities=topk.SPARSITIES)
-    yield from _tied_rows(place, [s.shape for s in scores], device, rounds)
-    yield from _wall_rows(place, scores, device, rounds, goal)
+    yield device_row(five, scores, rounds, sparsities=topk.SPARSITIES)
+    yield from tied_rows(place, [s.shape for s in scores], device, rounds)
+    yield from wall_rows(place, scores, device, rounds, goal)
 
 
-def _device_row(
+def device_row(
     name: str,
     scores: list[Tensor],
     rounds: int,
     goal: Goal | None = None,
     sparsities: Sequence[float] = (0.9,),
-) -> dict:
+) -> Row:
     """Time the op on scores whose order is known."""
     keep = [keep_count(sum(s.numel() for s in scores), s) for s in sparsities]
     call = partial(torch.ops.fisherprune.global_topk, scores, keep)
@@ -169,9 +178,9 @@ def tied_masks(scores: Sequence[Tensor], threshold: float, k: int) -> list[Tenso
     return topk.split_like(mask, scores)
 
 
-def _tied_rows(
+def tied_rows(
     place: str, shapes: Sequence[torch.Size], device: str, rounds: int
-) -> Iterator[dict]:
+) -> Iterator[Row]:
     """Time normal scores at a threshold that several have and not all are kept of."""
     scores = [torch.randn(shape, device=device) for shape in shapes]
     ordered = topk.flatten(scores).sort(descending=True).values
@@ -185,23 +194,22 @@ def _tied_rows(
     yield row(name, "us", times, equal_to_threshold=equal)
 
 
-def _wall_rows(
+def wall_rows(
     place: str, scores: list[Tensor], device: str, rounds: int, goal: Goal
-) -> Iterator[dict]:
+) -> Iterator[Row]:
     """Time what a caller pays, beside the selection without this package."""
     k = keep_count(sum(s.numel() for s in scores), 0.9)
-    named = {str(i): s for i, s in enumerate(scores)}
     peer = "cat + topk + masks"
     calls = {
-        "select_masks": lambda: [list(fp.select_masks(named, 0.9).values())],
-        peer: lambda: [topk.by_topk(scores, k)],
+        "select_masks": partial(topk.selected, scores, 0.9),
+        peer: partial(topk.alone, topk.by_topk, scores, k),
     }
     check = topk.checker(scores, [k])
     times = race(calls, check, device=device, rounds=rounds, warmup=3)
     wall = {name: [ms * 1e3 for ms in t.samples] for name, t in times.items()}
     yield row(f"{place}: select_masks, wall clock", "us", wall["select_masks"], goal)
     yield row(f"{place}: {peer}, wall clock", "us", wall[peer])
-    ratio = paired(times[peer], times["select_masks"])
+    ratio = ratios(times[peer], times["select_masks"])
     least = Goal(5, at_most=False)
     yield row(f"{place}: {peer} over select_masks", "x", ratio, least)
 
@@ -225,7 +233,7 @@ def scattered_scores(total: int, device: str) -> list[Tensor]:
 
 def large_selection(
     device: str, total: int = 1 << 30, megabytes: int = 2048, rounds: int = 10
-) -> Rows:
+) -> Iterator[Row]:
     """Time a selection so large that memory alone counts, against a copy."""
     if torch.device(device).type == "cuda":
         free, needed = torch.cuda.mem_get_info(device)[0], 12 * total
@@ -238,13 +246,11 @@ def large_selection(
     topk.checker(scores, [k])("global_topk", [list(call()[0])])
     times = device_times(call, device, rounds)
     rates = [READS * 4 * total / us / 1e3 for us in times]  # GB/s
-    return [
-        row(
-            f"{total:,} scores: global_topk, share of copy bandwidth",
-            "of copy",
-            [rate / copied for rate in rates],
-            Goal(0.6, at_most=False, aim=0.8),
-            microseconds=statistics.median(times),
-            copy_gbs=copied,
-        )
-    ]
+    yield row(
+        f"{total:,} scores: global_topk, share of copy bandwidth",
+        "of copy",
+        [rate / copied for rate in rates],
+        Goal(0.6, at_most=False, aim=0.8),
+        microseconds=statistics.median(times),
+        copy_gbs=copied,
+    )

@@ -6,7 +6,7 @@ All of it runs on the CPU too, where the device's time is that of the wall clock
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,11 @@ TF32_KERNEL = 2e-3  # relative error of one product of TF32 operands, summed in 
 # what is wrong, not what is rounded. The rows carry the error that was found.
 TF32_NETWORK = 0.3
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+"""A number: name, value (the median), unit, n, q1 and q3, with a goal target and holds.
+"""
+Found = dict[str, Any]
+"""What a step adds to the record: dicts and lists by group, as rows and ceilings."""
 
 
 class NotHere(Exception):
@@ -42,32 +46,42 @@ class Goal:
         """Say whether ``value`` keeps the limit."""
         return value <= self.limit if self.at_most else value >= self.limit
 
-    def columns(self, value: float) -> dict[str, Any]:
+    def columns(self, value: float) -> Row:
         """Return the columns that judge ``value``."""
         sign = "<=" if self.at_most else ">="
-        columns = {"target": f"{sign} {self.limit:g}", "holds": self.holds(value)}
+        columns: Row = {"target": f"{sign} {self.limit:g}", "holds": self.holds(value)}
         return columns if self.aim is None else {**columns, "aim": self.aim}
 
 
 def row(
-    name: str, unit: str, samples: Sequence[float], goal: Goal | None = None, **more
-) -> dict[str, Any]:
+    name: str,
+    unit: str,
+    samples: Sequence[float],
+    goal: Goal | None = None,
+    **more: object,
+) -> Row:
     """Return one number: the median of ``samples``, how many, their quartiles."""
     spread = Timing(tuple(samples))
-    columns = {"name": name, "value": spread.median, "unit": unit, "n": len(samples)}
+    columns: Row = {
+        "name": name,
+        "value": spread.median,
+        "unit": unit,
+        "n": len(samples),
+    }
     columns |= {"q1": spread.quantile(0.25), "q3": spread.quantile(0.75)}
     return columns | (goal.columns(spread.median) if goal else {}) | more
 
 
-def paired(above: Timing, below: Timing) -> list[float]:
+def ratios(above: Timing, below: Timing) -> list[float]:
     """Return the ratio of every round."""
     return [a / b for a, b in zip(above.samples, below.samples, strict=True)]
 
 
 @contextmanager
-def precision(name: str):
-    """Let convolutions and matrix products use "tf32" or "ieee"; puts back what was."""
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+def precision(name: str) -> Iterator[None]:
+    """Let convolutions and matrix products use "tf32" or "ieee"; put back what was."""
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    backends = conv, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
@@ -105,7 +119,7 @@ def _wall_microseconds(call: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def relative_error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+def relative_error(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:
     """Return the largest relative error of a parameter, in the 2-norm."""
     return max(
         ((found[n].double() - t.double()).norm() / t.double().norm()).item()

@@ -1,4 +1,4 @@
-"""Scoring passes of whole networks on a GPU, in TF32, beside plain PyTorch.
+"""Scoring and training of whole networks on a GPU, in TF32, beside plain PyTorch.
 
 Results are held to a float64 loop over the images without TF32, then those with TF32 to
 those without; the rows carry that difference as ``error``.
@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import fisherprune as fp
-from benchmarks import end_to_end, peers
+from benchmarks import end_to_end, peers, training
 from benchmarks.gpu.measure import (
     TF32_NETWORK,
     Goal,
-    Rows,
-    paired,
+    Row,
     precision,
+    ratios,
     relative_error,
     row,
 )
 from benchmarks.harness import peak_extra_bytes, race, verify
 
+PLAIN = end_to_end.PLAIN
 
-def scores_of(model, found: peers.Moments) -> dict[str, Tensor]:
+
+def scores_of(model: nn.Module, found: peers.Moments) -> dict[str, Tensor]:
     """Return the fts scores of exact single-image moments, written out once more."""
     weights = fp.prunable_parameters(model)
     return {
@@ -37,7 +40,7 @@ def scores_of(model, found: peers.Moments) -> dict[str, Tensor]:
     }
 
 
-def verify_network(model, x: Tensor, y: Tensor) -> None:
+def verify_network(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Hold scores, moments and the peer to a float64 loop, without TF32."""
     double = copy.deepcopy(model).double()
     truth = peers.one_image_loop(double, x.double(), y)
@@ -49,93 +52,121 @@ def verify_network(model, x: Tensor, y: Tensor) -> None:
     verify("scores", found, scores, tolerance=tolerance)
 
 
+def part_of(found: peers.Moments, i: int) -> dict[str, Tensor]:
+    """Return the mean gradients, 0, or the Fisher diagonals, 1."""
+    return {name: moments[i] for name, moments in found.items()}
+
+
 def scoring(
     device: str,
     name: str = "resnet18",
     count: int = 40_000,
     batch: int = 512,
-    looped: int = 200,
+    looped: int = 100,
     rounds: int = 5,
-) -> Iterator[dict]:
+) -> Iterator[Row]:
     """Time exact fts scores of the published setting, and the one-image loop."""
-    model, (x, y) = (
-        end_to_end.network(name, device),
-        end_to_end.images(count, 32, device),
-    )
-    verify_network(model, x[:64], y[:64])
-    batches = list(zip(x.split(batch), y.split(batch), strict=True))
-    score = partial(fp.score, model, batches, "fts")
-    with precision("ieee"):
-        exact = score()
-
-    def check(what: str, found: dict[str, Tensor]) -> None:
-        verify(what, found, exact, tolerance=TF32_NETWORK)
-
-    with precision("tf32"):
-        error = relative_error(score(), exact)
-        ours = race({"score": score}, check, device=device, rounds=rounds)["score"]
-    seconds = [ms / 1e3 for ms in ours.samples]
-    what, middle = f"{name}, {count:,} images", statistics.median(seconds)
-    scores, goal = f"{what}: exact fts scores, TF32, batch {batch}", Goal(2, aim=0.8)
-    yield row(scores, "s", seconds, goal, error=error)
-    call = partial(peers.one_image_loop, model, x[:looped], y[:looped])
-    with precision("tf32"):
-        loop = race({"loop": call}, lambda *_: None, device=device, rounds=3)["loop"]
-    model.zero_grad(set_to_none=True)
-    scaled = [ms / 1e3 * count / looped for ms in loop.samples]
-    yield row(f"{what}: one-image loop, TF32, scaled from {looped}", "s", scaled)
-    times, goal = [s / middle for s in scaled], Goal(100, at_most=False)
-    yield row(f"{what}: one-image loop over ours", "x", times, goal)
-
-
-def passes(device: str, name: str, batch: int = 512, rounds: int = 9) -> Rows:
-    """Time a pass of several batches over plain forward and backward passes."""
-    several = end_to_end.PASS
     model = end_to_end.network(name, device)
-    x, y = end_to_end.images(batch * several, 32, device)
+    x, y = end_to_end.images(count, 32, device)
     verify_network(model, x[:64], y[:64])
     batches = list(zip(x.split(batch), y.split(batch), strict=True))
-    calls = {
-        "ours": partial(peers.fisherprune_pass, model, batches),
-        "plain": partial(peers.plain_pass, model, batches),
+    loop = partial(peers.one_image_loop, model, x[:looped], y[:looped])
+    calls: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "scores": partial(fp.score, model, batches, "fts"),
+        "loop": lambda: part_of(loop(), 1),
     }
     with precision("ieee"):
-        exact = fisher_of(calls["ours"]())
+        exact = {what: call() for what, call in calls.items()}
 
-    def check(what: str, found: peers.Moments) -> None:
-        if what == "ours":
-            verify(what, fisher_of(found), exact, tolerance=TF32_NETWORK)
+    def check(what: str, found: dict[str, Tensor]) -> None:
+        verify(what, found, exact[what], tolerance=TF32_NETWORK)
 
     with precision("tf32"):
-        error = relative_error(fisher_of(calls["ours"]()), exact)
+        error = relative_error(calls["scores"](), exact["scores"])
+        times = race(calls, check, device=device, rounds=rounds)
+    model.zero_grad(set_to_none=True)
+    seconds = {k: [ms / 1e3 for ms in t.samples] for k, t in times.items()}
+    scaled = [s * count / looped for s in seconds["loop"]]
+    what, goal = f"{name}, {count:,} images", Goal(2, aim=0.8)
+    scores = f"{what}: exact fts scores, TF32, batch {batch}"
+    yield row(scores, "s", seconds["scores"], goal, error=error)
+    yield row(f"{what}: one-image loop, TF32, scaled from {looped}", "s", scaled)
+    over = [a / b for a, b in zip(scaled, seconds["scores"], strict=True)]
+    goal = Goal(100, at_most=False)
+    yield row(f"{what}: one-image loop over ours", "x", over, goal)
+
+
+def passes(
+    device: str,
+    name: str,
+    batch: int = 512,
+    counts: Sequence[int] = (4, 32),
+    rounds: int = 9,
+    backend: str | None = None,
+) -> Iterator[Row]:
+    """Time passes of several batches over plain forward and backward passes.
+
+    Args:
+        device: where they run.
+        name: of the network.
+        batch: images of a batch.
+        counts: batches of a pass; few do not hide what a pass costs by itself.
+        rounds: samples of each.
+        backend: of torch.compile for the plain passes; None runs them eagerly.
+    """
+    model = end_to_end.network(name, device)
+    plain, how = model, "eager"
+    if backend:
+        plain, how = copy.deepcopy(model), "compiled"
+        plain.compile(backend=backend, dynamic=False)
+    x, y = end_to_end.images(batch * max(counts), 32, device)
+    verify_network(model, x[:64], y[:64])
+    whole = list(zip(x.split(batch), y.split(batch), strict=True))
+    for count in counts:
+        place = f"{name}, {count} batches of {batch}, TF32"
+        calls = {
+            "gradient_moments": partial(peers.fisherprune_pass, model, whole[:count]),
+            PLAIN: partial(peers.plain_pass, plain, whole[:count]),
+        }
+        yield from pass_rows(place, how, calls, batch * count, device, rounds)
+
+
+def pass_rows(
+    place: str,
+    how: str,
+    calls: Mapping[str, Callable[[], peers.Moments]],
+    images: int,
+    device: str,
+    rounds: int,
+) -> Iterator[Row]:
+    """Race ours and plain; a ratio over eager passes has a goal."""
+    ours = "gradient_moments"
+    with precision("ieee"):
+        exact = calls[ours]()
+
+    def check(what: str, found: peers.Moments) -> None:
+        for i in range(1 if what == PLAIN else 2):
+            parts = part_of(found, i), part_of(exact, i)
+            verify(what, *parts, tolerance=TF32_NETWORK)
+
+    with precision("tf32"):
+        error = relative_error(part_of(calls[ours](), 1), part_of(exact, 1))
         times = race(calls, check, device=device, rounds=rounds, warmup=3)
-    images = batch * several
     rates = {k: [images / ms * 1e3 for ms in t.samples] for k, t in times.items()}
-    place = f"{name}, batch {batch}, TF32"
-    return [
-        row(
-            f"{place}: gradient_moments over forward + backward",
-            "x",
-            paired(times["ours"], times["plain"]),
-            Goal(1.3, aim=1.05),
-            error=error,
-        ),
-        row(f"{place}: gradient_moments", "images/s", rates["ours"]),
-        row(f"{place}: forward + backward", "images/s", rates["plain"]),
-    ]
-
-
-def fisher_of(found: peers.Moments) -> dict[str, Tensor]:
-    """Return the Fisher diagonals of a peer's result."""
-    return {name: fisher for name, (_, fisher) in found.items()}
+    over, goal = ratios(times[ours], times[PLAIN]), Goal(1.3, aim=1.05)
+    name = f"{place}: {ours} over {how} {PLAIN}"
+    yield row(name, "x", over, goal if how == "eager" else None, error=error)
+    yield row(f"{place}: {ours}", "images/s", rates[ours])
+    yield row(f"{place}: {how} {PLAIN}", "images/s", rates[PLAIN])
 
 
 def memory(
     device: str, name: str = "resnet18", batch: int = 512, rounds: int = 3
-) -> Rows:
+) -> Iterator[Row]:
     """Measure the peak memory of a pass above that of plain forward and backward."""
     model = end_to_end.network(name, device)
     x, y = end_to_end.images(batch, 32, device)
+    verify_network(model, x[:8], y[:8])
     calls = {
         "plain": partial(peers.plain, model, x, y),
         "ours": partial(peers.fisherprune, model, x, y),
@@ -149,8 +180,28 @@ def memory(
                 if i:
                     peaks[what].append(peak)
     above = [o - p for o, p in zip(peaks["ours"], peaks["plain"], strict=True)]
-    place = f"{name}, batch {batch}"
-    return [
-        row(f"{place}: peak memory above forward + backward", "MB", above, Goal(300)),
-        row(f"{place}: peak memory of gradient_moments", "MB", peaks["ours"]),
-    ]
+    place, goal = f"{name}, batch {batch}", Goal(300)
+    yield row(f"{place}: peak memory above forward + backward", "MB", above, goal)
+    yield row(f"{place}: peak memory of gradient_moments", "MB", peaks["ours"])
+
+
+def train(
+    device: str,
+    name: str = "resnet18",
+    batch: int = 512,
+    batches: int = 78,
+    rounds: int = 3,
+    variants: Sequence[str] = ("float32", "channels_last", "amp, channels_last"),
+) -> Iterator[Row]:
+    """Extrapolate the time of a whole training run from a few epochs."""
+    for variant in variants:
+        case = training.Case(name, variant, device, batch, batches)
+        with precision("tf32"):
+            found = training.measure(case, rounds)
+        place = f"training of {name}, {variant}, TF32, batch {batch}"
+        rate = found.images / statistics.median(found.times["ours"].samples) * 1e3
+        seconds = found.run_seconds
+        what = f"{place}: {training.EPOCHS} epochs, from {rounds}"
+        yield row(what, "s", seconds, images_per_second=rate)
+        yield row(f"{place}: epoch over bare loop", "x", found.over_bare, Goal(1.05))
+        torch.cuda.empty_cache()

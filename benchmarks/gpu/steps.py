@@ -1,121 +1,109 @@
-"""Steps with a time budget, and the record that they fill."""
+"""The steps of ``python -m benchmarks.gpu``; each runs in a process of its own.
+
+So one that fails, hangs or is cut takes no other with it. The file is written after
+every number, so that those found before remain::
+
+    python -m benchmarks.gpu.steps NAME --output FILE [--device cuda]
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
 
-from benchmarks.gpu.checks import Outcome
-from benchmarks.gpu.measure import NotHere
-
-Record = dict[str, Any]
-
-
-class Unusable(Exception):
-    """The kernels can't be measured as they are; one line per fault."""
-
-
-class Failed(Exception):
-    """A step's command failed, after it had ``found`` something or not."""
-
-    def __init__(self, outcome: Outcome, found: Record | None = None):
-        super().__init__(outcome.ending)
-        self.tail = outcome.tail
-        self.found = found or {}
+from benchmarks.gpu import checks, kernels, networks, profiles
+from benchmarks.gpu.measure import Found, NotHere, Row, limits
+from benchmarks.record import program, usable_device, write_json
+from fisherprune.commandline import Parser
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the run: ``run(seconds)`` returns what it adds to the record."""
+    """A step: ``run(device)`` yields what it adds to the record."""
 
-    part: str
     name: str
     seconds: float
+    """After which it is ended."""
     what: str
-    run: Callable[[float], Record]
+    run: Callable[[str], Iterable[Found]]
 
 
-class Budget:
-    """The time of the whole run, in seconds."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
-        self.clock = clock
-        self.end = clock() + seconds
-
-    def left(self) -> float:
-        """Return the seconds left, never below 0."""
-        return max(0.0, self.end - self.clock())
-
-    def grant(self, steps: Sequence[Step]) -> float | None:
-        """Return the seconds of the first of ``steps``; None where it does not fit.
-
-        It gets its own and what the following ones do not need.
-        """
-        own, later = steps[0].seconds, sum(step.seconds for step in steps[1:])
-        left = self.left()
-        return max(own, left - later) if own <= left else None
+def ceilings(device: str) -> Iterator[Found]:
+    """Measure what the device can do."""
+    yield {"ceilings": limits(device)}
 
 
-def run(
-    steps: Sequence[Step],
-    budget: Budget,
-    record: Record,
-    write: Callable[[Record], None],
-) -> None:
-    """Run the steps one after the other and write the record after each.
-
-    Raises:
-        Unusable: from the build check.
-    """
-    for i, step in enumerate(steps):
-        seconds = budget.grant(steps[i:])
-        if seconds is None:
-            why = f"needs {step.seconds:g} s, {budget.left():.0f} s are left"
-            record["not_run"][step.name] = why
-        else:
-            print(f"{step.part}: {step.name}, at most {seconds:.0f} s", flush=True)
-            run_step(step, seconds, record)
-        write(record)
+def rows(measure: Callable[[str], Iterable[Row]]) -> Callable[[str], Iterator[Found]]:
+    """Return the numbers of ``measure`` as a step does."""
+    return lambda device: ({"rows": [row]} for row in measure(device))
 
 
-def run_step(step: Step, seconds: float, record: Record) -> None:
-    """Run one step and add what it found, or why there is nothing."""
-    start = time.monotonic()
-    try:
-        add(record, step.run(seconds))
-    except Unusable:
-        raise
-    except NotHere as reason:
-        record["not_run"][step.name] = str(reason)
-    except Failed as error:
-        add(record, error.found)
-        record["failed"][step.name] = {"why": str(error), "tail": error.tail}
-    except Exception as error:
-        record["failed"][step.name] = {"why": repr(error), "tail": []}
-    record["seconds"][step.name] = round(time.monotonic() - start, 1)
+def passes(name: str, backend: str | None = None) -> Callable[[str], Iterator[Found]]:
+    """Return the passes of a network as a step does."""
+    return rows(partial(networks.passes, name=name, backend=backend))
 
 
-def add(record: Record, found: Record) -> None:
-    """Add what a step found to the record."""
+_OVER = "gradient_moments over forward + backward, 4 and 32 batches"
+_UNDER = "small cases of both ops under compute-sanitizer"
+BUILD = Step("build", 20, "CUDA kernels of these sources; always first", checks.build)
+DEFAULT = [
+    Step("tests", 150, f"pytest {' '.join(checks.TESTS)}", checks.tests),
+    Step("ceilings", 25, "matmul in fp32, TF32 and bf16; memory copy, read", ceilings),
+    Step("scoring", 45, "fts, 40,000 images, ResNet18", rows(networks.scoring)),
+    Step("topk", 35, "11.2 M scores to masks; cat + topk", rows(kernels.selection)),
+    Step("kernel", 40, "grad_moments over the TF32 matmul", rows(kernels.kernel)),
+    Step("pass-resnet18", 40, _OVER, passes("resnet18")),
+    Step("pass-vgg19", 40, _OVER, passes("vgg19")),
+    Step("training", 70, "160 epochs of ResNet18, from 3", rows(networks.train)),
+    Step("memory", 20, "peak memory of a pass, batch 512", rows(networks.memory)),
+    Step("sequences", 20, "a transformer's layer in bf16", rows(kernels.sequences)),
+    Step("topk-large", 25, "2^30 scores to masks", rows(kernels.large_selection)),
+]
+"""What a call without ``--steps`` runs, the most telling first."""
+SANITIZERS = [
+    Step(tool, 125, _UNDER, partial(checks.sanitize, tool)) for tool in checks.TOOLS
+]
+OTHERS = [
+    Step(
+        "compiled-resnet18", 120, f"{_OVER}, compiled", passes("resnet18", "inductor")
+    ),
+    Step("compiled-vgg19", 120, f"{_OVER}, compiled", passes("vgg19", "inductor")),
+    Step("profile", 45, "kernels of a pass, ours and plain", profiles.profile),
+    Step("ncu", 180, "counters of grad_moments, the largest layers", profiles.ncu),
+]
+STEPS = {step.name: step for step in [BUILD, *DEFAULT, *OTHERS, *SANITIZERS]}
+GROUPS = {"default": DEFAULT, "sanitizers": SANITIZERS}
+
+
+def add(record: Found, found: Found) -> None:
+    """Add what a step found to a record: lists get longer, dicts get keys."""
     for key, value in found.items():
         if isinstance(value, list):
-            record[key] += value
+            record.setdefault(key, []).extend(value)
         else:
-            record[key] |= value
+            record.setdefault(key, {}).update(value)
 
 
-def new_record(place: Record) -> Record:
-    """Return a record that holds nothing yet."""
-    groups = ("ceilings", "build", "tests", "sanitizer", "not_run", "failed", "seconds")
-    record: Record = {"benchmark": "gpu", "environment": place, "rows": []}
-    return record | {group: {} for group in groups}
+@program("benchmarks.gpu.steps")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one step and write what it found, or why there is nothing to find."""
+    parser = Parser("python -m benchmarks.gpu.steps", description=__doc__)
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("--device", type=usable_device, default="cuda")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(argv)
+    record: Found = {}
+    try:
+        for found in STEPS[options.step].run(options.device):
+            add(record, found)
+            write_json(options.output, record)
+    except NotHere as reason:
+        add(record, {"not_run": {options.step: str(reason)}})
+        write_json(options.output, record)
 
 
-def failures(record: Record) -> list[str]:
-    """Return the names of what failed."""
-    names = list(record["failed"])
-    if not record["tests"].get("ok", True):
-        names.append("tests")
-    return names + [t for t, result in record["sanitizer"].items() if not result["ok"]]
+if __name__ == "__main__":
+    sys.exit(main())

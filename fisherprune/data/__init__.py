@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-from fisherprune.data import cifar, digits, folder
 from fisherprune.data.dataset import Augmentation, Batches, Dataset
+from fisherprune.data.registry import (
+    BATCH_SIZES,
+    IMAGE_SIZES,
+    LOADERS,
+    MIRRORED,
+    Request,
+    register_dataset,
+)
 from fisherprune.data.splits import stratified_choice, train_validation_split
-from fisherprune.errors import FisherpruneError
-
-IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8, "folder": 32}
-"""The datasets, and the size in pixels of their images where none is asked for."""
+from fisherprune.errors import FieldError, near, shown
 
 __all__ = [
+    "BATCH_SIZES",
     "IMAGE_SIZES",
+    "MIRRORED",
     "Augmentation",
     "Batches",
     "Dataset",
     "load",
+    "register_dataset",
     "stratified_choice",
     "train_validation_split",
 ]
+
+for _module in iter_modules(__path__):  # each dataset's registers it
+    import_module(f"{__name__}.{_module.name}")
 
 
 def load(
@@ -35,8 +47,9 @@ def load(
 
     Args:
         name: ``cifar10`` or ``cifar100`` (downloaded into ``data_dir`` where missing),
-            ``digits`` (inside scikit-learn, needs no files) or ``folder`` (the images
-            ``data_dir/train/CLASS/*`` and ``data_dir/test/CLASS/*``).
+            ``digits`` (inside scikit-learn, needs no files), ``folder`` (the images
+            ``data_dir/train/CLASS/*`` and ``data_dir/test/CLASS/*``) or another name of
+            ``register_dataset``.
         data_dir: folder of the data.
         mirror: address of the folder to download the archive from, instead of its
             authors' server; the checksums stay.
@@ -46,12 +59,8 @@ def load(
     Raises:
         FisherpruneError: for an unknown name, and where data are missing or broken.
     """
-    if name not in IMAGE_SIZES:
-        known = ", ".join(IMAGE_SIZES)
-        raise FisherpruneError(f"dataset must be one of {known}; got {name!r}")
+    if name not in LOADERS:
+        wanted = f"one of {', '.join(LOADERS)}"
+        raise FieldError("dataset", wanted, f"{shown(name)}{near(name, LOADERS)}")
     size = IMAGE_SIZES[name] if image_size is None else image_size
-    if name == "digits":
-        return digits.load(size)
-    if name == "folder":
-        return folder.load(Path(data_dir), size, quiet=quiet)
-    return cifar.load(name, Path(data_dir), mirror, size)
+    return LOADERS[name](Request(name, Path(data_dir), size, mirror, quiet))

@@ -91,8 +91,8 @@ class TrainingBatches:
         data = self.dataset
         order = torch.randperm(len(data), generator=self.order)
         drawn = (order, *draw(len(data), data.augmentation, self.chance))
-        drawn = (values.to(data.images.device) for values in drawn)
-        parts = (values.split(self.sizes, -1) for values in drawn)
+        device = data.images.device
+        parts = (values.to(device).split(self.sizes, -1) for values in drawn)
         for indices, shifts, flips in zip(*parts, strict=True):
             images = crop_and_flip(
                 data.images[indices], shifts, flips, data.augmentation.padding

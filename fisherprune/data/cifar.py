@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fisherprune.data.dataset import Augmentation, Dataset, resized
+from fisherprune.data.registry import Request, register_dataset
 from fisherprune.errors import FisherpruneError
+
+PATIENCE = 60.0
+"""Seconds a server may be silent."""
 
 # Of the 50,000 training images.
 STATISTICS = {
@@ -18,30 +26,51 @@ STATISTICS = {
 }
 
 
-def load(
-    name: str, data_dir: Path, mirror: str | None, image_size: int
-) -> tuple[Dataset, Dataset]:
+@register_dataset("cifar100", image_size=32, batch_size=512, mirrored=True)
+@register_dataset("cifar10", image_size=32, batch_size=512, mirrored=True)
+def load(request: Request) -> tuple[Dataset, Dataset]:
     """Return the 50,000 training and 10,000 test images, downloaded where missing.
 
-    Args:
-        name: ``cifar10`` or ``cifar100``.
-        data_dir: where the archive and its unpacked folder are or will be.
-        mirror: address of the folder to download the archive from instead of its
-            authors' server; the checksums stay.
-        image_size: 32 leaves the images as they are.
+    The archive and its unpacked folder are or will be in the request's ``data_dir``;
+    ``image_size`` 32 leaves the images as they are.
 
     Raises:
         FisherpruneError: where the data are neither there nor to be had, or
             ``data_dir`` can't be a folder.
     """
-    _check_folder(data_dir)
-    source = _source(name, mirror)
+    name, folder = request.name, request.data_dir
+    _check_folder(folder)
+    source = _source(name, request.mirror)
+    _check_files(folder / source.filename, *folder.glob(f"{source.base_folder}/*"))
     try:
-        parts = [source(data_dir, train=part, download=part) for part in (True, False)]
+        with _patience():
+            parts = [
+                source(folder, train=part, download=part) for part in (True, False)
+            ]
     except (OSError, RuntimeError, HTTPException, ValueError) as error:
-        raise FisherpruneError(_no_data(name, source, data_dir, error)) from error
-    train, test = (_dataset(name, part, image_size) for part in parts)
+        raise FisherpruneError(_no_data(name, source, folder, error)) from error
+    train, test = (_dataset(name, part, request.image_size) for part in parts)
     return train, test
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Give up on servers that are silent: torchvision waits for them for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _check_files(*paths: Path) -> None:
+    """Raise for what would be read and is no file, a pipe that nobody writes to say."""
+    for path in paths:
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise FisherpruneError(
+                f"data_dir: {path} must be a file, got something else"
+            )
 
 
 def _check_folder(data_dir: Path) -> None:
@@ -55,8 +84,11 @@ def _check_folder(data_dir: Path) -> None:
             )
 
 
-def _source(name: str, mirror: str | None) -> type:
-    """Return torchvision's class of the dataset, with its address replaced."""
+def _source(name: str, mirror: str | None) -> Any:
+    """Return torchvision's class of the dataset, with its address replaced.
+
+    torchvision has no types.
+    """
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
@@ -71,7 +103,7 @@ def _source(name: str, mirror: str | None) -> type:
     return type(source.__name__, (source,), {"url": url})
 
 
-def _no_data(name: str, source: type, data_dir: Path, error: Exception) -> str:
+def _no_data(name: str, source: Any, data_dir: Path, error: Exception) -> str:
     reason = " ".join(f"{error}".split()) or type(error).__name__
     return (
         f"{name}: no complete data in {data_dir / source.base_folder}, and the "
@@ -81,7 +113,7 @@ def _no_data(name: str, source: type, data_dir: Path, error: Exception) -> str:
     )
 
 
-def _dataset(name: str, source, image_size: int) -> Dataset:
+def _dataset(name: str, source: Any, image_size: int) -> Dataset:
     images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
     mean, std = STATISTICS[name]
     return Dataset(

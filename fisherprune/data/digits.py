@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from fisherprune.data.dataset import Augmentation, Dataset, channel_statistics, resized
+from fisherprune.data.registry import Request, register_dataset
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 42
 
 
-def load(image_size: int) -> tuple[Dataset, Dataset]:
+@register_dataset("digits", image_size=8, batch_size=16)
+def load(request: Request) -> tuple[Dataset, Dataset]:
     """Return 1,437 training and 360 test images of one channel, a fixed split.
 
     The 17 grey levels are spread over 0 to 255. Source: UCI "Optical Recognition of
@@ -21,7 +23,7 @@ def load(image_size: int) -> tuple[Dataset, Dataset]:
 
     digits = load_digits()
     grey = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
-    images = resized(grey.unsqueeze(1), image_size)
+    images = resized(grey.unsqueeze(1), request.image_size)
     labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(
         torch.arange(len(labels)).numpy(),
@@ -36,7 +38,7 @@ def load(image_size: int) -> tuple[Dataset, Dataset]:
         tuple(str(digit) for digit in digits.target_names),
         mean,
         std,
-        Augmentation(padding=image_size // 8, flip=False),
+        Augmentation(padding=request.image_size // 8, flip=False),
     )
     return (
         everything.subset(torch.from_numpy(train)),

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fisherprune.data.dataset import Augmentation, Dataset, channel_statistics
+from fisherprune.data.images import read_image
+from fisherprune.data.registry import Request, register_dataset
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import whole_file
 from fisherprune.progress import bar
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes whenever the same files would give other tensors."""
 PARTS = ("train", "test")
 CHUNK = 64
@@ -34,9 +37,8 @@ SMALL_FILE = 8192
 """Bytes below which a file is decoded faster by one thread than by many."""
 
 
-def load(
-    data_dir: Path, image_size: int, *, quiet: bool = False
-) -> tuple[Dataset, Dataset]:
+@register_dataset("folder", image_size=32, batch_size=512)
+def load(request: Request) -> tuple[Dataset, Dataset]:
     """Return the training and the test part, from the cache where it is up to date.
 
     The cache is one file for each data folder and image size, and is valid as long as
@@ -46,14 +48,17 @@ def load(
         FisherpruneError: naming the path, for missing or empty folders, classes that
             the two parts do not share, and files that are no images.
     """
+    data_dir, image_size = request.data_dir, request.image_size
     classes = _classes(data_dir)
     files = {part: _files(data_dir / part, classes) for part in PARTS}
     fingerprint = _fingerprint(files, data_dir, image_size)
     cache = cache_file(data_dir, image_size)
-    tensors = _read_cache(cache, fingerprint)
+    shapes = {part: (len(files[part]), 3, image_size, image_size) for part in PARTS}
+    tensors = _read_cache(cache, fingerprint, shapes)
     if tensors is None:
+        entries = {part: [entry for entry, _ in files[part]] for part in PARTS}
         tensors = {
-            part: _decode([path for path, _ in files[part]], image_size, part, quiet)
+            part: _decode(entries[part], image_size, part, request.quiet)
             for part in PARTS
         }
         _write_cache(cache, tensors, fingerprint)
@@ -99,7 +104,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 def _classes(data_dir: Path) -> tuple[str, ...]:
     """Return the names of the class folders, which both parts must share."""
     names = {
-        part: [e.name for e in _entries(data_dir / part) if e.is_dir()]
+        part: [e.name for e in _entries(data_dir / part) if os.path.isdir(e.path)]
         for part in PARTS
     }
     if not names["train"]:
@@ -124,7 +129,7 @@ def _files(folder: Path, classes: Sequence[str]) -> list[tuple[os.DirEntry, int]
         if not entries:
             raise FisherpruneError(f"folder dataset: no images in {folder / name}")
         for entry in entries:
-            if not entry.is_file():
+            if not os.path.isfile(entry.path):  # a loop of links is none
                 raise FisherpruneError(
                     f"folder dataset: {entry.path} must be an image file"
                 )
@@ -177,49 +182,29 @@ def _threads(entries: Sequence[os.DirEntry]) -> int:
     return 1 if mean_bytes < SMALL_FILE else os.cpu_count() or 1
 
 
-def read_image(path: str | Path, image_size: int) -> np.ndarray:
-    """Return an image file as uint8 ``[image_size, image_size, 3]``, RGB.
-
-    Turned upright where it says how it was taken, resized bilinearly with antialiasing.
-
-    Raises:
-        FisherpruneError: naming the path, where the file is not a readable image of
-            8 bits a channel.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise FisherpruneError(
-                    f"folder dataset: {path} must have 8 bits a channel, got Pillow "
-                    f"mode {image.mode}"
-                )
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            if upright.size != (image_size, image_size):
-                upright = upright.resize(
-                    (image_size, image_size), Image.Resampling.BILINEAR
-                )
-            return np.asarray(upright)
-    except FisherpruneError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FisherpruneError(
-            f"folder dataset: {path} is not a readable image: {error}"
-        ) from error
-
-
-def _read_cache(cache: Path, fingerprint: str) -> dict[str, torch.Tensor] | None:
+def _read_cache(
+    cache: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor] | None:
     """Return the decoded images, or None where the files changed since or are new."""
-    if not cache.exists():
+    if not cache.is_file():
         return None
     try:
         with safe_open(cache, "pt") as file:
-            if (file.metadata() or {}).get("fingerprint") != fingerprint:
-                return None
-            return {part: file.get_tensor(part) for part in PARTS}
+            tensors = {part: file.get_tensor(part) for part in PARTS}
+            found = {part: tuple(images.shape) for part, images in tensors.items()}
+            if found == shapes and file.metadata() == _marks(tensors, fingerprint):
+                return tensors
     except (OSError, SafetensorError):
-        return None  # damaged from outside: the images themselves are the truth
+        pass  # damaged from outside: the images themselves are the truth
+    return None
+
+
+def _marks(tensors: dict[str, torch.Tensor], fingerprint: str) -> dict[str, str]:
+    """Return what a cache says of its images: a changed byte shows."""
+    sums = {
+        part: f"{zlib.crc32(images.numpy().data)}" for part, images in tensors.items()
+    }
+    return {"fingerprint": fingerprint, **sums}
 
 
 def _write_cache(
@@ -228,8 +213,8 @@ def _write_cache(
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(cache) as temporary:
-            save_file(tensors, temporary, {"fingerprint": fingerprint})
-    except (OSError, SafetensorError) as error:
+            save_file(tensors, temporary, _marks(tensors, fingerprint))
+    except (OSError, SafetensorError, FisherpruneError) as error:
         print(
             f"warning: the decoded images are not kept in {cache}: {error}",
             file=sys.stderr,

@@ -87,5 +87,4 @@ def stratified_choice(
         members = (labels == c).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator)
         chosen.append(members[order[:quota]])
-    chosen = torch.cat(chosen)
-    return chosen[torch.randperm(size, generator=generator)]
+    return torch.cat(chosen)[torch.randperm(size, generator=generator)]

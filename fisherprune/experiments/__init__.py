@@ -2,7 +2,8 @@
 
 ``python -m fisherprune.experiments --help`` on the command line. In the order of the
 flow: ``fields`` (values of a file, checked), ``published`` and ``study`` (the two
-formats, both end in a TrainConfig), ``plan`` (paths -> runs), ``store`` (a results
-folder), ``locks`` (who does which run), ``execute`` (one run), ``local`` and ``rays``
-(where runs are executed), ``estimate`` (how long they take), ``batch`` (all of them).
+formats, both end in a TrainConfig), ``plan`` (paths -> runs), ``shard`` (the part of
+them that is done here), ``store`` (a results folder), ``execute`` (one run, under its
+lock), ``executors`` (where runs are executed), ``estimate`` (how long they take),
+``batch`` (all of them).
 """

@@ -7,21 +7,30 @@ import math
 import sys
 from collections.abc import Sequence
 
-from fisherprune.commandline import Parser, number, path, run_command
+from fisherprune.commandline import Parser, number, path, prepare, reader, run_command
+
+if __name__ == "__main__":
+    prepare()
+
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import store
 from fisherprune.experiments.batch import Batch, listing
 from fisherprune.experiments.execute import Options
+from fisherprune.experiments.executors import Executor
 from fisherprune.experiments.executors.local import Local
-from fisherprune.experiments.executors.ray import Cluster
+from fisherprune.experiments.executors.ray import Ray
 from fisherprune.experiments.plan import Overrides, Plan
+from fisherprune.experiments.shard import ALL, Shard
+from fisherprune.runs import locks
 
 DESCRIPTION = """\
 Do the runs of studies: our own TOML files and the JSON files of the published FTS code.
 
 Finished runs are skipped, interrupted ones go on with the last epoch done, failed ones
-are tried again: after whatever happened, give the same command. Several processes, on
-one machine or on a shared folder, can work on the same study at the same time.
+are tried again: after whatever happened, give the same command. Several processes of
+one machine can work on the same study at the same time: each takes runs that no other
+does. Machines that share a folder may not see each other's locks, on a network file
+system above all: give machine I of N --shard I/N, or use --executor ray.
 
   python -m fisherprune.experiments run studies/smoke.toml
   python -m fisherprune.experiments status studies/smoke.toml
@@ -65,6 +74,14 @@ def _add_common(parser: Parser) -> None:
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="folder of the data, for all runs"
+    )
+    parser.add_argument(
+        "--shard",
+        type=reader(Shard.read),
+        default=ALL,
+        metavar="I/N",
+        help="only the runs of part I of N, I from 1 to N; for machines or jobs that "
+        "do not talk to each other. Each run is in one part, whatever else is given",
     )
 
 
@@ -138,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     options = make_parser().parse_args(argv)
     overrides = Overrides(options.output, options.device, options.data_dir)
-    plan = Plan(options.paths, overrides)
+    plan = Plan(options.paths, overrides, options.shard)
     if options.command == "status" or options.dry_run:
         print(listing(plan))
         return 0
@@ -148,19 +165,22 @@ def _command(argv: Sequence[str] | None) -> int:
     return code
 
 
-def _executor(plan: Plan, options: argparse.Namespace) -> Local | Cluster:
+def _executor(plan: Plan, options: argparse.Namespace) -> Executor:
     """Return where runs are done, after the results folders are known to work."""
     given = options.gpus_per_run is not None or options.cpus_per_run is not None
     if given and options.executor != "ray":
         raise FisherpruneError(
             "--gpus-per-run and --cpus-per-run are for --executor ray alone"
         )
+    alone = options.executor == "local" and plan.shard == ALL
     for results in {run.results for run in plan.runs}:
         store.make_folder(results)
-    how = Options(options.keep_weights, options.quiet)
+        if alone:
+            locks.check(results / "locks")
+    how = Options(options.keep_weights, options.quiet, needs_lock=alone)
     if options.executor == "local":
         return Local(how)
-    return Cluster(how, options.gpus_per_run, options.cpus_per_run or 1)
+    return Ray(how, options.gpus_per_run, options.cpus_per_run or 1)
 
 
 if __name__ == "__main__":

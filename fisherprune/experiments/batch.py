@@ -6,16 +6,26 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import leases as locks
 from fisherprune.experiments import store
 from fisherprune.experiments.estimate import seconds_needed
-from fisherprune.experiments.execute import Outcome
+from fisherprune.experiments.execute import End, Outcome
+from fisherprune.experiments.executors import Executor
 from fisherprune.experiments.plan import Plan
-from fisherprune.experiments.store import Run
+from fisherprune.experiments.store import StudyRun
 from fisherprune.files import read_json
+from fisherprune.runs import locks
 from fisherprune.runs.words import duration
+
+SUMMARY = {
+    End.FINISHED: "finished",
+    End.SKIPPED: "finished before, or by another process",
+    End.FAILED: "failed; the same command tries them again",
+    End.LEFT: "left undone",
+}
+Key = tuple[Path, str]
 
 
 class Batch:
@@ -24,7 +34,7 @@ class Batch:
     def __init__(
         self,
         plan: Plan,
-        executor,
+        executor: Executor,
         *,
         max_minutes: float = math.inf,
         say: Callable[[str], None] = print,
@@ -33,12 +43,11 @@ class Batch:
         self.plan, self.executor, self.say = plan, executor, say
         self.limit = 60 * max_minutes
         self.start = time.monotonic()
-        self.outcomes: dict[object, Outcome] = {}
+        self.outcomes: dict[Key, Outcome] = {}
         self.interrupted = False
-        self._watches: dict[object, locks.Watch] = {}
-        self._failures: dict[object, bytes | None] = {}
-        self._waiting: set[object] = set()
-        self._told: set[object] = set()
+        self._failures: dict[Key, bytes | None] = {}
+        self._waiting: set[Key] = set()
+        self._told: set[Key] = set()
 
     def run(self) -> int:
         """Do the runs; return 0, 1 where one failed or is left, 130 after Ctrl-C."""
@@ -52,17 +61,16 @@ class Batch:
             self.say("interrupted; the same command goes on with the last epoch done")
         finally:
             self.executor.close()
-        kinds = self.counts()
-        whole = not (kinds["failed"] or kinds["left"] or self.plan.problems)
+        ends = self.counts()
+        whole = not (ends[End.FAILED] or ends[End.LEFT] or self.plan.problems)
         return 130 if self.interrupted else 0 if whole else 1
 
-    def counts(self) -> Counter:
+    def counts(self) -> Counter[End]:
         """Return how many runs ended in which way; those without an end are left."""
-        kinds = Counter(self._outcome(run).kind for run in self.plan.runs)
-        return kinds
+        return Counter(self._outcome(run).end for run in self.plan.runs)
 
-    def _outcome(self, run: Run) -> Outcome:
-        return self.outcomes.get(run.key, Outcome("left", "not started"))
+    def _outcome(self, run: StudyRun) -> Outcome:
+        return self.outcomes.get(run.key, Outcome(End.LEFT, "not started"))
 
     def _step(self) -> bool:
         """Start what can be started and wait for an end; False where all is done."""
@@ -85,98 +93,87 @@ class Batch:
                 return
             if run.key in self.outcomes or run.key in running | self._waiting:
                 continue
-            generation = self._startable(run)
-            if generation is not None:
-                self.say(f"[{self._number(run)}] {run.name}")
-                self.executor.submit(run, generation)
+            if self._can_start(run):
+                self._say(run, "")
+                self.executor.submit(run)
 
-    def _number(self, run: Run) -> str:
+    def _say(self, run: StudyRun, text: str) -> None:
         keys = [other.key for other in self.plan.runs]
-        return f"{keys.index(run.key) + 1}/{len(keys)}"
+        number = keys.index(run.key) + 1 if run.key in keys else "-"  # its file is gone
+        self.say(f"[{number}/{len(keys)}] {run.name}{text}")
 
-    def _startable(self, run: Run) -> int | None:
-        """Return the generation of the lock to claim for a run that is to start now."""
-        watch = self._watches.setdefault(run.key, locks.Watch(run.locks, run.identity))
+    def _can_start(self, run: StudyRun) -> bool:
+        """Return whether a run is to start now; else it has ended, or waits."""
         try:
-            if store.state(run) == "finished":
-                return self._finished(run, watch)
-            self._check_failure(run)
-            store.make_folder(run.results)
-        except FisherpruneError as error:
-            self._end(run, Outcome("failed", str(error)))
-            return None
-        if not self._fits(run):
-            return None
-        generation = watch.next()
-        if generation is None:
-            self._wait_for(run, watch)
-        return generation
+            finished = store.state(run) == "finished"
+            if finished and not run.lock.exists():
+                self.outcomes[run.key] = Outcome(End.SKIPPED)
+                return False
+            if not finished:  # else its process was killed before it tidied up
+                self._check_failure(run)
+                store.make_folder(run.results)
+                if not self._fits(run):
+                    return False
+        except (OSError, ValueError) as error:
+            self._end(run, Outcome(End.FAILED, store.line(error)))
+            return False
+        if holder := locks.holder(run.lock):
+            self._wait_for(run, holder)
+        return holder is None
 
-    def _finished(self, run: Run, watch: locks.Watch) -> int | None:
-        """Skip a run; where its process was killed before it tidied up, let it end."""
-        if watch.left():
-            return watch.next()
-        self.outcomes[run.key] = Outcome("skipped")
-        return None
-
-    def _check_failure(self, run: Run) -> None:
+    def _check_failure(self, run: StudyRun) -> None:
         """Raise the error of a run that failed in another process since we began."""
         if store.failure(run) not in (None, self._failures[run.key]):
             error = read_json(run.folder / store.ERROR).get("error")
             raise FisherpruneError(f"{error} (in another process)")
 
-    def _fits(self, run: Run) -> bool:
+    def _fits(self, run: StudyRun) -> bool:
         if self.limit == math.inf:
             return True
-        left = self.limit - (time.monotonic() - self.start)
+        left = self.limit - self._seconds()
         needed = seconds_needed(run) or 0.0
         if 0 < left and needed <= left:
             return True
         why = f"needs about {duration(needed)}, " if needed else ""
-        outcome = Outcome("left", f"{why}{duration(max(0.0, left))} are left")
-        self._end(run, outcome)
+        text = f"{why}{duration(max(0.0, left))} are left"
+        self._end(run, Outcome(End.LEFT, text))
         return False
 
-    def _wait_for(self, run: Run, watch: locks.Watch) -> None:
+    def _wait_for(self, run: StudyRun, holder: str) -> None:
         self._waiting.add(run.key)
         if run.key not in self._told:
             self._told.add(run.key)
-            self.say(f"[{self._number(run)}] {run.name}: {watch.holder()} does it")
+            self._say(run, f": {holder} does it")
 
     def _wait(self) -> bool:
         """Wait for runs that others hold; False where there is no time left."""
-        if time.monotonic() - self.start >= self.limit:
+        if self._seconds() >= self.limit:
             for run in self.plan.runs:
                 if run.key in self._waiting:
-                    self._end(run, Outcome("left", "another process does it"))
+                    self._end(run, Outcome(End.LEFT, "another process does it"))
             return False
         time.sleep(locks.POLL)
         self._waiting.clear()
         return True
 
-    def _end(self, run: Run, outcome: Outcome) -> None:
-        if outcome.kind == "locked":
+    def _end(self, run: StudyRun, outcome: Outcome) -> None:
+        if outcome.end is End.LOCKED:
             self._waiting.add(run.key)
             return
         self.outcomes[run.key] = outcome
         detail = f", {outcome.text}" if outcome.text else ""
-        self.say(f"[{self._number(run)}] {run.name}: {outcome.kind}{detail}")
+        self._say(run, f": {outcome.end.value}{detail}")
 
     def summary(self) -> str:
         """Return what came of it, as text."""
-        kinds = self.counts()
-        lines = ["", f"{len(self.plan.runs)} runs in {duration(self._seconds())}:"]
-        for kind, words in {
-            "finished": "finished",
-            "skipped": "finished before, or by another process",
-            "failed": "failed; the same command tries them again",
-            "left": "left undone",
-        }.items():
-            if kinds[kind]:
-                lines.append(f"  {kinds[kind]:4}  {words}")
-                lines += self._reasons(kind)
+        ends = self.counts()
+        lines = ["", f"{self.plan.count()} in {duration(self._seconds())}:"]
+        for end, words in SUMMARY.items():
+            if ends[end]:
+                lines.append(f"  {ends[end]:4}  {words}")
+                lines += self._reasons(end)
         lines += [f"  left out: {problem}" for problem in self.plan.problems.values()]
-        if kinds["finished"] + kinds["skipped"]:
+        if ends[End.FINISHED] + ends[End.SKIPPED]:
             folders = dict.fromkeys(str(run.results) for run in self.plan.runs)
             lines += ["", *(f"python -m fisherprune.report {f}" for f in folders)]
         return "\n".join(lines)
@@ -184,26 +181,30 @@ class Batch:
     def _seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def _reasons(self, kind: str) -> list[str]:
-        if kind not in ("failed", "left"):
+    def _reasons(self, end: End) -> list[str]:
+        if end not in (End.FAILED, End.LEFT):
             return []
         ends = ((run, self._outcome(run)) for run in self.plan.runs)
-        return [f"        {r.name}: {o.text}" for r, o in ends if o.kind == kind]
+        return [f"        {r.name}: {o.text}" for r, o in ends if o.end is end]
 
 
 def listing(plan: Plan) -> str:
     """Return the runs of a plan, each with its state, as text."""
-    lines, kinds = [], Counter()
+    lines, counts = [], Counter[str]()
     for run in plan.runs:
-        try:
-            kind = store.state(run)
-        except FisherpruneError as error:
-            kind = f"damaged: {error}"
-        held = (
-            kind != "finished" and locks.Watch(run.locks, run.identity).next() is None
-        )
-        kind = "running" if held else kind
-        kinds[kind.partition(":")[0]] += 1
-        lines.append(f"{run.name}  {kind}")
-    totals = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return "\n".join([*lines, "", f"{len(plan.runs)} runs: {totals}"])
+        state, detail = _state(run)
+        counts[state] += 1
+        lines.append(f"{run.name}  {state}{detail}")
+    totals = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    return "\n".join([*lines, "", f"{plan.count()}: {totals}"])
+
+
+def _state(run: StudyRun) -> tuple[str, str]:
+    """Return a word for what has come of a run, and what is wrong with it."""
+    try:
+        state = store.state(run)
+    except (OSError, ValueError) as error:
+        damaged = isinstance(error, FisherpruneError)
+        return "damaged" if damaged else "unreadable", f": {store.line(error)}"
+    held = state != "finished" and locks.holder(run.lock)
+    return "running" if held else state, ""

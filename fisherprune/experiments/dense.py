@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fisherprune.runs.config import MaskConfig, names
 
 
-def collapsed(values: dict[str, object]) -> dict[str, object]:
+def collapsed(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a run; for method ``none`` without those of the mask."""
     if values.get("method") != "none":
         return values

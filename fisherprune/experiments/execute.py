@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import gc
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from fisherprune import train
-from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import leases as locks
 from fisherprune.experiments import store
-from fisherprune.experiments.leases import Lock, LockLost
-from fisherprune.experiments.store import Run
+from fisherprune.experiments.store import StudyRun
+from fisherprune.runs.locks import Held, held
 from fisherprune.statistics.cache import StatisticsCache
 
 
@@ -23,78 +23,78 @@ class Options:
 
     keep_weights: bool = False
     quiet: bool = False
+    needs_lock: bool = True
+    """Whether no run begins on a file system without locks."""
+
+
+class End(enum.Enum):
+    """How an attempt at a run ended."""
+
+    FINISHED = "finished"
+    SKIPPED = "skipped"
+    """It was finished already."""
+    FAILED = "failed"
+    LEFT = "left"
+    """There was no time for it."""
+    LOCKED = "locked"
+    """Another process does it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt at a run ended."""
+    """What came of an attempt at a run."""
 
-    kind: str
-    """``finished``, ``skipped`` (it was already), ``failed``, ``left`` or ``locked``
-    (another process has it)."""
+    end: End
     text: str = ""
     """The accuracy, or why not."""
 
 
-def attempt(run: Run, generation: int, options: Options) -> Outcome:
-    """Do a run under its lock.
-
-    Args:
-        run: what to do; continued where it was interrupted.
-        generation: of the lock, as ``locks.Watch.next`` gave it.
-        options: see there.
+def attempt(run: StudyRun, options: Options) -> Outcome:
+    """Do a run under its lock, continued where it was interrupted.
 
     Returns:
         The outcome; an exception of the run is written to its folder and makes it
-        ``failed``. KeyboardInterrupt goes through, the lock is released.
+        ``FAILED``. KeyboardInterrupt goes through, the lock is released.
     """
-    lock = Lock(run.locks, run.identity, generation)
     try:
-        if not lock.claim():
-            return Outcome("locked")
-    except OSError as error:
-        return Outcome("failed", f"{lock.path}: {error.strerror}")
-    done = False
-    try:
-        outcome = _attempt_held(run, lock, options)
-        done = outcome.kind in ("finished", "skipped")
-        return outcome
-    finally:
-        lock.release(done=done)
+        with held(run.lock, needed=options.needs_lock):
+            # another process may have finished it since we looked, and been killed then
+            if store.state(run) == "finished":
+                store.tidy(run, options.keep_weights)
+                return Outcome(End.SKIPPED)
+            return _train(run, options)
+    except Held:
+        return Outcome(End.LOCKED)
+    except (OSError, ValueError) as error:
+        return Outcome(End.FAILED, store.line(error))
 
 
-def _attempt_held(run: Run, lock: Lock, options: Options) -> Outcome:
-    try:  # another process may have finished it since we looked, and been killed then
-        if store.state(run) == "finished":
-            store.tidy(run, options.keep_weights)
-            return Outcome("skipped")
-    except FisherpruneError as error:
-        return Outcome("failed", str(error))
+def _train(run: StudyRun, options: Options) -> Outcome:
     start = time.monotonic()
     try:
         result = train.run(
             run.config,
             folder=run.folder,
-            statistics=_statistics(run),
-            checkpointed=lock.check,
+            statistics=_statistics(run, options),
             quiet=options.quiet,
         )
         store.tidy(run, options.keep_weights)
-    except LockLost:
-        return Outcome("locked")
     except Exception as error:
-        return Outcome("failed", store.write_failure(run, error))
+        return Outcome(End.FAILED, store.write_failure(run, error))
     finally:
         _free_memory()
     accuracy = f"test accuracy {100 * result.best.accuracy:.2f} %"
-    return Outcome("finished", f"{accuracy}, {time.monotonic() - start:.1f} s")
+    return Outcome(End.FINISHED, f"{accuracy}, {time.monotonic() - start:.1f} s")
 
 
-def _statistics(run: Run) -> StatisticsCache:
+def _statistics(run: StudyRun, options: Options) -> StatisticsCache:
     """Return the cache of a results folder, where one process computes, others wait."""
-    return StatisticsCache(
-        run.results / "statistics", lambda key: locks.held(run.locks, key)
-    )
+
+    def alone(key: str) -> AbstractContextManager[None]:
+        path = run.locks / f"{key}.lock"
+        return held(path, wait=True, needed=options.needs_lock)
+
+    return StatisticsCache(run.results / "statistics", alone)
 
 
 def _free_memory() -> None:

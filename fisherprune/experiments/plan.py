@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.published import read_published
-from fisherprune.experiments.store import Run, check_folder
+from fisherprune.experiments.shard import ALL, Shard
+from fisherprune.experiments.store import StudyRun, check_folder
 from fisherprune.experiments.study import read_study
-from fisherprune.runs.config import resolve_device
+from fisherprune.runs.config import TrainConfig, resolve_device
 
 SUFFIXES = (".json", ".toml")
 
@@ -27,17 +29,19 @@ class Overrides:
 class Plan:
     """The runs of some files and folders, in order, each once."""
 
-    def __init__(self, paths: Iterable[Path], overrides: Overrides) -> None:
+    def __init__(
+        self, paths: Iterable[Path], overrides: Overrides, shard: Shard = ALL
+    ) -> None:
         """Read everything.
 
         Raises:
             FisherpruneError: with a line for each file that is wrong, and for paths
                 where there is nothing.
         """
-        self.paths, self.overrides = list(paths), overrides
-        self._read: dict[Path, tuple[object, list[Run] | str]] = {}
+        self.paths, self.overrides, self.shard = list(paths), overrides, shard
+        self._read: dict[Path, tuple[object, list[StudyRun] | str]] = {}
         self.problems: dict[Path, str] = {}
-        self.runs: list[Run] = []
+        self.runs: list[StudyRun] = []
         files = self._files(strict=True)
         self._update(files)
         if self.problems:
@@ -52,6 +56,11 @@ class Plan:
         before = set(self.problems.values())
         self._update(self._files(strict=False))
         return [text for text in self.problems.values() if text not in before]
+
+    def count(self) -> str:
+        """Return how many runs there are, in words."""
+        part = "" if self.shard == ALL else f" of shard {self.shard}"
+        return f"{len(self.runs)} runs{part}"
 
     def _files(self, strict: bool) -> list[Path]:
         """Return all files, in order."""
@@ -70,7 +79,8 @@ class Plan:
         return list(dict.fromkeys(files))
 
     def _update(self, files: list[Path]) -> None:
-        self.problems, runs = {}, {}
+        self.problems = {}
+        runs: dict[object, StudyRun] = {}
         for file in files:
             content = self._runs_of(file)
             if isinstance(content, str):
@@ -80,7 +90,7 @@ class Plan:
                 runs.setdefault(run.key, run)
         self.runs = list(runs.values())
 
-    def _runs_of(self, file: Path) -> list[Run] | str:
+    def _runs_of(self, file: Path) -> list[StudyRun] | str:
         """Return the runs of a file, or what is wrong with it."""
         stamp = _stamp(file)
         known, content = self._read.get(file, (None, None))
@@ -93,24 +103,25 @@ class Plan:
             self._read[file] = (stamp, content)
         return content
 
-    def _load(self, file: Path) -> list[Run]:
+    def _load(self, file: Path) -> list[StudyRun]:
         if file.suffix == ".json":
             published = read_published(file)
             configs, results = [published.config], published.output
         else:
             study = read_study(file)
-            configs, results = study.runs, Path("results") / study.name
+            configs, results = list(study.runs), Path("results") / study.name
         results = self.overrides.output or results
         check_folder(results)
-        return [Run(self._overridden(c, file, results), results) for c in configs]
+        runs = [StudyRun(self._overridden(c, file, results), results) for c in configs]
+        return [run for run in runs if self.shard.takes(run.identity)]
 
-    def _overridden(self, config, file: Path, results: Path):
-        changes = {"output_dir": str(results)}
-        for name in ("device", "data_dir"):
-            value = getattr(self.overrides, name)
-            changes |= {} if value is None else {name: value}
+    def _overridden(
+        self, config: TrainConfig, file: Path, results: Path
+    ) -> TrainConfig:
+        given = {"device": self.overrides.device, "data_dir": self.overrides.data_dir}
+        changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         try:
-            config = replace(config, **changes)
+            config = replace(config, output_dir=str(results), **changes)
             resolve_device(config.device)
         except FisherpruneError as error:
             raise FisherpruneError(f"{file}: {error}") from None

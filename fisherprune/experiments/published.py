@@ -10,18 +10,20 @@ our ``grasp_reversed``. Mask batches above 4096 are squared here like any other.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError, shown
 from fisherprune.experiments.dense import collapsed
-from fisherprune.experiments.fields import Section
 from fisherprune.models import MODELS
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.kinds import NUMBER, TEXT, WHOLE, list_of
+from fisherprune.runs.section import Section, make_config
 
 SKIP = ("bias", "linear", "bn")
 """Parts of the names of parameters that the published code does not prune."""
@@ -52,39 +54,41 @@ PATHS = {
 """Where TrainConfig's complaints belong in a file."""
 
 
+Values = dict[str, Any]
+"""Fields of a run, by name."""
+
+
 @dataclass(frozen=True)
-class Published:
+class PublishedRun:
     """One file: its run, and the results folder it names."""
 
     config: TrainConfig
     output: Path
 
 
-def read_published(path: Path) -> Published:
+def read_published(path: Path) -> PublishedRun:
     """Read one JSON file of the published schema.
 
     Raises:
         FisherpruneError: where it can't be read, a field is missing, unknown or of
             another type, or no run can have its values; names file and field.
     """
-    whole = Section(str(path), _parse(path))
-    output, device, seed = _general(whole.section("general"))
-    values = {"device": device, "seed": seed, "skip": SKIP, "output_dir": output}
+    whole = Section(path, _parse(path))
+    values: Values = {"skip": SKIP}
+    values |= _general(whole.section("general"))
     values |= _dataset(whole.section("dataset"))
     values |= _model(whole.section("model"), values["dataset"])
     values |= _training(whole.section("training"))
     values |= _validation(whole.section("validation"))
     whole.done()
-    try:
-        config = TrainConfig(**collapsed(values))
-    except FisherpruneError as error:
-        name, _, rest = str(error).partition(" ")
-        raise FisherpruneError(f"{path}: {PATHS.get(name, name)} {rest}") from None
-    return Published(config, Path(output))
+    config = make_config(
+        collapsed(values), lambda name: whole.place(PATHS.get(name, name))
+    )
+    return PublishedRun(config, Path(config.output_dir))
 
 
 def _parse(path: Path) -> object:
-    def once(pairs):
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names = [name for name, _ in pairs]
         for name in names:
             if names.count(name) > 1:
@@ -99,28 +103,25 @@ def _parse(path: Path) -> object:
         raise FisherpruneError(f"{path}: must be a JSON file: {error}") from None
 
 
-def _general(general: Section) -> tuple[str, str, int]:
-    """Return results folder, device and seed."""
+def _general(general: Section) -> Values:
     general.get("id", TEXT)
     general.get("description", TEXT)
     gpu = general.section("gpu")
     count, index = gpu.get("ngpus", WHOLE), gpu.get("gpu_id", WHOLE)
     gpu.done()
     if count not in (0, 1):
-        raise gpu.error(
-            "general.gpu.ngpus",
-            f"must be 0 or 1, a run takes one device; got {shown(count)}",
-        )
+        raise gpu.wrong("ngpus", "0 or 1, a run takes one device", count)
     if index < 0:
-        raise gpu.error("general.gpu.gpu_id", f"must be at least 0, got {shown(index)}")
+        raise gpu.wrong("gpu_id", "at least 0", index)
     general.get("experiment", TEXT, ["pbt"])
     seed, output = general.get("seed", WHOLE), general.get("output_dir", TEXT)
     general.done()
     gpu_there = f"cuda:{index}" if torch.cuda.is_available() else "auto"
-    return output, gpu_there if count else "cpu", seed
+    device = gpu_there if count else "cpu"
+    return {"output_dir": output, "device": device, "seed": seed}
 
 
-def _dataset(section: Section) -> dict[str, object]:
+def _dataset(section: Section) -> Values:
     values = {
         "dataset": _named(section, "class", IMAGE_SIZES),
         "batch_size": section.get("batch_size", WHOLE),
@@ -129,30 +130,27 @@ def _dataset(section: Section) -> dict[str, object]:
     return values
 
 
-def _model(section: Section, dataset: str) -> dict[str, object]:
+def _model(section: Section, dataset: str) -> Values:
     model = _named(section, "class", MODELS)
     classes = section.get("num_classes", WHOLE)
     section.done()
     wanted = CLASSES.get(dataset, classes)
     if classes != wanted:
-        raise section.error(
-            "model.num_classes",
-            f"must be {wanted}, the classes of {dataset}, got {shown(classes)}",
+        raise section.wrong(
+            "num_classes", f"{wanted}, the classes of {dataset}", classes
         )
     return {"model": model}
 
 
-def _named(section: Section, name: str, known) -> str:
+def _named(section: Section, name: str, known: Iterable[str]) -> str:
     """Return a name in our spelling; capitals make no difference."""
     value = section.get(name, TEXT)
     if value.lower() not in known:
-        raise section.error(
-            section.full(name), f"must be one of {', '.join(known)}; got {shown(value)}"
-        )
+        raise section.wrong(name, f"one of {', '.join(known)}", value)
     return value.lower()
 
 
-def _training(training: Section) -> dict[str, object]:
+def _training(training: Section) -> Values:
     steps = training.get("num_steps", WHOLE)
     criterion = training.section("criterion")
     criterion.get("class", TEXT, ["CE"])
@@ -165,26 +163,22 @@ def _training(training: Section) -> dict[str, object]:
     return values | _after_warmup(training, steps, values)
 
 
-def _after_warmup(training: Section, steps: int, values: dict) -> dict[str, object]:
+def _after_warmup(training: Section, steps: int, values: Values) -> Values:
     """Return epochs and drops as counted from the mask on."""
     warmup, drops = values["warmup_epochs"], values["lr_drops"]
     if warmup and warmup >= steps:
-        raise training.error(
-            "training.compressor.warmup",
-            f"must be below num_steps, which counts the warm-up too: {shown(steps)}; "
-            f"got {shown(warmup)}, which leaves no epoch after the mask",
-        )
+        wanted = f"below num_steps, {shown(steps)}, which counts the warm-up too"
+        raise training.wrong("compressor.warmup", wanted, warmup)
     early = [drop for drop in drops if drop <= warmup]
     if warmup and early:
-        raise training.error(
-            "training.optimizer.lr_drops",
-            f"must be after the warm-up of {shown(warmup)} epochs, which keeps the "
-            f"first learning rate; got {shown(early[0])}",
+        wanted = (
+            f"after the warm-up of {shown(warmup)} epochs, which keeps the first lr"
         )
+        raise training.wrong("optimizer.lr_drops", wanted, early[0])
     return {"epochs": steps - warmup, "lr_drops": tuple(x - warmup for x in drops)}
 
 
-def _optimizer(optimizer: Section) -> dict[str, object]:
+def _optimizer(optimizer: Section) -> Values:
     optimizer.get("class", TEXT, ["sgd"])
     values = {
         "lr": optimizer.get("learning_rate", NUMBER),
@@ -197,7 +191,7 @@ def _optimizer(optimizer: Section) -> dict[str, object]:
     return values
 
 
-def _compressor(compressor: Section) -> dict[str, object]:
+def _compressor(compressor: Section) -> Values:
     code = compressor.get("class", TEXT, METHODS)
     values = {
         "method": METHODS[code],
@@ -208,14 +202,12 @@ def _compressor(compressor: Section) -> dict[str, object]:
     }
     compressor.done()
     if code == "none" and values["sparsity"] != 0:
-        raise compressor.error(
-            "training.compressor.sparsity",
-            f"must be 0 for none, which prunes nothing, got {values['sparsity']}",
-        )
+        wanted = "0 for none, which prunes nothing"
+        raise compressor.wrong("sparsity", wanted, values["sparsity"])
     return values
 
 
-def _validation(section: Section) -> dict[str, object]:
+def _validation(section: Section) -> Values:
     metric = METRICS[section.get("metric", TEXT, METRICS)]
     every = section.get("frequency", WHOLE)
     section.done()

@@ -11,30 +11,33 @@ Nothing finished is ever overwritten or removed: what is damaged is told, by nam
 from __future__ import annotations
 
 import json
-import math
+import os
 import time
 import traceback
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.files import read_json, write_text
 from fisherprune.runs.config import TrainConfig
-from fisherprune.runs.folder import CHECKPOINT, CONFIG, METRIC_NAMES, RESULTS, run_name
+from fisherprune.runs.folder import CHECKPOINT, CONFIG, RESULTS, read_config, run_name
+from fisherprune.runs.folder import tidy as tidy_folder
 from fisherprune.runs.identity import identity
-from fisherprune.runs.kinds import NUMBER
-from fisherprune.runs.result import FORMAT as RUN_FORMAT
+from fisherprune.runs.reader import read_run
+from fisherprune.runs.result import RunResult
 
 FORMAT = 1
 """Of a results folder."""
 ERROR = "error.json"
 MARK = "fisherprune-results.json"
 WEIGHTS = ("last.safetensors", "best.safetensors")
+State = Literal["finished", "failed", "resumable", "new"]
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study, with a place in a results folder."""
 
     config: TrainConfig
@@ -48,7 +51,7 @@ class Run:
     @cached_property
     def key(self) -> tuple[Path, str]:
         """What tells runs apart: the same run may be in two results folders."""
-        return self.results.resolve(), self.identity
+        return Path(os.path.realpath(self.results)), self.identity
 
     @cached_property
     def name(self) -> str:
@@ -62,8 +65,13 @@ class Run:
 
     @property
     def locks(self) -> Path:
-        """Where its lock is, under its identity."""
+        """Where the locks of its results folder are."""
         return self.results / "locks"
+
+    @property
+    def lock(self) -> Path:
+        """What the process that does it holds."""
+        return self.locks / f"{self.identity}.lock"
 
 
 def check_folder(results: Path) -> None:
@@ -73,9 +81,13 @@ def check_folder(results: Path) -> None:
         FisherpruneError: where it is something else, or of another version.
     """
     mark = results / MARK
-    if results.exists() and not results.is_dir():
+    try:
+        there, marked = results.exists(), mark.exists()
+    except OSError as error:
+        raise _no_folder(results, error) from None
+    if there and not results.is_dir():
         raise FisherpruneError(f"{results}: results go into a folder, this is a file")
-    if not mark.exists():
+    if not marked:
         return
     content = read_json(mark)
     if content.get("format") != FORMAT:
@@ -98,14 +110,18 @@ def make_folder(results: Path) -> None:
         if not (results / MARK).exists():
             write_text(results / MARK, json.dumps({"format": FORMAT}) + "\n")
     except OSError as error:
-        raise FisherpruneError(
-            f"{results}: results must go into a folder that can be written to: "
-            f"{error.strerror}"
-        ) from error
+        raise _no_folder(results, error) from error
 
 
-def read_results(run: Run) -> dict | None:
-    """Return what is in the results of a run; None where there are none yet.
+def _no_folder(results: Path, error: OSError) -> FisherpruneError:
+    return FisherpruneError(
+        f"{results}: results must go into a folder that can be written to: "
+        f"{error.strerror}"
+    )
+
+
+def read_results(run: StudyRun) -> RunResult | None:
+    """Return the result of a run; None where there is none yet.
 
     Raises:
         FisherpruneError: where the file is damaged, of another run or version.
@@ -113,60 +129,24 @@ def read_results(run: Run) -> dict | None:
     path = run.folder / RESULTS
     if not path.exists():
         return None
-    hint = "; move the run's folder away to do the run again"
     try:
-        content = read_json(path)
-        if content.get("format") != RUN_FORMAT:
-            raise FisherpruneError(
-                f"{path}: format must be {RUN_FORMAT}, got "
-                f"{shown(content.get('format'))}"
-            )
-        _check_config(path, content.get("config"), run)
-        _check_numbers(path, content)
+        result = read_run(path, run.name)
+        _check_identity(f"{path}: config", result.config, run)
     except FisherpruneError as error:
-        raise FisherpruneError(f"{error}{hint}") from None
-    return content
+        hint = "move the run's folder away to do the run again"
+        raise FisherpruneError(f"{error}; {hint}") from None
+    return result
 
 
-def _check_config(path: Path, content: object, run: Run) -> None:
+def _check_identity(place: str, stored: TrainConfig, run: StudyRun) -> None:
     """Check that a stored configuration is the run's."""
-    known = {field.name for field in fields(TrainConfig)}
-    if not isinstance(content, dict) or not set(content) <= known:
-        raise FisherpruneError(
-            f"{path}: config must be a configuration of this version, got "
-            f"{shown(content)}"
-        )
-    try:
-        stored = identity(TrainConfig(**content))
-    except (FisherpruneError, TypeError) as error:
-        raise FisherpruneError(f"{path}: config: {error}") from None
-    if stored != run.identity:
-        raise FisherpruneError(
-            f"{path}: config must be that of run {run.identity}, got that of {stored}"
-        )
+    if identity(stored) != run.identity:
+        got = f"that of {identity(stored)}"
+        raise FieldError(place, f"that of run {run.identity}", got)
 
 
-def _check_numbers(path: Path, content: dict) -> None:
-    for part in ("last", "best"):
-        test = content.get("test")
-        values = test.get(part) if isinstance(test, dict) else None
-        for name in METRIC_NAMES:
-            value = values.get(name) if isinstance(values, dict) else None
-            if not NUMBER.accepts(value):
-                raise FisherpruneError(
-                    f"{path}: test.{part}.{name} must be a number, got {shown(value)}"
-                )
-    seconds = content.get("seconds")
-    if not isinstance(seconds, dict) or not all(
-        NUMBER.accepts(s) and math.isfinite(s) for s in seconds.values()
-    ):
-        raise FisherpruneError(
-            f"{path}: seconds must be numbers by phase, got {shown(seconds)}"
-        )
-
-
-def state(run: Run) -> str:
-    """Return ``finished``, ``failed``, ``resumable`` or ``new``.
+def state(run: StudyRun) -> State:
+    """Return what has come of a run so far.
 
     Raises:
         FisherpruneError: where the run's folder holds another run, or damaged files.
@@ -175,13 +155,13 @@ def state(run: Run) -> str:
         return "finished"
     config = run.folder / CONFIG
     if config.exists():
-        _check_config(config, read_json(config), run)
+        _check_identity(f"{config}: config", read_config(run.folder), run)
     if (run.folder / ERROR).exists():
         return "failed"
     return "resumable" if (run.folder / CHECKPOINT).exists() else "new"
 
 
-def failure(run: Run) -> bytes | None:
+def failure(run: StudyRun) -> bytes | None:
     """Return what a failed run left behind, to compare with later."""
     try:
         return (run.folder / ERROR).read_bytes()
@@ -189,13 +169,11 @@ def failure(run: Run) -> bytes | None:
         return None
 
 
-def write_failure(run: Run, error: BaseException) -> str:
+def write_failure(run: StudyRun, error: BaseException) -> str:
     """Write ``error.json`` for a failed run; return the line that says why."""
-    line = " ".join(str(error).split()) or "no message"
-    if not isinstance(error, FisherpruneError):
-        line = f"{type(error).__name__}: {line}"
+    text = line(error)
     content = {
-        "error": line,
+        "error": text,
         "traceback": "".join(traceback.format_exception(error)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -203,14 +181,20 @@ def write_failure(run: Run, error: BaseException) -> str:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.folder / ERROR, json.dumps(content, indent=2) + "\n")
     except OSError as full:
-        line += f" (and error.json can't be written: {full.strerror})"
-    return line
+        text += f" (and error.json can't be written: {full.strerror})"
+    return text
 
 
-def tidy(run: Run, keep_weights: bool) -> None:
+def line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    expected = isinstance(error, FisherpruneError)
+    return text if expected else f"{type(error).__name__}: {text}"
+
+
+def tidy(run: StudyRun, keep_weights: bool) -> None:
     """Remove what a finished run leaves behind, and what its killed attempts left."""
     (run.folder / ERROR).unlink(missing_ok=True)
     for name in () if keep_weights else WEIGHTS:
         (run.folder / name).unlink(missing_ok=True)
-    for path in run.folder.glob(".*.*"):  # temporary files, see files.py
-        path.unlink(missing_ok=True)
+    tidy_folder(run.folder)

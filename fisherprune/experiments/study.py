@@ -24,27 +24,28 @@ from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FisherpruneError, near
 from fisherprune.experiments.dense import collapsed
-from fisherprune.experiments.fields import Section, near
 from fisherprune.masks.densities import checked_densities, read_densities
-from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.config import TrainConfig, about
 from fisherprune.runs.identity import identity
 from fisherprune.runs.kinds import KINDS, TEXT, Kind, list_of
+from fisherprune.runs.section import Section, make_config
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-DENSITIES = Kind(
+DENSITIES: Kind[Any] = Kind(
     "a file's name or a table of numbers", lambda value: isinstance(value, str | dict)
 )
 FIELDS = {
     field.name: KINDS.get(field.type.removesuffix(" | None"), DENSITIES)
     for field in fields_of(TrainConfig)
-    if field.name != "output_dir"
+    if field.name != "output_dir" and about(field).given
 }
 """Fields that a study can set."""
 
@@ -67,14 +68,12 @@ def read_study(path: Path) -> Study:
     whole = Section(str(path), _parse(path))
     name = whole.get("name", TEXT)
     if not re.fullmatch(r"[\w][\w.-]*", name):
-        raise whole.error(
-            "name", f"must be letters, digits, '.', '_' or '-', got {shown(name)}"
-        )
+        raise whole.wrong("name", "letters, digits, '.', '_' or '-'", name)
     for optional in ("description", "run", "grid"):
         whole.content.setdefault(optional, "" if optional == "description" else {})
     whole.get("description", TEXT)
     fixed = _fixed(whole.section("run"))
-    runs = {}
+    runs: dict[str, TrainConfig] = {}
     for grid in _grids(whole):
         for config in _expand(grid, fixed, path.parent):
             runs.setdefault(identity(config), config)
@@ -95,7 +94,8 @@ def _grids(whole: Section) -> list[Section]:
     """Return the tables under ``grid``: one, or each of several."""
     if not isinstance(whole.content["grid"], list):
         return [whole.section("grid")]
-    tables = whole.get("grid", Kind("tables", lambda value: len(value) > 0))
+    several: Kind[list[object]] = Kind("tables", lambda value: len(value) > 0)
+    tables = whole.get("grid", several)
     return [
         Section(whole.file, table, f"grid[{number}]")
         for number, table in enumerate(tables, 1)
@@ -111,15 +111,10 @@ def _fixed(run: Section) -> dict[str, tuple[str, object]]:
 
 def _kind(section: Section, name: str) -> Kind:
     if name == "output_dir":
-        raise section.error(
-            section.full(name), "can't be set by a study; --output DIR does that"
-        )
+        raise section.error(name, "can't be set by a study; --output DIR does that")
     if name not in FIELDS:
-        raise section.error(
-            section.full(name),
-            f"is unknown{near(name, FIELDS)}; the fields of a run are "
-            f"{', '.join(FIELDS)}",
-        )
+        known = f"the fields of a run are {', '.join(FIELDS)}"
+        raise section.error(name, f"is unknown{near(name, FIELDS)}; {known}")
     return FIELDS[name]
 
 
@@ -129,20 +124,22 @@ def _expand(grid: Section, fixed: dict, folder: Path) -> Iterator[TrainConfig]:
     paths = {name: path for name, (path, _) in fixed.items()}
     paths |= {name: grid.full(name) for name in choices}
     constant = {name: value for name, (_, value) in fixed.items()}
+
+    def place(name: str) -> str:
+        return f"{grid.file}: {paths.get(name, name)}"
+
     for values in product(*choices.values()):
         run = collapsed(constant | dict(zip(choices, values, strict=True)))
         if run.get("densities") is not None:
-            run["densities"] = _densities(
-                run["densities"], f"{grid.file}: {paths['densities']}", folder
-            )
-        yield _config(grid.file, paths, run)
+            run["densities"] = _densities(run["densities"], place("densities"), folder)
+        yield make_config(run, place)
 
 
 def _choices(grid: Section, name: str, fixed: dict) -> tuple:
     """Return the values of a field of a grid: those of its list, or its only one."""
     kind = _kind(grid, name)
     if name in fixed:
-        raise grid.error(grid.full(name), f"is set already: by {fixed[name][0]}")
+        raise grid.error(name, f"is set already: by {fixed[name][0]}")
     value = grid.content[name]
     if kind.accepts(value):
         return (grid.get(name, kind),)
@@ -165,11 +162,3 @@ def _densities(value: str | dict, place: str, folder: Path) -> dict[str, float]:
         return read_densities(folder / value)
     except FisherpruneError as error:
         raise FisherpruneError(f"{place}: {error}") from None
-
-
-def _config(file: str, paths: dict[str, str], run: dict[str, object]) -> TrainConfig:
-    try:
-        return TrainConfig(**run)
-    except FisherpruneError as error:
-        name, _, rest = str(error).partition(" ")
-        raise FisherpruneError(f"{file}: {paths.get(name, name)} {rest}") from None

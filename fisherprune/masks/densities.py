@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.masks import Masks
-from fisherprune.runs.kinds import NUMBER
 
 
 def read_densities(path: str | Path) -> dict[str, float]:
@@ -45,13 +45,12 @@ def checked_densities(content: object, name: str = "densities") -> dict[str, flo
         FisherpruneError: where it does not; the message begins with ``name``.
     """
     if not isinstance(content, Mapping) or not content:
-        raise FisherpruneError(f"{name} must map parameter names to numbers")
+        raise FieldError(name, "numbers by parameter name", shown(content))
     for key, value in content.items():
-        if not NUMBER.accepts(value) or not math.isfinite(value) or value < 0:
-            raise FisherpruneError(
-                f"{name} must be finite numbers of at least 0, got {shown(value)} for "
-                f"{shown(key)}"
-            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= sys.float_info.max:
+            got = f"{shown(value)} for {shown(key)}"
+            raise FieldError(name, "finite numbers of at least 0", got)
     return {str(key): float(value) for key, value in content.items()}
 
 
@@ -79,9 +78,9 @@ def keep_counts(
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, ``keep`` in all, by relative densities.
 
-    Densities are scaled by one common factor; where that makes a layer more than dense,
-    it is dense and the others are scaled further. The counts are rounded by largest
-    remainder, ties by order, so that they sum to ``keep`` exactly. Exact arithmetic.
+    All densities are scaled by one factor. Where that makes a density larger than 1, it
+    becomes 1 and the others are scaled further. The counts are rounded by largest
+    remainder, ties by order, so that they sum to ``keep``. The arithmetic is exact.
 
     Args:
         densities: numbers of at least 0, by parameter name; 0 keeps none.
@@ -101,10 +100,12 @@ def keep_counts(
             f"is 0, but the sparsity asks for {keep}"
         )
     counts = dict.fromkeys(sizes, 0)
-    left, dense = keep, True
-    while open_ and dense:
-        factor = left / sum(density * sizes[n] for n, density in open_.items())
+    left, factor = keep, Fraction()
+    while open_:
+        factor = left / sum((d * sizes[n] for n, d in open_.items()), Fraction())
         dense = [n for n, density in open_.items() if density * factor >= 1]
+        if not dense:
+            break
         for name in dense:
             counts[name] = sizes[name]
             left -= sizes[name]

@@ -1,4 +1,4 @@
-"""CIFAR variants of the networks of the pruning literature.
+"""CIFAR variants of the networks of the pruning literature, and any others by name.
 
 Every constructor takes ``num_classes`` and ``in_channels``; ``MODELS`` maps their names
 to them. All weights start from PyTorch's default initialization of Conv2d and Linear
@@ -7,12 +7,10 @@ to them. All weights start from PyTorch's default initialization of Conv2d and L
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.models import resolve
 from fisherprune.models.resnet import (
     ResNet,
     resnet18,
@@ -22,9 +20,10 @@ from fisherprune.models.resnet import (
     resnet101,
     resnet152,
 )
+from fisherprune.models.resolve import source_hash
 from fisherprune.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, resolve.Builder] = {
     "resnet18": resnet18,
     "resnet20": resnet20,
     "resnet34": resnet34,
@@ -37,18 +36,55 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg19": vgg19,
 }
 
-__all__ = ["MODELS", "ResNet", "VGG", "create", *MODELS]
+__all__ = [
+    "MODELS",
+    "VGG",
+    "ResNet",
+    "check_name",
+    "create",
+    "resnet101",
+    "resnet152",
+    "resnet18",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "source_hash",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+]
+
+
+def check_name(name: str) -> None:
+    """Refuse what can't be the name of a network; nothing of the user's is imported.
+
+    Raises:
+        FieldError: where it is neither a key of ``MODELS`` nor of the form
+            torchvision:NAME, MODULE:FUNCTION or FILE.py:FUNCTION.
+    """
+    resolve.check_name(name, MODELS)
 
 
 def create(
-    name: str, num_classes: int = 10, in_channels: int = 3, *, seed: int | None = None
+    name: str,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    image_size: int = 32,
+    seed: int | None = None,
 ) -> nn.Module:
-    """Build a network of ``MODELS``.
+    """Build a network by its name.
 
     Args:
-        name: a key of ``MODELS``.
+        name: a key of ``MODELS``; ``torchvision:NAME`` for a network of torchvision's,
+            without its weights, which takes images of 3 channels; or
+            ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` for a function that returns any
+            network. It is called with the keyword arguments num_classes, in_channels
+            and image_size, as far as it takes them; num_classes it must take.
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
+        image_size: their height and width; our networks take any.
         seed: where given, the initial weights depend on it alone, and the global
             random state is left as it was.
 
@@ -56,13 +92,23 @@ def create(
         The network on the CPU, in training mode.
 
     Raises:
-        FisherpruneError: for a name that is not in ``MODELS``.
+        FisherpruneError: for an unknown name, and for a function or a network that
+            fails or returns something else.
     """
-    if name not in MODELS:
-        known = ", ".join(MODELS)
-        raise FisherpruneError(f"model must be one of {known}; got {name!r}")
+    check_name(name)
     if seed is None:
-        return MODELS[name](num_classes, in_channels)
+        return _create(name, num_classes, in_channels, image_size)
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        return _create(name, num_classes, in_channels, image_size)
+
+
+def _create(name: str, *sizes: int) -> nn.Module:
+    """Build a network; one that is not ours is tried on images that are all zero."""
+    if name in MODELS:
+        num_classes, in_channels, _ = sizes
         return MODELS[name](num_classes, in_channels)
+    network = resolve.build(name, *sizes)
+    with torch.random.fork_rng(devices=[]):
+        resolve.check_outputs(name, network, *sizes)
+    return network

@@ -5,21 +5,63 @@ Importing this module registers the ops below ``torch.ops.fisherprune``.
 
 from __future__ import annotations
 
-import importlib
+import os
+import struct
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 MEND = "reinstall with `pip install --no-build-isolation .` in the source folder"
 
 
-def _load():
+NAME = "fisherprune._C"
+
+
+def _load() -> ModuleType:
+    """Import the kernels beside this package, else those of an installed one.
+
+    A source folder on ``sys.path`` hides the installed package, but it has kernels only
+    if they were built in place.
+    """
+    places = [Path(__file__).parents[1], *(Path(p, "fisherprune") for p in sys.path)]
     try:
-        return importlib.import_module("fisherprune._C")
-    except ImportError as error:
+        spec = PathFinder.find_spec(NAME, [os.fspath(place) for place in places])
+        if spec is None or spec.loader is None or spec.origin is None:
+            raise ImportError(f"there are none in {places[0]}, and none are installed")
+        _check_whole(Path(spec.origin))
+        module = sys.modules[NAME] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (ImportError, OSError) as error:
+        sys.modules.pop(NAME, None)
         raise ImportError(
-            f"fisherprune: the compiled kernels (fisherprune._C) do not load beside "
+            f"fisherprune: the compiled kernels ({NAME}) do not load beside "
             f"torch {torch.__version__}: {error}; {MEND}"
         ) from None
+    return module
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a file that was cut short: to load it would kill the process.
+
+    The table of sections ends an ELF file; the header says where it is.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
+        return
+    whole = 64
+    if len(header) == 64:
+        (start,) = struct.unpack_from("<Q", header, 40)
+        size, count = struct.unpack_from("<HH", header, 58)
+        whole = start + size * count
+    found = path.stat().st_size
+    if found < whole:
+        raise ImportError(f"{path} was cut short: it has {found} of {whole} bytes")
 
 
 def _check_cuda_major(built: str, running: str | None) -> None:
@@ -31,7 +73,10 @@ def _check_cuda_major(built: str, running: str | None) -> None:
         )
 
 
-_C = _load()
+if TYPE_CHECKING:
+    from fisherprune import _C
+else:
+    _C = _load()
 _check_cuda_major(_C.cuda_version, torch.version.cuda)
 
 CUDA_VERSION: str = _C.cuda_version

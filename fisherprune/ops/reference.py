@@ -1,9 +1,9 @@
 """Pure-PyTorch twins of the ops: the specification, for tests and benchmarks.
 
-Each function has the signature of its namesake in ``ops.py`` and says in the plainest
-PyTorch what it computes, with no regard for memory or time. All dtypes are accepted and
-the arithmetic is done in the dtype of the accumulators, so float64 gives a truth to
-compare with.
+Each function has the signature of its namesake in ``wrappers.py`` and says in the
+plainest PyTorch what it computes, with no regard for memory or time. All dtypes are
+accepted and the arithmetic is done in the dtype of the accumulators, so float64 gives a
+truth to compare with.
 """
 
 from __future__ import annotations

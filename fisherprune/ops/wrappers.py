@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -89,8 +90,8 @@ def grad_moments(
 
 def _tf32_allowed(linear: bool) -> bool:
     """Return torch's own setting for the operation whose gradient it is."""
-    backend = torch.backends.cuda.matmul if linear else torch.backends.cudnn.conv
-    return backend.fp32_precision == "tf32"
+    backend = "cuda.matmul" if linear else "cudnn.conv"  # not in torch's type hints
+    return attrgetter(f"{backend}.fp32_precision")(torch.backends) == "tf32"
 
 
 def _positions_as_image(x: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ def refuse_nonfinite(
 
 
 def _score_list(op: str, scores: Sequence[Tensor]) -> list[Tensor]:
-    """Check what would keep the dispatcher from finding the op's kernel."""
+    """Check what the dispatcher needs to choose the op's kernel: one device."""
     scores = list(scores)
     if not scores:
         raise RuntimeError(f"{op}: scores must hold at least one tensor")
@@ -228,17 +229,17 @@ def key_value(key: int) -> float:
 
 @torch.library.register_fake("fisherprune::grad_moments")
 def _(
-    input,
-    grad,
-    sum,
-    sum_sq,
-    stride,
-    padding,
-    dilation,
-    groups,
-    group_size,
-    allow_tf32=False,
-):
+    input: Tensor,
+    grad: Tensor,
+    sum: Tensor,
+    sum_sq: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    group_size: int,
+    allow_tf32: bool = False,
+) -> None:
     for name, x in (("grad", grad), ("sum", sum), ("sum_sq", sum_sq)):
         if x.device != input.device:
             raise RuntimeError(
@@ -249,7 +250,7 @@ def _(
 
 
 @torch.library.register_fake("fisherprune::global_topk")
-def _(scores, keep):
+def _(scores: list[Tensor], keep: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor]:
     _score_list("global_topk", scores)
     return (
         [s.new_empty(s.shape, dtype=torch.bool) for _ in keep for s in scores],
@@ -259,12 +260,12 @@ def _(scores, keep):
 
 
 @torch.library.register_fake("fisherprune::topk_histogram")
-def _(scores, prefix, prefix_bits, digit_bits):
+def _(scores: list[Tensor], prefix: int, prefix_bits: int, digit_bits: int) -> Tensor:
     _score_list("topk_histogram", scores)
     return scores[0].new_empty(1 << digit_bits, dtype=torch.int64)
 
 
 @torch.library.register_fake("fisherprune::topk_masks")
-def _(scores, threshold, ties):
+def _(scores: list[Tensor], threshold: float, ties: Sequence[int]) -> list[Tensor]:
     _score_list("topk_masks", scores)
     return [s.new_empty(s.shape, dtype=torch.bool) for s in scores]

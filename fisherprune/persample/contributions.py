@@ -1,20 +1,38 @@
 """What one use of a parameter adds to its per-sample gradients, not yet multiplied out.
 
-Both kinds offer ``samples(slice)``, ``add_moments(sum, sum_sq, group_size)``,
-``total()``, the ordinary gradient, and ``+``, for two uses of one parameter in the same
-forward pass: their per-sample gradients add up before they are squared.
+``Factors`` are those of weight matrices and kernels, ``Rows`` of any other parameter.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fisherprune import ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Contribution(Protocol):
+    """The per-sample gradients of one parameter from one use of it."""
+
+    def samples(self, chosen: slice) -> Self:
+        """Return those of some of the samples."""
+
+    def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
+        """Accumulate the means of a whole number of groups, and their squares."""
+
+    def total(self) -> Tensor:
+        """Return the sum over the samples, the ordinary gradient."""
+
+    def __add__(self, other: Self) -> Self:
+        """Join two uses in one forward pass: gradients add up before the square."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class Factors:
     input: Tensor
     grad: Tensor
     shape: tuple[int, ...]
-    conv: dict | None = None
+    conv: dict[str, Any] | None = None
 
     def samples(self, chosen: slice) -> Factors:
         """Return the factors of some of the samples."""
@@ -65,13 +83,14 @@ class Factors:
             input = F.unfold(self.input, self.shape[2:], **size)
             grad, groups = self.grad.flatten(2), self.conv["groups"]
         shape = (self.shape[0], math.prod(self.shape[1:]), 1, 1)
-        one = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=groups)
-        return Factors(input.unsqueeze(-1), grad.unsqueeze(-1), shape, one)
+        one = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        conv = {**one, "groups": groups}
+        return Factors(input.unsqueeze(-1), grad.unsqueeze(-1), shape, conv)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The per-sample gradients of a vector parameter themselves, ``[N, length]``."""
+    """The per-sample gradients themselves, ``[N, *shape]``: for small parameters."""
 
     rows: Tensor
 
@@ -86,15 +105,12 @@ class Rows:
         sum_sq += means.square().sum(0)
 
     def total(self) -> Tensor:
-        """Return the sum over the samples, ``[length]``."""
+        """Return the sum over the samples, of the parameter's shape."""
         return self.rows.sum(0)
 
     def __add__(self, other: Rows) -> Rows:
         """Add the gradients of both uses."""
         return Rows(self.rows + other.rows)
-
-
-Contribution = Factors | Rows
 
 
 def _positions_last(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,8 @@ from torch.overrides import TorchFunctionMode
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import owner
 from fisherprune.persample.contributions import Contribution
-from fisherprune.persample.layers.base import Call
-from fisherprune.persample.layers.linear import LinearLayer
-from fisherprune.persample.layers.norm import BatchNormLayer
-from fisherprune.persample.layers.registry import CALLS
+from fisherprune.persample.layers.base import CALLS, LayerCall, known_functions
 
-SUPPORTED = "conv1d, conv2d, linear and batch_norm"
 RECOMPUTING = (
     "activation checkpointing runs layers again untapped, and other hooks on saved "
     "tensors may: they must be switched off for scoring"
@@ -38,7 +35,7 @@ class LayerTap(TorchFunctionMode):
     """Reports what each parameter's use contributes, ``report(name, contribution)``.
 
     Args:
-        model: whose forward pass is tapped; only read, to say where a parameter is.
+        model: the one whose forward pass is tapped; read for messages alone.
         parameters: the watched parameters by name.
         samples: N, the leading dimension that every watched layer's input must have.
         report: called once per parameter and backward pass: during it where the
@@ -55,7 +52,7 @@ class LayerTap(TorchFunctionMode):
         report: Callable[[str, Contribution], None],
         op: str,
         keep_last: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         self.names = {id(p): name for name, p in parameters.items()}
         self.model = model
@@ -63,8 +60,8 @@ class LayerTap(TorchFunctionMode):
         self.samples = samples
         self.report = report
         self.op, self.keep_last = op, keep_last
-        self.uses = Counter()
-        self.hidden: str | None = None  # a parameter used where autograd does not look
+        self.uses: Counter[str] = Counter()
+        self.hidden: str | None = None  # a parameter that was used without autograd
         self.last_inputs: list[Tensor] = []  # of the last sample, a row for each call
         self.joined: dict[str, Contribution] = {}
         self.running = False  # whether the backward pass is the one of the losses
@@ -87,43 +84,48 @@ class LayerTap(TorchFunctionMode):
                 raise
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Run supported functions of watched parameters through the tap."""
         kwargs = kwargs or {}
         if func not in CALLS:
             return func(*args, **kwargs)
-        call = self._sorted_out(func, args, kwargs)
-        names = tuple(self.names.get(id(p)) for p in (call.weight, call.bias))
-        if names == (None, None):
-            return self._unwatched(call, func, args, kwargs)
-        name = names[0] or names[1]
-        self._check_input(call, name)
-        self._note(call, name)
-        self.uses.update(name for name in names if name)
-        computed = (
-            operand if not name and _is_computed(operand) else None
-            for name, operand in zip(names, (call.weight, call.bias), strict=True)
-        )
-        return _TappedLayer.apply(call.input, self.anchor, *computed, call, names, self)
-
-    def _sorted_out(self, func, args, kwargs) -> Call:
         try:
-            return CALLS[func](*args, **kwargs)
+            call = CALLS[func](*args, **kwargs)
         except FisherpruneError as error:
             raise FisherpruneError(f"{self.op}: {error}") from None
-
-    def _unwatched(self, call: Call, func, args, kwargs) -> Tensor:
-        fixed = not any(map(_is_computed, (call.weight, call.bias)))
-        if fixed and isinstance(call.layer, BatchNormLayer):
-            return _FixedBatchNorm.apply(call.input, call)
+        operands = call.weight, call.bias
+        names = tuple(self.names.get(id(p)) for p in operands)
+        computed = tuple(
+            operand if not name and _is_computed(operand) else None
+            for name, operand in zip(names, operands, strict=True)
+        )
+        watched = [name for name in names if name]
+        if watched:
+            self._check_shapes(call, func, watched[0])
+            self._note(call, watched[0])
+            self.uses.update(watched)
+            return _TappedLayer.apply(
+                call.input, self.anchor, *computed, call, names, self
+            )
+        if not call.reads_input and all(operand is None for operand in computed):
+            return _UnwatchedLayer.apply(call.input, call)
         return func(*args, **kwargs)
 
-    def _check_input(self, call: Call, name: str) -> None:
-        shape = tuple(call.input.shape)
-        if isinstance(call.layer, LinearLayer) and call.weight.dim() != 2:
+    def _check_shapes(
+        self, call: LayerCall, func: Callable[..., Any], name: str
+    ) -> None:
+        shape, wanted = tuple(call.input.shape), call.weight_dims
+        if wanted and call.weight is not None and call.weight.dim() != wanted:
             raise FisherpruneError(
-                f"{self.op}: the weight {name!r} of a linear call must have 2 "
-                f"dimensions, got {call.weight.dim()}: leave it out of parameters"
+                f"{self.op}: the weight {name!r} of a {func.__name__} call must have "
+                f"{wanted} dimensions, got {call.weight.dim()}: leave it out of "
+                "parameters"
             )
         fits = len(shape) == call.dims if call.dims else len(shape) >= 2
         if not fits or shape[0] != self.samples:
@@ -133,7 +135,7 @@ class LayerTap(TorchFunctionMode):
                 f"{list(shape)}"
             )
 
-    def _note(self, call: Call, name: str) -> None:
+    def _note(self, call: LayerCall, name: str) -> None:
         if not torch.is_grad_enabled():
             self.hidden = name
         if self.keep_last:
@@ -183,7 +185,7 @@ class LayerTap(TorchFunctionMode):
     def _refuse(self, name: str) -> None:
         where = owner(self.model, self.parameters[name])
         raise FisherpruneError(
-            f"{self.op}: {name!r}, of {where}, is used outside of {SUPPORTED} "
+            f"{self.op}: {name!r}, of {where}, is used outside of {known_functions()} "
             "calls (in a fused or another kind of layer, or to compute a weight), "
             "where its per-sample gradients are not known: leave it out, by "
             "parameters={name: parameter, ...} of what can be scored or by "
@@ -194,10 +196,10 @@ class LayerTap(TorchFunctionMode):
 def _has_own_functions(loss: Tensor) -> bool:
     """Return whether autograd passes functions written in Python that are not ours.
 
-    Such may run layers in their forward pass without autograd, and again, untapped, in
-    their backward pass: reentrant checkpointing, reversible blocks.
+    Such functions may run layers in their forward pass without autograd, and again,
+    untapped, in their backward pass: reentrant checkpointing, reversible blocks.
     """
-    ours = (_TappedLayer._backward_cls, _FixedBatchNorm._backward_cls)
+    ours = (_TappedLayer._backward_cls, _UnwatchedLayer._backward_cls)
     todo, seen = [loss.grad_fn], set()
     while todo:
         node = todo.pop()
@@ -215,23 +217,28 @@ def _is_computed(operand: Tensor | None) -> bool:
     return operand is not None and not operand.is_leaf
 
 
-class _FixedBatchNorm(torch.autograd.Function):
-    """A BatchNorm that nobody watches, an affine map: its input is not kept.
+def _values(call: LayerCall) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias cut off from autograd."""
+    weight, bias = (p if p is None else p.detach() for p in (call.weight, call.bias))
+    return weight, bias
 
-    That is half of what the backward pass of many networks keeps.
+
+class _UnwatchedLayer(torch.autograd.Function):
+    """A layer that nobody watches and whose gradient does not read its input.
+
+    Then the input is not kept: of BatchNorm layers, that is half of what the backward
+    pass of many networks keeps.
     """
 
     @staticmethod
-    def forward(ctx, input, call):
+    def forward(ctx: Any, input: Tensor, call: LayerCall) -> Tensor:
         ctx.layer = call.layer
-        weight, bias = (
-            p if p is None else p.detach() for p in (call.weight, call.bias)
-        )
+        weight, bias = _values(call)
         ctx.save_for_backward(weight)
         return call.layer.forward(input, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.layer.input_grad(grad, None, *ctx.saved_tensors), None
 
 
@@ -243,10 +250,17 @@ class _TappedLayer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input, anchor, weight, bias, call, names, tap):
-        weight, bias = (
-            p if p is None else p.detach() for p in (call.weight, call.bias)
-        )
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        anchor: Tensor,
+        computed_weight: Tensor | None,
+        computed_bias: Tensor | None,
+        call: LayerCall,
+        names: tuple[str | None, str | None],
+        tap: LayerTap,
+    ) -> Tensor:
+        weight, bias = _values(call)
         output = call.layer.forward(input, weight, bias)
         if output._is_view():  # of a tensor nobody has; autograd forbids to change it
             output = torch.ops.aten._unsafe_view(output, output.shape)
@@ -260,7 +274,7 @@ class _TappedLayer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight_name, bias_name = ctx.names
         if not ctx.tap.running:
             raise FisherpruneError(

@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fisherprune.commandline import Parser, path, run_command
-from fisherprune.report import write_report
-from fisherprune.report.pages import plain
+from fisherprune.commandline import Parser, path, prepare, run_command
+
+if __name__ == "__main__":
+    prepare()
+
+from fisherprune.report.pages.render import terminal
+from fisherprune.report.printable import one_line
+from fisherprune.report.write import write_report
 
 DESCRIPTION = """\
 Tables and figures of the runs in and below results folders.
@@ -49,12 +54,11 @@ def _command(argv: Sequence[str] | None) -> int:
     options = make_parser().parse_args(argv)
     say = _silent if options.quiet else _progress
     report, folder = write_report(options.results, options.output, say=say)
-    print(plain.terminal(report))
-    print(f"written to {folder}")
-    for problem in report.study.problems:
-        line = " ".join(f"{problem.name}: {problem.text}".split())
-        print(f"fisherprune.report: broken: {line}", file=sys.stderr)
-    return 1 if report.study.problems else 0
+    print(terminal(report))
+    print(f"written to {one_line(folder)}")
+    for problem in report.found.problems:
+        print(f"fisherprune.report: broken: {problem}", file=sys.stderr)
+    return 1 if report.found.problems else 0
 
 
 def _progress(text: str) -> None:

@@ -2,143 +2,202 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.experiments.store import ERROR, MARK
 from fisherprune.experiments.store import FORMAT as FOLDER_FORMAT
+from fisherprune.report.printable import one_line
 from fisherprune.runs.folder import CONFIG, METRICS, RESULTS
 from fisherprune.runs.identity import identity
-from fisherprune.runs.reader import (
-    Run,
-    as_config,
-    check_format,
-    read_epochs,
-    read_fields,
-    read_run,
-)
+from fisherprune.runs.kinds import TEXT
+from fisherprune.runs.reader import FinishedRun, check_format, read_epochs, read_run
+from fisherprune.runs.section import as_config, read_fields
 
 RUN_FILES = (RESULTS, ERROR, CONFIG)
 """A folder with one of them is a run's; the first that is there says its state."""
+LARGEST = 3.5e38
+"""More than any float32: a larger number is no measurement."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """What is to be said about a folder or file."""
+    """What is to be said about a folder or file, in one printable line each."""
 
     name: str
     text: str
 
+    def __post_init__(self) -> None:
+        for field_name in ("name", "text"):
+            object.__setattr__(self, field_name, one_line(getattr(self, field_name)))
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
 
 @dataclass
-class Study:
-    """All that was found."""
+class FoundRuns:
+    """All runs that were found, by their state."""
 
-    runs: list[Run] = field(default_factory=list)
-    """Finished, each once."""
+    finished: list[FinishedRun] = field(default_factory=list)
+    """Each once."""
     failed: list[Remark] = field(default_factory=list)
     unfinished: list[Remark] = field(default_factory=list)
     repeated: list[Remark] = field(default_factory=list)
-    """Finished runs of an identity that is in ``runs`` already: not counted."""
+    """Finished runs of an identity that is in ``finished`` already: not counted."""
     problems: list[Remark] = field(default_factory=list)
     """Files that are truncated, foreign or of another version."""
 
 
-def load(paths: Sequence[str | os.PathLike]) -> Study:
+def load(paths: Sequence[str | os.PathLike]) -> FoundRuns:
     """Read the runs in and below the given folders.
 
     Args:
         paths: results folders, folders with runs anywhere below them, single runs'
-            folders, or ``results.json`` files.
+            folders, or ``results.json`` files. Symbolic links are followed.
 
     Raises:
         FisherpruneError: where a path is missing, holds no runs, is a results folder
             of another version, or is a single run whose result is broken.
     """
-    study, seen = Study(), set()
-    roots = [Path(path) for path in paths]
+    found, seen, runs = FoundRuns(), set[str](), 0
+    roots = [_folder(Path(path)) for path in paths]
     for root in roots:
-        prefix = f"{root.resolve().name}/" if len(roots) > 1 else ""
-        for folder, name in _folders(root, study):
-            if (place := folder.resolve()) not in seen:
-                seen.add(place)
-                _add(study, folder, f"{prefix}{name}", strict=folder == _single(root))
-    if not seen and not study.problems:
-        shown = ", ".join(map(str, roots))
+        prefix = f"{_name(root)}/" if len(roots) > 1 else ""
+        for folder, name in _run_folders(root, seen, found.problems):
+            runs += 1
+            shown_as = one_line(f"{prefix}{name}")
+            _add(found, folder, shown_as, strict=folder == root)
+    if not runs and not found.problems:
+        shown = ", ".join(map(str, paths))
         raise FisherpruneError(f"no runs in {shown}: no {' or '.join(RUN_FILES)} there")
-    _count_each_once(study)
-    return study
+    _count_each_once(found)
+    return found
 
 
-def _single(root: Path) -> Path:
-    """Return the run's folder that a path means if it means one run."""
-    return root if root.is_dir() else root.parent
+def _folder(path: Path) -> Path:
+    """Return the folder that a given path means."""
+    if not path.exists():
+        raise FisherpruneError(f"results must be a folder that exists, got {path}")
+    if path.is_dir():
+        return path
+    if path.name != RESULTS:
+        raise FisherpruneError(
+            f"results must be a folder or a results.json, got {path}"
+        )
+    return path.parent
 
 
-def _folders(root: Path, study: Study) -> Iterator[tuple[Path, str]]:
-    """Yield the run folders of a given path, and what to call them."""
-    if not root.exists():
-        raise FisherpruneError(f"results must be a folder that exists, got {root}")
-    if not root.is_dir():
-        if root.name != RESULTS:
-            raise FisherpruneError(
-                f"results must be a folder or a results.json, got {root}"
-            )
-        yield root.parent, root.parent.resolve().name
-        return
+def _name(folder: Path) -> str:
+    return os.path.basename(os.path.realpath(folder))
+
+
+def _run_folders(
+    root: Path, seen: set[str], problems: list[Remark]
+) -> Iterator[tuple[Path, str]]:
+    """Yield the run folders in and below a folder, and what to call them.
+
+    ``seen`` holds the folders that were visited: each is visited once, however many
+    paths and links lead to it.
+    """
     if (root / MARK).exists():
         check_format(read_fields(root / MARK), FOLDER_FORMAT)
 
     def unreadable(error: OSError) -> None:
         where = os.path.relpath(error.filename, root)
-        study.problems.append(Remark(where, f"can't be read: {error.strerror}"))
+        problems.append(Remark(where, f"can't be read: {error.strerror}"))
 
-    for where, folders, files in os.walk(root, onerror=unreadable):
-        folders.sort()
+    for where, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
+        if (place := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(where, name)), name))
         if any(name in files for name in RUN_FILES):
-            name = Path(where).relative_to(root).as_posix()
-            yield Path(where), root.resolve().name if name == "." else name
+            folder = Path(where)
+            yield folder, _name(root) if folder == root else _below(folder, root)
 
 
-def _add(study: Study, folder: Path, name: str, *, strict: bool) -> None:
+def _below(folder: Path, root: Path) -> str:
+    return folder.relative_to(root).as_posix()
+
+
+def _add(found: FoundRuns, folder: Path, name: str, *, strict: bool) -> None:
     """Read a run folder; ``strict`` raises what else becomes a problem."""
     try:
-        _read(study, folder, name)
-    except FisherpruneError as error:
+        _read(found, folder, name)
+    except (FisherpruneError, OSError) as error:
         if strict:
             raise
-        study.problems.append(Remark(name, _without(folder, str(error))))
+        found.problems.append(problem_of(folder, name, error))
 
 
-def _without(folder: Path, text: str) -> str:
-    """Name files as seen from the run's folder, which stands before the text."""
-    return text.replace(f"{folder}{os.sep}", "")
+def problem_of(folder: Path, name: str, error: Exception) -> Remark:
+    """Return a problem; it names files as seen from the run's folder."""
+    text = str(error)
+    for path in (str(folder), repr(str(folder))[1:-1]):
+        text = text.replace(f"{path}{os.sep}", "")
+    return Remark(name, text)
 
 
-def _read(study: Study, folder: Path, name: str) -> None:
+def _read(found: FoundRuns, folder: Path, name: str) -> None:
     if (folder / RESULTS).exists():
-        study.runs.append(read_run(folder / RESULTS, name))
+        run = read_run(folder / RESULTS, name)
+        _check_seconds(run)
+        found.finished.append(run)
         if (metrics := folder / METRICS).exists():
-            study.runs[-1] = replace(study.runs[-1], epochs=read_epochs(metrics))
+            epochs = read_epochs(metrics)
+            _check_epochs(metrics, epochs, run.config.epochs)
+            found.finished[-1] = replace(run, epochs=epochs)
     elif (folder / ERROR).exists():
         error = read_fields(folder / ERROR)
-        text = error.take("error", lambda v: isinstance(v, str), "text")
-        study.failed.append(Remark(name, " ".join(text.split())))
+        found.failed.append(Remark(name, error.get("error", TEXT)))
     else:
         config = as_config(read_fields(folder / CONFIG))
-        study.unfinished.append(Remark(name, f"{config.epochs} epochs asked for"))
+        found.unfinished.append(Remark(name, f"{config.epochs} epochs were planned"))
 
 
-def _count_each_once(study: Study) -> None:
+def _check_seconds(run: FinishedRun) -> None:
+    """Raise FieldError for spans of time that no figure can show."""
+    scoring = {} if run.reused is None else {"scoring.seconds": run.reused}
+    spans = {f"seconds.{phase}": span for phase, span in run.seconds.items()}
+    for name, span in (spans | scoring).items():
+        if abs(span) > LARGEST:
+            wanted = f"at most {LARGEST:g}"
+            raise FieldError(f"{run.folder / RESULTS}: {name}", wanted, shown(span))
+
+
+def _check_epochs(
+    path: Path, rows: Sequence[Mapping[str, float | None]], epochs: int
+) -> None:
+    """Raise FieldError for values that no epoch of a run can have."""
+    rules = {
+        "epoch": (lambda x: x in range(1, epochs + 1), f"in 1, 2, ..., {epochs}"),
+        "train_loss": (
+            lambda x: not abs(x) > LARGEST or math.isinf(x),
+            f"at most {LARGEST:g}, infinite or not a number",
+        ),
+        "validation_accuracy": (lambda x: x is None or 0 <= x <= 1, "in [0, 1]"),
+    }
+    for row in rows:
+        for name, (fits, wanted) in rules.items():
+            if not fits(row[name]):
+                raise FieldError(f"{path}: {name}", wanted, shown(row[name]))
+
+
+def _count_each_once(found: FoundRuns) -> None:
     """Move runs that repeat another: equal seeds are no independent samples."""
-    first: dict[str, Run] = {}
-    for run in study.runs:
+    first: dict[str, FinishedRun] = {}
+    for run in found.finished:
         key = identity(run.config)
         if key in first:
-            study.repeated.append(Remark(run.name, f"repeats {first[key].name}"))
+            found.repeated.append(
+                Remark(run.name, f"is the same run as {first[key].name}")
+            )
         else:
             first[key] = run
-    study.runs = list(first.values())
+    found.finished = list(first.values())

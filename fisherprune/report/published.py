@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fisherprune.experiments.published import SKIP
 from fisherprune.report.settings import setting
-from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.config import Effect, TrainConfig, about
 
-HOW_ONLY = ("amp", "memory_format", "compile", "score_batch_size")
-"""Fields that say how a number is computed, not which."""
+PublishedCell = tuple[float, float]
+"""Mean and standard deviation."""
 
 
 @dataclass(frozen=True)
-class Published:
-    """A table of somebody else's: test accuracy in percent, mean and deviation."""
+class PublishedTable:
+    """Published test accuracies in percent: means and standard deviations."""
 
     source: str
     seeds: tuple[int, ...]
-    cells: dict[tuple[str, float], tuple[float, float]]
-    """Mean and standard deviation by our method code and sparsity."""
+    cells: Mapping[tuple[str, float], PublishedCell]
+    """By our code of the method and sparsity."""
 
 
-def _cells(text: str) -> dict[tuple[str, float], tuple[float, float]]:
+def _cells(text: str) -> dict[tuple[str, float], PublishedCell]:
     head, *rows = (line.split() for line in text.strip().splitlines())
     cells = {}
     for sparsity, *pairs in rows:
@@ -33,7 +34,7 @@ def _cells(text: str) -> dict[tuple[str, float], tuple[float, float]]:
     return cells
 
 
-TABLE_1 = Published(
+TABLE_1 = PublishedTable(
     source="arXiv 2502.11450, Table 1 (ResNet18, CIFAR-10)",
     seeds=(0, 42, 123),
     cells=_cells(
@@ -66,21 +67,22 @@ GRASP_NOTE = (
 )
 
 
-def published_for(config: TrainConfig) -> Published | None:
+def published_for(config: TrainConfig) -> PublishedTable | None:
     """Return the published table that runs of this setting may stand beside.
 
     Table 1 holds for its own setting, which is TrainConfig's default: resnet18 on all
-    of cifar10, 160 epochs, no warm-up, groups of one. What only changes how numbers are
-    computed (HOW_ONLY), and the published choice of prunable weights, may differ.
+    of cifar10, 160 epochs, no warm-up, groups of one. Fields that only change the
+    rounding or the place, and the published choice of prunable weights, may differ.
     """
     if config.model != "resnet18" or not is_cifar10(config):
         return None
-    fields = dict(setting(config))
-    for name in (*HOW_ONLY, "data_dir"):
-        fields.pop(name, None)
-    if tuple(fields.get("skip") or ()) == SKIP:
-        del fields["skip"]
-    return None if fields else TABLE_1
+    effects = {field.name: about(field).effect for field in fields(TrainConfig)}
+    differing = {
+        name: value
+        for name, value in setting(config).items()
+        if effects[name] is Effect.RESULT and (name, config.skip) != ("skip", SKIP)
+    }
+    return None if differing else TABLE_1
 
 
 def is_cifar10(config: TrainConfig) -> bool:

@@ -7,18 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fisherprune.data import IMAGE_SIZES
-from fisherprune.runs.config import BATCH_SIZES, MaskConfig, TrainConfig, names
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES
+from fisherprune.report.printable import one_line
+from fisherprune.runs.config import MaskConfig, TrainConfig, names
 from fisherprune.runs.identity import distinct
 
-APART = ("method", "sparsity", "seed", "dataset", "model")
-"""Fields with a place of their own in the report."""
+AXES = ("dataset", "model", "method", "sparsity", "seed")
+"""Fields with a place of their own in every table; a setting is all the others."""
 
 Setting = Mapping[str, object]
 
 
 def setting(config: TrainConfig) -> Setting:
-    """Return the fields that set a run apart from the default, but for APART."""
+    """Return the fields that set a run apart from the default one, but for AXES."""
     usual = {
         "batch_size": BATCH_SIZES[config.dataset],
         "image_size": IMAGE_SIZES[config.dataset],
@@ -26,7 +27,7 @@ def setting(config: TrainConfig) -> Setting:
     return {
         name: value
         for name, value in distinct(config).items()
-        if name not in APART and usual.get(name) != value
+        if name not in AXES and usual.get(name) != value
     }
 
 
@@ -52,25 +53,30 @@ def common(settings: Sequence[Setting]) -> Setting:
 
 
 def label(fields: Setting, *, empty: str = "") -> str:
-    """Return a setting in words: ``warmup_epochs=1, shuffle_masks``."""
-    return ", ".join(_word(name, value) for name, value in fields.items()) or empty
+    """Return a setting as text: ``warmup_epochs=1, shuffle_masks``."""
+    return ", ".join(_text(name, value) for name, value in fields.items()) or empty
 
 
-def _word(name: str, value: object) -> str:
+def _text(name: str, value: object) -> str:
     if value is True:
         return name
     if isinstance(value, Mapping):
         text = json.dumps(value, sort_keys=True)
         return f"{name}={hashlib.sha256(text.encode()).hexdigest()[:6]}"
     if isinstance(value, list | tuple):
-        return f"{name}={'+'.join(map(str, value)) or 'none'}"
+        return f"{name}={one_line('+'.join(map(str, value))) or 'none'}"
     if isinstance(value, float):
         return f"{name}={value:g}"
-    return f"{name}={value}"
+    return f"{name}={one_line(value)}"
 
 
 def dataset_name(config: TrainConfig) -> str:
     """Return the dataset, with the folder's name for images from a folder."""
     if config.dataset != "folder":
         return config.dataset
-    return f"folder {Path(config.data_dir).name}"
+    return f"folder {folder_name(config)}"
+
+
+def folder_name(config: TrainConfig) -> str:
+    """Return the name of the folder of the images, without the folders above it."""
+    return one_line(Path(config.data_dir).name)

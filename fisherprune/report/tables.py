@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from fisherprune.report import settings
-from fisherprune.report.published import Published, published_for
+from fisherprune.report.published import PublishedCell, PublishedTable, published_for
 from fisherprune.report.settings import Setting
-from fisherprune.runs.reader import Run
+from fisherprune.runs.reader import FinishedRun
 from fisherprune.scoring.criteria import criteria
 
 DENSE = "none"
+"""The method of runs that are not pruned."""
+
+RunsBySetting = dict[str, tuple[Setting, list[FinishedRun]]]
 
 
 @dataclass(frozen=True)
 class Cell:
     """Runs that differ in nothing but the seed, at least one, by seed."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def n(self) -> int:
@@ -44,19 +47,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Group:
-    """All runs of one dataset, model and setting."""
+class MaskOverlap:
+    """Jaccard indices between the masks of methods at one sparsity."""
+
+    sparsity: float
+    mean: Mapping[tuple[str, str], float]
+    """Mean over the seeds that both methods have masks of, by pair in both orders."""
+    n: Mapping[tuple[str, str], int]
+    """Number of those seeds."""
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """All runs of one dataset, model and setting: methods by sparsities."""
 
     dataset: str
     model: str
     label: str
-    """What sets it apart from other groups of this dataset and model."""
+    """What sets it apart from other tables of this dataset and model."""
     shared: str
-    """What all groups of this dataset and model have besides the defaults."""
-    cells: dict[tuple[str, float], Cell]
+    """What all tables of this dataset and model have besides the defaults."""
+    cells: Mapping[tuple[str, float], Cell]
     """By method and sparsity, without the dense runs."""
     dense: Cell | None
     """Runs of method none with the same training."""
+    overlaps: tuple[MaskOverlap, ...] = ()
+    """Of the sparsities where masks were compared."""
 
     @property
     def title(self) -> str:
@@ -80,17 +96,21 @@ class Group:
         return tuple(sorted({sparsity for _, sparsity in self.cells}))
 
     @property
-    def runs(self) -> list[Run]:
+    def all_cells(self) -> list[Cell]:
+        """The cells, that of the dense runs after them."""
+        return [*self.cells.values(), *([self.dense] if self.dense else [])]
+
+    @property
+    def runs(self) -> list[FinishedRun]:
         """The runs of all cells and the dense ones."""
-        cells = [*self.cells.values(), *([self.dense] if self.dense else [])]
-        return [run for cell in cells for run in cell.runs]
+        return [run for cell in self.all_cells for run in cell.runs]
 
     @cached_property
-    def published(self) -> Published | None:
-        """Somebody else's numbers for this setting."""
+    def published(self) -> PublishedTable | None:
+        """Published numbers for this setting."""
         return published_for(self.runs[0].config)
 
-    def method_runs(self, method: str) -> list[Run]:
+    def method_runs(self, method: str) -> list[FinishedRun]:
         """Return the runs of a method at all sparsities."""
         if method == DENSE:
             return list(self.dense.runs) if self.dense else []
@@ -108,27 +128,31 @@ class Group:
             return set()
         return {method for method in means if means[method] == max(means.values())}
 
+    def published_cell(self, method: str, sparsity: float) -> PublishedCell | None:
+        """Return the published mean and deviation, where there are any."""
+        return self.published.cells.get((method, sparsity)) if self.published else None
+
     def difference(self, method: str, sparsity: float, weights: str) -> float | None:
         """Return our mean minus the published one, where there are both."""
-        theirs = self.published.cells.get((method, sparsity)) if self.published else 0
+        published = self.published_cell(method, sparsity)
         ours = self.cells.get((method, sparsity))
-        return ours.mean(weights) - theirs[0] if ours and theirs else None
+        return ours.mean(weights) - published[0] if ours and published else None
 
 
-def group(runs: Iterable[Run]) -> list[Group]:
-    """Return the groups of all runs, by dataset, model and setting."""
-    by_network: dict[tuple[str, str], list[Run]] = {}
+def result_tables(runs: Iterable[FinishedRun]) -> list[ResultTable]:
+    """Return the tables of all runs, by dataset, model and setting."""
+    by_network: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         name = settings.dataset_name(run.config), run.config.model
         by_network.setdefault(name, []).append(run)
     return [
-        each
+        table
         for (dataset, model), chosen in sorted(by_network.items())
-        for each in _groups(dataset, model, chosen)
+        for table in _tables(dataset, model, chosen)
     ]
 
 
-def _groups(dataset: str, model: str, runs: Sequence[Run]) -> list[Group]:
+def _tables(dataset: str, model: str, runs: Sequence[FinishedRun]) -> list[ResultTable]:
     pruned, dense = _by_setting(runs)
     known: dict[str, Setting] = {k: fields for k, (fields, _) in pruned.items()}
     with_pruned = {settings.key(settings.training(x)) for x in known.values()}
@@ -138,7 +162,7 @@ def _groups(dataset: str, model: str, runs: Sequence[Run]) -> list[Group]:
     shared = settings.common(list(known.values()))
     shown = {k: v for k, v in shared.items() if k != "data_dir"}
     return [
-        Group(
+        ResultTable(
             dataset,
             model,
             _label(fields, shared, alone=len(known) == 1),
@@ -155,10 +179,10 @@ def _label(fields: Setting, shared: Setting, *, alone: bool) -> str:
     return settings.label(own, empty="" if alone else "default setting")
 
 
-def _by_setting(runs: Sequence[Run]):
-    """Return {key: (setting, runs)} of the pruned and of the dense runs."""
-    pruned: dict[str, tuple[Setting, list[Run]]] = {}
-    dense: dict[str, tuple[Setting, list[Run]]] = {}
+def _by_setting(runs: Sequence[FinishedRun]) -> tuple[RunsBySetting, RunsBySetting]:
+    """Return the pruned and the dense runs by the key of their setting."""
+    pruned: RunsBySetting = {}
+    dense: RunsBySetting = {}
     for run in runs:
         fields, where = settings.setting(run.config), pruned
         if run.config.method == DENSE:
@@ -167,22 +191,22 @@ def _by_setting(runs: Sequence[Run]):
     return pruned, dense
 
 
-def _cells(runs: Sequence[Run]) -> dict[tuple[str, float], Cell]:
-    cells: dict[tuple[str, float], list[Run]] = {}
+def _cells(runs: Sequence[FinishedRun]) -> dict[tuple[str, float], Cell]:
+    cells: dict[tuple[str, float], list[FinishedRun]] = {}
     for run in runs:
         where = run.config.method, float(run.config.sparsity)
         cells.setdefault(where, []).append(run)
     return {where: _cell(chosen) for where, chosen in sorted(cells.items())}
 
 
-def _dense_cell(dense, fields: Setting) -> Cell | None:
+def _dense_cell(dense: RunsBySetting, fields: Setting) -> Cell | None:
     found = dense.get(settings.key(settings.training(fields)))
     return _cell(found[1]) if found else None
 
 
-def _cell(runs: Sequence[Run]) -> Cell:
+def _cell(runs: Sequence[FinishedRun]) -> Cell:
     """Make a cell; of dense runs that differ in the mask's fields, one for a seed."""
-    by_seed: dict[int, Run] = {}
+    by_seed: dict[int, FinishedRun] = {}
     for run in runs:
         by_seed.setdefault(run.config.seed, run)
     return Cell(tuple(by_seed[seed] for seed in sorted(by_seed)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -17,17 +18,14 @@ from typing import Any
 
 import torch
 
-from fisherprune.data import IMAGE_SIZES
+from fisherprune import models
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.densities import checked_densities
-from fisherprune.masks.select import SCOPES, checked_scope, checked_sparsity
-from fisherprune.models import MODELS
+from fisherprune.masks.select import SCOPES, TIES, checked_scope, checked_sparsity
 from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
 from fisherprune.scoring.criteria import criteria
 
-BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
-"""Images per step where none is asked for."""
-MIRRORED = ("cifar10", "cifar100")
 MAX_WHOLE = 2**31 - 1
 """Largest whole number of a run but for the seed; more is more than PyTorch takes."""
 VALIDATION_METRICS = ("accuracy", "f1")
@@ -51,6 +49,8 @@ class Option:
     effect: Effect
     metavar: str | None
     """What the help calls the value, where its type does not say it."""
+    given: bool
+    """Whether commands and studies can set it; otherwise it is filled in."""
 
 
 def option(
@@ -60,9 +60,10 @@ def option(
     effect: Effect = Effect.RESULT,
     metavar: str | None = None,
     hash: bool | None = None,
+    given: bool = True,
 ) -> Any:
     """Return a field with everything that is to be said about it."""
-    about = Option(help, rules, effect, metavar)
+    about = Option(help, rules, effect, metavar, given)
     return field(default=default, hash=hash, metadata={"option": about})
 
 
@@ -86,14 +87,30 @@ def _whole(least: int, most: int = MAX_WHOLE) -> Rule:
     return lambda value: None if value is None else bounds(value)
 
 
-_FOLDER = must(bool, "the name of a folder")
+def _known_model(name: str) -> None:
+    models.check_name(name)
+
+
+def _can_be_path(text: str) -> bool:
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:  # half a character, as JSON can spell it
+        return False
+    return bool(encoded) and b"\0" not in encoded
+
+
+_FOLDER = must(_can_be_path, "the name of a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
     """What every part shares."""
 
-    seed: int = option(0, "of all random choices but the train/validation split")
+    seed: int = option(
+        0,
+        "of all random choices but the train/validation split",
+        must(lambda seed: abs(seed) < 10**100, "of at most 100 digits"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +147,12 @@ class MaskConfig(Seeded):
         "prune all parameters but those with one of these parts in their name; "
         "'bias linear bn' is the choice of the published FTS code (default: the "
         "weights of Conv and Linear layers but the classifier)",
+    )
+    ties: str = option(
+        "error",
+        "what if equal scores decide which weights are kept: error ends the run, "
+        "position keeps the first ones",
+        one_of(lambda: TIES),
     )
     invert_scores: bool = option(False, "sanity check: keep the smallest scores")
     shuffle_masks: bool = option(
@@ -181,7 +204,15 @@ class DataConfig(Seeded):
     """The images and the network for them."""
 
     model: str = option(
-        "resnet18", f"network: {', '.join(MODELS)}", one_of(lambda: MODELS)
+        "resnet18",
+        f"network: {', '.join(models.MODELS)}, torchvision:NAME, or a function of your "
+        "own that returns one: MODULE:FUNCTION or FILE.py:FUNCTION. The file that "
+        "defines it is hashed, and the hash is a part of the run; what it imports is "
+        "not",
+        _known_model,
+    )
+    model_source: str | None = option(
+        None, "hash of the source of a model of your own; filled in", given=False
     )
     dataset: str = option(
         "cifar10",
@@ -347,6 +378,8 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
             self._check(each)
         self.check_mask()
         self.check_data()
+        if self.model_source is None:
+            object.__setattr__(self, "model_source", models.source_hash(self.model))
 
     def _check(self, of: Field) -> None:
         """Check the value of a field by itself; make equal values alike."""

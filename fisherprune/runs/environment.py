@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-from fisherprune.runs.result import FORMAT as FORMAT
-
 
 def environment(device: torch.device) -> dict[str, object]:
     """Return what a reader needs beside a number: versions, commit, device."""

@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FisherpruneError
 from fisherprune.files import check_writable, write_bytes, write_text
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import distinct, identity
-from fisherprune.runs.metrics import Metrics
-from fisherprune.runs.result import FORMAT as FORMAT
+from fisherprune.runs.locks import Held, held
+from fisherprune.runs.metrics import METRIC_NAMES, Metrics
+from fisherprune.runs.reader import read_run
+from fisherprune.runs.section import as_config, read_fields
 from fisherprune.runs.tensorboard import Curves
 
 CONFIG, METRICS, MASKS = "config.json", "metrics.csv", "masks.safetensors"
-
-
 CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
+WEIGHTS = ("last.safetensors", "best.safetensors")
+FILES = (CONFIG, METRICS, MASKS, *WEIGHTS, CHECKPOINT, RESULTS)
+LOCK = "run.lock"
+"""Held by the process that does the run, for as long as it lives."""
 
-
-FILES = (CONFIG, METRICS, MASKS, "last.safetensors", "best.safetensors")
-
-
-FILES += (CHECKPOINT, RESULTS)
-
-
-CONFIG_FIELDS = tuple(field.name for field in fields(TrainConfig))
-
-
-METRIC_NAMES = tuple(field.name for field in fields(Metrics))
+Row = dict[str, "str | float | None"]
+ROW: dict[str, object] = {
+    "phase": str,
+    "epoch": int,
+    "lr": float,
+    **{f"train_{name}": float for name in METRIC_NAMES},
+    **{f"validation_{name}": (None, float) for name in METRIC_NAMES},
+    "seconds": float,
+}
+"""The columns of ``metrics.csv`` and the types of their values."""
 
 
 class RunFolder:
@@ -59,16 +64,44 @@ class RunFolder:
             check_writable(Path(config.output_dir))
             path = _make_first_free(Path(config.output_dir), run_name(config))
         else:
-            _claim(path, config)
+            check_writable(path, "folder")
         self.path = path
-        self.rows: list[dict[str, object]] = []
-        self._curves = Curves(path / "tensorboard") if config.tensorboard else None
-        if not (path / CONFIG).exists():
-            self.write_json(CONFIG, asdict(config))
+        self.rows: list[Row] = []
+        self._curves: Curves | None = None
+        self._lock = ExitStack()
+        try:
+            # on a file system without locks, the run goes on without one
+            self._lock.enter_context(held(path / LOCK, needed=False))
+            _check_free(path, config)
+            _remove_temporary(path)
+            if config.tensorboard:
+                self._curves = Curves(path / "tensorboard")
+            if not (path / CONFIG).exists():
+                self.write_json(CONFIG, asdict(config))
+        except Held as error:
+            raise FisherpruneError(
+                f"folder must be of a run that no other process does, got {path}: "
+                f"{error} does it"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
 
-    def write_json(self, name: str, content: dict) -> None:
-        """Write a JSON file."""
-        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def diverged(self) -> str:
+        """What to say after a run whose numbers are not finite any more."""
+        return f"a smaller --lr may help; what was written until now is in {self.path}"
+
+    def write_json(self, name: str, content: Mapping[str, object]) -> None:
+        """Write a JSON file; its numbers must be finite."""
+        text = json.dumps(content, indent=2, allow_nan=False)
+        write_text(self.path / name, f"{text}\n")
 
     def add_epoch(
         self,
@@ -76,23 +109,24 @@ class RunFolder:
         train: Metrics,
         validation: Metrics | None,
         seconds: float,
-        **columns: object,
+        **columns: str | float,
     ) -> None:
         """Add a row to ``metrics.csv``, which is written anew.
 
         The columns of a validation that was left out are empty.
         """
-        row = dict(columns)
+        row: Row = dict(columns)
         for part, metrics in (("train", train), ("validation", validation)):
             for name in METRIC_NAMES:
-                row[f"{part}_{name}"] = metrics and getattr(metrics, name)
+                value = None if metrics is None else getattr(metrics, name)
+                row[f"{part}_{name}"] = value
         row["seconds"] = round(seconds, 3)
         self.rows.append(row)
         self._write_rows()
         if self._curves is not None:
             self._curves.add(len(self.rows), row)
 
-    def restore_rows(self, rows: list[dict[str, object]]) -> None:
+    def restore_rows(self, rows: list[Row]) -> None:
         """Go on after the rows of a checkpoint; others are forgotten."""
         self.rows = rows
         if rows:
@@ -111,36 +145,35 @@ class RunFolder:
         """Write ``masks.safetensors``, for ``fisherprune.Masks.load``."""
         masks.save(self.path / MASKS)
 
-    def save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Write the state dict of a model as ``NAME.safetensors``."""
-        state = {k: v.detach().contiguous() for k, v in state.items()}
-        write_bytes(self.path / f"{name}.safetensors", save(state))
+    def save_weights(self, name: str, state: Mapping[str, Tensor]) -> str:
+        """Write a state dict as ``NAME.safetensors``; return the file's SHA-256."""
+        data = save({k: v.detach().contiguous() for k, v in state.items()})
+        write_bytes(self.path / f"{name}.safetensors", data)
+        return hashlib.sha256(data).hexdigest()
 
-    def load_weights(self, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def load_weights(self, name: str, sha256: str | None) -> dict[str, Tensor]:
         """Read what ``save_weights`` wrote.
 
         Args:
             name: as it was saved.
-            like: a state dict of the same model.
+            sha256: what ``save_weights`` returned.
 
         Raises:
-            FisherpruneError: where the file is missing, damaged or of another model.
+            FisherpruneError: where the file is missing, damaged or another.
         """
         path = self.path / f"{name}.safetensors"
         if not path.is_file():
             raise _no_weights(path, "is no file" if path.exists() else "is missing")
-        try:
-            weights = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise _no_weights(path, f"can't be read: {error}") from error
-        if _kinds(weights) != _kinds(like):
-            raise _no_weights(path, "holds weights of another model")
-        return weights
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise _no_weights(path, "is not as the run wrote it")
+        return load(data)
 
     def close(self) -> None:
-        """End what is written in the background."""
+        """End all writing; leave the folder to other processes."""
         if self._curves is not None:
             self._curves.close()
+        self._lock.close()
 
 
 def _no_weights(path: Path, reason: str) -> FisherpruneError:
@@ -150,16 +183,11 @@ def _no_weights(path: Path, reason: str) -> FisherpruneError:
     )
 
 
-def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple]:
-    """Return what tells the weights of one model from those of another."""
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-
-
 def run_name(config: TrainConfig) -> str:
     """Return ``DATASET-MODEL-METHOD-SPARSITY-seedSEED``."""
+    model = re.sub(r"[^\w.-]+", "-", config.model)  # FILE.py:FUNCTION may hold slashes
     return (
-        f"{config.dataset}-{config.model}-{config.method}-{config.sparsity}"
-        f"-seed{config.seed}"
+        f"{config.dataset}-{model}-{config.method}-{config.sparsity}-seed{config.seed}"
     )
 
 
@@ -170,33 +198,15 @@ def read_config(folder: Path) -> TrainConfig:
         FisherpruneError: where there is none, or the file can't be understood.
     """
     path = folder / CONFIG
-    try:
-        return _config(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
+    if not path.exists():
         raise FisherpruneError(
-            f"a run's folder must hold {CONFIG}, but {path} can't be read: "
-            f"{error.strerror}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise FisherpruneError(
-            f"{path} is no configuration of a run: {error}"
-        ) from error
-
-
-def _config(content: object) -> TrainConfig:
-    if not isinstance(content, dict):
-        raise FisherpruneError(f"it must be a JSON object, got {shown(content)}")
-    unknown = [key for key in content if key not in CONFIG_FIELDS]
-    if unknown:
-        raise FisherpruneError(
-            f"every field must be one of this version's, got {shown(unknown[0])}"
+            f"a run's folder must hold {CONFIG}, but {path} is missing"
         )
-    return TrainConfig(**content)
+    return as_config(read_fields(path))
 
 
-def _claim(path: Path, config: TrainConfig) -> None:
-    """Make the folder, or see that it is of the same run and unfinished."""
-    check_writable(path, "folder")
+def _check_free(path: Path, config: TrainConfig) -> None:
+    """Check that a folder is new, or of the same run and unfinished."""
     if (path / CONFIG).exists():
         _check_same(path, config)
     elif found := [name for name in FILES if (path / name).exists()]:
@@ -205,11 +215,18 @@ def _claim(path: Path, config: TrainConfig) -> None:
             f"but no {CONFIG}"
         )
     if (path / RESULTS).exists():
-        (path / CHECKPOINT).unlink(missing_ok=True)  # killed just before it did
+        done = read_run(path / RESULTS, path.name)
+        if identity(done.config) == identity(config):
+            tidy(path)  # the process was killed just before it did
         raise FisherpruneError(
             f"folder must be of an unfinished run, got {path}, which holds {RESULTS}"
         )
-    _remove_leftovers(path)
+
+
+def tidy(path: Path) -> None:
+    """Delete what a finished run no longer needs, and what a killed process left."""
+    (path / CHECKPOINT).unlink(missing_ok=True)
+    _remove_temporary(path)
 
 
 def _check_same(path: Path, config: TrainConfig) -> None:
@@ -224,11 +241,11 @@ def _check_same(path: Path, config: TrainConfig) -> None:
     )
 
 
-def _remove_leftovers(path: Path) -> None:
+def _remove_temporary(path: Path) -> None:
     """Delete the temporary files of a process that was killed while it wrote."""
-    for name in FILES:
-        for leftover in path.glob(f".{name}.*"):
-            leftover.unlink(missing_ok=True)
+    for name in (*FILES, "error.json"):
+        for left in path.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
 
 
 def _make_first_free(parent: Path, name: str) -> Path:

@@ -1,26 +1,33 @@
-"""What the values of a configuration must be: kinds and rules.
+"""What the values of a configuration or a file must be: kinds and rules.
 
-A kind belongs to the annotation of a field: words for it, a test, and how equal values
-are made alike. A rule belongs to one field: it returns what the value must be, where it
-is something else.
+A kind belongs to a type: words for it, a test, and how equal values are made alike.
+A rule belongs to one field: it returns what the value must be, where it is something
+else.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Rule = Callable[[Any], "str | None"]
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 @dataclass(frozen=True)
-class Kind:
+class Kind(Generic[T_co]):
     """What a value must be, in words, as a test, and what is made of it."""
 
     words: str
     accepts: Callable[[Any], object]
-    convert: Callable[[Any], Any] = lambda value: value
+    convert: Callable[[Any], T_co] = _same
 
 
 def _is_whole(value: object) -> bool:
@@ -33,7 +40,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float)
 
 
-def list_of(kind: Kind) -> Kind:
+def list_of(kind: Kind[T]) -> Kind[tuple[T, ...]]:
     """Return the kind of lists of a kind; they become tuples."""
     words = kind.words.removeprefix("a ")
     return Kind(
@@ -43,11 +50,20 @@ def list_of(kind: Kind) -> Kind:
     )
 
 
-NUMBER = Kind("a number", _is_number, float)
-WHOLE = Kind("a whole number", _is_whole)
-TEXT = Kind("a string", lambda value: isinstance(value, str))
-SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
-KINDS = {
+NUMBER: Kind[float] = Kind("a number", _is_number, float)
+FINITE: Kind[float] = Kind(
+    "a finite number", lambda value: _is_number(value) and math.isfinite(value), float
+)
+SHARE: Kind[float] = Kind(
+    "a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1, float
+)
+WHOLE: Kind[int] = Kind("a whole number", _is_whole)
+COUNT: Kind[int] = Kind(
+    "a whole number in [0, 2^63)", lambda value: _is_whole(value) and 0 <= value < 2**63
+)
+TEXT: Kind[str] = Kind("a string", lambda value: isinstance(value, str))
+SWITCH: Kind[bool] = Kind("true or false", lambda value: isinstance(value, bool))
+KINDS: dict[str, Kind[Any]] = {
     "int": WHOLE,
     "float": NUMBER,
     "str": TEXT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ class Metrics:
     precision: float
     recall: float
     f1: float
+
+
+METRIC_NAMES = tuple(field.name for field in fields(Metrics))
 
 
 class Meter:

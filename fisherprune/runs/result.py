@@ -1,12 +1,14 @@
-"""What came out of a run: layer by layer counts, the result file, the final table."""
+"""What came out of a run: the record that ``results.json`` holds, and its layers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
@@ -21,8 +23,8 @@ class LayerCount:
     """Weights of one prunable parameter."""
 
     name: str
-    outputs: int
-    """Length of its first dimension: output channels or features."""
+    outputs: int | None
+    """Length of its first dimension: output channels or features; None in old files."""
     kept: int
     """Weights the mask keeps; without a mask those that are not zero."""
     total: int
@@ -38,12 +40,23 @@ class LayerCount:
         """What is wrong with the layer, if anything."""
         if self.kept == 0:
             return f"{self.name} has collapsed: none of its {self.total:,} weights kept"
-        if self.kept < self.outputs:
+        if self.outputs is not None and self.kept < self.outputs:
             return (
                 f"{self.name} keeps {self.kept:,} weights for {self.outputs:,} "
                 "outputs: some outputs are constant"
             )
         return None
+
+
+class ScoringCost(TypedDict):
+    """What the scores cost."""
+
+    seconds: float
+    """Of the passes over the data, when they were run."""
+    samples: int
+    """In one pass."""
+    cached: bool
+    """Whether all statistics came from the cache."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +75,11 @@ class RunResult:
     """First epoch of the best validation, from 1; 0 where none was trained."""
     layers: tuple[LayerCount, ...]
     """Of the prunable parameters."""
-    scoring: dict[str, object] | None
-    """What the scores cost, as ``scoring.make_masks`` says; None without a mask."""
-    seconds: dict[str, float]
+    scoring: ScoringCost | None
+    """None without a mask."""
+    seconds: Mapping[str, float]
     """Wall time by phase: data, warmup, scoring, training, testing."""
-    environment: dict[str, object]
+    environment: Mapping[str, object]
     """Versions, commit and device."""
     notes: tuple[str, ...] = ()
     """What else to know before the numbers are used."""
@@ -87,26 +100,55 @@ class RunResult:
         return (self.total - self.kept) / self.total
 
     @property
+    def collapsed(self) -> tuple[str, ...]:
+        """Layers of which nothing is kept."""
+        return tuple(layer.name for layer in self.layers if layer.kept == 0)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the accuracy is used."""
-        collapsed = (layer.warning for layer in self.layers if layer.warning)
-        return (*self.notes, *collapsed)
+        layers = (layer.warning for layer in self.layers)
+        return (*self.notes, *(text for text in layers if text))
+
+    @property
+    def test(self) -> dict[str, dict[str, float]]:
+        """The metrics on the test images by which weights were tested and by name."""
+        return {"last": asdict(self.last), "best": asdict(self.best)}
+
+    def accuracy(self, weights: str) -> float:
+        """Return the test accuracy of ``best`` or ``last`` weights in percent."""
+        return 100 * self.test[weights]["accuracy"]
+
+    @property
+    def reused(self) -> float | None:
+        """Seconds that cached statistics took when they were computed."""
+        if self.scoring is None or not self.scoring["cached"]:
+            return None
+        return self.scoring["seconds"] or None  # no statistics: no seconds
+
+    @property
+    def mask_seconds(self) -> float | None:
+        """What the mask costs without a cache; None where it is not recorded."""
+        if "scoring" not in self.seconds:
+            return None
+        return self.seconds["scoring"] + (self.reused or 0)
 
     def as_json(self) -> dict[str, object]:
-        """Return the content of ``results.json``."""
+        """Return the content of ``results.json``; ``reader.read_run`` reads it back."""
         return {
             "format": FORMAT,
             "config": asdict(self.config),
             "parameters": self.parameters,
-            "test": {"last": asdict(self.last), "best": asdict(self.best)},
+            "test": self.test,
             "best_epoch": self.best_epoch,
             "sparsity": self.sparsity,
             "kept": self.kept,
             "prunable": self.total,
             "layers": {
-                layer.name: {"kept": layer.kept, "total": layer.total}
-                for layer in self.layers
+                x.name: {"kept": x.kept, "total": x.total, "outputs": x.outputs}
+                for x in self.layers
             },
+            "notes": list(self.notes),
             "warnings": list(self.warnings),
             "scoring": self.scoring,
             "seconds": self.seconds,
@@ -130,11 +172,10 @@ def count_layers(
     )
 
 
-@torch.no_grad()
-def check_pruned_are_zero(model: nn.Module, masks: Masks) -> None:
+def check_pruned_are_zero(weights: Mapping[str, Tensor], masks: Masks) -> None:
     """Raise AssertionError where a weight outside the masks is not exactly zero."""
     for name, mask in masks.items():
-        weight = model.get_parameter(name)
+        weight = weights[name]
         moved = int(torch.count_nonzero(weight[~mask.to(weight.device)]))
         if moved:
             raise AssertionError(f"{moved} pruned weights of {name} are not zero")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fisherprune.errors import FisherpruneError
 
-Row = dict[str, object]
+Row = Mapping[str, Any]
 
 
 def require_tensorboard() -> type:

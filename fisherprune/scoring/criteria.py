@@ -2,34 +2,54 @@
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
 ``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
-the Hessian-gradient product and ``g`` the group size; see ``stats.py`` and
-``curvature.py``. To add a criterion is to add a function here.
+the Hessian-gradient product and ``g`` the group size; the passes that compute them are
+in ``fisherprune.statistics``. To add a criterion is to add a function here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError, FisherpruneError
+from fisherprune.statistics.passes import passes_for
 
 
-@dataclass(frozen=True)
 class Statistics:
-    """What is known of one parameter; a criterion reads what it declares to need."""
+    """What is known of one parameter: its weight, and what passes have found.
 
-    w: Tensor
-    m: Tensor | None = None
-    F: Tensor | None = None
-    Hm: Tensor | None = None
-    H: Tensor | None = None
-    g: int = 1
-    generator: torch.Generator | None = None
-    """Of random numbers for this parameter alone, on the CPU."""
+    Attributes:
+        w: the weight.
+        g: the group size.
+        generator: of random numbers for this parameter alone, on the CPU.
+        m, F: of the pass "moments".
+        Hm: of the pass "hessian".
+        H: of the pass "gauss_newton".
+    """
+
+    def __init__(
+        self,
+        w: Tensor,
+        g: int = 1,
+        generator: torch.Generator | None = None,
+        **found: Tensor,
+    ) -> None:
+        self.w, self.g, self.generator = w, g, generator
+        self.__dict__.update(found)
+
+    def __getattr__(self, letter: str) -> Tensor:
+        """Say that no pass has found this; what was found is an attribute."""
+        raise AttributeError(
+            f"statistics must hold {letter!r}: a criterion that reads it must say that "
+            "it needs the pass which yields it"
+        )
+
+
+Score = Callable[[Statistics], Tensor]
+"""A formula; the scores have the weight's shape."""
 
 
 @dataclass(frozen=True)
@@ -38,76 +58,100 @@ class Criterion:
 
     Attributes:
         code: the name users give.
-        score: the formula, ``Statistics -> Tensor`` of the weight's shape.
+        score: the formula.
         needs: of "moments" (m, F), "hessian" (Hm) and "gauss_newton" (H); empty = no
             data.
     """
 
     code: str
-    score: Callable[[Statistics], Tensor] | None
+    score: Score
     needs: frozenset[str]
 
-    @cached_property
+    @property
     def summary(self) -> str:
         """First line of the formula's docstring."""
-        text = (
-            self.score.__doc__ if self.score else "Dense baseline: nothing is pruned."
-        )
-        return text.strip().splitlines()[0]
+        return (self.score.__doc__ or self.code).strip().splitlines()[0]
 
 
-_REGISTRY: dict[str, Criterion] = {
-    "none": Criterion("none", None, frozenset()),
-}
+CRITERIA: dict[str, Criterion] = {}
 
 
-def _criterion(*needs: str):
-    def register(score):
+def register_criterion(*needs: str) -> Callable[[Score], Score]:
+    """Add a criterion: the decorated formula, whose name becomes the code.
+
+    ::
+
+        @fisherprune.register_criterion("moments")
+        def relative(s):
+            "``|m| / sqrt(F)``, the signal to noise ratio of the gradient."
+            return s.m.abs() / s.F.sqrt().clamp_min(1e-12)
+
+    Args:
+        needs: the statistics passes whose results the formula reads.
+
+    Raises:
+        FisherpruneError: where there is no such pass, or the code is taken.
+    """
+    passes_for(needs)
+
+    def register(score: Score) -> Score:
         code = score.__name__
-        _REGISTRY[code] = Criterion(code, score, frozenset(needs))
+        if code in CRITERIA:
+            raise FieldError(
+                "register_criterion: code", "new", f"{code!r}, which is taken"
+            )
+        CRITERIA[code] = Criterion(code, score, frozenset(needs))
         return score
 
     return register
 
 
-@_criterion()
+@register_criterion()
+def none(s: Statistics) -> Tensor:
+    """Dense baseline: nothing is pruned."""
+    return torch.ones_like(s.w)
+
+
+@register_criterion()
 def random(s: Statistics) -> Tensor:
     """Uniform in [0, 1), seeded."""
-    cpu = {"dtype": torch.float32, "device": "cpu"}  # alike on every device
-    return torch.rand(s.w.shape, generator=s.generator, **cpu).to(s.w.device)
+    drawn = torch.rand(
+        s.w.shape, generator=s.generator, dtype=torch.float32, device="cpu"
+    )  # alike on every device
+    return drawn.to(s.w.device)
 
 
-@_criterion()
+@register_criterion()
 def magnitude(s: Statistics) -> Tensor:
     """``|w|``. Han et al. 2015, at initialization."""
     return s.w.abs()
 
 
-@_criterion("moments")
+@register_criterion("moments")
 def grad_norm(s: Statistics) -> Tensor:
     """``|m|``, the gradient's magnitude."""
     return s.m.abs()
 
 
-@_criterion("moments")
+@register_criterion("moments")
 def snip(s: Statistics) -> Tensor:
     """``|w m|``. Lee et al. 2019, SNIP, arXiv 1810.02340."""
     return (s.w * s.m).abs()
 
 
-@_criterion("moments", "hessian")
+@register_criterion("moments", "hessian")
 def grasp(s: Statistics) -> Tensor:
     """``w Hm``: keep what gradient flow needs. Wang et al. 2020, arXiv 2002.07376."""
     return s.w * s.Hm
 
 
-@_criterion("moments", "hessian")
+@register_criterion("moments", "hessian")
 def grasp_reversed(s: Statistics) -> Tensor:
     """``-w Hm``, the other end, as in the published FTS code and its tables."""
     return -s.w * s.Hm
 
 
-@_criterion("gauss_newton")
+@register_criterion("gauss_newton")
 def obd(s: Statistics) -> Tensor:
     """``w^2 H / 2``. LeCun et al. 1990, Optimal Brain Damage, with the exact diagonal.
 
@@ -116,19 +160,19 @@ def obd(s: Statistics) -> Tensor:
     return s.w.square() * s.H / 2
 
 
-@_criterion("moments")
+@register_criterion("moments")
 def fisher_diag(s: Statistics) -> Tensor:
     """``F``, the empirical Fisher diagonal itself."""
     return s.F
 
 
-@_criterion("moments")
+@register_criterion("moments")
 def fisher_pruner(s: Statistics) -> Tensor:
     """``w^2 F / 2``. LeCun et al. 1990 with F for H; Theis et al. 2018."""
     return s.w.square() * s.F / 2
 
 
-@_criterion("moments")
+@register_criterion("moments")
 def fts(s: Statistics) -> Tensor:
     """``|w m + g w^2 F / 2|``. Fisher-Taylor Sensitivity, arXiv 2502.11450.
 
@@ -138,13 +182,13 @@ def fts(s: Statistics) -> Tensor:
     return (s.w * s.m + s.g * s.w.square() * s.F / 2).abs()
 
 
-@_criterion("moments")
+@register_criterion("moments")
 def fts_deletion(s: Statistics) -> Tensor:
     """``|-w m + g w^2 F / 2|``, FTS with the sign of the deletion's expansion."""
     return (s.g * s.w.square() * s.F / 2 - s.w * s.m).abs()
 
 
-@_criterion("moments")
+@register_criterion("moments")
 def fbss(s: Statistics) -> Tensor:
     """``g F / 2 (w - m / (g F))^2``, 0 where F = 0. arXiv 2502.11450.
 
@@ -157,7 +201,7 @@ def fbss(s: Statistics) -> Tensor:
 
 def criteria() -> tuple[str, ...]:
     """Return the codes of all criteria."""
-    return tuple(_REGISTRY)
+    return tuple(CRITERIA)
 
 
 def get_criterion(code: str) -> Criterion:
@@ -166,8 +210,8 @@ def get_criterion(code: str) -> Criterion:
     Raises:
         FisherpruneError: where the code is unknown; the message lists the known ones.
     """
-    if code not in _REGISTRY:
+    if code not in CRITERIA:
         raise FisherpruneError(
-            f"unknown criterion {code!r}; known are {', '.join(_REGISTRY)}"
+            f"unknown criterion {code!r}; known are {', '.join(CRITERIA)}"
         )
-    return _REGISTRY[code]
+    return CRITERIA[code]

@@ -8,15 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.parameters import (
-    Parameters,
-    check_finite,
-    checked_parameters,
-)
+from fisherprune.parameters import Parameters, check_finite
 from fisherprune.scoring.criteria import Criterion, Statistics, get_criterion
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import LossFn
-from fisherprune.statistics.run import ModelStatistics, statistics_of
+from fisherprune.statistics.passes import ModelStatistics, Task, checked_task
+from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream
 
 
@@ -85,32 +82,44 @@ def score_all(
             f"score_all: criteria must be a list of codes, got {criteria!r}; score "
             "takes one"
         )
-    codes = list(criteria)
-    parameters = checked_parameters(model, parameters)
-    statistics = statistics_of(
-        model,
-        batches,
-        needs_of(codes),
-        loss_fn=loss_fn,
-        group_size=group_size,
-        parameters=parameters,
-    )
-    return score_from(parameters, statistics, codes, seed=seed)
+    chosen = scoring_criteria(criteria)
+    task = checked_task(model, batches, parameters, loss_fn, group_size)
+    return score_task(task, chosen, seed)
 
 
-def needs_of(criteria: Iterable[str]) -> frozenset[str]:
-    """Return the passes that criteria need together.
+def score_task(
+    task: Task, criteria: list[Criterion], seed: int
+) -> dict[str, dict[str, Tensor]]:
+    """Run the passes that criteria need, apply the criteria; see ``score_all``."""
+    found = statistics_of(task, needs_of(criteria))
+    return score_from(task.parameters, found, criteria, seed=seed)
+
+
+def scoring_criteria(codes: Iterable[str]) -> list[Criterion]:
+    """Return the criteria of codes.
 
     Raises:
         FisherpruneError: where a criterion is unknown or scores nothing.
     """
-    return frozenset().union(*(_scoring_criterion(code).needs for code in criteria))
+    chosen = [get_criterion(code) for code in codes]
+    if any(criterion.code == "none" for criterion in chosen):
+        raise FisherpruneError(
+            "criterion 'none' is the dense baseline: it scores nothing; leave the "
+            "model unpruned"
+        )
+    return chosen
 
 
+def needs_of(criteria: Iterable[Criterion]) -> frozenset[str]:
+    """Return the passes that criteria need together."""
+    return frozenset[str]().union(*(criterion.needs for criterion in criteria))
+
+
+@torch.no_grad()
 def score_from(
     parameters: Parameters,
-    statistics: ModelStatistics,
-    criteria: Iterable[str],
+    found: ModelStatistics,
+    criteria: Iterable[Criterion],
     *,
     seed: int = 0,
 ) -> dict[str, dict[str, Tensor]]:
@@ -118,56 +127,35 @@ def score_from(
 
     Args:
         parameters: the weights by name, as they were in ``statistics_of``.
-        statistics: what ``statistics_of`` returned for ``needs_of(criteria)``.
-        criteria: of ``fisherprune.criteria()``.
+        found: what ``statistics_of`` returned for ``needs_of(criteria)``.
+        criteria: of ``scoring_criteria``.
         seed: of the random criterion.
 
     Returns:
         Scores by parameter name, by criterion.
 
     Raises:
-        FisherpruneError: where a criterion is unknown or its statistics are missing, or
-            a score is NaN or infinite.
+        FisherpruneError: where statistics are missing, or a score is NaN or infinite.
     """
-    chosen = [_scoring_criterion(code) for code in criteria]
-    for criterion in chosen:
-        if missing := criterion.needs - statistics.kinds:
+    scores: dict[str, dict[str, Tensor]] = {}
+    for criterion in criteria:
+        if missing := criterion.needs - {*found.passes}:
             raise FisherpruneError(
                 f"score_from: statistics for {criterion.code} must hold "
-                f"{', '.join(sorted(missing))}, got {sorted(statistics.kinds)}"
+                f"{', '.join(sorted(missing))}, got {found.passes}"
             )
-    return {c.code: _scores(c, parameters, statistics, seed) for c in chosen}
-
-
-def _scoring_criterion(code: str) -> Criterion:
-    criterion = get_criterion(code)
-    if criterion.score is None:
-        raise FisherpruneError(
-            f"criterion {code!r} is the dense baseline: it scores nothing; leave the "
-            "model unpruned"
-        )
-    return criterion
-
-
-@torch.no_grad()
-def _scores(
-    criterion: Criterion,
-    parameters: Parameters,
-    statistics: ModelStatistics,
-    seed: int,
-) -> dict[str, Tensor]:
-    moments, products = statistics.moments, statistics.products
-    curvature, scores = statistics.curvature, {}
-    for name, parameter in parameters.items():
-        known = Statistics(
-            w=parameter.detach(),
-            m=moments and moments.mean[name],
-            F=moments and moments.fisher[name],
-            Hm=products and products[name],
-            H=curvature and curvature[name],
-            g=moments.group_size if moments else 1,
-            generator=stream(seed, name),
-        )
-        scores[name] = criterion.score(known)
-    check_finite(scores, f"the {criterion.code} score")
+        scores[criterion.code] = {
+            name: criterion.score(_known(name, parameter, found, seed))
+            for name, parameter in parameters.items()
+        }
+        check_finite(scores[criterion.code], f"the {criterion.code} score")
     return scores
+
+
+def _known(
+    name: str, parameter: Tensor, found: ModelStatistics, seed: int
+) -> Statistics:
+    """Return what formulas read of one parameter."""
+    parts = {letter: named[name] for letter, named in found.parts.items()}
+    weight = parameter.detach()
+    return Statistics(weight, found.group_size, stream(seed, name), **parts)

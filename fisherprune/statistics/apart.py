@@ -1,35 +1,44 @@
-"""Whether the samples of a batch mix, seen by running the last one alone."""
+"""The check that samples of a batch don't mix: the last one is run alone, too."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.tap import LayerTap
+from fisherprune.statistics.passes import Task
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a forward pass came to: outputs, the head's result, calls' last inputs."""
+    """Results of a forward pass: outputs, the head's, and the calls' last inputs."""
 
     outputs: Tensor
     result: Tensor
     last_inputs: list[Tensor]
 
 
-def run_last(op, model, inputs, labels, parameters, head) -> Seen | FisherpruneError:
+def run_last(
+    op: str,
+    task: Task,
+    inputs: Tensor,
+    labels: Tensor,
+    head: Callable[[Tensor, Tensor], Tensor],
+) -> Seen | FisherpruneError:
     """Run the last sample alone; return why where that fails.
 
-    The last: what a sequence, a queue or a limited capacity makes of a sample depends
-    on those before it.
+    The last one, because what a sequence, a queue or a limited capacity makes of a
+    sample depends on the samples before it.
     """
-    tap = LayerTap(model, parameters, 1, None, op, keep_last=True)
+    tap = LayerTap(task.model, task.parameters, 1, lambda *_: None, op, keep_last=True)
     try:
         with tap.forward():
-            outputs = model(inputs[-1:].clone())
+            outputs = task.model(inputs[-1:].clone())
             result = head(outputs, labels[-1:])
     except Exception as error:
         reason = f"{error}".partition("\n")[0] or type(error).__name__
@@ -43,10 +52,10 @@ def run_last(op, model, inputs, labels, parameters, head) -> Seen | FisherpruneE
 
 
 def check_apart(op: str, alone: Seen, together: Seen) -> None:
-    """Refuse where the last sample is another alone than in its batch.
+    """Refuse where the last sample's results differ, alone and in its batch.
 
     A small loss, or a layer's input that is nearly zero, has the rounding errors of the
-    larger numbers that it is made of.
+    larger numbers from which it was computed.
     """
     size = float(together.outputs[-1].detach().float().norm())
     inputs = max((float(x.float().norm()) for x in together.last_inputs), default=0.0)
@@ -74,10 +83,9 @@ def _tolerance(outputs: Tensor) -> float:
     """Return the relative error that other kernels for one sample may cause."""
     if outputs.dtype != torch.float32:
         return 5e-2
-    backends = torch.backends
-    if outputs.is_cuda:
-        used = backends.cuda.matmul, backends.cudnn.conv
-    else:
-        used = backends.mkldnn.matmul, backends.mkldnn.conv
+    cuda, cpu = ("cuda.matmul", "cudnn.conv"), ("mkldnn.matmul", "mkldnn.conv")
     reduced = {"tf32": 1e-2, "bf16": 5e-2}
-    return max(reduced.get(backend.fp32_precision, 1e-3) for backend in used)
+    return max(
+        reduced.get(attrgetter(f"{backend}.fp32_precision")(torch.backends), 1e-3)
+        for backend in (cuda if outputs.is_cuda else cpu)
+    )

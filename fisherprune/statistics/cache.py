@@ -1,7 +1,7 @@
 """Statistics of passes over the data, kept in files for the runs that need them too.
 
-A file's name hashes all that its content depends on (``fingerprint.py``), so a file is
-right or is never asked for: nothing goes stale, and any file may be deleted any time.
+A file's name hashes all that its content depends on (``key.py``), so a file is right or
+is never asked for: nothing goes stale, and any file may be deleted any time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,34 +20,14 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_bytes
-from fisherprune.statistics.fingerprint import Digest
+from fisherprune.statistics.key import hash_of
+from fisherprune.statistics.passes import ModelStatistics
 
-FORMAT = "fisherprune-statistics-1"
-"""Changes whenever the same data would give other statistics, or other files."""
+FORMAT = "fisherprune-statistics-2"
+"""Changes whenever the files do."""
 
-
-@dataclass(frozen=True)
-class Entry:
-    """What a pass over the data found out, and what it cost."""
-
-    tensors: dict[str, Tensor]
-    """Float32, by name."""
-    samples: int
-    """Samples seen."""
-    groups: int
-    """Groups of samples seen."""
-    seconds: float = 0.0
-    """Wall time of the pass, when it was run."""
-    cached: bool = False
-    """Whether it was read from a file."""
-
-    def checksum(self) -> str:
-        """Return a hash of the content."""
-        digest = Digest()
-        digest.add(self.samples, self.groups, self.seconds)
-        for name in sorted(self.tensors):
-            digest.add(name, self.tensors[name])
-        return digest.hexdigest()
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by parameter name, by letter."""
 
 
 class StatisticsCache:
@@ -79,39 +58,36 @@ class StatisticsCache:
             ) from None
 
     def get(
-        self,
-        key: str,
-        shapes: Mapping[str, Sequence[int]],
-        compute: Callable[[], Entry],
-    ) -> Entry:
+        self, key: str, like: Tensors, compute: Callable[[], ModelStatistics]
+    ) -> ModelStatistics:
         """Return what is kept under ``key``, or else compute and keep it.
 
-        A damaged or foreign file is noticed on stderr and replaced; where nothing can
-        be written, that is noticed, and the statistics are used all the same.
+        A damaged or foreign file is reported on stderr and replaced. Where nothing can
+        be written, that is reported, and the statistics are used all the same.
 
         Args:
-            key: a hash of all that the entry depends on.
-            shapes: of the entry's tensors, by name.
+            key: a hash of all that the result depends on.
+            like: tensors of the shapes that the result has, on its devices.
             compute: the pass.
         """
         path = self.folder / f"{key}.safetensors"
-        entry = _read(path, shapes)
-        if entry is None:
+        found = _read(path, like)
+        if found is None:
             with self.exclusive(key):
-                entry = _read(path, shapes)  # another may have been quicker
-                if entry is None:
-                    entry = compute()
-                    _write(path, entry)
-        return entry
+                found = _read(path, like)  # another may have been quicker
+                if found is None:
+                    found = compute()
+                    _write(path, found)
+        return found
 
 
-def _read(path: Path, shapes: Mapping[str, Sequence[int]]) -> Entry | None:
+def _read(path: Path, like: Tensors) -> ModelStatistics | None:
     try:
-        return _decoded(path.read_bytes(), path.stem, shapes)
+        return _decoded(path.read_bytes(), path.stem, like)
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError) as error:
-        notice(f"cached statistics {path} can't be used, computing them again", error)
+        _report(f"cached statistics {path} can't be used, computing them again", error)
     try:
         path.unlink(missing_ok=True)
     except OSError:  # then it stays until it is replaced
@@ -119,42 +95,55 @@ def _read(path: Path, shapes: Mapping[str, Sequence[int]]) -> Entry | None:
     return None
 
 
-def _decoded(data: bytes, key: str, shapes: Mapping[str, Sequence[int]]) -> Entry:
-    """Return the entry of a file's content, checked from end to end."""
+def _decoded(data: bytes, key: str, like: Tensors) -> ModelStatistics:
+    """Return the statistics of a file's content, checked from end to end."""
     tensors = load(data)  # checks the header, which safetensors can't show from memory
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
     if (metadata.get("format"), metadata.get("key")) != (FORMAT, key):
         raise ValueError("it holds something else")
     found = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
-    if found != {n: (torch.float32, tuple(shape)) for n, shape in shapes.items()}:
+    wanted = {n: (torch.float32, tuple(t.shape)) for n, t in _joined(like).items()}
+    if found != wanted:
         raise ValueError("its tensors are of another network")
-    try:
-        samples, groups = int(metadata["samples"]), int(metadata["groups"])
-        entry = Entry(tensors, samples, groups, float(metadata["seconds"]), True)
-    except KeyError as error:
-        raise ValueError(f"it does not say {error}") from None
-    if entry.checksum() != metadata.get("checksum"):
+    if metadata.get("checksum") != _checksum(tensors, metadata):
         raise ValueError("its checksum is wrong")
-    return entry
+    parts = {
+        part: {n: tensors[f"{part}/{n}"].to(t.device) for n, t in named.items()}
+        for part, named in like.items()
+    }
+    samples, group_size = int(metadata["samples"]), int(metadata["group_size"])
+    seconds = float(metadata["seconds"])
+    return ModelStatistics(parts, samples, group_size, seconds, cached=True)
 
 
-def _write(path: Path, entry: Entry) -> None:
-    tensors = {n: t.detach().cpu().contiguous() for n, t in entry.tensors.items()}
+def _write(path: Path, found: ModelStatistics) -> None:
+    named = _joined(found.parts)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in named.items()}
     metadata = {
         "format": FORMAT,
         "key": path.stem,
-        "samples": str(entry.samples),
-        "groups": str(entry.groups),
-        "seconds": repr(entry.seconds),
-        "checksum": replace(entry, tensors=tensors).checksum(),
+        "samples": str(found.samples),
+        "group_size": str(found.group_size),
+        "seconds": repr(found.seconds),
     }
+    metadata["checksum"] = _checksum(tensors, metadata)
     try:
         write_bytes(path, save(tensors, metadata))
     except OSError as error:
-        notice(f"statistics can't be kept in {path}", error)
+        _report(f"statistics can't be kept in {path}", error)
 
 
-def notice(what: str, reason: Exception) -> None:
-    """Say on stderr what is done without, and why."""
+def _joined(parts: Tensors) -> dict[str, Tensor]:
+    return {f"{p}/{name}": t for p, named in parts.items() for name, t in named.items()}
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    known = {name: value for name, value in metadata.items() if name != "checksum"}
+    values = [v for name in sorted(tensors) for v in (name, tensors[name])]
+    return hash_of(*sorted(known.items()), *values)
+
+
+def _report(what: str, reason: Exception) -> None:
+    """Report on stderr what can't be used, and why."""
     print(f"fisherprune: {what}: {' '.join(f'{reason}'.split())}", file=sys.stderr)

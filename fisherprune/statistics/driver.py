@@ -4,36 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.parameters import (
-    Parameters,
-    check_unhooked,
-    device_of,
-)
+from fisherprune.parameters import check_unhooked, device_of
 from fisherprune.persample.contributions import Contribution
 from fisherprune.persample.tap import LayerTap
 from fisherprune.statistics.apart import Seen, check_apart, run_last
-from fisherprune.statistics.batches import Batches, checked_batches
+from fisherprune.statistics.batches import checked_batches
+from fisherprune.statistics.passes import Task
 
 
 def tapped_passes(
     op: str,
-    model: nn.Module,
-    batches: Batches,
-    parameters: Parameters,
+    task: Task,
     head: Callable[[Tensor, Tensor], Tensor],
     report: Callable[[str, Contribution], None],
 ) -> Iterator[tuple[LayerTap, int, Tensor]]:
-    """Run the forward pass of each batch; what goes backward is the caller's.
+    """Run the forward pass of each batch; the caller runs the backward pass.
 
     Args:
         op: named in errors.
-        model: within ``evaluating``.
-        batches: iterable of ``(inputs, labels)``.
-        parameters: the watched parameters by name.
-        head: ``(outputs, labels) -> Tensor``, what the caller goes backward from.
+        task: its model is within ``evaluating``, its parameters are watched.
+        head: ``(outputs, labels) -> Tensor``, from which the caller goes backward.
         report: as of ``LayerTap``.
 
     Yields:
@@ -43,13 +36,14 @@ def tapped_passes(
         FisherpruneError: where there is no batch, samples mix, or a parameter is hooked
             or used outside of the supported layers.
     """
+    model, parameters = task.model, task.parameters
     check_unhooked(parameters)
     empty, checked = True, False
-    for inputs, labels in checked_batches(batches, device_of(parameters)):
+    for inputs, labels in checked_batches(task.batches, device_of(parameters)):
         empty, n = False, len(inputs)
         check = not checked and n > 1
-        # First: what its forward pass changes, the batch's graph may not have saved.
-        one = run_last(op, model, inputs, labels, parameters, head) if check else None
+        # Before the batch, whose graph must not save what this forward pass changes.
+        one = run_last(op, task, inputs, labels, head) if check else None
         tap = LayerTap(model, parameters, n, report, op, keep_last=check)
         with tap.forward():
             outputs = model(inputs)

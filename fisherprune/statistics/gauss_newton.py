@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.parameters import (
-    Parameters,
-    check_finite,
-    checked_parameters,
-    eager,
-)
+from fisherprune.parameters import Parameters, check_finite
+from fisherprune.statistics.accumulators import Accumulators
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
-from fisherprune.statistics.groups import BatchedMoments
-from fisherprune.statistics.losses import (
-    checked_outputs,
+from fisherprune.statistics.losses import checked_outputs
+from fisherprune.statistics.passes import (
+    ModelStatistics,
+    Task,
+    checked_task,
+    register_pass,
 )
 from fisherprune.statistics.protect import evaluating
 
@@ -37,8 +36,8 @@ def gauss_newton_diagonal(
     weight in one call it is the exact diagonal of the Hessian, for its class scores are
     piecewise linear in every single weight.
 
-    Costs a forward pass and C - 1 backward passes with the squares of each summed up on
-    the way, and no memory for them.
+    It costs a forward pass and C - 1 backward passes. Squares are summed up during
+    each of these, so they take no memory.
 
     Args:
         model: float32 module with class scores ``[N, C]`` as its output; runs in eval
@@ -57,31 +56,38 @@ def gauss_newton_diagonal(
         Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient
         Descent", 2002; Dangel et al., "BackPACK", 2020.
     """
-    return gauss_newton_pass(model, batches, parameters)[0]
+    task = checked_task(model, batches, parameters)
+    return dict(gauss_newton_pass(task).parts["H"])
 
 
-def gauss_newton_pass(
-    model: nn.Module, batches: Batches, parameters: Parameters | None = None
-) -> tuple[dict[str, Tensor], int]:
-    """Return ``gauss_newton_diagonal`` and the number of samples seen."""
-    parameters, samples = checked_parameters(model, parameters), 0
-    moments = BatchedMoments(parameters, group_size=1)
-    op, model = "gauss_newton_diagonal", eager(model)
-    with evaluating(model):
+def _check_loss(task: Task) -> None:
+    if task.loss_fn is not None:
+        raise FisherpruneError(
+            "loss_fn must be left out for the Gauss-Newton diagonal (criterion obd), "
+            "which is that of cross-entropy"
+        )
+
+
+@register_pass("gauss_newton", yields=("H",), check=_check_loss)
+def gauss_newton_pass(task: Task) -> ModelStatistics:
+    """Yield the diagonal; the group size plays no part in it."""
+    accumulators, samples = Accumulators(task.parameters, group_size=1), 0
+    with evaluating(task.model):
         for tap, n, scores in tapped_passes(
-            op, model, batches, parameters, _class_scores, moments.add
+            "gauss_newton_diagonal", task, _class_scores, accumulators.add
         ):
             samples += n
             last = scores.shape[1] - 2
             for c, column in enumerate(_softmax_hessian_root(scores.detach())):
-                moments.begin(n)
+                accumulators.begin(n)
                 tap.backward((scores.float() * column).sum(), again=c < last)
-                moments.end()
-        columns = moments.groups.samples  # of all samples' roots
-        _, squares = moments.means()
-        diagonal = {name: s.mul_(columns / samples) for name, s in squares.items()}
-    check_finite(diagonal, "the Gauss-Newton diagonal")
-    return diagonal, samples
+                accumulators.end()
+        columns = accumulators.samples  # of all samples' roots
+        _, squares = accumulators.sums()
+        for diagonal in squares.values():
+            diagonal.div_(columns).mul_(columns / samples)
+    check_finite(squares, "the Gauss-Newton diagonal")
+    return ModelStatistics({"H": squares}, samples, task.group_size)
 
 
 def _class_scores(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def checked_loss(loss_fn: LossFn | None) -> LossFn | None:
-    """Return ``loss_fn`` if it is a function that means something for one sample.
+    """Return ``loss_fn`` if it is a function that can be applied to one sample.
 
     Raises:
         FisherpruneError: where it can't be called or is a class, or where it divides by
-            the weight of the sample's class, so that class weights cancel out.
+            the weights of the samples' classes, which cancels them out for one sample.
     """
     if loss_fn is None:
         return None
@@ -27,12 +27,15 @@ def checked_loss(loss_fn: LossFn | None) -> LossFn | None:
             "loss_fn must be a function (outputs, labels) -> loss, or a module such as "
             f"nn.CrossEntropyLoss(), got {shown(loss_fn)}"
         )
-    weighted = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss))
-    if weighted and loss_fn.weight is not None and loss_fn.reduction == "mean":
+    if (
+        isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss)
+        and loss_fn.weight is not None
+        and loss_fn.reduction == "mean"
+    ):
         kind = type(loss_fn).__name__
         raise FisherpruneError(
-            f"loss_fn: {kind} with class weights must have reduction='sum', got 'mean':"
-            " of one sample that is divided by its class's weight again"
+            f"loss_fn: {kind} with class weights must have reduction='sum', got 'mean',"
+            " which divides the loss of one sample by its class's weight again"
         )
     return loss_fn
 
@@ -117,7 +120,7 @@ def _check_predictions(outputs: Tensor, labels: Tensor) -> None:
 
 
 def _each_sample(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> Tensor:
-    def one(output, label):
+    def one(output: Tensor, label: Tensor) -> Tensor:
         loss = loss_fn(output.unsqueeze(0), label.unsqueeze(0))
         if not isinstance(loss, Tensor):
             raise FisherpruneError(

@@ -3,41 +3,100 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError
-from fisherprune.parameters import (
-    Parameters,
-    check_finite,
-    checked_parameters,
-    eager,
-)
+from fisherprune.errors import FieldError
+from fisherprune.parameters import Parameters, check_finite
+from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
-from fisherprune.statistics.groups import BatchedMoments
-from fisherprune.statistics.losses import LossFn, checked_loss, sample_losses
+from fisherprune.statistics.losses import LossFn, sample_losses
+from fisherprune.statistics.passes import (
+    ModelStatistics,
+    Task,
+    checked_task,
+    register_pass,
+)
 from fisherprune.statistics.protect import evaluating
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientMoments:
     r"""First and second moments of the group gradients :math:`G_1 ... G_J`.
 
+    Kept as sums and counts, so moments of different samples add up: ``a + b`` holds
+    those of the samples of both, and shards of the data may be passed over one by one.
+
     Attributes:
-        mean: :math:`m = \frac1J \sum_j G_j` by parameter name, float32.
-        fisher: :math:`F = \frac1J \sum_j G_j \odot G_j`, by parameter name, float32;
-            the empirical Fisher diagonal where the group size is 1.
+        sum: :math:`\sum_j G_j` by parameter name, float32.
+        sum_sq: :math:`\sum_j G_j \odot G_j`, by parameter name, float32.
         samples: number of samples seen.
         groups: J.
         group_size: samples averaged in one group.
     """
 
-    mean: dict[str, Tensor]
-    fisher: dict[str, Tensor]
+    sum: Sums
+    sum_sq: Sums
     samples: int
     groups: int
     group_size: int
+
+    @cached_property
+    def mean(self) -> dict[str, Tensor]:
+        r""":math:`m = \frac1J \sum_j G_j` by parameter name, float32."""
+        return _divided(self.sum, self.groups)
+
+    @cached_property
+    def fisher(self) -> dict[str, Tensor]:
+        r""":math:`F = \frac1J \sum_j G_j \odot G_j`, the mean squared gradients.
+
+        By parameter name, float32; the empirical Fisher diagonal where the group size
+        is 1.
+        """
+        return _divided(self.sum_sq, self.groups)
+
+    def __add__(self, other: GradientMoments) -> GradientMoments:
+        """Return the moments of the samples of both, on the devices of the left side.
+
+        Groups stay what they are: a partial last group of the left side counts as one.
+        So the sum is that of a single pass where the left side's samples are a multiple
+        of the group size.
+
+        Raises:
+            FisherpruneError: where the group sizes differ, or names or shapes of the
+                parameters.
+        """
+        if not isinstance(other, GradientMoments):
+            return NotImplemented
+        ours, theirs = (
+            {"group_size": m.group_size} | {n: [*s.shape] for n, s in m.sum.items()}
+            for m in (self, other)
+        )
+        for what in ours | theirs:
+            if ours.get(what) != theirs.get(what):
+                wanted = f"{ours.get(what)} on both sides of +"
+                raise FieldError(f"GradientMoments: {what}", wanted, theirs.get(what))
+        return GradientMoments(
+            {n: sum + other.sum[n].to(sum.device) for n, sum in self.sum.items()},
+            {n: sum + other.sum_sq[n].to(sum.device) for n, sum in self.sum_sq.items()},
+            self.samples + other.samples,
+            self.groups + other.groups,
+            self.group_size,
+        )
+
+    @property
+    def statistics(self) -> ModelStatistics:
+        """Return what formulas and other passes read."""
+        parts = {"m": self.mean, "F": self.fisher}
+        return ModelStatistics(parts, self.samples, self.group_size)
+
+
+@torch.inference_mode(False)  # autograd may save what is not made in inference mode
+def _divided(sums: Sums, groups: int) -> dict[str, Tensor]:
+    return {name: sum / groups for name, sum in sums.items()}
 
 
 def gradient_moments(
@@ -72,8 +131,8 @@ def gradient_moments(
             Conv2d, Linear and BatchNorm layers, weights and biases.
 
     Returns:
-        The moments. A parameter that no loss reaches has zeros, and F is 0 where a
-        gradient's magnitude is below 1e-19, of which the square is no float32 number.
+        The moments. They are zero for a parameter on which no loss depends, and F is 0
+        where all gradients are smaller than 1e-19: float32 can't hold their squares.
 
     Raises:
         FisherpruneError: where the data is empty or labels are out of range, a loss or
@@ -85,39 +144,31 @@ def gradient_moments(
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
         Gradient Descent", 2019, for F.
     """
-    parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
-    group_size = checked_group_size(group_size)
-    moments = BatchedMoments(parameters, group_size)
+    return _gradient_moments(
+        checked_task(model, batches, parameters, loss_fn, group_size)
+    )
+
+
+@register_pass("moments", yields=("m", "F"))
+def moments_pass(task: Task) -> ModelStatistics:
+    """Yield the mean gradient and the Fisher diagonal."""
+    return _gradient_moments(task).statistics
+
+
+def _gradient_moments(task: Task) -> GradientMoments:
+    accumulators = Accumulators(task.parameters, task.group_size)
 
     def losses_of(outputs: Tensor, labels: Tensor) -> Tensor:
-        return sample_losses(outputs, labels, loss_fn)
+        return sample_losses(outputs, labels, task.loss_fn)
 
-    op, model = "gradient_moments", eager(model)
-    with evaluating(model):
+    with evaluating(task.model):
         for tap, n, losses in tapped_passes(
-            op, model, batches, parameters, losses_of, moments.add
+            "gradient_moments", task, losses_of, accumulators.add
         ):
-            moments.begin(n)
+            accumulators.begin(n)
             tap.backward(losses.sum())
-            moments.end()
-        samples, groups = moments.groups.samples, moments.groups.count
-        mean, fisher = moments.means()
-    check_finite(fisher, "the mean squared gradient")  # then the mean is finite too
-    return GradientMoments(mean, fisher, samples, groups, group_size)
-
-
-def checked_group_size(group_size: int) -> int:
-    """Return ``group_size`` if it is an integer of at least 1.
-
-    Raises:
-        FisherpruneError: where it is not.
-    """
-    if (
-        not isinstance(group_size, int)
-        or isinstance(group_size, bool)
-        or group_size < 1
-    ):
-        raise FisherpruneError(
-            f"group_size must be an integer of at least 1, got {group_size!r}"
-        )
-    return group_size
+            accumulators.end()
+        sum, sum_sq = accumulators.sums()
+    check_finite(sum_sq, "the mean squared gradient")  # then the mean is finite too
+    samples, groups = accumulators.samples, accumulators.groups
+    return GradientMoments(sum, sum_sq, samples, groups, task.group_size)

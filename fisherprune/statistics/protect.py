@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def evaluating(model: nn.Module):
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients on; what the model's forward may change is put back.
 
-    That is modes, buffers, embeddings that it renormalizes and the global random state.
+    That is modes, buffers, embeddings that it scales and the global random state.
     Modes are set without ``eval()`` and ``train()``, in which some modules change
     weights. Inference mode is left, and compiled parts run as they are written:
     compiled code can't be tapped.

@@ -4,6 +4,16 @@
 from Python.
 """
 
-from fisherprune.train.steps import Interrupted, run
+from typing import TYPE_CHECKING
+
+from fisherprune.lazy import lazily
+
+if TYPE_CHECKING:
+    from fisherprune.train.steps import Interrupted, run
+else:  # at the first use: the command readies its process before torch is imported
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {name: "fisherprune.train.steps" for name in ("Interrupted", "run")},
+    )
 
 __all__ = ["Interrupted", "run"]

@@ -6,13 +6,16 @@ import errno
 import sys
 from collections.abc import Sequence
 
+from fisherprune.commandline import prepare, run_command
+
+if __name__ == "__main__":
+    prepare()
+
 import torch
 
-from fisherprune.commandline import run_command
 from fisherprune.errors import FisherpruneError
 from fisherprune.runs.words import table
-from fisherprune.train import options as cli
-from fisherprune.train.steps import run
+from fisherprune.train import options, steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +38,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _command(argv: Sequence[str] | None) -> int:
     try:
-        command = cli.parse(argv)
-        print(table(run(command.config, folder=command.folder, quiet=command.quiet)))
+        command = options.parse(argv)
+        result = steps.run(command.config, folder=command.folder, quiet=command.quiet)
+        print(table(result))
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise

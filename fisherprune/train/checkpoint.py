@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +16,12 @@ from torch import Tensor
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import write_bytes
 
-MAGIC = b"fisherprune-checkpoint-1\n"
+MAGIC = b"fisherprune-checkpoint-2\n"
 """What the file begins with; then the SHA-256 of the rest, and what torch.save made."""
 DIGEST = hashlib.sha256().digest_size
+
+State = dict[str, Any]
+"""Nested dicts and lists of tensors, numbers, strings and None."""
 
 
 class Checkpoint:
@@ -40,15 +45,13 @@ class Checkpoint:
     ) -> None:
         self.path, self.run, self.written = path, run, written
         self._pool = ThreadPoolExecutor(1) if background else None
-        self._pending: Future | None = None
+        self._pending: Future[None] | None = None
 
-    def save(
-        self, state: dict[str, object], then: Callable[[dict], None] | None = None
-    ) -> None:
+    def save(self, state: State, then: Callable[[State], None] | None = None) -> None:
         """Write ``state``, then call ``then`` with it; end a save in progress first.
 
         Args:
-            state: nested dicts and lists of tensors, numbers, strings and None.
+            state: what the run goes on from.
             then: for files that must not be newer than the checkpoint.
 
         Raises:
@@ -74,7 +77,7 @@ class Checkpoint:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def load(self) -> dict | None:
+    def load(self) -> State | None:
         """Return the state, its tensors on the CPU; None where none was saved.
 
         Raises:
@@ -85,13 +88,24 @@ class Checkpoint:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        payload = self._checked(content)
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        payload = io.BytesIO(self._checked(content))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a TorchScript archive
+                state = torch.load(payload, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load documents none
+            raise self.unfit(type(error).__name__) from error
+        if not isinstance(state, dict) or "run" not in state:
+            raise self.unfit("no state")
         if state["run"] != self.run:
             raise FisherpruneError(
                 f"checkpoint {self.path} must be of run {self.run}, got {state['run']}"
             )
         return state
+
+    def unfit(self, got: str) -> FisherpruneError:
+        """Return the error of a file that is whole and holds something else."""
+        return self._error(f"must hold the state of this run, got {got}")
 
     def remove(self) -> None:
         """Delete the file, if there is one; to be called at the end of a run."""
@@ -101,7 +115,7 @@ class Checkpoint:
         if self.written is not None:
             self.written()
 
-    def _write(self, state: dict, then: Callable[[dict], None] | None) -> None:
+    def _write(self, state: State, then: Callable[[State], None] | None) -> None:
         buffer = io.BytesIO()
         torch.save({"run": self.run, **state}, buffer)
         payload = buffer.getvalue()
@@ -113,17 +127,18 @@ class Checkpoint:
         """Return what torch.save made, if it is what was written."""
         start = len(MAGIC) + DIGEST
         if not content.startswith(MAGIC):
-            reason = "is no checkpoint of this version of fisherprune"
-        elif hashlib.sha256(content[start:]).digest() != content[len(MAGIC) : start]:
-            reason = "is damaged"
-        else:
-            return memoryview(content)[start:]
-        raise FisherpruneError(
+            raise self._error("is no checkpoint of this version of fisherprune")
+        if hashlib.sha256(content[start:]).digest() != content[len(MAGIC) : start]:
+            raise self._error("is damaged")
+        return memoryview(content)[start:]
+
+    def _error(self, reason: str) -> FisherpruneError:
+        return FisherpruneError(
             f"checkpoint {self.path} {reason}; delete it to begin the run again"
         )
 
 
-def _copied(state: object) -> object:
+def _copied(state: Any) -> Any:
     """Return the state with copies on the CPU for its tensors."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
@@ -132,3 +147,39 @@ def _copied(state: object) -> object:
     if isinstance(state, list):
         return [_copied(value) for value in state]
     return state
+
+
+def misfit(value: object, form: object, place: str = "state") -> str | None:
+    """Return the first place where a value has another form; None where it fits.
+
+    Args:
+        value: of a state.
+        form: a tensor of the shape and dtype; a dict of forms under the same keys; a
+            list with the form of all items; a tuple of forms, one of which must fit; a
+            type; None.
+        place: of the value in the state.
+    """
+    if isinstance(form, tuple):
+        places = [misfit(value, each, place) for each in form]
+        return places[-1] if all(places) else None
+    if isinstance(form, dict):
+        if not isinstance(value, dict) or value.keys() != form.keys():
+            return place
+        parts = ((value[key], form[key], f"{place}.{key}") for key in form)
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            return place
+        parts = ((item, form[0], f"{place}[{i}]") for i, item in enumerate(value))
+    else:
+        return None if _is_alike(value, form) else place
+    return next(filter(None, (misfit(*part) for part in parts)), None)
+
+
+def _is_alike(value: object, form: object) -> bool:
+    if not isinstance(form, Tensor):
+        return value is None if form is None else type(value) is form
+    return (
+        isinstance(value, Tensor)
+        and (value.layout, value.dtype) == (form.layout, form.dtype)
+        and value.shape == form.shape
+    )

@@ -14,77 +14,106 @@ from fisherprune.data.dataset import Augmentation, Dataset
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
-from fisherprune.progress import Shown
+from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig
-from fisherprune.scoring.score import needs_of, score_from
+from fisherprune.runs.result import ScoringCost
+from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
 from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.key import statistics_key
+from fisherprune.statistics.passes import Task
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
-from fisherprune.train.parts import Parts
 
 
 def make_masks(
     config: TrainConfig,
     model: nn.Module,
-    parts: Parts,
+    images: Dataset,
     statistics: Path | StatisticsCache | None = None,
     quiet: bool = False,
-) -> tuple[Masks, dict[str, object]]:
+) -> tuple[Masks, ScoringCost]:
     """Score the weights as the model is now and keep the largest scores.
 
     Args:
         config: what to do.
-        model: the network, after its warm-up epochs.
-        parts: the images.
+        model: the network, after all its warm-up.
+        images: to score on.
         statistics: folder or cache of statistics that runs share; None: none.
         quiet: show no progress.
 
     Returns:
-        The masks, and what the scores cost: ``seconds`` of the passes over the data
-        when they were run, ``samples`` in one pass, and whether all came from the
-        cache (``cached``).
+        The masks, and what the scores cost.
     """
-    if config.bn_warmup:
-        measure_batchnorm(config, model, parts.train, quiet)
     if statistics is not None and not isinstance(statistics, StatisticsCache):
         statistics = StatisticsCache(statistics)
-    parameters = prunable_parameters(model, config.skip)
-    found = statistics_of(
+    task = Task(
         model,
-        Shown(parts.scoring.batches(config.score_batch_size), "scoring", quiet=quiet),
-        needs_of([config.method]),
+        WithBar(images.batches(config.score_batch_size), "scoring", quiet=quiet),
+        prunable_parameters(model, config.skip),
         group_size=config.group_size,
-        parameters=parameters,
-        cache=statistics,
     )
+    criteria = scoring_criteria([config.method])
+    needs, key = needs_of(criteria), ""
+    if needs and statistics is not None:
+        key = _key(config, task, images)
+    found = statistics_of(task, needs, cache=statistics, key=key)
     seed = stream_seed(config.seed, "random scores")
-    scores = score_from(parameters, found, [config.method], seed=seed)[config.method]
+    scores = score_from(task.parameters, found, criteria, seed=seed)[config.method]
     if config.invert_scores:
         scores = invert_scores(scores)
     masks = select_masks(
-        scores, config.sparsity, config.scope, densities=config.densities
+        scores,
+        config.sparsity,
+        config.scope,
+        densities=config.densities,
+        ties=config.ties,
     )
     if config.shuffle_masks:
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
-    cost = {"seconds": found.seconds, "samples": found.samples, "cached": found.cached}
-    return masks, cost
+    return masks, {
+        "seconds": found.seconds,
+        "samples": found.samples,
+        "cached": found.cached,
+    }
+
+
+def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
+    """Return the key under which the statistics of a run are kept."""
+    about = {
+        "model": [config.model, config.model_source],
+        "parameters": list(task.parameters),
+        "group size": task.group_size,
+        "batch size": config.score_batch_size,
+        "mean": scoring.mean,
+        "std": scoring.std,
+    }
+    data = scoring.images, scoring.labels
+    return statistics_key(about, task.model.state_dict(), data, scoring.images.device)
 
 
 @torch.no_grad()
 def measure_batchnorm(
-    config: TrainConfig, model: nn.Module, train: Dataset, quiet: bool
+    model: nn.Module, train: Dataset, batch_size: int, seed: int, quiet: bool
 ) -> None:
-    """Replace the running statistics of BatchNorm by means over one pass."""
+    """Replace the running statistics of BatchNorm by means over one pass.
+
+    Args:
+        model: the network; its weights stay.
+        train: the training images, passed over without augmentation.
+        batch_size: images at a time.
+        seed: of the run.
+        quiet: show no progress.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over the batches
     plain = replace(train, augmentation=Augmentation(padding=0, flip=False))
-    order = stream(config.seed, "batchnorm order")
-    batches = TrainingBatches(plain, config.training_batch_size, order, order)
+    order = stream(seed, "batchnorm order")
+    batches = TrainingBatches(plain, batch_size, order, order)
     model.train()
-    for images, _ in Shown(batches, "batchnorm", quiet=quiet):
+    for images, _ in WithBar(batches, "batchnorm", quiet=quiet):
         model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from fisherprune import models
-from fisherprune.masks.select import select_masks
+from fisherprune.data.dataset import Dataset
+from fisherprune.errors import FieldError
+from fisherprune.masks.select import kept_counts
 from fisherprune.parameters import prunable_parameters
-from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.config import DataConfig, MaskConfig
 from fisherprune.streams import stream_seed
-from fisherprune.train.parts import Parts
 
 
-def network(config: TrainConfig, parts: Parts) -> nn.Module:
+def network(config: DataConfig, images: Dataset) -> nn.Module:
     """Return the network as a run begins with it, on the device of the images.
 
     Raises:
-        FisherpruneError: where what the config asks to prune is not in the network.
+        FisherpruneError: where the source of a user's model has changed since the
+            config was made.
     """
-    model = models.create(
+    source = models.source_hash(config.model)
+    if source != config.model_source:
+        wanted = f"of the source {config.model_source} that the run began with"
+        raise FieldError("model", wanted, f"{config.model} of the source {source}")
+    return models.create(
         config.model,
-        len(parts.train.classes),
-        parts.train.channels,
+        len(images.classes),
+        images.channels,
+        image_size=images.images.shape[-1],
         seed=stream_seed(config.seed, "initialization"),
-    ).to(parts.train.images.device)
+    ).to(images.images.device)
+
+
+def check_mask(config: MaskConfig, model: nn.Module) -> None:
+    """Raise FisherpruneError where the model can't be pruned as the config asks."""
     prunable = prunable_parameters(model, config.skip)
-    if config.method != "none":  # whether there are such masks, any scores tell
-        scores = {name: torch.zeros_like(p) for name, p in prunable.items()}
-        select_masks(scores, config.sparsity, config.scope, densities=config.densities)
-    return model
+    if config.method != "none":  # before any work, see that there are such masks
+        shapes = {name: p.shape for name, p in prunable.items()}
+        kept_counts(shapes, config.sparsity, config.scope, densities=config.densities)

@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
 
 
 def make_parser() -> Parser:
-    """Build the parser: one option for each field of TrainConfig, and two more.
+    """Build the parser: one option for each field that can be given, and two more.
 
     Only options that are given come out, ``--quiet`` and ``--resume`` always.
     """
@@ -87,7 +87,7 @@ def make_parser() -> Parser:
         description=DESCRIPTION,
         argument_default=argparse.SUPPRESS,
     )
-    left = {field.name: field for field in fields(TrainConfig)}
+    left = {f.name: f for f in fields(TrainConfig) if about(f).given}
     seed = left.pop("seed")
     for title, part in PARTS.items():
         group = parser.add_argument_group(title)

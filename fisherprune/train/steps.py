@@ -1,14 +1,10 @@
-"""Prune a network at initialization and train what is left.
-
-``python -m fisherprune.train --help`` on the command line, ``run(TrainConfig(...))``
-from Python. Below, from top to bottom: what a run does, its steps, the command line.
-"""
+"""What a run does, step by step."""
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -22,15 +18,22 @@ from fisherprune.runs.config import TrainConfig, resolve_device
 from fisherprune.runs.environment import device_name, environment
 from fisherprune.runs.folder import CHECKPOINT, RESULTS, RunFolder
 from fisherprune.runs.identity import identity
-from fisherprune.runs.result import RunResult, check_pruned_are_zero, count_layers
+from fisherprune.runs.metrics import Metrics
+from fisherprune.runs.result import (
+    RunResult,
+    ScoringCost,
+    check_pruned_are_zero,
+    count_layers,
+)
 from fisherprune.runs.tensorboard import require_tensorboard
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.streams import stream_seed
-from fisherprune.train.checkpoint import Checkpoint
-from fisherprune.train.masking import make_masks
-from fisherprune.train.network import network
-from fisherprune.train.parts import Parts, load_parts
-from fisherprune.train.trainer import Trainer, evaluate
+from fisherprune.train.checkpoint import Checkpoint, State, misfit
+from fisherprune.train.clock import Clock
+from fisherprune.train.images import Images, load_images
+from fisherprune.train.masking import make_masks, measure_batchnorm
+from fisherprune.train.network import check_mask, network
+from fisherprune.train.trainer import Trainer, deterministic_convolutions, evaluate
 
 
 class Interrupted(KeyboardInterrupt):
@@ -80,42 +83,37 @@ def run(
     device = resolve_device(config.device)
     if config.tensorboard:
         require_tensorboard()
-    place = RunFolder(config, folder) if folder is not None else None
-    if place is None:
-        check_writable(Path(config.output_dir))
-    clock = Clock()
-    parts = load_parts(config, device, quiet)
-    model = network(config, parts)
-    place = place or RunFolder(config)
-    checkpoint = Checkpoint(
-        place.path / CHECKPOINT,
-        identity(config),
-        background=device.type == "cuda",
-        written=checkpointed,
-    )
-    try:
-        with deterministic_convolutions():
-            steps = Run(config, parts, model, place, checkpoint, clock, quiet)
-            return steps.go(statistics)
-    except KeyboardInterrupt:
-        raise Interrupted(place.path) from None
-    except RuntimeError as error:
-        shorter = explained(error)
-        if shorter is None:
-            raise
-        raise shorter from error
-    finally:
-        checkpoint.close()
-        place.close()
+    with ExitStack() as opened:
+        place = None
+        if folder is not None:
+            place = opened.enter_context(RunFolder(config, folder))
+        else:
+            check_writable(Path(config.output_dir))
+        clock = Clock()
+        images = load_images(config, config.score_samples, device, quiet)
+        model = network(config, images.train)
+        check_mask(config, model)
+        place = place or opened.enter_context(RunFolder(config))
+        checkpoint = Checkpoint(
+            place.path / CHECKPOINT,
+            identity(config),
+            background=device.type == "cuda",
+            written=checkpointed,
+        )
+        opened.callback(checkpoint.close)
+        opened.enter_context(explained(place.path))
+        opened.enter_context(deterministic_convolutions())
+        steps = Steps(config, images, model, place, checkpoint, clock, quiet)
+        return steps.go(statistics)
 
 
-class Run:
+class Steps:
     """The steps of a run, each of which leaves out what a checkpoint says is done."""
 
     def __init__(
         self,
         config: TrainConfig,
-        parts: Parts,
+        images: Images,
         model: nn.Module,
         folder: RunFolder,
         checkpoint: Checkpoint,
@@ -123,13 +121,15 @@ class Run:
         quiet: bool,
     ) -> None:
         """Begin with the new network, or as the checkpoint says."""
-        self.config, self.parts, self.folder = config, parts, folder
+        self.config, self.images, self.folder = config, images, folder
         self.model = model
         self.checkpoint, self.clock, self.quiet = checkpoint, clock, quiet
-        self.device = parts.train.images.device
+        self.device = images.train.images.device
         self.devices = [device_name(self.device)]
-        self.scoring: dict[str, object] | None = None
-        self.trainer = Trainer(config, model, parts, folder, quiet)
+        self.scoring: ScoringCost | None = None
+        self.best_sha256: str | None = None
+        """Of the file of the best weights, which is written after the checkpoint."""
+        self.trainer = Trainer(config, model, images, folder, quiet)
         self.restore()
         self.clock.lap("data")
 
@@ -141,7 +141,7 @@ class Run:
         self.checkpoint.wait()
         self.folder.save_weights("last", self.model.state_dict())
         if self.trainer.best_epoch == 0:
-            self.folder.save_weights("best", self.model.state_dict())
+            self._save_best({"model": self.model.state_dict()})
         self.clock.lap("training")
         result = self.test()
         self.folder.write_json(RESULTS, result.as_json())
@@ -150,12 +150,15 @@ class Run:
 
     def prune(self, statistics: Path | StatisticsCache | None) -> None:
         """Make the mask and hold it from here on."""
-        config, trainer = self.config, self.trainer
+        config, trainer, images = self.config, self.trainer, self.images
         if config.method == "none" or trainer.masks is not None:
             return
         self.model.to(memory_format=torch.contiguous_format)  # no score depends on it
+        if config.bn_warmup:
+            size, seed = config.training_batch_size, config.seed
+            measure_batchnorm(self.model, images.train, size, seed, self.quiet)
         masks, self.scoring = make_masks(
-            config, self.model, self.parts, statistics, self.quiet
+            config, self.model, images.scoring, statistics, self.quiet
         )
         if config.reinitialize:
             seed = stream_seed(config.seed, "reinitialization")
@@ -168,13 +171,10 @@ class Run:
         """Measure the last and the best weights on the test images."""
         config, trainer, model = self.config, self.trainer, self.model
         model.to(memory_format=torch.contiguous_format)  # as whoever loads the weights
-        if trainer.masks is not None:
-            check_pruned_are_zero(model, trainer.masks)
         layers = count_layers(prunable_parameters(model, config.skip), trainer.masks)
-        last = best = evaluate(model, self.parts.test, "test, last", self.quiet)
+        last = best = self.measure("last", model.state_dict())
         if trainer.best_epoch != config.epochs:
-            model.load_state_dict(self._best_weights())
-            best = evaluate(model, self.parts.test, "test, best", self.quiet)
+            best = self.measure("best", self._best_weights())
         self.clock.lap("testing")
         return RunResult(
             config=config,
@@ -190,6 +190,25 @@ class Run:
             notes=self.notes(),
         )
 
+    def measure(self, which: str, weights: dict[str, Tensor]) -> Metrics:
+        """Measure weights on the test images.
+
+        Raises:
+            FisherpruneError: where a weight or the loss is not finite.
+        """
+        if self.trainer.masks is not None:
+            check_pruned_are_zero(weights, self.trainer.masks)
+        odd = [name for name, weight in weights.items() if not weight.isfinite().all()]
+        self.model.load_state_dict(weights)
+        found = evaluate(self.model, self.images.test, f"test, {which}", self.quiet)
+        if odd or not math.isfinite(found.loss):
+            what = f"the {which} weights" if odd else f"the loss of the {which} weights"
+            got = f"NaN or infinity in {odd[0]}" if odd else found.loss
+            raise FisherpruneError(
+                f"testing: {what} must be finite, got {got}; {self.folder.diverged}"
+            )
+        return found
+
     def notes(self) -> tuple[str, ...]:
         """Say where devices have changed on the way."""
         if len(self.devices) == 1:
@@ -198,10 +217,14 @@ class Run:
 
     def save(self, phase: str) -> None:
         """Write a checkpoint, and then the best weights if these are they."""
+        self.checkpoint.wait()  # until the best weights of the one before have a hash
         self.clock.lap(phase)
-        state = self.trainer.state()
-        state |= {"laps": self.clock.laps, "devices": self.devices}
-        state["scoring"] = self.scoring
+        state = self.trainer.state() | {
+            "laps": self.clock.laps,
+            "devices": self.devices,
+            "scoring": self.scoring,
+            "best_sha256": self.best_sha256,
+        }
         self.checkpoint.save(state, self._save_best if self.trainer.is_best else None)
 
     def restore(self) -> None:
@@ -209,59 +232,61 @@ class Run:
         state = self.checkpoint.load()
         if state is None:
             return
-        self.trainer.restore(state)
+        self._restore_trainer(state)
         self.clock.laps, self.scoring = state["laps"], state["scoring"]
-        if state["devices"][-1] != self.devices[0]:
+        self.best_sha256 = state["best_sha256"]
+        if state["devices"][-1:] != self.devices:
             self.devices = [*state["devices"], *self.devices]
         else:
             self.devices = state["devices"]
+        if self.trainer.masks is not None:  # whatever has become of the file
+            self.folder.save_masks(self.trainer.masks)
         if self.trainer.is_best:  # ended before they were written
             self._save_best(state)
         elif self.trainer.best_epoch > 0:  # before the rest is trained in vain
             self._best_weights()
 
+    def _restore_trainer(self, state: State) -> None:
+        """Restore the trainer from a state that is this run's.
+
+        Raises:
+            FisherpruneError: where the state has another form, or values of another
+                model or training.
+        """
+        form = self.trainer.form() | {
+            "run": str,
+            "laps": dict.fromkeys(self.clock.laps, float),
+            "devices": [str],
+            "scoring": (None, {"seconds": float, "samples": int, "cached": bool}),
+            "best_sha256": (None, str),
+        }
+        if place := misfit(state, form):
+            raise self.checkpoint.unfit(f"another {place}")
+        try:
+            self.trainer.restore(state)
+        except (RuntimeError, ValueError) as error:
+            raise self.checkpoint.unfit(f"other values: {error}") from error
+
     def _best_weights(self) -> dict[str, Tensor]:
-        return self.folder.load_weights("best", self.model.state_dict())
+        return self.folder.load_weights("best", self.best_sha256)
 
-    def _save_best(self, state: dict) -> None:
+    def _save_best(self, state: State) -> None:
         """Write the best weights: after the checkpoint, so never ahead of it."""
-        self.folder.save_weights("best", state["model"])
-
-
-def explained(error: RuntimeError) -> FisherpruneError | None:
-    """Return a shorter error where torch.compile can't work on this machine."""
-    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return None
-    reason = str(error).partition("\n")[0]
-    return FisherpruneError(
-        f"compile: torch.compile must work on this machine, but {reason}; leave the "
-        "option out"
-    )
+        self.best_sha256 = self.folder.save_weights("best", state["model"])
 
 
 @contextmanager
-def deterministic_convolutions() -> Iterator[None]:
-    """Let cuDNN choose algorithms that give the same bits every time."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
+def explained(folder: Path) -> Iterator[None]:
+    """Say how a run goes on after Ctrl-C, and that torch.compile can't work here."""
     try:
         yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
-
-
-class Clock:
-    """Wall time of the phases of a run, in seconds."""
-
-    def __init__(self) -> None:
-        """Start."""
-        phases = ("data", "warmup", "scoring", "training", "testing")
-        self.laps: dict[str, float] = dict.fromkeys(phases, 0.0)
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Count the time since the last lap to the phase ``name``."""
-        now = time.perf_counter()
-        self.laps[name] += now - self._last
-        self._last = now
+    except KeyboardInterrupt:
+        raise Interrupted(folder) from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise FisherpruneError(
+            f"compile: torch.compile must work on this machine, but {reason}; leave "
+            "the option out"
+        ) from error

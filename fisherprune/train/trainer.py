@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +15,18 @@ from torch import Tensor, nn
 
 from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Dataset
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, LayerCollapseWarning
 from fisherprune.masks.masks import Masks
-from fisherprune.progress import Shown
-from fisherprune.runs.config import TrainConfig
-from fisherprune.runs.folder import RunFolder
+from fisherprune.models import MODELS
+from fisherprune.parameters import prunable_parameters
+from fisherprune.progress import WithBar
+from fisherprune.runs.config import TrainConfig, TrainingConfig
+from fisherprune.runs.folder import ROW, RunFolder
 from fisherprune.runs.metrics import Meter, Metrics
 from fisherprune.runs.words import duration
 from fisherprune.streams import stream
-from fisherprune.train.parts import Parts
+from fisherprune.train.checkpoint import State, misfit
+from fisherprune.train.images import Images
 
 TEST_BATCH = 1024
 """Images at a time where no gradient is needed."""
@@ -33,20 +39,20 @@ class Trainer:
         self,
         config: TrainConfig,
         model: nn.Module,
-        parts: Parts,
+        images: Images,
         folder: RunFolder,
         quiet: bool,
     ) -> None:
         """Begin the streams of order and augmentation; trains nothing yet."""
-        self.config, self.model, self.parts = config, model, parts
+        self.config, self.model, self.images = config, model, images
         self.folder, self.quiet = folder, quiet
-        self.device = parts.train.images.device
+        self.device = images.train.images.device
         self.memory_format = memory_format(config, self.device)
         model.to(memory_format=self.memory_format)
         self.network = compiled(model) if config.compile else model
         self.optimizer = make_optimizer(config, model)
         self.batches = TrainingBatches(
-            parts.train,
+            images.train,
             config.training_batch_size,
             stream(config.seed, "training order"),
             stream(config.seed, "augmentation"),
@@ -86,9 +92,11 @@ class Trainer:
         """Train under the masks from now on."""
         self.masks = masks
         self.model.to(memory_format=self.memory_format)  # scored in another one
-        masks.hold(self.model, self.optimizer)
+        with warnings.catch_warnings():  # the result tells of collapsed layers
+            warnings.simplefilter("ignore", LayerCollapseWarning)
+            masks.hold(self.model, self.optimizer)
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> State:
         """Return all that training goes on from; its tensors are not copies."""
         return {
             "model": self.model.state_dict(),
@@ -100,8 +108,33 @@ class Trainer:
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
-    def restore(self, state: dict) -> None:
-        """Go on from what ``state`` returned."""
+    def form(self) -> dict[str, object]:
+        """Return the form of ``state``, see ``checkpoint.misfit``."""
+        parameters = prunable_parameters(self.model, self.config.skip)
+        masks = {
+            n: torch.empty_like(p, dtype=torch.bool) for n, p in parameters.items()
+        }
+        epochs, seconds = ({"warmup": kind, "train": kind} for kind in (int, float))
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": dict,
+            "order": self.batches.order.get_state(),
+            "augmentation": self.batches.chance.get_state(),
+            "masks": (None, masks),
+            "rows": [ROW],
+            "done": epochs,
+            "seconds": seconds,
+            "best_epoch": int,
+            "best_value": float,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from what ``state`` returned.
+
+        Raises:
+            RuntimeError, ValueError: where it is of another model or training.
+        """
+        self._check_counters(state)
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(
@@ -115,31 +148,50 @@ class Trainer:
         if state["masks"] is not None:
             self.prune(Masks(state["masks"]))
 
+    def _check_counters(self, state: State) -> None:
+        done, config = state["done"], self.config
+        momenta = dict(enumerate(self.model.parameters()))
+        for index, entry in state["optimizer"].items():
+            momentum = {"momentum_buffer": (None, momenta.get(index))}
+            if index not in momenta or (entry and misfit(entry, momentum)):
+                raise ValueError(f"optimizer state of parameter {index}")
+        if not (
+            0 <= state["best_epoch"] <= done["train"] <= config.epochs
+            and 0 <= done["warmup"] <= config.warmup_epochs
+            and len(state["rows"]) == sum(done.values())
+        ):
+            raise ValueError("number of epochs")
+
     def epoch(self, phase: str) -> Metrics | None:
         """Train for an epoch, report; return the metrics of the validation, if any."""
         start = time.perf_counter()
         self.done[phase] += 1
-        train = self.pass_over(Shown(self.batches, "training", quiet=self.quiet))
+        train = self.pass_over(WithBar(self.batches, "training", quiet=self.quiet))
         validation = self._validate(phase)
         seconds = time.perf_counter() - start
         self.seconds[phase] += seconds
         number, lr = self.done[phase], self.optimizer.param_groups[0]["lr"]
-        what = {"train": train, "validation": validation, "seconds": seconds}
-        self.folder.add_epoch(phase=phase, epoch=number, lr=lr, **what)
+        self.folder.add_epoch(
+            phase=phase,
+            epoch=number,
+            lr=lr,
+            train=train,
+            validation=validation,
+            seconds=seconds,
+        )
         if not self.quiet:
             print(self._line(phase, lr, train, validation, seconds), flush=True)
         if not math.isfinite(train.loss):
             raise FisherpruneError(
                 f"training: the loss must stay finite, got {train.loss} in {phase} "
-                f"epoch {number} at lr {lr:g}; a smaller --lr may help; what was "
-                f"written until now is in {self.folder.path}"
+                f"epoch {number} at lr {lr:g}; {self.folder.diverged}"
             )
         return validation
 
     def pass_over(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
         """Take a step for each batch; nothing waits for the device before the end."""
         device = self.device
-        meter = Meter(len(self.parts.train.classes), device)
+        meter = Meter(len(self.images.train.classes), device)
         self.model.train()
         for images, labels in batches:
             with torch.autocast(device.type, torch.bfloat16, self.config.amp):
@@ -154,8 +206,8 @@ class Trainer:
     def _validate(self, phase: str) -> Metrics | None:
         if (self.done[phase] - 1) % self.config.validation_every:
             return None
-        part, form = self.parts.validation, self.memory_format
-        return evaluate(self.model, part, "validation", self.quiet, form)
+        images, form = self.images.validation, self.memory_format
+        return evaluate(self.model, images, "validation", self.quiet, form)
 
     def _line(
         self,
@@ -187,7 +239,7 @@ def _brief(metrics: Metrics) -> str:
     return f"loss {metrics.loss:.4f} accuracy {100 * metrics.accuracy:.2f} %"
 
 
-def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.SGD:
+def make_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.SGD:
     """Return SGD with the settings of the config, one kernel for all it does."""
     return torch.optim.SGD(
         model.parameters(),
@@ -206,7 +258,8 @@ def memory_format(config: TrainConfig, device: torch.device) -> torch.memory_for
     """
     chosen = config.memory_format
     if chosen == "auto":
-        resnet_on_cpu = device.type == "cpu" and config.model.startswith("resnet")
+        resnet = config.model in MODELS and config.model.startswith("resnet")
+        resnet_on_cpu = device.type == "cpu" and resnet
         chosen = "channels_last" if config.amp or resnet_on_cpu else "contiguous"
     if chosen == "channels_last":
         return torch.channels_last
@@ -219,7 +272,8 @@ def compiled(model: nn.Module) -> nn.Module:
     Each batch size gets code of its own: code for any size would replace it after the
     first other one, and a resumed run meets the sizes in another order.
     """
-    return torch.compile(model, dynamic=False, options={"deterministic": True})
+    network = torch.compile(model, dynamic=False, options={"deterministic": True})
+    return cast(nn.Module, network)
 
 
 @torch.no_grad()
@@ -230,10 +284,22 @@ def evaluate(
     quiet: bool,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Metrics:
-    """Measure the model on a part, in eval mode and float32, without augmentation."""
+    """Measure the model on images, in eval mode and float32, without augmentation."""
     meter = Meter(len(dataset.classes), dataset.images.device)
     model.eval()
-    for images, labels in Shown(dataset.batches(TEST_BATCH), what, quiet=quiet):
+    for images, labels in WithBar(dataset.batches(TEST_BATCH), what, quiet=quiet):
         logits = model(images.contiguous(memory_format=memory_format))
         meter.update(F.cross_entropy(logits, labels), logits, labels)
     return meter.compute()
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Let cuDNN choose algorithms that give the same bits every time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before

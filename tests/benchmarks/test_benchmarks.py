@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,11 +15,14 @@ from benchmarks import (
     moments,
     readme,
     record,
+    targets,
     topk,
     training,
 )
+from benchmarks.gpu import cases
 from benchmarks.harness import Timing, WrongResult, race, verify
 from fisherprune.ops import reference
+from fisherprune.runs.metrics import Metrics
 
 NAN = float("nan")
 
@@ -132,6 +136,7 @@ def test_finish_records_where_it_was_measured(tmp_path, capsys):
     place = found["environment"]
     assert place["torch"] == torch.__version__
     assert {"device", "cpu", "cores", "threads", "commit", "dirty", "date"} < set(place)
+    assert place["peers"]["numpy"] == np.__version__
     assert "name" in capsys.readouterr().out
 
 
@@ -159,7 +164,7 @@ def test_the_readme_says_where_sources_were_changed(dirty, shown):
 
 def test_rows_are_per_image_but_for_their_rounds():
     times = {"fisherprune": Timing((8.0, 8.0, 8.0)), "x": Timing((16.0, 16.0))}
-    ours, other = end_to_end.rows_of("net", 4, 32, 2, times)
+    ours, other = end_to_end.rows_of(("net", 4, 32), 2, times)
     assert [ours[q] for q in ("ms", "q1", "q3", "rounds")] == [1, 1, 1, 3]
     assert [other[q] for q in ("ms", "rounds", "to ours", "ours to it")] == [
         2,
@@ -169,20 +174,89 @@ def test_rows_are_per_image_but_for_their_rounds():
     ]
 
 
-@pytest.mark.parametrize(
-    "main",
-    [topk.main, training.main, moments.main, end_to_end.main, curvature.main]
-    + [everything.main],
-)
+TIMED = [topk.main, training.main, moments.main, end_to_end.main, curvature.main]
+
+
+@pytest.mark.parametrize("main", [*TIMED, everything.main])
 @pytest.mark.parametrize("rounds", ["0", "-3", "1.5", "many"])
 def test_rounds_are_at_least_one(main, rounds, capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["--rounds", rounds])
-    assert left.value.code == 2
-    err = capsys.readouterr().err
     message = f"argument --rounds: must be a whole number of at least 1, got '{rounds}'"
+    check_one_line(main, ["--rounds", rounds], message, capsys)
+
+
+def check_one_line(main, command, message, capsys):
+    assert main(command) == 2
+    out, err = capsys.readouterr()
     assert err.startswith("python -m benchmarks") and err.count("\n") == 1
-    assert err.endswith(f": error: {message}\n")
+    assert (out, err.endswith(f": error: {message}\n")) == ("", True)
+
+
+@pytest.mark.parametrize("main", [*TIMED, everything.main, targets.main, readme.main])
+def test_a_wrong_flag_is_one_line(main, capsys):
+    check_one_line(main, ["--zzz=3"], "unrecognized arguments: --zzz=3", capsys)
+
+
+@pytest.mark.parametrize("device", ["cuad", "cuda:99"])
+@pytest.mark.parametrize("main", [*TIMED, cases.main])
+def test_devices_must_be_there(main, device, capsys):
+    message = f"must be a device that torch can use here, got '{device}'"
+    command = ["--device", device]
+    check_one_line(main, command, f"argument --device: {message}", capsys)
+
+
+@pytest.mark.parametrize(
+    ("main", "option"),
+    [
+        (topk.main, "--max-scores"),
+        (moments.main, "--batch"),
+        (training.main, "--batch"),
+        (training.main, "--batches"),
+        (training.main, "--threads"),
+    ],
+)
+def test_counts_are_at_least_one(main, option, capsys):
+    message = f"argument {option}: must be a whole number of at least 1, got '0'"
+    check_one_line(main, [option, "0"], message, capsys)
+
+
+def test_all_benchmarks_run_one_after_the_other_until_one_fails(monkeypatch, capsys):
+    commands, status = [], {"benchmarks.end_to_end": 3}
+
+    def run(command, check):
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, status.get(command[2], 0))
+
+    monkeypatch.setattr(everything.subprocess, "run", run)
+    assert everything.main(["--rounds", "2", "--plot"]) == 3
+    names = ["topk", "moments", "end_to_end"]
+    assert commands == [[f"benchmarks.{n}", "--rounds", "2", "--plot"] for n in names]
+    status.clear()
+    assert everything.main([]) == 0
+    assert "resnet18: epoch over bare loop" in capsys.readouterr().out
+
+
+def test_targets_judge_the_committed_results(capsys, monkeypatch, tmp_path):
+    assert targets.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(targets.TARGETS) + 1
+    monkeypatch.setattr(targets, "RESULTS", tmp_path)
+    assert targets.main(["--device", "cuda"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = f"{targets.TARGETS[0].what}: not measured, end_to_end-cuda.json is missing"
+    assert lines[0] == first
+
+
+def test_a_models_total_has_the_spread_of_its_rounds(monkeypatch):
+    layers = [moments.Layer(3, 5, 6), moments.Layer(5, 4, 0, kernel=1, count=2)]
+    monkeypatch.setitem(moments.MODELS, "tiny", layers)
+    monkeypatch.setattr(harness, "LEAST_MS", 0.01)
+    first, second, total = moments.rows_of("tiny", 4, "cpu", 3, {"sgemm_gflops": 1.0})
+    assert (total["layer"], total["rounds"]) == ("total per image", 3)
+    for prefix in ("", "torch "):
+        q1, ms, q3 = (total[prefix + q] for q in ("q1", "ms", "q3"))
+        assert 0 < q1 <= ms <= q3
+    timings = [(1, {"x": Timing((1.0, 9.0))}), (2, {"x": Timing((4.0, 2.0))})]
+    assert moments.total_per_image(timings, "x", 2).samples == (4.5, 6.5)
 
 
 def test_topk_peers_make_the_masks_that_follow_from_the_ranks():
@@ -199,7 +273,8 @@ def test_topk_writes_rows_and_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(topk, "keep_freed_memory", lambda: None)  # of this process
     monkeypatch.setattr(harness, "LEAST_MS", 0.01)
     path = tmp_path / "topk.json"
-    topk.main(["--rounds", "1", "--max-scores", "40000", "--output", str(path)])
+    command = ["--rounds", "1", "--max-scores", "40000", "--output", str(path)]
+    assert topk.main(command) == 0
     rows = json.loads(path.read_text())["rows"]
     cases = {"keep 10 %", "sparsities", "new memory", "scaling"}
     assert {r["case"] for r in rows} == cases
@@ -220,11 +295,19 @@ class Barely(torch.nn.Module):
         return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
 
 
+class Forgetful(training.Checkpoint):
+    """Saves other weights."""
+
+    def save(self, state, then=None):
+        model = {name: t + 1 for name, t in state["model"].items()}
+        super().save(state | {"model": model}, then)
+
+
 def test_training_writes_rows_and_plot(tmp_path, monkeypatch):
     monkeypatch.setitem(training.models.MODELS, "resnet20", Barely)
     path = tmp_path / "training.json"
     command = "--rounds 2 --batch 4 --batches 2 --network resnet20 --what float32 amp"
-    training.main([*command.split(), "--output", str(path)])
+    assert training.main([*command.split(), "--output", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
     assert [row["what"] for row in rows] == ["float32", "amp"]
     assert rows[0]["speedup"] == 1
@@ -243,4 +326,20 @@ def test_training_times_nothing_that_trains_otherwise(monkeypatch):
 
     monkeypatch.setattr(training.Trainer, "prune", half)
     with pytest.raises(WrongResult, match="ours: relative error"):
-        training.compare(training.Case("resnet20", "float32", "cpu", 4, 2), 1)
+        training.measure(training.Case("resnet20", "float32", "cpu", 4, 2), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("evaluate", lambda *_: Metrics(99.0, 0, 0, 0, 0), "validation: relative"),
+        ("Checkpoint", Forgetful, "checkpoint"),
+    ],
+)
+def test_validations_and_checkpoints_are_right_before_they_are_timed(
+    name, wrong, message, monkeypatch
+):
+    monkeypatch.setitem(training.models.MODELS, "resnet20", Barely)
+    monkeypatch.setattr(training, name, wrong)
+    with pytest.raises(WrongResult, match=message):
+        training.measure(training.Case("resnet20", "float32", "cpu", 4, 2), 1)

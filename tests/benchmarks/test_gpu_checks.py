@@ -1,14 +1,12 @@
 """What must hold before a GPU is measured: build, tests, sanitizer; needs none."""
 
+import os
 import sys
 
 import pytest
 
-from benchmarks import gpu
-from benchmarks.gpu import checks as gpu_checks
-from benchmarks.gpu.checks import Outcome
+from benchmarks.gpu import checks, profiles, programs
 from benchmarks.gpu.measure import NotHere
-from benchmarks.gpu.steps import Unusable
 from fisherprune.ops import kernels
 
 
@@ -32,52 +30,56 @@ from fisherprune.ops import kernels
     ],
 )
 def test_architectures(archs, capability, covered):
-    assert gpu_checks.covers(archs, capability) is covered
+    assert checks.covers(archs, capability) is covered
 
 
 def test_faults_of_the_build_are_named(monkeypatch):
-    monkeypatch.setattr(gpu_checks, "source_hash", lambda path: "now")
+    monkeypatch.setattr(checks, "source_hash", lambda path: "now")
     monkeypatch.setattr(kernels, "SOURCE_HASH", "then")
     monkeypatch.setattr(kernels, "CUDA_VERSION", "")
-    without, stale = gpu_checks.build_facts((9, 0))["faults"]
+    without, stale = checks.build_faults((9, 0))
     assert "built without CUDA" in without
     assert "must be built from csrc/ as it is (now), they are from then" in stale
     monkeypatch.setattr(kernels, "CUDA_VERSION", "13.0")
     monkeypatch.setattr(kernels, "CUDA_ARCHS", "8.0")
-    assert (
-        "must cover compute capability 9.0, they are built for 8.0"
-        in (gpu_checks.build_facts((9, 0))["faults"][0])
-    )
+    uncovered, _ = checks.build_faults((9, 0))
+    assert "must cover compute capability 9.0, they are built for 8.0" in uncovered
     monkeypatch.setattr(kernels, "SOURCE_HASH", "now")
-    assert gpu_checks.build_facts((8, 6))["faults"] == []
+    assert checks.build_faults((8, 6)) == []
     monkeypatch.setattr(kernels, "CUDA_ARCHS", "native")
-    assert gpu_checks.build_facts((9, 0))["faults"] == []
+    assert checks.build_faults((9, 0)) == []
 
 
-def test_what_the_steps_can_not_import_is_named(monkeypatch):
-    assert gpu_checks.import_faults() == []
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    (fault,) = gpu_checks.import_faults()
-    assert "must be able to import tqdm: " in fault
-    monkeypatch.setattr(gpu.torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(gpu_checks, "build_facts", lambda _: {"faults": []})
-    with pytest.raises(Unusable, match="import tqdm"):
-        gpu.check_build(10)
+def test_the_build_step_tells_the_facts_and_leaves_with_the_faults(monkeypatch):
+    cuda = checks.torch.cuda
+    monkeypatch.setattr(cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (0, 80 * 10**9))
+    faults = ["stale", "other device"]
+    monkeypatch.setattr(checks, "build_faults", lambda capability: faults)
+    step = checks.build("cpu")
+    found = next(step)
+    place = found["environment"]
+    assert (place["capability"], place["memory_gb"]) == ("9.0", 80)
+    assert place["source_hash"] == kernels.SOURCE_HASH
+    assert found["build"]["compiler"] == kernels.COMPILER
+    with pytest.raises(SystemExit, match="^stale\nother device$"):
+        next(step)
+    faults.clear()
+    assert len(list(checks.build("cpu"))) == 1
 
 
-def test_a_command_is_ended_with_its_children():
-    child = "import time; print('begun', flush=True); time.sleep(60)"
-    parent = (
-        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    )
-    outcome = gpu_checks.run_limited([sys.executable, "-c", parent], 2)
-    assert (outcome.status, outcome.output) == (None, "begun\n")
-    script = "import os; print(os.environ['HERE']); raise SystemExit(3)"
-    outcome = gpu_checks.run_limited([sys.executable, "-c", script], 60, {"HERE": "x"})
-    assert (outcome.ending, outcome.tail) == ("exit 3", ["x"])
+def found_by(step):
+    """Return what a step yields, and the message that it leaves with."""
+    found = []
+    try:
+        for part in step:
+            found.append(part)
+    except SystemExit as left:
+        return found, left.code
+    return found, None
 
 
-def test_results_of_pytest_are_counted(tmp_path):
+def test_tests_are_counted_one_by_one(tmp_path):
     path = tmp_path / "test_a.py"
     path.write_text(
         "import pytest\n"
@@ -87,81 +89,98 @@ def test_results_of_pytest_are_counted(tmp_path):
         "@pytest.mark.skip\n"
         "def test_c(): pass\n"
     )
-    command = gpu_checks.pytest_command()
-    command = command[: -len(gpu_checks.TESTS)] + [str(path)]
-    outcome = gpu_checks.run_limited(command, 100)
-    found = gpu_checks.pytest_result(outcome)
-    assert found["counts"] == {"passed": 2, "failed": 1, "skipped": 1}
-    assert (found["ok"], found["ended"]) == (False, "exit 1")
-    assert found["tail"]
+    found, message = found_by(checks.tests("cpu", [str(path)]))
+    assert [sum(f["tests"]["counts"].values()) for f in found] == [1, 2, 3, 4]
+    counts = {"passed": 2, "failed": 1, "skipped": 1}
+    assert (found[-1]["tests"]["counts"], message) == (counts, "tests: exit 1")
+    path.write_text("def test_a(): pass\n")
+    assert found_by(checks.tests("cpu", [str(path)])) == (
+        *([{"tests": {"counts": {"passed": 1}}}], None),
+    )
 
 
-def test_sanitizer_commands():
-    for tool in gpu_checks.TOOLS:
-        command = gpu_checks.sanitizer_command("/bin/cs", tool)
-        assert command[:3] == ["/bin/cs", "--tool", tool]
-        assert command[-2:] == ["-m", "benchmarks.gpu.cases"]
-        filtered = "kns=fisherprune" in command
-        assert filtered == (tool != "initcheck")
-    assert (gpu_checks.ROOT / "benchmarks" / "gpu_cases.py").exists()
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Put a program on the PATH that prints its arguments, then a text."""
+
+    def make(name, output, status=0):
+        path = tmp_path / name
+        path.write_text(
+            f"#!{sys.executable}\nimport os, sys\nprint(sys.argv[1:])\n"
+            f"print(os.environ.get('PYTORCH_NO_CUDA_MEMORY_CACHING'))\n"
+            f"print({output!r})\nraise SystemExit({status})\n"
+        )
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return make
+
+
+@pytest.mark.parametrize("tool", checks.TOOLS)
+def test_sanitizers_watch_the_small_cases(tool, program, capfd):
+    program("compute-sanitizer", "========= ERROR SUMMARY: 0 errors")
+    found, message = found_by(checks.sanitize(tool, "cuda:1"))
+    assert (found, message) == ([{"sanitizer": {tool: {"found": 0}}}], None)
+    arguments, uncached, _ = capfd.readouterr().out.splitlines()
+    assert f"'--tool', '{tool}'" in arguments
+    assert "'-m', 'benchmarks.gpu.cases', '--device', 'cuda:1'" in arguments
+    assert ("kns=fisherprune" in arguments) == (tool != "initcheck")
+    assert uncached == "1"
 
 
 @pytest.mark.parametrize(
-    ("status", "output", "found", "ok"),
+    ("status", "output", "found"),
     [
-        (0, "========= ERROR SUMMARY: 0 errors", 0, True),
-        (9, "========= ERROR SUMMARY: 1 error", 1, False),
-        (0, "= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", 0, True),
-        (
-            0,
-            "= RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)",
-            2,
-            False,
-        ),
-        (1, "========= ERROR SUMMARY: 0 errors", 0, False),
-        (0, "no summary", None, False),
-        (None, "", None, False),
+        (9, "========= ERROR SUMMARY: 1 error", 1),
+        (0, "= RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)", 2),
+        (1, "========= ERROR SUMMARY: 0 errors", 0),
+        (0, "no summary", None),
     ],
 )
-def test_sanitizer_results(status, output, found, ok):
-    result = gpu_checks.sanitizer_result(Outcome(status, output))
-    assert (result["found"], result["ok"]) == (found, ok)
+def test_what_a_sanitizer_finds_is_a_failure(status, output, found, program):
+    program("compute-sanitizer", output, status)
+    results, message = found_by(checks.sanitize("racecheck", "cuda"))
+    assert results == [{"sanitizer": {"racecheck": {"found": found}}}]
+    assert message == f"racecheck: exit {status}, found {found}"
 
 
-@pytest.mark.parametrize(
-    ("status", "output", "reason"),
-    [
-        (
-            1,
-            "========= COMPUTE-SANITIZER\n========= Error: Device not supported. See",
-            "compute-sanitizer does not support this device",
-        ),
-        (None, "========= COMPUTE-SANITIZER\n", "ran out of time"),
-        (None, "========= COMPUTE-SANITIZER\n========= Invalid __global__ read", None),
-        (0, "========= ERROR SUMMARY: 0 errors", None),
-        (9, "========= ERROR SUMMARY: 1 error", None),
-        (1, "Traceback", None),
-    ],
-)
-def test_a_sanitizer_that_can_not_run_tells_nothing(
-    status, output, reason, monkeypatch
-):
-    assert gpu_checks.why_not_sanitized(Outcome(status, output)) == reason
-    monkeypatch.setattr(gpu_checks, "find_sanitizer", lambda: "cs")
-    monkeypatch.setattr(gpu_checks, "run_limited", lambda *_: Outcome(status, output))
-    if reason is None:
-        assert "memcheck" in gpu.run_sanitizer("memcheck", 1.0)["sanitizer"]
-    else:
-        with pytest.raises(NotHere, match=reason):
-            gpu.run_sanitizer("memcheck", 1.0)
+def test_racecheck_without_hazards_is_right(program):
+    output = "= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+    program("compute-sanitizer", output)
+    _, message = found_by(checks.sanitize("racecheck", "cuda"))
+    assert message is None
 
 
-def test_a_sanitizer_is_found_or_missed_aloud(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_checks.shutil, "which", lambda name: None)
-    monkeypatch.setattr(gpu_checks.glob, "glob", lambda pattern: [])
-    with pytest.raises(NotHere, match="compute-sanitizer is not installed"):
-        gpu_checks.find_sanitizer()
-    program = tmp_path / "compute-sanitizer"
+def test_a_sanitizer_for_other_devices_is_no_failure(program):
+    output = "========= COMPUTE-SANITIZER\n========= Error: Device not supported. See"
+    program("compute-sanitizer", output, 1)
+    with pytest.raises(NotHere, match="does not support this device"):
+        list(checks.sanitize("memcheck", "cuda"))
+
+
+def test_programs_are_found_or_missed_aloud(monkeypatch, tmp_path):
+    monkeypatch.setattr(programs.shutil, "which", lambda name: None)
+    monkeypatch.setattr(programs.glob, "glob", lambda pattern: [])
+    for step in (checks.sanitize("memcheck", "cuda"), profiles.ncu("cuda")):
+        with pytest.raises(NotHere, match="is not installed"):
+            next(step)
+    program = tmp_path / "ncu"
     program.touch(mode=0o755)
-    monkeypatch.setattr(gpu_checks.glob, "glob", lambda pattern: [str(program)])
-    assert gpu_checks.find_sanitizer() == str(program)
+    monkeypatch.setattr(programs.glob, "glob", lambda pattern: [str(program)])
+    assert programs.find_program("ncu") == str(program)
+
+
+def test_counters_of_every_launch_are_kept(program, capfd):
+    counters = ['"ID","Kernel Name"', '"0","window<1>(int)"', '"1","dense"']
+    program("ncu", "\n".join(["==PROF== Connected", "right", *counters]))
+    assert list(profiles.ncu("cuda")) == [{"ncu": counters}]
+    arguments = capfd.readouterr().out.splitlines()[0]
+    assert "'-m', 'benchmarks.gpu.cases', '--largest'" in arguments
+
+
+def test_ncu_that_may_not_count_is_no_failure(program):
+    program("ncu", "==ERROR== ERR_NVGPUCTRPERM - The user does not", 1)
+    with pytest.raises(NotHere, match="may not read the counters"):
+        list(profiles.ncu("cuda"))
+    program("ncu", "==ERROR== Unknown metric", 1)
+    assert found_by(profiles.ncu("cuda")) == ([], "ncu: exit 1")

@@ -5,11 +5,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import harness, moments
-from benchmarks.gpu import cases as gpu_cases
-from benchmarks.gpu import kernels as gpu_kernels
-from benchmarks.gpu import measure as gpu_measure
-from benchmarks.gpu import networks as gpu_networks
+import fisherprune as fp
+from benchmarks import end_to_end, harness, moments, peers, topk, training
+from benchmarks.gpu import cases, kernels, measure, networks, profiles
 from benchmarks.gpu.measure import Goal, row
 
 
@@ -37,7 +35,7 @@ def test_rows_are_judged_by_their_median(goal, samples, holds, target):
 
 def test_precision_is_put_back_after_an_error():
     before = torch.backends.cudnn.conv.fp32_precision
-    with pytest.raises(KeyError), gpu_measure.precision("tf32"):
+    with pytest.raises(KeyError), measure.precision("tf32"):
         assert torch.backends.cudnn.conv.fp32_precision == "tf32"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
         raise KeyError
@@ -55,12 +53,23 @@ def names(rows):
 
 
 def test_small_cases_hold_on_the_cpu(capsys):
-    gpu_cases.main(["--device", "cpu"])
+    assert cases.main(["--device", "cpu"]) == 0
     assert "right" in capsys.readouterr().out
 
 
+def test_the_largest_layers_are_run_and_verified(capsys, monkeypatch):
+    small = [moments.Layer(3, 5, 6), moments.Layer(5, 3, 4)]
+    monkeypatch.setattr(cases, "largest_layers", lambda: small)
+    command = ["--largest", "--batch", "4", "--device", "cpu"]
+    assert cases.main(command) == 0
+    assert capsys.readouterr().out == "2 layers, batch 4: right\n"
+    monkeypatch.setattr(moments, "true_moments", lambda *_: torch.zeros(2))
+    with pytest.raises(harness.WrongResult, match="sum, conv3x3 3-5 at 6"):
+        cases.main(command)
+
+
 def test_rates(short):
-    found = gpu_measure.limits("cpu", n=64, megabytes=1)
+    found = measure.limits("cpu", n=64, megabytes=1)
     assert list(found) == [
         *("fp32_matmul_tflops", "tf32_matmul_tflops", "bf16_matmul_tflops"),
         *("copy_gbs", "read_gbs"),
@@ -73,55 +82,120 @@ def small_network(short, monkeypatch):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=5), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
     ).eval()
-    monkeypatch.setattr(gpu_networks.end_to_end, "network", lambda *_: model)
+    monkeypatch.setattr(end_to_end, "network", lambda *_: model)
 
 
-def test_networks(small_network):
-    found = list(gpu_networks.scoring("cpu", "net", 11, 4, looped=2, rounds=1))
+def test_scoring(small_network):
+    found = list(networks.scoring("cpu", "net", 11, 4, looped=2, rounds=1))
     assert names(found)[0].startswith("net, 11 images: exact fts scores")
     assert found[0]["error"] < 1e-5
     assert found[1]["value"] / found[0]["value"] == pytest.approx(found[2]["value"])
-    assert len(gpu_networks.passes("cpu", "net", 2, rounds=1)) == 3
-    assert len(gpu_networks.memory("cpu", "net", 2, rounds=1)) == 2
+
+
+@pytest.mark.parametrize(("backend", "how"), [(None, "eager"), ("eager", "compiled")])
+def test_passes_of_few_and_of_many_batches(small_network, backend, how):
+    """The backend "eager" of torch.compile traces and compiles nothing."""
+    found = list(networks.passes("cpu", "net", 2, (1, 3), 1, backend))
+    assert names(found) == [
+        f"net, {count} batches of 2, TF32: {what}"
+        for count in (1, 3)
+        for what in (
+            f"gradient_moments over {how} forward + backward",
+            "gradient_moments",
+            f"{how} forward + backward",
+        )
+    ]
+    for over, ours, plain in (found[:3], found[3:]):
+        assert over["value"] == pytest.approx(plain["value"] / ours["value"])
+        assert ("target" in over) == (how == "eager")
+
+
+def test_plain_passes_that_find_another_gradient_are_not_timed(
+    small_network, monkeypatch
+):
+    right = peers.plain_pass
+    twice = lambda *a: {n: (2 * m,) for n, (m,) in right(*a).items()}  # noqa: E731
+    monkeypatch.setattr(peers, "plain_pass", twice)
+    with pytest.raises(harness.WrongResult, match="forward.*relative error 1.00e"):
+        list(networks.passes("cpu", "net", 2, (1,), 1))
+
+
+def test_memory(small_network):
+    above, ours = networks.memory("cpu", "net", 2, rounds=1)
+    assert above["name"].endswith("peak memory above forward + backward")
+    assert ours["unit"] == "MB"
+
+
+def test_kernels_of_a_pass(small_network):
+    found = list(profiles.profile("cpu", "net", 2, 2))
+    tables = {name: t for part in found for name, t in part["profile"].items()}
+    place = "net, 2 batches of 2, TF32"
+    assert list(tables) == [
+        f"{place}: gradient_moments",
+        f"{place}: forward + backward",
+    ]
+    ours, plain = ({row["kernel"]: row for row in t} for t in tables.values())
+    assert ours["fisherprune::grad_moments"]["calls"] == 2
+    assert "fisherprune::grad_moments" not in plain
+    for rows in tables.values():
+        times = [row["us"] for row in rows]
+        assert times == sorted(times, reverse=True)
+        assert all(0 < row["share"] < 1 for row in rows)
+
+
+def test_training_is_extrapolated(short, monkeypatch):
+    class Barely(nn.Sequential):
+        def __init__(self, classes, channels):
+            pool, flat = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            super().__init__(nn.Conv2d(channels, 2, 3), pool, flat)
+            self.linear = nn.Linear(2, classes)
+
+    monkeypatch.setitem(training.models.MODELS, "resnet20", Barely)
+    found = list(networks.train("cpu", "resnet20", 4, 2, rounds=2, variants=["amp"]))
+    place = "training of resnet20, amp, TF32, batch 4"
+    whole, over = found
+    assert names(found) == [
+        *(f"{place}: 160 epochs, from 2", f"{place}: epoch over bare loop"),
+    ]
+    steps_alone = 160 * 40_000 / whole["images_per_second"]
+    assert whole["value"] > steps_alone
+    assert over["target"] == "<= 1.05"
 
 
 def test_wrong_scores_are_not_timed(small_network, monkeypatch):
-    right = gpu_networks.fp.score
-    monkeypatch.setattr(
-        gpu_networks.fp,
-        "score",
-        lambda *a: {n: s * 1.1 for n, s in right(*a).items()},
-    )
+    right = fp.score
+    wrong = lambda *a: {n: s * 1.1 for n, s in right(*a).items()}  # noqa: E731
+    monkeypatch.setattr(fp, "score", wrong)
     with pytest.raises(harness.WrongResult, match="scores"):
-        next(gpu_networks.scoring("cpu", "net", 3, 2, looped=1, rounds=1))
+        next(networks.scoring("cpu", "net", 3, 2, looped=1, rounds=1))
 
 
 def test_kernels(short):
-    layers = gpu_kernels.largest_layers()
+    layers = kernels.largest_layers()
     assert [str(la) for la in layers] == [
         *("conv3x3 64-64 at 32", "conv3x3 128-128 at 16", "conv3x3 256-256 at 8"),
         *("conv3x3 512-512 at 4", "conv3x3 512-512 at 2"),
     ]
     small = [moments.Layer(3, 5, 6)]
-    (found,) = gpu_kernels.kernel("cpu", 4, small, n=64, rounds=2)
+    (found,) = kernels.kernel("cpu", 4, small, n=64, rounds=2)
     assert found["n"] == 2
     assert found["value"] * found["matmul_tflops"] == pytest.approx(found["tflops"])
     assert found["target"] == ">= 0.35"
     few_positions = [moments.Layer(3, 5, 2)]
-    (found,) = gpu_kernels.kernel("cpu", 4, few_positions, n=64, rounds=1)
+    (found,) = kernels.kernel("cpu", 4, few_positions, n=64, rounds=1)
     assert "target" not in found
-    both = list(gpu_kernels.sequences("cpu", 4, 9, (8, 16), n=64, rounds=2))
+    both = list(kernels.sequences("cpu", 4, 9, (8, 16), n=64, rounds=2))
     for setting, found in zip(("ieee", "tf32"), both, strict=True):
         assert setting in found["name"]
         share = found["tflops"] / found["matmul_tflops"]
         assert found["value"] == pytest.approx(share)
-    (found,) = gpu_kernels.large_selection("cpu", 1 << 16, megabytes=1, rounds=2)
+    (found,) = kernels.large_selection("cpu", 1 << 16, megabytes=1, rounds=2)
     assert found["value"] > 0 and found["aim"] == 0.8
 
 
 def test_selections(short):
-    torch.manual_seed(0)  # of 2^19 normal numbers some thousand pairs are equal
-    found = list(gpu_kernels.selection("cpu", 1 << 19, rounds=2))
+    # Of 2^19 normal numbers some thousand pairs are equal.
+    found = list(kernels.selection("cpu", 1 << 19, rounds=2))
     assert [name.split(": ")[1] for name in names(found)] == [
         *("global_topk, device time", "global_topk, five sparsities, device time"),
         *("global_topk, device time", "select_masks, wall clock"),
@@ -132,21 +206,20 @@ def test_selections(short):
 
 def test_cuts_between_equal_scores():
     ordered = torch.tensor([5.0, 5, 4, 3, 3, 3, 1])
-    assert [gpu_kernels.first_cut(ordered, k) for k in (1, 2, 4, 5)] == [1, 4, 4, 5]
+    assert [kernels.first_cut(ordered, k) for k in (1, 2, 4, 5)] == [1, 4, 4, 5]
     with pytest.raises(ValueError, match="no two of the scores"):
-        gpu_kernels.first_cut(ordered, 6)
+        kernels.first_cut(ordered, 6)
     scores = [torch.tensor([[3.0, 1], [5, 3]]), torch.tensor([4.0, 3, 5])]
-    first, second = gpu_kernels.tied_masks(scores, 3.0, 5)
+    first, second = kernels.tied_masks(scores, 3.0, 5)
     assert first.tolist() == [[True, False], [True, True]]
     assert second.tolist() == [True, False, True]
 
 
 def test_wrong_ties_are_not_timed(short, monkeypatch):
-    right = gpu_kernels.tied_masks
-    monkeypatch.setattr(gpu_kernels, "tied_masks", lambda s, t, k: right(s, t, k + 1))
-    torch.manual_seed(0)
+    right = kernels.tied_masks
+    monkeypatch.setattr(kernels, "tied_masks", lambda s, t, k: right(s, t, k + 1))
     with pytest.raises(harness.WrongResult, match="global_topk"):
-        list(gpu_kernels.selection("cpu", 1 << 19, rounds=1))
+        list(kernels.selection("cpu", 1 << 19, rounds=1))
 
 
 def test_a_cold_cache_is_clean(monkeypatch):
@@ -166,9 +239,9 @@ def test_a_cold_cache_is_clean(monkeypatch):
 
 
 def test_scattered_scores_have_every_rank_once():
-    scores = torch.cat(gpu_kernels.scattered_scores(1 << 16, "cpu"))
-    ranks = scores.view(torch.int32) - gpu_kernels.topk.LEAST_BITS
+    scores = torch.cat(kernels.scattered_scores(1 << 16, "cpu"))
+    ranks = scores.view(torch.int32) - topk.LEAST_BITS
     assert torch.equal(ranks.sort().values, torch.arange(1 << 16, dtype=torch.int32))
     assert scores.isfinite().all()
-    parts = gpu_kernels.scattered_scores(1 << 16, "cpu")
+    parts = kernels.scattered_scores(1 << 16, "cpu")
     assert all(part.storage_offset() % 4 == 0 for part in parts)

@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fisherprune import data
 from fisherprune.data.dataset import Augmentation, Dataset, channel_statistics, resized
+from fisherprune.data.registry import LOADERS
 from fisherprune.data.splits import stratified_choice, train_validation_split
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError, FisherpruneError
 
 
 def dataset_of(labels, classes):
@@ -153,9 +156,38 @@ def test_stratified_choice_of_a_size_there_is_not(size, message):
         )
 
 
-def test_unknown_dataset_lists_the_known():
-    with pytest.raises(FisherpruneError, match="one of cifar10, .*; got 'mnist'"):
-        data.load("mnist")
+@pytest.mark.parametrize(
+    "name, got",
+    [("mnist", "'mnist'"), ("cifar", r"'cifar' \(did you mean cifar10\?\)")],
+)
+def test_unknown_dataset_lists_the_known(name, got):
+    words = f"dataset must be one of cifar10, cifar100, digits, folder, got {got}"
+    with pytest.raises(FieldError, match=f"^{words}$"):
+        data.load(name)
+
+
+def test_a_dataset_registers_itself(monkeypatch):
+    for registry in (LOADERS, data.IMAGE_SIZES, data.BATCH_SIZES):
+        monkeypatch.setitem(registry, "mine", None)
+    asked = []
+
+    @data.register_dataset("mine", image_size=12, batch_size=3)
+    def load(request):
+        asked.append((request.name, request.data_dir, request.image_size))
+        return "train", "test"
+
+    assert data.load("mine", "there") == ("train", "test")
+    data.load("mine", "there", image_size=9)
+    assert asked == [("mine", Path("there"), size) for size in (12, 9)]
+    assert (data.IMAGE_SIZES["mine"], data.BATCH_SIZES["mine"]) == (12, 3)
+    assert data.MIRRORED == ["cifar10", "cifar100"]
+
+
+def test_the_sizes_of_the_datasets():
+    names = ("cifar10", "cifar100", "digits", "folder")
+    assert tuple(data.IMAGE_SIZES) == tuple(data.BATCH_SIZES) == names
+    assert list(data.IMAGE_SIZES.values()) == [32, 32, 8, 32]
+    assert list(data.BATCH_SIZES.values()) == [512, 512, 16, 512]
 
 
 def test_moving_and_choosing_keep_the_rest():

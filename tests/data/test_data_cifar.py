@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import pickle
 import socket
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from fisherprune import data
+from fisherprune.data import cifar
 from fisherprune.errors import FisherpruneError
 
 datasets = pytest.importorskip("torchvision.datasets")
@@ -161,6 +163,26 @@ def test_an_error_without_words_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "__init__", fail)
     with pytest.raises(FisherpruneError, match="failed: HTTPException; put"):
         data.load("cifar10", tmp_path)
+
+
+def test_a_server_that_is_silent(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(cifar, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(FisherpruneError, match="failed: .*timed out.*; put"):
+            data.load("cifar10", tmp_path / "data", mirror=url)
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"]
+)
+def test_a_pipe_is_no_data(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FisherpruneError, match=f"data_dir: .*{name} must be a file"):
+        data.load("cifar10", tmp_path, mirror="http://127.0.0.1:9/")
 
 
 @pytest.mark.parametrize("below", ["", "a/b"])

@@ -1,12 +1,18 @@
+import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fisherprune import data
 from fisherprune.data import folder
+from fisherprune.data.images import read_image
 from fisherprune.errors import FisherpruneError
 
 
@@ -77,6 +83,82 @@ def test_turned_photos_are_put_upright(tree):
     assert np.array_equal(train.images[0].permute(1, 2, 0), turned)
 
 
+def with_exif(entries, image_format="JPEG"):
+    """Return a small photo with the given EXIF entries: (tag, type, count, value)."""
+    file = io.BytesIO()
+    Image.fromarray(noise(24, 20, 3)).save(file, image_format)
+    photo = file.getvalue()
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(entries))
+    exif += b"".join(struct.pack("<HHLL", *entry) for entry in entries) + bytes(4)
+    length = struct.pack(">H", len(exif) + 2)
+    return photo[:2] + b"\xff\xe1" + length + exif + photo[2:]
+
+
+@pytest.mark.parametrize(
+    "entries, quarter_turns",
+    [
+        ([(0x112, 3, 1, 6), (0x128, 1, 1, 2)], -1),  # a byte where a short belongs
+        ([(0x112, 3, 1, 8), (0x8769, 4, 1, 2**31)], 1),  # a table beyond the end
+        ([(0x112, 3, 1, 6), (0x11A, 5, 2**31, 2**31)], -1),  # more than there is
+        ([(0x112, 3, 1, 77)], 0),
+        ([(0x112, 2, 4, 0x36363636)], 0),  # text where a number belongs
+        ([(0x10F, 99, 1, 1)], 0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_photos_with_odd_exif_are_read(tree, entries, quarter_turns):
+    path = tree / "train" / "cat" / "b.jpg"
+    path.write_bytes(with_exif(entries))
+    plain = np.asarray(Image.open(path).convert("RGB"))
+    upright = Image.fromarray(np.rot90(plain, quarter_turns))
+    found = read_image(path, 32)
+    assert np.array_equal(found, upright.resize((32, 32), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_put_upright_as_pillow_does(tmp_path, orientation):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(with_exif([(0x112, 3, 1, orientation)]))
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).resize((24, 24), Image.BILINEAR)
+    assert np.array_equal(read_image(path, 24), upright)
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error("odd"), TypeError(), MemoryError(), AttributeError("a\nb")]
+)
+def test_whatever_the_decoder_raises_names_the_file(tree, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(
+        FisherpruneError, match=r"cat/a\.png is not a readable image: \w"
+    ) as caught:
+        load(tree)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "AVIF", "DDS", "JPEG2000", "WEBP", "TIFF"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_read_or_named(tmp_path, kind):
+    file = io.BytesIO()
+    try:
+        Image.fromarray(noise(24, 20, 3)).save(file, kind)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    whole, path = file.getvalue(), tmp_path / "image"
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in np.random.randint(0, min(len(whole), 300), 4):
+            damaged[place] = np.random.randint(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_image(path, 8).shape == (8, 8, 3)
+        except FisherpruneError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
 def test_images_are_decoded_once(tree, monkeypatch):
     first, _ = load(tree)
     monkeypatch.setattr(folder, "read_image", None)  # would fail
@@ -104,6 +186,30 @@ def test_the_cache_is_left_when_the_files_change(tree, change):
     assert len(list(folder.cache_file(tree, 32).parent.iterdir())) == 1
 
 
+@pytest.mark.parametrize("damage", ["a byte", "fewer images", "one channel", "a pipe"])
+def test_a_damaged_cache_is_not_used(tree, damage):
+    before, _ = load(tree)
+    cache = folder.cache_file(tree, 32)
+    with safe_open(cache, "pt") as file:
+        marks = file.metadata()
+    tensors = load_file(cache)
+    content = bytearray(cache.read_bytes())
+    content[-5000] ^= 1
+    cache.unlink()
+    if damage == "a byte":
+        cache.write_bytes(content)
+    elif damage == "a pipe":
+        os.mkfifo(cache)
+    else:
+        few = damage == "fewer images"
+        images = tensors["train"][:5] if few else tensors["train"][:, :1]
+        tensors["train"] = images.contiguous()
+        marks["train"] = f"{zlib.crc32(images.contiguous().numpy())}"
+        save_file(tensors, cache, marks)
+    after, _ = load(tree)
+    assert torch.equal(after.images, before.images)
+
+
 def test_an_interrupted_reading_leaves_no_cache(tree, cache_dir):
     (tree / "test" / "dog" / "b.jpg").write_bytes(b"\xff\xd8 not much of a JPEG")
     with pytest.raises(FisherpruneError, match="dog/b.jpg is not a readable image"):
@@ -128,9 +234,46 @@ def sixteen_bit(path):
     Image.fromarray(noise(8, 8).astype(np.uint16) * 200).save(path)
 
 
+def draw_eps(path):
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+
+
+def chunk(kind, content):
+    end = struct.pack(">L", zlib.crc32(kind + content))
+    return struct.pack(">L", len(content)) + kind + content + end
+
+
+def sixteen_bit_colours(kind):
+    """Return what writes a black image of 4x4 pixels: Pillow itself writes none."""
+    header = chunk(b"IHDR", struct.pack(">LLBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(4 * (1 + 4 * 6))))
+    sizes = ((256, 4), (257, 4), (259, 1), (262, 2), (277, 3), (278, 4), (279, 96))
+    tags = [struct.pack("<HHLHH", tag, 3, 1, value, 0) for tag, value in sizes]
+    tags.insert(2, struct.pack("<HHLL", 258, 3, 3, 122))  # bits of each channel
+    tags.insert(5, struct.pack("<HHLL", 273, 4, 1, 128))  # where the pixels begin
+    content = {
+        "png": b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""),
+        "tif": b"II*\0\x08\0\0\0\x09\0" + b"".join(tags) + bytes(4)
+        + struct.pack("<HHH", 16, 16, 16) + bytes(96),
+        "ppm": b"P6 4 4 65535\n" + bytes(96),
+    }  # fmt: skip
+    return lambda path: path.write_bytes(content[kind])
+
+
 @pytest.mark.parametrize(
     "name, spoil, message",
     [
+        ("loop.png", lambda p: p.symlink_to(p), "cat/loop.png must be an image file"),
+        ("pipe.png", os.mkfifo, "train/cat/pipe.png must be an image file"),
+        (
+            "far.png",
+            lambda p: p.symlink_to("/dev/zero"),
+            "far.png must be an image fil",
+        ),
+        ("drawn.png", draw_eps, "cat/drawn.png must be an image of pixels, got EPS"),
+        ("deep.png", sixteen_bit_colours("png"), "8 bits .* Pillow mode RGB;16B"),
+        ("deep.tif", sixteen_bit_colours("tif"), "8 bits .* Pillow mode RGB;16L"),
+        ("deep.ppm", sixteen_bit_colours("ppm"), "8 bits .* Pillow mode RGB;16B"),
         ("a.png", truncate, "train/cat/a.png is not a readable image"),
         ("b.jpg", truncate, "train/cat/b.jpg is not a readable image"),
         ("notes.txt", lambda p: p.write_text("x"), "cat/notes.txt is not a readable"),

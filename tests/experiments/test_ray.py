@@ -3,11 +3,10 @@ import re
 import pytest
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.experiments import __main__ as cli
 from fisherprune.experiments import store
+from fisherprune.experiments.__main__ import main
 from fisherprune.experiments.execute import Options
-from fisherprune.experiments.executors import ray as rays
-from fisherprune.experiments.leases import Watch
+from fisherprune.experiments.executors.ray import GRACE, Ray, fitting
 from fisherprune.experiments.plan import Overrides, Plan
 
 ray = pytest.importorskip("ray")
@@ -44,15 +43,18 @@ def test_a_study_on_ray(command, tmp_path, capsys):
     (tmp_path / "tiny.toml").write_text(STUDY)
     folder = STUDY.replace('"digits"', '"folder"').replace('"none", ', "")
     (tmp_path / "wrong.toml").write_text(folder.replace("32", "33"))
-    assert cli.main([*command[:2], "wrong.toml", *command[2:]]) == 1
+    assert main([*command[:2], "wrong.toml", *command[2:]]) == 1
     text = capsys.readouterr().out
     assert len(re.findall(r"\]\s\S+: finished, test accuracy", text)) == 3
     assert "2  failed" in text and "data" in text
     plan = Plan([tmp_path / "tiny.toml"], Overrides(tmp_path / "out"))
     assert [store.state(run) for run in plan.runs] == ["finished"] * 3
     assert list((tmp_path / "out" / "locks").iterdir()) == []  # all swept
-    assert cli.main(command) == 0
+    assert main(command) == 0
     assert "3  finished before" in capsys.readouterr().out
+    assert main([*command, "--shard", "1/2"]) == 0
+    part = sum(int(run.identity, 16) % 2 == 0 for run in plan.runs)
+    assert f"\n{part} runs of shard 1/2 in " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -65,29 +67,31 @@ def test_ctrl_c_cancels_what_runs(lost, command, tmp_path, monkeypatch, capsys):
             cancel(ref, **options)
 
     monkeypatch.setattr(ray, "cancel", lossy)
-    monkeypatch.setattr(rays, "GRACE", 5.0 if lost else rays.GRACE)
+    monkeypatch.setattr(
+        "fisherprune.experiments.executors.ray.GRACE", 5.0 if lost else GRACE
+    )
     endless = STUDY.replace("epochs = 1", "epochs = 100000")
     (tmp_path / "tiny.toml").write_text(endless.replace('"none", "fts", ', ""))
-    wait = rays.Cluster.wait
+    wait = Ray.wait
 
     def interrupted(self):
         if list(tmp_path.glob("out/runs/*/checkpoint.pt")):
             raise KeyboardInterrupt
         return wait(self)
 
-    monkeypatch.setattr(rays.Cluster, "wait", interrupted)
-    assert cli.main(command) == 130
+    monkeypatch.setattr(Ray, "wait", interrupted)
+    assert main(command) == 130
     (run,) = Plan([tmp_path / "tiny.toml"], Overrides(tmp_path / "out")).runs
     assert store.state(run) == "resumable"
-    assert Watch(run.locks, run.identity).left()
+    assert list(run.locks.iterdir()) == []
     assert len(seen) > lost and not any(seen)
 
 
 def test_what_no_machine_has(command):
     with pytest.raises(FisherpruneError, match="must have the 99 CPUs and 0 GPUs of a"):
-        rays.Cluster(Options(), gpus=0, cpus=99)
+        Ray(Options(), gpus=0, cpus=99)
     with pytest.raises(FisherpruneError, match="must have the 1 CPUs and 0.5 GPUs of"):
-        rays.Cluster(Options(), gpus=0.5)
+        Ray(Options(), gpus=0.5)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +100,4 @@ def test_what_no_machine_has(command):
     + [(16, 0, 0, 16), (16, 0, 1, 0)],
 )
 def test_how_many_runs_fit_on_a_machine(cpus, gpus, share, slots):
-    assert rays.fitting(cpus, gpus, 1, share) == slots
+    assert fitting(cpus, gpus, 1, share) == slots

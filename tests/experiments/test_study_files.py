@@ -99,7 +99,11 @@ def test_a_gpu_is_taken_where_there_is_one(exp, written, monkeypatch):
         ("training.optimizer.lr_drops", [90, 60], "must be growing numbers of epochs"),
         ("training.optimizer.class", "adam", "must be 'sgd', got 'adam'"),
         ("training.optimizer.nesterov", 1, "is unknown; the fields of training.optim"),
-        ("training.optimizer.learning_rat", 1, r"is unknown \(is learning_rate meant"),
+        (
+            "training.optimizer.learning_rat",
+            1,
+            r"is unknown \(did you mean learning_rate",
+        ),
         ("training.criterion.class", "MSE", "must be 'CE', got 'MSE'"),
         ("training.num_steps", 160.5, "must be a whole number, got 160.5"),
         ("training.num_steps", True, "must be a whole number, got True"),
@@ -116,16 +120,16 @@ def test_a_gpu_is_taken_where_there_is_one(exp, written, monkeypatch):
         (
             "training.compressor.warmup",
             160,
-            "must be below num_steps, .*: 160; got 160",
+            "must be below num_steps, 160, which .* warm-up too, got 160",
         ),
         ("training.compressor.warmup", -2, "must be at least 0, got -2"),
-        ("dataset.class", "mnist", "must be one of cifar10, cifar100, .*; got 'mnist'"),
+        ("dataset.class", "mnist", "must be one of cifar10, cifar100, .*, got 'mnist'"),
         ("dataset.batch_size", 1, "must be at least 2, got 1"),
-        ("model.class", "CNN500k", "must be one of resnet18, .*; got 'CNN500k'"),
+        ("model.class", "CNN500k", "must be one of resnet18, .*, got 'CNN500k'"),
         ("model.num_classes", 100, "must be 10, the classes of cifar10, got 100"),
         ("validation.metric", "loss", "must be one of 'acc', 'f1', got 'loss'"),
         ("validation.frequency", 0, "must be at least 1, got 0"),
-        ("general.gpu.ngpus", 2, "must be 0 or 1, a run takes one device; got 2"),
+        ("general.gpu.ngpus", 2, "must be 0 or 1, a run takes one device, got 2"),
         ("general.gpu.gpu_id", -1, "must be at least 0, got -1"),
         ("general.experiment", "lth", "must be 'pbt', got 'lth'"),
         ("general.id", 3, "must be a string, got 3"),
@@ -265,7 +269,10 @@ def test_densities_of_a_file_beside_the_study_or_inline(written):
 
 
 def test_every_field_of_a_run_can_be_set_but_for_its_place():
-    assert {f.name for f in fields(TrainConfig)} - set(FIELDS) == {"output_dir"}
+    assert {f.name for f in fields(TrainConfig)} - set(FIELDS) == {
+        "output_dir",
+        "model_source",
+    }
 
 
 @pytest.mark.parametrize(
@@ -275,10 +282,10 @@ def test_every_field_of_a_run_can_be_set_but_for_its_place():
         ("[run]", "name is missing; it must be a string"),
         ('name = "a/b"', "name must be letters, digits, .*, got 'a/b'"),
         ('name = "a"\nrun = 3', "run must be a table of fields, got 3"),
-        ('name = "a"\nruns = 3', r"runs is unknown \(is run meant\?\); the fields"),
+        ('name = "a"\nruns = 3', r"runs is unknown \(did you mean run\?\); the fields"),
         ('name = "a"\ngrid = [3]', r"grid\[1\] must be a table of fields, got 3"),
         ("[run]\nmethod = 3", "run.method must be a string, got 3"),
-        ("[run]\nmethods = 3", r"run.methods is unknown \(is method meant\?\)"),
+        ("[run]\nmethods = 3", r"run.methods is unknown \(did you mean method\?\)"),
         ("[run]\nlr = true", "run.lr must be a number, got True"),
         ("[run]\nlr = inf", "run.lr must be above 0 and finite, got inf"),
         ("[run]\namp = 1", "run.amp must be true or false, got 1"),

@@ -1,6 +1,9 @@
 """Masks: comparison, application, files."""
 
+import copy
 import os
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -8,8 +11,10 @@ from mask_cases import assert_zero_where_pruned, half_masks
 from nets import conv_net
 from safetensors.torch import save_file
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import fisherprune as fp
+from fisherprune.errors import LayerCollapseWarning
 from fisherprune.masks.masks import Masks
 
 
@@ -89,8 +94,8 @@ def test_masks_of_another_model_are_refused():
     foreign = torch.optim.SGD(conv_net().parameters(), 0.1)
     with pytest.raises(fp.FisherpruneError, match="does not train '0.weight'"):
         masks.hold(model, foreign)
-    with pytest.raises(fp.FisherpruneError, match="optimizer must be .* got None"):
-        masks.hold(model, None)
+    with pytest.raises(fp.FisherpruneError, match="optimizer must be .* got 'adam'"):
+        masks.hold(model, "adam")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +121,148 @@ def test_masks_without_weights():
     masks = Masks({"a": torch.zeros(0, 3, dtype=torch.bool)})
     assert masks.sparsity() == 0.0 and masks.density() == {"a": 1.0}
     assert repr(masks) == "Masks(1 parameters, 0 of 0 weights kept)"
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (torch.nested.nested_tensor([torch.ones(2) > 0]), "a nested one"),
+        ((torch.eye(3) > 0).to_sparse(), "a sparse one"),
+        (torch.ones(3, device="meta") > 0, "one on the meta device"),
+    ],
+)
+def test_masks_are_dense(mask, got):
+    with pytest.raises(fp.FisherpruneError, match=f"'a' must be a dense .* got {got}"):
+        Masks({"a": mask})
+
+
+def test_masks_are_compared_and_combined():
+    a = Masks({"a": torch.tensor([True, False, True]), "b": torch.zeros(2) > 0})
+    b = Masks({"b": torch.ones(2) > 0, "a": torch.tensor([True, True, False])})
+    assert a == a.to("cpu") == copy.deepcopy(a) == pickle.loads(pickle.dumps(a))
+    assert a == dict(a) and dict(a) == a and a != b and a != 3 and a != {"a": a["a"]}
+    assert a != {"a": a["a"].float(), "b": a["b"]} and a != {"a": 1, "b": 2}
+    assert a != Masks({"a": a["a"], "b": torch.zeros(2, 1) > 0})
+    assert {n: m.tolist() for n, m in (a & b).items()} == {
+        "a": [True, False, False],
+        "b": [False, False],
+    }
+    assert a | b == Masks({"a": torch.ones(3) > 0, "b": torch.ones(2) > 0})
+    assert (~a)["a"].tolist() == [False, True, False] and ~~a == a
+    assert a & ~a == Masks({"a": torch.zeros(3) > 0, "b": torch.zeros(2) > 0})
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(a)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        a & 3
+    with pytest.raises(fp.FisherpruneError, match=r"\|: masks must be of the same"):
+        a | {"a": a["a"]}
+    with pytest.raises(fp.FisherpruneError, match="to: device must be .* got 'gpu'"):
+        a.to("gpu")
+
+
+def test_counting_makes_no_copy_of_the_masks():
+    """A sum widens bools to integers of 8 bytes first."""
+    masks = Masks({"a": torch.rand(2**20) < 0.5, "b": torch.rand(2**10, 2**10) < 0.5})
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        repr(masks), masks.kept(), masks.density(), masks.sparsity()
+    assert max(event.cpu_memory_usage for event in seen.events()) < 2**16
+
+
+class Wrapped(nn.Module):
+    """Has a child that is called as wrappers call theirs, and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.module, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.head(self.module(x)))
+
+
+WRAPS = {
+    "plain": lambda m: m,
+    "compile": lambda m: torch.compile(m, backend="eager"),
+    "parallel": nn.DataParallel,
+    "both": lambda m: torch.compile(nn.DataParallel(m), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("build", [conv_net, Wrapped])
+@pytest.mark.parametrize("made", WRAPS)
+@pytest.mark.parametrize("used", WRAPS)
+def test_masks_fit_whichever_side_is_wrapped(build, made, used):
+    model = build()
+    twin = copy.deepcopy(model)
+    masks = fp.prune(WRAPS[made](model), [], "magnitude", 0.6)
+    plain = fp.prune(twin, [], "magnitude", 0.6)
+    assert masks == plain and list(masks) == list(fp.prunable_parameters(twin))
+    named = dict(WRAPS[made](twin).named_parameters())
+    names = {id(p): name for name, p in named.items()}
+    raw = Masks({names[id(twin.get_parameter(n))]: m for n, m in plain.items()})
+    for given in (masks, raw):
+        other = build()
+        given.apply_(WRAPS[used](other))
+        assert_zero_where_pruned(other, plain)
+        other = build()
+        optimizer = torch.optim.SGD(other.parameters(), 0.1)
+        with given.hold(WRAPS[used](other), optimizer):
+            for parameter in other.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            assert_zero_where_pruned(other, plain)
+        assert given.jaccard(plain) == 1
+        scores = {
+            name: torch.rand_like(m, dtype=torch.float) for name, m in plain.items()
+        }
+        density = given.density()
+        found = fp.select_masks(scores, 0.6, "densities", densities=density)
+        assert found.density() == plain.density()
+
+
+def test_a_wrapped_module_inside_of_a_model():
+    model = conv_net()
+    masks = half_masks(model)
+    model[3] = torch.compile(model[3], backend="eager")
+    masks.apply_(model)
+    assert not model[3]._orig_mod.weight[~masks["3.weight"]].any()
+    assert list(fp.prunable_parameters(model)) == list(masks)
+
+
+def test_layers_without_weights_are_named_once():
+    model = conv_net()
+    masks = Masks(
+        {"0.bias": torch.zeros(6) > 0, "0.weight": torch.rand(6, 3, 3, 3) < 0.5}
+        | {"3.weight": torch.zeros(8, 3, 3, 3) > 0}
+    )
+    with pytest.warns(LayerCollapseWarning, match=r"of 1 of 3 .* layers: '3.weight';"):
+        masks.apply_(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        masks.hold(model).remove()
+        masks.apply_(model)
+    with pytest.warns(LayerCollapseWarning, match="'3.weight'"):
+        Masks(masks).hold(model).remove()
+
+
+def test_files_of_bools_that_another_tool_wrote(tmp_path):
+    masks = half_masks(conv_net())
+    save_file(dict(masks), tmp_path / "foreign", metadata={"format": "pt"})
+    assert Masks.load(tmp_path / "foreign") == masks
+    save_file(dict(masks), tmp_path / "foreign")
+    assert Masks.load(tmp_path / "foreign") == masks
+    save_file({"a": torch.ones(2) > 0, "b": torch.ones(2)}, tmp_path / "mixed")
+    save_file({}, tmp_path / "none")
+    for name in ("mixed", "none"):
+        with pytest.raises(fp.FisherpruneError, match=f"{name}' holds no masks"):
+            Masks.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"masks", ["masks"]])
+def test_what_is_no_path(path):
+    for use in (Masks.load, half_masks(conv_net()).save):
+        with pytest.raises(fp.FisherpruneError, match="path must be a path, got"):
+            use(path)
 
 
 def test_files_round_trip(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fisherprune import models
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError
 from fisherprune.models.resnet import PaddingShortcut
 
 COUNTS = {
@@ -74,6 +74,28 @@ def test_seed_decides_the_weights_and_leaves_the_global_state():
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
 
 
-def test_unknown_name_lists_the_known():
-    with pytest.raises(FisherpruneError, match="one of resnet18, .*; got 'resnet19'"):
-        models.create("resnet19")
+@pytest.mark.parametrize(
+    "name, got",
+    [
+        ("resnet19", r"'resnet19' \(did you mean resnet18\?\)"),
+        ("torchvision:resnet5", r".* \(did you mean torchvision:resnet50\?\)"),
+        ("mlp", "'mlp'"),
+        ("net.py", "'net.py'"),
+        ("a b:net", "'a b:net'"),
+        ("net.py:", "'net.py:'"),
+        ("", "''"),
+    ],
+)
+def test_a_name_that_can_be_no_network(name, got):
+    words = (
+        "model must be one of resnet18, .*, vgg19, torchvision:NAME, MODULE:FUNCTION "
+        f"or FILE.py:FUNCTION, got {got}"
+    )
+    for check in (models.check_name, models.create):
+        with pytest.raises(FieldError, match=f"^{words}$"):
+            check(name)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "torchvision:vgg11", "a.b:c", "/a.py:c"])
+def test_names_are_checked_without_their_files(name):
+    models.check_name(name)

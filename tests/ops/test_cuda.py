@@ -15,11 +15,12 @@ from moment_cases import (
 )
 from topk_cases import VALUES, case
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from window_cases import CASES as WINDOW_CASES
 
 from fisherprune import ops
 from fisherprune.errors import FisherpruneError
-from fisherprune.ops import reference, wrappers
+from fisherprune.ops import reference
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -39,14 +40,31 @@ def tf32():
         b.fp32_precision = precision
 
 
+class Asked(TorchDispatchMode):
+    """Notes whether ``grad_moments`` was allowed to multiply in TF32."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.fisherprune.grad_moments.default:
+            self.tf32 = args[9:] == (True,)  # defaults at the end are left out
+        return func(*args, **kwargs or {})
+
+
+def tf32_of(*shape):
+    """Return whether it may multiply a weight's gradients of this shape in TF32."""
+    x = torch.ones(2, *shape[1:])
+    grad = torch.ones(2, shape[0], *(1 for _ in shape[2:]))
+    with Asked() as asked:
+        ops.grad_moments(x, grad, torch.zeros(shape), torch.zeros(shape))
+    return asked.tf32
+
+
 def test_tf32_follows_torch(tf32):
+    linear, conv = (3, 4), (3, 4, 2, 2)
     for precision in ("tf32", "ieee"):
         tf32(precision)
-        assert wrappers._tf32_allowed(linear=True) == (precision == "tf32")
-        assert wrappers._tf32_allowed(linear=False) == (precision == "tf32")
+        assert tf32_of(*linear) == tf32_of(*conv) == (precision == "tf32")
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    assert wrappers._tf32_allowed(linear=True)
-    assert not wrappers._tf32_allowed(linear=False)
+    assert tf32_of(*linear) and not tf32_of(*conv)
 
 
 # ---- grad_moments ----

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from fisherprune import ops
-
 
 @pytest.mark.parametrize("name", ["input", "grad", "sum", "sum_sq"])
 def test_moments_of_several_devices(name):

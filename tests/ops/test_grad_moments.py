@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -110,13 +109,13 @@ def convolutions(draw):
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(convolutions())
 def test_any_convolution_equals_float64(case):
     assert_right(*make(**case))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None)
 @given(
     n=st.integers(1, 5),
     c=st.integers(33, 80),
@@ -131,7 +130,7 @@ def test_any_wide_3x3_convolution_equals_float64(**case):
     assert_right(*make(**case))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(1, 40),
     c=st.integers(1, 100),
@@ -455,14 +454,36 @@ def test_inputs_are_left_alone():
     assert torch.equal(grad, before[1])
 
 
+MEMORY = """
+import torch
+from pathlib import Path
+from fisherprune import ops
+
+def most():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+input, grad = torch.randn(256, 512, 2, 2), torch.randn(256, 512, 2, 2)
+sum, sum_sq = torch.zeros(2, 512, 512, 3, 3)
+ops.grad_moments(input[:1], grad[:1], sum, sum_sq, padding=(1, 1))
+before = most()
+ops.grad_moments(input, grad, sum, sum_sq, padding=(1, 1))
+print(most() - before)
+held = torch.zeros(256, 2**20)
+print(most() - before)
+"""
+
+
 def test_no_per_sample_gradient_in_memory():
-    """The gradients of these 256 samples would fill 2.4 GB."""
-    input, grad = torch.randn(256, 512, 2, 2), torch.randn(256, 512, 2, 2)
-    sum, sum_sq = torch.zeros(2, 512, 512, 3, 3)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ops.grad_moments(input, grad, sum, sum_sq, padding=(1, 1))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert after - before < 64 * 1024  # KiB
+    """The gradients of these 256 samples would fill 2.4 GB.
+
+    In a process of its own: the largest memory that one ever had does not fall.
+    """
+    result = run_python(MEMORY)
+    assert result.returncode == 0, result.stderr
+    used, with_a_gigabyte = map(int, result.stdout.split())  # KiB
+    assert used < 64 * 1024
+    assert with_a_gigabyte > 1000 * 1024  # so it is seen
 
 
 @pytest.mark.parametrize("name", ["everything_uneven", "depthwise", "zero_samples"])

@@ -1,102 +1,126 @@
-"""prunable_parameters: the default choice and the choice by name."""
+"""Kinds of layers: those of the package, and one of one's own."""
 
-import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
-from nets import SequenceNet, TwiceNet, conv_net
+import torch.nn.functional as F
+import truth
+from checks import assert_moments, refused
+from nets import Mixing, batches, data
 from torch import nn
-from torch.nn.utils import prune
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.overrides import wrap_torch_function
 
 import fisherprune as fp
-from fisherprune.persample.layers import conv as layers
+from fisherprune.persample import LayerCall, Rows
+from fisherprune.persample.layers import base, conv
 
 
-def test_default_is_conv_and_linear_weights_without_the_classifier():
-    assert list(fp.prunable_parameters(conv_net())) == [
-        f"{i}.weight" for i in (0, 3, 5, 7, 9)
-    ]
-    assert list(fp.prunable_parameters(SequenceNet())) == [
-        "conv.weight",
-        "embed.weight",
-        "mix.weight",
-    ]
+@pytest.fixture
+def registry():
+    """Forget in the end what a test registers."""
+    before = dict(base.CALLS)
+    yield
+    base.CALLS.clear()
+    base.CALLS.update(before)
 
 
-def test_returns_the_parameters_themselves():
-    model = conv_net()
-    for name, parameter in fp.prunable_parameters(model).items():
-        assert parameter is model.get_parameter(name)
+@wrap_torch_function(lambda input, weight, shift=None: (input, weight))
+def scaled(input, weight, shift=None):
+    """Multiply the features by a weight each: ``[N, *, features]``."""
+    return input * weight if shift is None else input * weight + shift
 
 
-def test_skip_chooses_by_parts_of_names():
-    model = TwiceNet()
-    chosen = fp.prunable_parameters(model, skip=("bias", "head"))
-    assert list(chosen) == ["conv.weight", "bn.weight", "fc.weight"]
-    assert list(fp.prunable_parameters(model, skip=())) == [
-        name for name, _ in model.named_parameters()
-    ]
-    assert fp.prunable_parameters(model, skip="bias").keys() == (
-        fp.prunable_parameters(model, skip=("bias",)).keys()
+@dataclass(frozen=True)
+class Scaling:
+    """``scaled`` over any positions."""
+
+    def forward(self, input, weight, bias):
+        return input * weight if bias is None else input * weight + bias
+
+    def input_grad(self, grad, input, weight):
+        return grad * weight
+
+    def weight_grads(self, grad, input, shape):
+        return Rows((grad * input).flatten(1, -2).sum(1))
+
+    def bias_grads(self, grad):
+        return Rows(grad.flatten(1, -2).sum(1))
+
+
+class Scaled(Mixing):
+    """Scales the same features twice, at all positions; inputs [N, T, 4]."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.scale = nn.Parameter(torch.rand(4) + 0.5)
+        self.shift = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        h = torch.tanh(scaled(self.fc(x), self.scale, shift=self.shift))
+        return self.head(scaled(h, self.scale).mean(1))
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_a_layer_of_ones_own(group_size, registry):
+    model, (x, y) = Scaled(), data((3, 4))
+    parameters = dict(model.named_parameters())
+    refused(model, x, y, "'scale', of Scaled, is used outside", parameters=parameters)
+
+    @fp.register_layer(scaled)
+    def sort_out(input, weight, shift=None):
+        return LayerCall(Scaling(), input, weight, shift, reads_input=False)
+
+    expected = truth.moments(model, x, y, parameters, group_size)
+    options = {"parameters": parameters, "group_size": group_size}
+    assert_moments(fp.gradient_moments(model, batches(x, y, 5), **options), expected)
+    diagonal = fp.gauss_newton_diagonal(model, [(x, y)], parameters=parameters)
+    for name, wanted in truth.gauss_newton_diagonal(model, x, parameters).items():
+        assert truth.relative_error(diagonal[name], wanted) < 1e-4, name
+    rest = {"fc.weight": model.fc.weight}
+    assert_moments(
+        fp.gradient_moments(model, [(x, y)], parameters=rest, group_size=group_size),
+        {"fc.weight": expected["fc.weight"]},
     )
 
 
-def test_tied_weights_are_listed_once():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    model[1].weight = model[0].weight
-    assert list(fp.prunable_parameters(model)) == ["0.weight"]
+class Volume:
+    """conv3d without padding, by per-sample gradients that are multiplied out."""
+
+    def forward(self, input, weight, bias):
+        return F.conv3d(input, weight, bias)
+
+    def input_grad(self, grad, input, weight):
+        return F.conv_transpose3d(grad, weight)
+
+    def weight_grads(self, grad, input, shape):
+        patches = input
+        for dim, size in enumerate(shape[2:], 2):
+            patches = patches.unfold(dim, size, 1)
+        return Rows(torch.einsum("nopqr,ncpqrxyz->nocxyz", grad, patches))
+
+    def bias_grads(self, grad):
+        return Rows(grad.sum((2, 3, 4)))
 
 
-@pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(3, 2), nn.BatchNorm2d(3)])
-def test_nothing_to_prune_is_an_error(model):
-    with pytest.raises(fp.FisherpruneError, match="has no prunable parameters"):
-        fp.prunable_parameters(model)
-    with pytest.raises(fp.FisherpruneError, match="no prunable parameters among its"):
-        fp.prunable_parameters(conv_net(), skip=[""])
+def test_a_conv3d_that_was_registered_is_scored(registry):
+    @fp.register_layer(F.conv3d)
+    def sort_out(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        return LayerCall(Volume(), input, weight, bias, dims=5, weight_dims=5)
+
+    net = nn.Sequential(nn.Conv3d(2, 3, 2), nn.Tanh(), nn.Conv3d(3, 2, 2))
+    model = nn.Sequential(net, nn.Flatten(), nn.Linear(16, 5))
+    x, y = data((2, 4, 4, 4))
+    parameters = dict(model.named_parameters())
+    found = fp.gradient_moments(model, batches(x, y, 5), parameters=parameters)
+    assert_moments(found, truth.moments(model, x, y, parameters))
+    assert fp.score(model, [(x, y)], "grasp").keys() == {"0.0.weight", "0.2.weight"}
 
 
-def test_one_dimensional_convolutions_count():
-    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(6, 2))
-    assert list(fp.prunable_parameters(model)) == ["0.weight"]
-    moments = fp.gradient_moments(
-        model, [(torch.randn(4, 2, 4), torch.randint(2, (4,)))]
-    )
-    assert moments.fisher["0.weight"].shape == (3, 2, 3)
-
-
-def test_reading_the_choice_changes_no_buffer():
-    model = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)).train()
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(fp.FisherpruneError):
-        fp.prunable_parameters(model)
-    after = model.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert fp.prunable_parameters(nn.Sequential(nn.Linear(2, 2), model[0])) != {}
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [weight_norm, spectral_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)],
-)
-def test_computed_weights_are_not_left_out_silently(wrap):
-    model = nn.Sequential(wrap(nn.Conv2d(2, 3, 1)), nn.Flatten(), nn.Linear(3, 2))
-    match = (
-        r"weight of '0' must be a parameter of that \w*Conv2d, got one computed from "
-        r"others: choose yourself, by skip=\(...\) or parameters=\{name: parameter"
-    )
+def test_a_function_is_registered_once(registry):
+    match = "function must be one that is not registered yet, got linear"
     with pytest.raises(fp.FisherpruneError, match=match):
-        fp.prunable_parameters(model)
-    chosen = fp.prunable_parameters(model, skip=("0.parametrizations", "0.weight"))
-    x, y = torch.randn(3, 2, 1, 1), torch.tensor([0, 1, 1])
-    found = fp.gradient_moments(model, [(x, y)], parameters=chosen)
-    assert list(found.mean) == ["0.bias", "2.weight", "2.bias"]
-
-
-def test_skip_must_be_parts_of_names():
-    for skip in (3, [3], ["bias", None]):
-        with pytest.raises(fp.FisherpruneError, match="skip must be parts of .*, got "):
-            fp.prunable_parameters(conv_net(), skip)
+        fp.register_layer(F.linear)
 
 
 @pytest.mark.parametrize("bytes_at_once", [1, 1000, 2000])
@@ -117,7 +141,7 @@ def test_input_gradients_do_not_depend_on_how_many_samples_are_taken_at_a_time(
     x = torch.randn(7, 3, 8, 8).contiguous(memory_format=memory_format)
     batch = x, torch.randint(5, (7,))
     expected = fp.gradient_moments(model, [batch])
-    monkeypatch.setattr(layers, "CPU_BYTES", bytes_at_once)
+    monkeypatch.setattr(conv, "CPU_BYTES", bytes_at_once)
     found = fp.gradient_moments(model, [batch])
     for name in expected.mean:
         torch.testing.assert_close(found.mean[name], expected.mean[name])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_moments, refused
-from nets import Mixing, data
+from nets import Mixing, batches, conv_net, data
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
@@ -214,6 +214,26 @@ def test_a_batch_norm_that_nobody_watches_keeps_no_input(affine):
     found = fp.gradient_moments(model, [(x, y)], loss, parameters=parameters)
     assert_moments(found, expected)
     assert set(shapes) == ({(4,)} if affine else set())
+
+
+def test_a_parameter_below_layers_that_nobody_watches():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    parameters = {"0.bias": model[0].bias}
+    found = fp.gradient_moments(model, batches(x, y, 5), parameters=parameters)
+    assert_moments(found, truth.moments(model, x, y, parameters))
+
+
+def test_what_a_batch_norms_weight_is_computed_from_is_refused():
+    class Gated(nn.BatchNorm1d):
+        def forward(self, x):
+            weight, bias = self.weight.exp(), self.bias
+            stats = self.running_mean, self.running_var
+            return F.batch_norm(x, *stats, weight, bias, False, 0.0, self.eps)
+
+    model, (x, y) = Mixing(lambda m, h: m.norm(h)), data((4,))
+    model.norm = Gated(4)
+    match = "'norm.weight', of Gated in Mixing, is used outside"
+    refused(model, x, y, match, parameters={"norm.weight": model.norm.weight})
 
 
 def test_a_model_may_differentiate_twice_through_a_batch_norm():

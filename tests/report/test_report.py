@@ -16,7 +16,7 @@ from fisherprune import report, train
 from fisherprune.masks.masks import Masks
 from fisherprune.report import load, overlap, settings, tables
 from fisherprune.report.__main__ import main
-from fisherprune.report.pages import plain
+from fisherprune.report.pages.csv_files import runs_csv, summary_csv
 from fisherprune.runs.config import TrainConfig
 
 pytest.importorskip("matplotlib")
@@ -26,7 +26,7 @@ def test_cells_are_means_and_sample_deviations(study):
     folder, accuracies = study
     cells = {
         (r["method"], float(r["sparsity"]), r["weights"]): r
-        for r in rows(plain.summary_csv(made(folder)))
+        for r in rows(summary_csv(made(folder)))
     }
     assert len(cells) == 8
     for (method, sparsity, weights), row in cells.items():
@@ -45,7 +45,7 @@ def test_cells_are_means_and_sample_deviations(study):
 
 def test_runs_come_back_from_csv(study):
     folder, accuracies = study
-    found = rows(plain.runs_csv(made(folder)))
+    found = rows(runs_csv(made(folder)))
     assert len(found) == len(accuracies)
     for row in found:
         key = row["method"], float(row["sparsity"]), int(row["seed"])
@@ -59,9 +59,9 @@ def test_varying_fields_get_columns_and_settings_of_their_own(tmp_path):
     trees.add_run(tmp_path, 0.5, lr=0.1)
     trees.add_run(tmp_path, 0.6, lr=0.2, shuffle_masks=True)
     trees.add_run(tmp_path, 0.7, lr=0.2, skip=("bn",))
-    labels = [each.label for each in made(tmp_path).groups]
+    labels = [each.label for each in made(tmp_path).tables]
     assert sorted(labels) == ["lr=0.1", "shuffle_masks, lr=0.2", "skip=bn, lr=0.2"]
-    found = rows(plain.runs_csv(made(tmp_path)))
+    found = rows(runs_csv(made(tmp_path)))
     assert {row["lr"] for row in found} == {"0.1", "0.2"}
     assert {row["shuffle_masks"] for row in found} == {"True", "False"}
 
@@ -82,7 +82,7 @@ def test_dense_runs_stand_in_every_table_with_their_training(tmp_path):
     trees.add_run(tmp_path, 0.5, method="fts")
     trees.add_run(tmp_path, 0.4, method="fts", shuffle_masks=True)
     trees.add_run(tmp_path, 0.3, method="fts", warmup_epochs=1)
-    groups = made(tmp_path).groups
+    groups = made(tmp_path).tables
     dense = {x.label: x.dense and x.dense.mean("best") for x in groups}
     assert dense == {
         "default setting": pytest.approx(90),
@@ -107,10 +107,12 @@ def test_seeds_count_once(tmp_path):
     folder = trees.add_run(tmp_path, 0.5, seed=1)
     trees.add_run(tmp_path, 0.6, seed=1, device="cpu")  # the same run elsewhere
     trees.add_run(tmp_path, 0.7, seed=2)
-    study = load.load([tmp_path, folder])  # and one given twice
-    assert [run.config.seed for run in study.runs] == [1, 2]
-    assert [x.text for x in study.repeated] == [f"repeats {study.runs[0].name}"]
-    assert study.problems == []
+    found = load.load([tmp_path, folder])  # and one given twice
+    assert [run.config.seed for run in found.finished] == [1, 2]
+    assert [x.text for x in found.repeated] == [
+        f"is the same run as {found.finished[0].name}"
+    ]
+    assert found.problems == []
 
 
 def test_settings_in_words():
@@ -124,7 +126,7 @@ def test_the_highest_mean_is_marked_and_ties_are_shared(tmp_path):
     for method, accuracy in (("snip", 0.9), ("fts", 0.9), ("random", 0.8)):
         trees.add_run(tmp_path, accuracy, method=method)
     trees.add_run(tmp_path, 0.7, method="snip", sparsity=0.5)
-    (each,) = tables.group(load.load([tmp_path]).runs)
+    (each,) = tables.result_tables(load.load([tmp_path]).finished)
     assert each.highest(0.9, "best") == {"snip", "fts"}
     assert each.highest(0.5, "best") == set()  # nothing to be higher than
 
@@ -136,8 +138,8 @@ def test_jaccard_is_the_mean_over_common_seeds(tmp_path):
         for seed in (0, 1)
     }
     (folders["random", 1] / overlap.MASKS).unlink()
-    (each,) = tables.group(load.load([tmp_path]).runs)
-    (found,) = overlap.overlaps(each, [], lambda text: None)
+    (each,) = tables.result_tables(load.load([tmp_path]).finished)
+    (found,) = overlap.with_overlaps(each, [], lambda text: None).overlaps
 
     def bits(method, seed):
         masks = Masks.load(folders[method, seed] / overlap.MASKS)
@@ -150,7 +152,7 @@ def test_jaccard_is_the_mean_over_common_seeds(tmp_path):
         truth = statistics.fmean(len(x & y) / len(x | y) for x, y in pairs)
         assert found.mean[a, b] == found.mean[b, a] == pytest.approx(truth)
         assert found.n[a, b] == len(seeds)
-    assert overlap.without_masks(each) == 1
+    assert overlap.count_without_masks(each) == 1
 
 
 def test_cached_statistics_count_what_they_cost(tmp_path):
@@ -158,7 +160,7 @@ def test_cached_statistics_count_what_they_cost(tmp_path):
     content = json.loads((folder / "results.json").read_text())
     content["scoring"] = {"seconds": 40.0, "samples": 10, "cached": True}
     trees.write(folder / "results.json", content)
-    (run,) = load.load([tmp_path]).runs
+    (run,) = load.load([tmp_path]).finished
     assert (run.reused, run.mask_seconds) == (40.0, 42.5)
     for scoring in (
         {"seconds": 40.0, "samples": 10, "cached": False},
@@ -166,7 +168,7 @@ def test_cached_statistics_count_what_they_cost(tmp_path):
         None,  # a dense run
     ):
         trees.write(folder / "results.json", content | {"scoring": scoring})
-        (run,) = load.load([tmp_path]).runs
+        (run,) = load.load([tmp_path]).finished
         assert (run.reused, run.mask_seconds) == (None, 2.5)
 
 
@@ -185,4 +187,4 @@ def test_a_real_run_is_reported(small, tmp_path):
         assert float(row["test_last_loss"]) == result.last.loss
         assert int(row["kept"]) == result.kept
         assert float(row["seconds_scoring"]) == result.seconds["scoring"]
-    assert asdict(load.load([tmp_path]).runs[0].config) == asdict(small)
+    assert asdict(load.load([tmp_path]).finished[0].config) == asdict(small)

@@ -5,6 +5,7 @@ import result_trees as trees
 from browser import Browser, find_chromium
 
 from fisherprune import report
+from fisherprune.report.figures import TABLE_FIGURES
 
 pytest.importorskip("matplotlib")
 MEASURE = """
@@ -67,7 +68,7 @@ def test_no_errors_and_no_requests(page):
 
 def test_all_figures_are_there(page):
     _, seen, _ = page
-    kinds = ("accuracy", "density", "overlap", "curves", "time")
+    kinds = [make.__name__ for _, make in sorted(TABLE_FIGURES.items())]
     assert seen["title"] == "fisherprune report"
     assert seen["figures"] == [f"g1-{kind}" for kind in kinds]
     assert [name for name, *_ in seen["svgs"]] == seen["figures"]

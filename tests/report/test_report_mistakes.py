@@ -84,9 +84,9 @@ def test_broken_results(message, tmp_path, capsys):
             load.load([alone])
         assert str(raised.value).startswith(f"{bad / 'results.json'}")
         assert message in str(raised.value)
-    study = load.load([tmp_path])
-    assert [run.folder for run in study.runs] == [good]
-    (problem,) = study.problems
+    found = load.load([tmp_path])
+    assert [run.folder for run in found.finished] == [good]
+    (problem,) = found.problems
     assert problem.name == f"runs/{bad.name}" and message in problem.text
     assert str(tmp_path) not in problem.text
 
@@ -145,7 +145,7 @@ def test_a_results_folder_has_a_format_of_its_own(tmp_path, monkeypatch):
     trees.add_run(tmp_path, 0.5)
     monkeypatch.setattr(load, "FOLDER_FORMAT", 2)
     (tmp_path / load.MARK).write_text('{"format": 2}')
-    assert len(load.load([tmp_path]).runs) == 1
+    assert len(load.load([tmp_path]).finished) == 1
     (tmp_path / load.MARK).write_text('{"format": 1}')
     with pytest.raises(FisherpruneError, match="format must be 2, got 1"):
         load.load([tmp_path])

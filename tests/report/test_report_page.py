@@ -9,8 +9,9 @@ from result_trees import rows
 
 from fisherprune import report
 from fisherprune.report.__main__ import main
-from fisherprune.report.figures import svg
-from fisherprune.report.pages import words
+from fisherprune.report.figures import COMPARISONS, TABLE_FIGURES, svg
+from fisherprune.report.figures.registry import Figure
+from fisherprune.report.pages import content
 
 pytest.importorskip("matplotlib")
 
@@ -18,7 +19,7 @@ pytest.importorskip("matplotlib")
 def test_the_page_shows_what_the_tables_hold(study):
     folder, _ = study
     whole, output = report.write_report([folder])
-    (each,) = whole.groups
+    (each,) = whole.tables
     assert (each.methods, each.sparsities) == (("snip", "fts"), (0.9, 0.98))
     cell = each.cells["snip", 0.98]
     page = Page((output / "report.html").read_text())
@@ -26,8 +27,9 @@ def test_the_page_shows_what_the_tables_hold(study):
     assert f"{cell.mean('best'):.2f}" in page.texts
     assert f"{cell.mean('best'):.2f} (1)" in markdown
     assert f"{cell.mean('last'):.2f} (1)" in markdown
-    whole = words.cell_text(each.cells["fts", 0.9], "best")
-    assert whole.endswith("(3)") and f"| {whole} |" in markdown
+    rows = content.texts_of(each, content.accuracy_rows(each, "best"))
+    text = rows[1][each.methods.index("fts") + 1]
+    assert text.endswith("(3)") and f"| {text} |" in markdown
     assert "| - |" in markdown  # fts at 0.98 was not run
     assert any("partial" in text for text in page.texts)
     assert any("dense" in text for text in page.texts)
@@ -37,7 +39,7 @@ def test_every_letter_of_the_formulas_is_explained_on_both_pages(study):
     folder, _ = study
     _, output = report.write_report([folder])
     for letter in ("w", "m", "F", "H", "Hm", "g"):
-        assert f" {letter}: " in f" {words.LEGEND}"
+        assert f" {letter}: " in f" {content.LEGEND}"
     text = "diagonal of the generalized Gauss-Newton matrix"
     assert text in (output / "report.html").read_text()
     assert text in (output / "report.md").read_text()
@@ -52,10 +54,11 @@ def test_html_is_one_well_formed_page_without_clashes(study):
     assert len(page.ids) == len(set(page.ids))
     assert set(page.links) <= set(page.ids)
     assert "script" not in page.tags and page.loaded == []
-    assert page.tags.count("svg") == 10  # no overlap in the second group
+    figures = 2 * len(TABLE_FIGURES) + len(COMPARISONS)
+    assert page.tags.count("svg") == figures - 1  # no overlap in the second table
     assert page.tags.count("caption") == page.tags.count("table") == 6
-    assert page.tags.count("figcaption") == page.tags.count("figure") == 11
-    assert text.count('role="img" aria-labelledby="') == 10
+    assert page.tags.count("figcaption") == page.tags.count("figure") == figures
+    assert text.count('role="img" aria-labelledby="') == figures - 1
 
 
 def test_missing_masks_and_curves_are_said(tmp_path):
@@ -73,7 +76,7 @@ def test_collapsed_layers_are_named(tmp_path):
     trees.add_run(tmp_path, 0.1, layers=layers, method="magnitude", sparsity=0.99)
     _, output = report.write_report([tmp_path])
     text = (output / "report.html").read_text()
-    assert "Layers have collapsed in (number of runs): magnitude at 0.99 (1)." in text
+    assert "Runs with collapsed layers: 1 of magnitude at sparsity 0.99." in text
     assert "magnitude at 0.99: conv1.weight (seed 0)" in text
     assert (
         rows((output / "report.csv").read_bytes().decode())[0]["collapsed_layers"]
@@ -121,12 +124,12 @@ def test_texts_are_escaped(tmp_path):
 
 
 def test_svg_keeps_texts_and_prefixes_ids():
-    def paint(figure):
-        ax = figure.subplots()
+    def paint(canvas):
+        ax = canvas.subplots()
         ax.plot([0, 1], [0, 1])
         ax.set_title("0.123456")
 
-    text = svg.draw("a", "T & t", "alt", 2, paint)
-    assert ">0.123456<" in text and '<title id="a-name">T &amp; t</title>' in text
-    page = Page(text)
+    drawn = svg.draw(Figure("T", "caption", "alt", 2, paint), "a", "T: x")
+    assert ">0.123456<" in drawn.svg and drawn.view_box == "0 0 792 144"
+    page = Page(drawn.svg)
     assert all(name.startswith("a-") for name in [*page.ids, *page.links])

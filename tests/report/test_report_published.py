@@ -6,7 +6,8 @@ import pytest
 import result_trees as trees
 from result_trees import made
 
-from fisherprune.report.pages import plain
+from fisherprune.report.pages.content import content_of
+from fisherprune.report.pages.render import markdown
 from fisherprune.report.published import TABLE_1, published_for
 from fisherprune.runs.config import TrainConfig
 
@@ -73,21 +74,22 @@ def test_differences_to_published_numbers(tmp_path):
     trees.add_run(tmp_path, 0.84, method="grasp", sparsity=0.98)
     trees.add_run(tmp_path, 0.84, method="fts", sparsity=0.97)
     whole = made(tmp_path)
-    (each,) = whole.groups
+    (each,) = whole.tables
     assert each.difference("fts", 0.98, "best") == pytest.approx(87.34 - 87.24)
     assert each.difference("grasp_reversed", 0.98, "best") == pytest.approx(-0.99)
     assert each.difference("grasp", 0.98, "best") is None
     assert each.difference("fts", 0.97, "best") is None
-    markdown = plain.markdown(whole)
-    assert "| published |  | 85.99 ± 0.08 | 87.24 ± 0.32 |" in markdown
-    assert "| difference |  | -0.99 | +0.10 |" in markdown
-    assert "The published GraSP column stands beside our grasp\\_reversed" in markdown
+    text = markdown(content_of(whole))
+    assert "| published |  | 85.99 ± 0.08 | 87.24 ± 0.32 |" in text
+    assert "| difference |  | -0.99 | +0.10 |" in text
+    assert "The published GraSP column stands beside our grasp\\_reversed" in text
 
 
 def test_folder_images_are_said_to_be_files(tmp_path):
     fields = {"dataset": "folder", "data_dir": "/x/cifar10-jpeg", "sparsity": 0.9}
     trees.add_run(tmp_path, 0.9, **fields)
     whole = made(tmp_path)
-    (each,) = whole.groups
+    (each,) = whole.tables
     assert each.published is TABLE_1 and each.dataset == "folder cifar10-jpeg"
-    assert "JPEGs" in plain.markdown(whole) and "/x/" not in plain.markdown(whole)
+    text = markdown(content_of(whole))
+    assert "probably CIFAR-10 as JPEG files" in text and "/x/" not in text

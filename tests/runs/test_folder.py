@@ -52,8 +52,8 @@ def test_each_epoch_is_a_row(config):
 
 def test_weights_come_back_bit_for_bit(config):
     folder, model = RunFolder(config), models.create("resnet20", seed=3)
-    folder.save_weights("last", model.state_dict())
-    loaded = folder.load_weights("last", model.state_dict())
+    sha256 = folder.save_weights("last", model.state_dict())
+    loaded = folder.load_weights("last", sha256)
     state = model.state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
@@ -71,6 +71,13 @@ def test_environment_says_where_numbers_come_from():
     facts = environment(torch.device("cpu"))
     assert facts["torch"] == torch.__version__ and facts["device"]
     assert facts["commit"] is None or len(facts["commit"].split("+")[0]) == 40
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_no_file_holds_numbers_that_are_no_json(config, number):
+    with RunFolder(config) as folder, pytest.raises(ValueError, match="not JSON"):
+        folder.write_json("results.json", {"loss": number})
+    assert not (folder.path / "results.json").exists()
 
 
 @pytest.mark.parametrize(

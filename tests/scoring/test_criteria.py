@@ -10,27 +10,14 @@ from torch import nn
 import fisherprune as fp
 from fisherprune import models
 from fisherprune.masks.select import keep_count
-from fisherprune.scoring.criteria import Statistics, get_criterion
+from fisherprune.scoring.criteria import CRITERIA, Statistics, get_criterion
+from fisherprune.streams import stream
 
-CODES = {
-    "none",
-    "random",
-    "magnitude",
-    "grad_norm",
-    "snip",
-    "grasp",
-    "grasp_reversed",
-    "fisher_diag",
-    "fisher_pruner",
-    "obd",
-    "fts",
-    "fbss",
-}
-WITH_DATA = sorted(truth.formulas(*[torch.ones(1)] * 5, 1))
+CODES = sorted(truth.formulas(*[torch.ones(1)] * 5, 1, torch.ones(1)))
 
 
-def test_codes():
-    assert set(fp.criteria()) >= CODES
+def test_every_criterion_has_a_truth_and_a_summary():
+    assert sorted(fp.criteria()) == sorted([*CODES, "none"])
     assert all(get_criterion(code).summary for code in fp.criteria())
     with pytest.raises(
         fp.FisherpruneError, match="unknown criterion 'fst'; known .*fts"
@@ -38,14 +25,53 @@ def test_codes():
         get_criterion("fst")
 
 
-@pytest.mark.parametrize("code", WITH_DATA)
+@pytest.mark.parametrize("code", CODES)
 def test_formula(code):
     w, m, hm, h = torch.randn(4, 50, dtype=torch.float64)
     fisher = m.square() + torch.rand(50, dtype=torch.float64)
     fisher[:5] = m[:5] = 0
-    statistics = Statistics(w=w, m=m, F=fisher, Hm=hm, H=h, g=3)
-    expected = truth.formulas(w, m, fisher, hm, h, 3)[code]
-    torch.testing.assert_close(get_criterion(code).score(statistics), expected)
+    found = {"m": m, "F": fisher, "Hm": hm, "H": h}
+    statistics = Statistics(w, 3, stream(7, "fc.weight"), **found)
+    drawn = truth.uniform(7, "fc.weight", w.shape)
+    expected = truth.formulas(w, m, fisher, hm, h, 3, drawn)[code]
+    score = get_criterion(code).score(statistics).double()
+    torch.testing.assert_close(score, expected)
+
+
+def test_a_criterion_of_ones_own(monkeypatch):
+    monkeypatch.setattr("fisherprune.scoring.criteria.CRITERIA", dict(CRITERIA))
+
+    @fp.register_criterion("moments")
+    def signal(s):
+        """``m^2 / F``, at most 1."""
+        return s.m.square() / s.F.clamp_min(1e-30)
+
+    model, x, y = conv_net(), torch.randn(13, 3, 9, 9), torch.randint(5, (13,))
+    expected = truth.moments(model, x, y, fp.prunable_parameters(model))
+    found = fp.score(model, batches(x, y, 5), "signal")
+    for name, (m, fisher) in expected.items():
+        wanted = m**2 / fisher.clamp_min(1e-30)
+        assert truth.relative_error(found[name], wanted) < 1e-5
+    masks = fp.prune(model, [(x, y)], "signal", 0.8, ties="position")
+    assert round(masks.sparsity(), 2) == 0.8
+    assert "signal" in fp.criteria()
+    assert get_criterion("signal").summary == "``m^2 / F``, at most 1."
+
+
+def test_criteria_that_can_not_be_registered(monkeypatch):
+    monkeypatch.setattr("fisherprune.scoring.criteria.CRITERIA", dict(CRITERIA))
+
+    def fts(s):
+        return s.w
+
+    match = "register_criterion: code must be new, got 'fts', which is taken"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.register_criterion()(fts)
+    assert get_criterion("fts").score is not fts
+    with pytest.raises(fp.FisherpruneError, match="needs must be of gau.*, got momen$"):
+        fp.register_criterion("momen")
+    with pytest.raises(fp.FisherpruneError, match="code must be new"):
+        fp.register_criterion()(get_criterion("none").score)
 
 
 def test_fbss_is_finite_where_the_fisher_nearly_vanishes():
@@ -119,9 +145,10 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
     moments = truth.moments(model, x, y, named, group_size)
     products = truth.hessian_gradient(model, x, y, named, group_size)
     curvature = truth.gauss_newton_diagonal(model, x, named)
-    found = fp.score_all(model, batches(x, y, 4), WITH_DATA, group_size=group_size)
+    options = {"group_size": group_size, "seed": 5}
+    found = fp.score_all(model, batches(x, y, 4), CODES, **options)
     total = sum(p.numel() for p in named.values())
-    for code in WITH_DATA:
+    for code in CODES:
         expected = {
             name: truth.formulas(
                 p.detach().double(),
@@ -129,12 +156,13 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
                 products[name],
                 curvature[name],
                 group_size,
+                truth.uniform(5, name, p.shape),
             )[code]
             for name, p in named.items()
         }
         for sparsity in (0.5, 0.9, 0.99) if total < 10_000 else (0.9,):
             k = keep_count(total, sparsity)
-            masks = fp.select_masks(found[code], sparsity)
+            masks = fp.select_masks(found[code], sparsity, ties="position")
             wanted = truth.keep_largest(expected, k)
             same = sum(int((masks[n] == wanted[n]).sum()) for n in named)
             assert masks.kept() == k

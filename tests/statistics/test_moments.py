@@ -93,19 +93,81 @@ def test_memory_format_and_strides_do_not_matter():
     assert_moments(fp.gradient_moments(model, batches(last, y, 5)), expected)
 
 
-def test_thread_count_does_not_matter_bit_for_bit():
+def test_thread_count_matters_by_rounding_at_most():
+    """The kernels' sums are the same bits; torch's own layers may round differently."""
     model, (x, y) = conv_net(), data((3, 9, 9))
-    threads, found = torch.get_num_threads(), []
+    expected = truth.moments(model, x, y, fp.prunable_parameters(model))
+    threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(fp.gradient_moments(model, [(x, y)]))
+            assert_moments(fp.gradient_moments(model, [(x, y)]), expected)
     finally:
         torch.set_num_threads(threads)
-    for name, fisher in found[0].fisher.items():
-        for other in found[1:]:
-            # the framework's own layers may round differently
-            torch.testing.assert_close(other.fisher[name], fisher, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("group_size", [1, 2, 3])
+def test_moments_of_shards_add_up(net, group_size):
+    make, shape = NETS[net]
+    model, (x, y) = make(), data(shape)
+    options = {"parameters": dict(model.named_parameters()), "group_size": group_size}
+    first, second, third = (
+        fp.gradient_moments(model, batches(x[part], y[part], 4), **options)
+        for part in (slice(0, 6), slice(6, 12), slice(12, 13))
+    )
+    found = first + second + third
+    assert (found.samples, found.group_size) == (13, group_size)
+    assert found.groups == -(-13 // group_size)
+    assert_moments(found, truth.moments(model, x, y, options["parameters"], group_size))
+    again = (third + (second + first)).fisher
+    for name, fisher in found.fisher.items():
+        torch.testing.assert_close(again[name], fisher)
+
+
+def test_a_partial_group_of_the_left_side_counts_as_one():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    names = fp.prunable_parameters(model)
+    left, right = (
+        fp.gradient_moments(model, [(x[part], y[part])], group_size=4)
+        for part in (slice(0, 5), slice(5, 10))
+    )
+    found = left + right
+    assert (found.samples, found.groups) == (10, 4)  # not 3, as of one pass
+    one, two = (
+        truth.moments(model, x[part], y[part], names, 4)
+        for part in (slice(0, 5), slice(5, 10))
+    )  # two groups each: the mean over all four is that of both means
+    expected = {
+        name: tuple((a + b) / 2 for a, b in zip(one[name], two[name], strict=True))
+        for name in names
+    }
+    assert_moments(found, expected)
+
+
+def test_means_are_the_sums_over_the_groups():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    found = fp.gradient_moments(model, [(x, y)], group_size=2)
+    for name in found.sum:
+        assert torch.equal(found.mean[name], found.sum[name].clone().div_(7))
+        assert torch.equal(found.fisher[name], found.sum_sq[name].clone().div_(7))
+
+
+def test_moments_that_do_not_add_up():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    found = fp.gradient_moments(model, [(x, y)])
+    other = fp.gradient_moments(model, [(x, y)], group_size=2)
+    match = r"group_size must be 1 on both sides of \+, got 2"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        found + other
+    for chosen, match in [
+        ({"0.weight": model[0].weight}, r"3.weight must be \[8, 3, 3, 3\] on .*None"),
+        ({"0.weight": model[3].weight}, r"0.weight must be \[6, 3, 3, 3\] on .*\[8, 3"),
+    ]:
+        with pytest.raises(fp.FisherpruneError, match="GradientMoments: " + match):
+            found + fp.gradient_moments(model, [(x, y)], parameters=chosen)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        found + 1
 
 
 def test_everything_is_left_as_found():

@@ -35,8 +35,10 @@ def test_bad_arguments():
 def test_bad_parameters():
     x, y = data((3, 9, 9))
     model = conv_net()
+    chosen = fp.prunable_parameters(model)
     model[3].weight.requires_grad_(False)
-    refused(model, x, y, r"'3.weight' is frozen \(requires_grad=False\)")
+    match = r"'3.weight' is frozen \(requires_grad=False\)"
+    refused(model, x, y, match, parameters=chosen)
     for dtype in (torch.float64, torch.bfloat16, torch.complex64):
         refused(conv_net().to(dtype), x, y, f"must be float32, got {dtype}")
 
@@ -81,7 +83,7 @@ def test_a_parameter_under_two_names_is_refused():
     refused(model, x, y, match, parameters=twice)
 
 
-def test_batches_that_are_none():
+def test_batches_must_be_pairs_of_tensors():
     model, (x, y) = network(), data((4,))
     for wrong, came in (
         (None, "iterable of .inputs, labels. tensors, got NoneType"),

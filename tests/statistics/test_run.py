@@ -1,22 +1,25 @@
 """Statistics with and without a cache, and the formulas applied to them."""
 
-import functools
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from nets import batches, conv_net
-from torch import nn
 
 import fisherprune as fp
-from fisherprune.scoring.score import needs_of, score_from
-from fisherprune.statistics import run as passes
+from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
 from fisherprune.statistics.cache import StatisticsCache
-from fisherprune.statistics.run import ModelStatistics, statistics_of
+from fisherprune.statistics.passes import (
+    PASSES,
+    ModelStatistics,
+    Task,
+    checked_task,
+    register_pass,
+)
+from fisherprune.statistics.run import statistics_of
 
-PASSES = ["gradient_moments", "hessian_gradient_product", "gauss_newton_pass"]
 CODES = [code for code in fp.criteria() if code != "none"]
-
+ALL = scoring_criteria(CODES)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,117 +33,105 @@ def data():
 def runs(monkeypatch):
     """Name the passes that are run, in order."""
     names = []
-    for name in PASSES:
-        run = getattr(passes, name)
-        monkeypatch.setattr(
-            passes,
-            name,
-            lambda *a, _run=run, _name=name, **k: (names.append(_name), _run(*a, **k))[
-                1
-            ],
-        )
+
+    def spy(each):
+        return lambda task: (names.append(each.name), each.run(task))[1]
+
+    for name, each in PASSES.items():
+        monkeypatch.setitem(PASSES, name, replace(each, run=spy(each)))
     return names
+
+
+def needs(*codes):
+    return needs_of(scoring_criteria(codes))
 
 
 def test_cached_scores_are_the_same_bits(data, tmp_path, runs):
     model = conv_net()
     plain = fp.score_all(model, data, CODES, group_size=2, seed=3)
+    task = checked_task(model, data, None, group_size=2)
     runs.clear()
     for _ in range(2):
         cache = StatisticsCache(tmp_path)
-        found = statistics_of(model, data, needs_of(CODES), group_size=2, cache=cache)
-        scores = score_from(fp.prunable_parameters(model), found, CODES, seed=3)
+        found = statistics_of(task, needs_of(ALL), cache=cache, key="k")
+        scores = score_from(task.parameters, found, ALL, seed=3)
         for code in CODES:
             for name, s in plain[code].items():
                 assert torch.equal(scores[code][name], s), (code, name)
-    assert runs == PASSES
-    assert found.cached and found.samples == 13 and found.moments.groups == 7
+    assert sorted(runs) == ["gauss_newton", "hessian", "moments"]
+    assert found.cached and (found.samples, found.groups) == (13, 7)
 
 
 def test_second_order_after_others_runs_one_pass_more(data, tmp_path, runs):
-    model, cache = conv_net(), StatisticsCache(tmp_path)
-    first = statistics_of(model, data, ["moments"], cache=cache)
-    more = statistics_of(model, data, needs_of(["grasp"]), cache=cache)
-    again = statistics_of(model, data, needs_of(["fts", "grasp"]), cache=cache)
-    curved = statistics_of(model, data, needs_of(["obd"]), cache=cache)
-    assert runs == PASSES
+    task, options = checked_task(conv_net(), data, None), {"key": "k"}
+    options["cache"] = StatisticsCache(tmp_path)
+    first = statistics_of(task, ["moments"], **options)
+    more = statistics_of(task, needs("grasp"), **options)
+    again = statistics_of(task, needs("fts", "grasp"), **options)
+    curved = statistics_of(task, needs("obd"), **options)
+    assert runs == ["moments", "hessian", "gauss_newton"]
     assert [f.cached for f in (first, more, again)] == [False, False, True]
     assert more.seconds > first.seconds > 0 and again.seconds == more.seconds
-    assert sorted(again.kinds) == ["hessian", "moments"] and first.products is None
-    assert sorted(curved.kinds) == ["gauss_newton"] and not curved.cached
+    assert again.passes == ["hessian", "moments"] and first.passes == ["moments"]
+    assert curved.passes == ["gauss_newton"] and not curved.cached
 
 
-def test_other_data_and_other_arguments_run_anew(data, tmp_path, runs):
-    model, cache = conv_net(), StatisticsCache(tmp_path)
-    for options in ({}, {"group_size": 2}, {"parameters": {"p": model[0].weight}}):
-        statistics_of(model, data, ["moments"], cache=cache, **options)
-    statistics_of(model, data[1:], ["moments"], cache=cache)
-    statistics_of(conv_net(), data, ["moments"], cache=cache)
-    assert len(runs) == len(list(tmp_path.iterdir())) == 5
-
-
-def test_weights_that_changed_run_anew(data, tmp_path):
-    model, cache = conv_net(), StatisticsCache(tmp_path)
-    statistics_of(model, data, ["moments"], cache=cache)
-    with torch.no_grad():
-        model[0].weight[0, 0, 0, 0] += 1
-    found = statistics_of(model, data, ["moments"], cache=cache).moments
-    wanted = fp.gradient_moments(model, data)
-    for name, fisher in wanted.fisher.items():
-        assert torch.equal(found.fisher[name], fisher)
-        assert torch.equal(found.mean[name], wanted.mean[name])
+def test_another_key_and_another_pass_are_other_files(data, tmp_path, runs):
+    task, cache = checked_task(conv_net(), data, None), StatisticsCache(tmp_path)
+    for key in ("one", "two"):
+        statistics_of(task, ["moments", "gauss_newton"], cache=cache, key=key)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [
+        f"{key}-{name}"
+        for key in ("one", "two")
+        for name in ("gauss_newton", "moments")
+    ]
+    assert len(runs) == 4
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_data_that_can_be_read_only_once(data, tmp_path, cached):
     model, cache = conv_net(), StatisticsCache(tmp_path) if cached else None
-    once = statistics_of(model, iter(data), ["hessian"], cache=cache)
-    again = statistics_of(model, data, ["hessian", "moments"])
-    for name, product in again.products.items():
-        assert torch.equal(once.products[name], product)
+    once, again = (checked_task(model, d, None) for d in (iter(data), data))
+    found = statistics_of(once, ["hessian"], cache=cache)
+    wanted = statistics_of(again, ["hessian", "moments"])
+    for name, product in wanted.parts["Hm"].items():
+        assert torch.equal(found.parts["Hm"][name], product)
 
 
-CODE = """
-class Net(nn.Sequential):
-    def forward(self, x):
-        return {forward}
-"""
+def test_a_pass_is_registered_with_what_it_needs_and_yields(data, monkeypatch):
+    monkeypatch.setattr("fisherprune.statistics.passes.PASSES", dict(PASSES))
+
+    @register_pass("largest", needs=("moments",), yields=("M",))
+    def largest(task: Task) -> ModelStatistics:
+        """Yield the largest gradient of each parameter, everywhere in it."""
+        parts = {
+            n: m.abs().max().expand_as(m) for n, m in task.found.parts["m"].items()
+        }
+        return ModelStatistics({"M": parts}, task.found.samples, task.group_size)
+
+    task = checked_task(conv_net(), data, None, group_size=4)
+    found = statistics_of(task, ["largest"])
+    assert found.passes == ["largest", "moments"]
+    assert (found.samples, found.groups, found.group_size) == (13, 4, 4)
+    moments = fp.gradient_moments(task.model, data, group_size=4)
+    for name, largest in found.parts["M"].items():
+        assert largest.eq(moments.mean[name].abs().max()).all()
+    with pytest.raises(fp.FisherpruneError, match="needs must be of .*, got synflow"):
+        register_pass("other", needs=("synflow",), yields=("X",))
+    match = "register_pass: name must be new, got 'largest', which is taken"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        register_pass("largest", yields=("X",))
 
 
-def test_models_that_cannot_be_read_are_not_kept(tmp_path, runs, capsys):
-    data = [(torch.randn(7, 4), torch.randint(5, (7,)))]
-    cache, layers = StatisticsCache(tmp_path), [nn.Linear(4, 4), nn.Linear(4, 5)]
-    for forward in ("self[1](self[0](x))", "self[1](self[0](x).relu())"):
-        names = {"nn": nn, "__name__": __name__}
-        exec(CODE.format(forward=forward), names)
-        model = names["Net"](*layers)
-        found = statistics_of(model, data, ["hessian"], cache=cache)
-        wanted = fp.gradient_moments(model, data)
-        assert not found.cached
-        assert torch.equal(found.moments.fisher["0.weight"], wanted.fisher["0.weight"])
-        assert "statistics are not kept, for the model holds" in capsys.readouterr().err
-    assert len(runs) == 4 and list(tmp_path.iterdir()) == []
+def test_a_criterion_reads_what_it_says_that_it_needs(data, monkeypatch):
+    monkeypatch.setattr("fisherprune.scoring.criteria.CRITERIA", {})
 
+    @fp.register_criterion("moments")
+    def sly(s):
+        return s.w * s.H
 
-def test_settings_of_an_object_run_anew(data, tmp_path):
-    cache, found = StatisticsCache(tmp_path), []
-    model = conv_net()
-    for slope in (0.1, 0.9):
-        model[6] = Through(functools.partial(F.leaky_relu, negative_slope=slope))
-        found.append(statistics_of(model, data, ["moments"], cache=cache))
-        again = statistics_of(model, data, ["moments"], cache=cache)
-        assert not found[-1].cached and again.cached
-    one, other = (f.moments.fisher["0.weight"] for f in found)
-    assert not torch.equal(one, other)
-
-
-class Through(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+    with pytest.raises(AttributeError, match="statistics must hold 'H': a criterion"):
+        fp.score(conv_net(), data, "sly")
 
 
 def test_data_free_criteria_read_nothing(tmp_path):
@@ -148,30 +139,27 @@ def test_data_free_criteria_read_nothing(tmp_path):
         raise AssertionError("the data was read")
         yield
 
-    model, cache = conv_net(), StatisticsCache(tmp_path)
-    needs = needs_of(["random", "magnitude"])
-    found = statistics_of(model, unread(), needs, cache=cache)
+    task, cache = checked_task(conv_net(), unread(), None), StatisticsCache(tmp_path)
+    found = statistics_of(task, needs("random", "magnitude"), cache=cache)
     assert found == ModelStatistics() and (found.seconds, found.samples) == (0, 0)
     assert not found.cached and list(tmp_path.iterdir()) == []
 
 
-def test_mistakes(data, tmp_path):
-    model, cache = conv_net(), StatisticsCache(tmp_path)
-    parameters = fp.prunable_parameters(model)
+def test_mistakes(data):
+    model = conv_net()
+    task = checked_task(model, data, None)
     with pytest.raises(
-        fp.FisherpruneError, match="needs must be of moments, hessian, g"
+        fp.FisherpruneError, match="needs must be of gauss_newton, hessian, m.*gradient"
     ):
-        statistics_of(model, data, ["gradient"])
-    with pytest.raises(fp.FisherpruneError, match="loss_fn must be left out where a"):
-        statistics_of(model, data, ["moments"], loss_fn=torch.dot, cache=cache)
+        statistics_of(task, ["gradient"])
     with pytest.raises(fp.FisherpruneError, match="must be left out for the Gauss"):
-        statistics_of(model, data, needs_of(["obd"]), loss_fn=torch.dot)
-    with pytest.raises(fp.FisherpruneError, match="group_size must be"):
-        statistics_of(model, data, ["moments"], group_size=0, cache=cache)
-    found = statistics_of(model, data, ["moments"])
+        fp.score(model, iter(data), "obd", loss_fn=torch.dot)
+    with pytest.raises(fp.FisherpruneError, match="group_size must be an .*, got 0"):
+        checked_task(model, data, None, group_size=0)
+    found = statistics_of(task, ["moments"])
     with pytest.raises(
         fp.FisherpruneError, match=r"for grasp must hold hessian, got \['moments'\]"
     ):
-        score_from(parameters, found, ["fts", "grasp"])
+        score_from(task.parameters, found, scoring_criteria(["fts", "grasp"]))
     with pytest.raises(fp.FisherpruneError, match="dense baseline"):
-        needs_of(["fts", "none"])
+        scoring_criteria(["fts", "none"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
 
 import numpy as np
 import torch
@@ -110,10 +112,25 @@ def hessian_diagonal(model, x, y, names):
     return found
 
 
-def formulas(w, m, fisher, hm, h, g):
-    """Return the scores of every data-dependent criterion."""
+def uniform(seed, name, shape):
+    """Return the numbers in [0, 1) of a parameter's own stream: the Mersenne Twister's.
+
+    Its lowest 24 bits each time, seeded by a hash of the stream's name.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    start = (int.from_bytes(digest[:8], "little") >> 1) % 2**32
+    words = np.frombuffer(
+        np.random.RandomState(start).bytes(4 * math.prod(shape)), "<u4"
+    )
+    return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
+
+
+def formulas(w, m, fisher, hm, h, g, u):
+    """Return the scores of every criterion; ``u`` is drawn by ``uniform``."""
     zero = torch.zeros_like(w)
     return {
+        "random": u,
+        "magnitude": w.abs(),
         "grad_norm": m.abs(),
         "snip": (w * m).abs(),
         "grasp": w * hm,

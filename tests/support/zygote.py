@@ -37,15 +37,14 @@ class Zygote:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, argv, log, operations=None, settings=None):
+    def start(self, argv, log, operations=None):
         """Run the command line in a child; return its process number.
 
         With ``operations`` it kills itself at that change of a file, from 0 on.
         """
         argv = [str(argument) for argument in argv]
-        return self._ask(
-            start=argv, log=str(log), operations=operations, settings=settings or {}
-        )
+        Path(log).touch()
+        return self._ask(start=argv, log=str(log), operations=operations)
 
     def wait(self, pid, seconds):
         """Return the exit code of a child, None where it still runs."""
@@ -74,7 +73,7 @@ def serve():
     import torch
 
     torch.set_num_threads(1)  # no threads that a fork would lose
-    from fisherprune.experiments import __main__ as cli  # noqa: F401
+    import fisherprune.experiments.__main__  # noqa: F401
 
     for line in sys.stdin:
         command = json.loads(line)
@@ -94,14 +93,12 @@ def fork(command):
         log = os.open(command["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        from fisherprune.experiments import __main__ as cli
-        from fisherprune.experiments import leases as locks
+        sys.stdout.reconfigure(line_buffering=True)  # a test reads along
+        from fisherprune.experiments.__main__ import main
 
-        for name, value in command["settings"].items():
-            setattr(locks, name, value)
         if command["operations"] is not None:
             die_at(command["operations"])
-        code = cli.main(command["start"])
+        code = main(command["start"])
         sys.stdout.flush()
     except BaseException:
         import traceback
@@ -109,6 +106,11 @@ def fork(command):
         traceback.print_exc()
         code = 99
     os._exit(code)
+
+
+def state(pid):
+    """Return the letter by which the system says what a process does: T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def die_at(number):

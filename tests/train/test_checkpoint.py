@@ -1,14 +1,19 @@
 """Checkpoint files: whole, checked, and of one run."""
 
 import errno
+import hashlib
+import io
 import os
 import threading
+import zipfile
 
 import pytest
 import torch
 
+from fisherprune import train
 from fisherprune.errors import FisherpruneError
-from fisherprune.train import checkpoint
+from fisherprune.runs.config import TrainConfig
+from fisherprune.train import checkpoint, steps
 from fisherprune.train.checkpoint import MAGIC, Checkpoint
 
 STATE = {
@@ -126,3 +131,134 @@ def test_that_of_another_run_is_refused(path):
     Checkpoint(path, "a").save(STATE)
     with pytest.raises(FisherpruneError, match="must be of run b, got a"):
         Checkpoint(path, "b").load()
+
+
+class Stop(Exception):
+    """Ends a run at a checkpoint."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Return a run that was stopped after its first epoch, and its state."""
+    folder = tmp_path_factory.mktemp("run") / "a"
+    config = TrainConfig(
+        model="resnet20",
+        dataset="digits",
+        train_samples=40,
+        score_samples=10,
+        warmup_epochs=1,
+        epochs=2,
+        device="cpu",
+    )
+    left = iter((False, False, True))
+
+    def stop():
+        if next(left):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train.run(config, folder=folder, quiet=True, checkpointed=stop)
+    path = folder / "checkpoint.pt"
+    state = torch.load(io.BytesIO(path.read_bytes()[len(MAGIC) + 32 :]))
+    return config, folder, state
+
+
+def written(content):
+    """Return a file whose checksum is right, whatever its content."""
+    if not isinstance(content, bytes):
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        content = buffer.getvalue()
+    return MAGIC + hashlib.sha256(content).digest() + content
+
+
+def script():
+    """Return what torch.load takes for a TorchScript archive."""
+    buffer = io.BytesIO()
+    torch.save({}, buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/constants.pkl", b"")
+    return buffer.getvalue()
+
+
+def without(key):
+    return lambda state: {k: v for k, v in state.items() if k != key}
+
+
+def changed(key, value):
+    """Return what replaces a value of the state by another, or by one made of it."""
+
+    def change(state):
+        new = value(state[key]) if callable(value) else value
+        return state | {key: new}
+
+    return change
+
+
+def shorter(tensors):
+    return dict(list(tensors.items())[1:])
+
+
+def reshaped(tensors):
+    return {name: tensor[None] for name, tensor in tensors.items()}
+
+
+def as_doubles(tensors):
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+KEYS = (
+    "run model optimizer order augmentation masks rows done seconds best_epoch "
+    "best_value laps devices scoring best_sha256"
+).split()
+OTHERS = [
+    *(without(key) for key in KEYS),
+    *(changed(key, ["x"]) for key in KEYS if key not in ("run", "devices")),
+    *(changed(key, None) for key in KEYS[1:-2] if key != "masks"),
+    *(changed(key, shorter) for key in ("model", "masks", "done", "laps")),
+    *(changed(key, reshaped) for key in ("model", "masks")),
+    *(changed(key, as_doubles) for key in ("model", "masks")),
+    changed("devices", [3]),
+    changed("rows", lambda rows: [rows[0] | {"lr": "a"}]),
+    changed("rows", lambda rows: rows * 2),
+    changed("rows", lambda rows: [{}]),
+    changed("done", {"warmup": 1, "train": 3}),
+    changed("done", {"warmup": 1, "train": -1}),
+    changed("best_epoch", 2),
+    changed("order", lambda x: x[:-1]),
+    changed("order", torch.zeros_like),
+    changed("optimizer", lambda x: x | {999: x[0]}),
+    changed("optimizer", lambda x: {0: {"momentum_buffer": torch.ones(1)}}),
+    changed("optimizer", lambda x: {"a": x[0]}),
+    lambda state: [state],
+    lambda state: torch.zeros(3),
+    lambda state: {},
+    lambda state: b"",
+    lambda state: b"not a file of torch.save",
+    lambda state: script(),
+]
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_whole_files_that_hold_something_else_are_refused(
+    interrupted, change, monkeypatch
+):
+    config, folder, state = interrupted
+    path = folder / "checkpoint.pt"
+    path.write_bytes(written(change(dict(state))))
+    monkeypatch.setattr(steps.Trainer, "epoch", None)  # nothing is trained
+    message = f"^checkpoint {path} must hold the state of this run, got .*; delete it"
+    with pytest.raises(FisherpruneError, match=message):
+        train.run(config, folder=folder, quiet=True)
+
+
+def test_the_state_itself_is_accepted(interrupted):
+    config, folder, state = interrupted
+    (folder / "checkpoint.pt").write_bytes(written(dict(state)))
+
+    def stop():
+        raise Stop
+
+    with pytest.raises(Stop):
+        train.run(config, folder=folder, quiet=True, checkpointed=stop)

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 import random
 import re
+import signal
 import time
 
 import pytest
-from zygote import zygote
+from zygote import state, zygote
 
 STUDY = """
 name = "tiny"
@@ -25,6 +27,8 @@ method = ["none", "fts", "grasp"]
 """
 RUNS = 6
 KILLS = 20
+LIMIT = 300
+"""Seconds after which a test fails that waits for a process."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def progress(results):
 
 def end(children, study, output, log, **kwargs):
     pid = children.start(command(study, output), log, **kwargs)
-    code = children.wait(pid, 300)
+    code = children.wait(pid, LIMIT)
     assert code is not None, log.read_text()
     return code
 
@@ -85,13 +89,22 @@ def killed(children, study, output, log, chance, scale):
     return code == -9
 
 
+@pytest.fixture(scope="module")
+def calm(children, tmp_path_factory):
+    """Return what a study comes to that is left in peace."""
+    folder = tmp_path_factory.mktemp("calm")
+    study, log = folder / "tiny.toml", folder / "log"
+    study.write_text(STUDY)
+    assert end(children, study, folder / "out", log) == 0, log.read_text()
+    found = essence(folder / "out")
+    assert len(found) == RUNS
+    return found
+
+
 def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
-    children, study, tmp_path
+    children, study, calm, tmp_path
 ):
     log = tmp_path / "log"
-    assert end(children, study, tmp_path / "calm", log) == 0, log.read_text()
-    expected = essence(tmp_path / "calm")
-    assert len(expected) == RUNS
     seed = time.time_ns()
     print(f"random.Random({seed})")
     chance, kills, round_ = random.Random(seed), 0, 0
@@ -105,7 +118,7 @@ def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(
             scale = 1.0 if now != before else 1.5 * scale  # it must get somewhere
             before = now
         assert end(children, study, output, log) == 0, log.read_text()
-        assert essence(output) == expected
+        assert essence(output) == calm
     assert not list((output / "locks").iterdir())
 
 
@@ -113,25 +126,52 @@ def finished(log):
     return re.findall(r"(\S+): finished", log.read_text())
 
 
-def test_two_processes_share_a_study(children, study, tmp_path):
-    logs = [tmp_path / "log1", tmp_path / "log2"]
-    pids = [children.start(command(study, tmp_path / "out"), log) for log in logs]
-    for pid, log in zip(pids, logs, strict=True):
-        assert children.wait(pid, 120) == 0, log.read_text()
-    done = finished(logs[0]) + finished(logs[1])
-    assert len(done) == len(set(done)) == RUNS
-    assert finished(logs[0]) and finished(logs[1])
+def until(found, log):
+    """Wait until something is found; return it."""
+    end = time.monotonic() + LIMIT
+    while not (it := found()):
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.002)
+    return it
 
 
-def test_a_process_takes_over_the_run_of_one_that_was_killed(children, study, tmp_path):
+def stopped_in_a_run(pid, output, log):
+    """Stop a process that holds the lock of a run alone; return the run's folder."""
+
+    def stop():
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: state(pid) == "T", log)
+        runs = [path.parent for path in output.glob("runs/*/checkpoint.pt")]
+        held = [path.stem for path in output.glob("locks/*")]
+        if [run.name.rpartition("-")[2] for run in runs] == held != []:
+            return runs[0]
+        os.kill(pid, signal.SIGCONT)
+
+    return until(stop, log)
+
+
+@pytest.mark.parametrize("end", ["go on", "be killed"])
+def test_a_run_stays_with_its_process_until_that_ends(
+    children, study, calm, tmp_path, end
+):
     output, logs = tmp_path / "out", [tmp_path / "log1", tmp_path / "log2"]
     first = children.start(command(study, output), logs[0])
-    while not list(output.glob("runs/*/checkpoint.pt")):
-        assert children.wait(first, 0.01) is None, logs[0].read_text()
+    run = stopped_in_a_run(first, output, logs[0])
     second = children.start(command(study, output), logs[1])
-    assert children.wait(second, 0.3) is None
-    children.kill(first)
-    assert children.wait(second, 120) == 0, logs[1].read_text()
-    assert len(essence(output)) == RUNS
-    done = finished(logs[0]) + finished(logs[1])
-    assert len(set(done)) == len(done)  # the killed one may have said too little
+
+    def done():
+        return finished(logs[0]) + finished(logs[1])
+
+    until(lambda: len(done()) == RUNS - 1, logs[1])
+    until(lambda: f"{run.name}: process {first} on" in logs[1].read_text(), logs[1])
+    assert children.wait(second, 0) is None
+    if end == "go on":
+        os.kill(first, signal.SIGCONT)
+        assert children.wait(first, LIMIT) == 0, logs[0].read_text()
+    else:
+        children.kill(first)
+    assert children.wait(second, LIMIT) == 0, logs[1].read_text()
+    assert sorted(done()) == sorted(calm)
+    assert (run.name in finished(logs[0])) == (end == "go on")
+    assert essence(output) == calm
+    assert not list((output / "locks").iterdir())

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
-from fisherprune.statistics import run as passes
+from fisherprune.masks.select import keep_count
 from fisherprune.statistics.cache import StatisticsCache
+from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
-from fisherprune.train.masking import make_masks
-from fisherprune.train.parts import load_parts
+from fisherprune.train.images import load_images
+from fisherprune.train.masking import make_masks, measure_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,9 +31,16 @@ def network(config):
     return models.create(config.model, 10, 1, seed=seed)
 
 
+def images_of(config):
+    return load_images(config, config.score_samples, torch.device("cpu"), True)
+
+
 def masks_of(config, **options):
-    parts = load_parts(config, torch.device("cpu"), True)
-    return make_masks(config, network(config), parts, quiet=True, **options)
+    images = images_of(config)
+    model = network(config)
+    if config.bn_warmup:
+        measure_batchnorm(model, images.train, config.training_batch_size, 0, True)
+    return make_masks(config, model, images.scoring, quiet=True, **options)
 
 
 def equal(a, b):
@@ -40,11 +48,9 @@ def equal(a, b):
 
 
 def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkeypatch):
-    runs = []
-    run = passes.gradient_moments
-    monkeypatch.setattr(
-        passes, "gradient_moments", lambda *a, **k: (runs.append(1), run(*a, **k))[1]
-    )
+    runs, moments = [], PASSES["moments"]
+    spy = replace(moments, run=lambda task: (runs.append(1), moments.run(task))[1])
+    monkeypatch.setitem(PASSES, "moments", spy)
     folder, costs = tmp_path / "statistics", []
     for method in ("snip", "fts", "magnitude", "fisher_diag"):
         for sparsity in (0.5, 0.98):
@@ -62,9 +68,33 @@ def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkey
     ]
     assert len({c["seconds"] for c in costs if c["samples"] == 20}) == 1
     assert costs[4] == {"seconds": 0.0, "samples": 0, "cached": False}
-    for other in ({"seed": 1}, {"bn_warmup": True}, {"score_samples": 21}):
+    for other in (
+        {"seed": 1},
+        {"bn_warmup": True},
+        {"score_samples": 21},
+        {"score_batch_size": 7},
+        {"group_size": 3},
+        {"skip": ("bias", "linear")},
+        {"model": "resnet20", "image_size": 9},
+    ):
         masks_of(replace(small, **other), statistics=StatisticsCache(folder))
-    assert len(runs) == 10 and len(list(folder.iterdir())) == 4
+    assert len(runs) == 14 and len(list(folder.iterdir())) == 8
+
+
+@pytest.mark.parametrize("change", ["mean", "std", "images", "labels"])
+def test_other_images_have_other_statistics(change, small, tmp_path):
+    images = images_of(small).scoring
+    other = {
+        "mean": lambda value: tuple(m + 0.01 for m in value),
+        "std": lambda value: tuple(2 * s for s in value),
+        "images": lambda value: value.flip(0),
+        "labels": lambda value: value.flip(0),
+    }[change](getattr(images, change))
+    changed = replace(images, **{change: other})
+    for each in (images, changed, images):
+        options = {"statistics": tmp_path / "statistics", "quiet": True}
+        _, cost = make_masks(small, network(small), each, **options)
+    assert cost["cached"] and len(list((tmp_path / "statistics").iterdir())) == 2
 
 
 def test_a_run_says_what_its_scores_cost(small, tmp_path):
@@ -176,3 +206,11 @@ def test_nothing_of_a_warm_up_survives_reinitialization(small, monkeypatch):
     cold = train.run(replace(small, reinitialize=True, method="random"), quiet=True)
     same = load_file(cold.folder / "last.safetensors")
     assert torch.equal(last["linear.weight"], same["linear.weight"])
+
+
+def test_scores_that_do_not_decide_end_the_run_unless_position_may(small):
+    tied = replace(small, model="vgg11", score_samples=10)  # most scores are 0
+    with pytest.raises(fp.FisherpruneError, match="equal scores of 0 compete"):
+        train.run(tied, quiet=True)
+    result = train.run(replace(tied, ties="position"), quiet=True)
+    assert result.kept == keep_count(result.total, 0.9)

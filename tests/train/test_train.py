@@ -15,17 +15,21 @@ from fisherprune import models, train
 from fisherprune.data.augment import TrainingBatches
 from fisherprune.errors import FisherpruneError
 from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.folder import RunFolder
 from fisherprune.runs.metrics import Metrics
-from fisherprune.runs.result import LayerCount, count_layers
+from fisherprune.runs.result import LayerCount, check_pruned_are_zero, count_layers
 from fisherprune.runs.words import table
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
-from fisherprune.train import masking as scoring
-from fisherprune.train import steps, trainer
+from fisherprune.train import masking, steps, trainer
 from fisherprune.train.__main__ import main
-from fisherprune.train.parts import load_parts
+from fisherprune.train.images import load_images
 
 CPU = torch.device("cpu")
+
+
+def images_of(config):
+    return load_images(config, config.score_samples, CPU, quiet=True)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,14 +79,14 @@ def test_the_best_weights_are_those_of_the_best_validation(small):
     result = train.run(replace(small, epochs=3, lr=0.05, train_samples=300), quiet=True)
     accuracies = [float(row["validation_accuracy"]) for row in rows(result)]
     assert result.best_epoch == accuracies.index(max(accuracies)) + 1
-    parts = load_parts(result.config, CPU, True)
+    images = images_of(result.config)
     network = models.create("resnet20", 10, 1)
     network.load_state_dict(load_file(result.folder / "best.safetensors"))
-    validation = trainer.evaluate(network, parts.validation, "", True)
+    validation = trainer.evaluate(network, images.validation, "", True)
     assert validation.accuracy == max(accuracies)
-    assert trainer.evaluate(network, parts.test, "", True) == result.best
+    assert trainer.evaluate(network, images.test, "", True) == result.best
     network.load_state_dict(load_file(result.folder / "last.safetensors"))
-    assert trainer.evaluate(network, parts.test, "", True) == result.last
+    assert trainer.evaluate(network, images.test, "", True) == result.last
 
 
 def test_the_first_of_equal_validations_is_the_best(small, monkeypatch):
@@ -96,7 +100,7 @@ def test_training_is_plain_sgd_with_steps(small):
     config = replace(dense, memory_format="contiguous")
     result = train.run(config, quiet=True)
 
-    parts = load_parts(config, CPU, True)
+    images = images_of(config)
     network = models.create(
         "resnet20", 10, 1, seed=stream_seed(config.seed, "initialization")
     )
@@ -107,16 +111,16 @@ def test_training_is_plain_sgd_with_steps(small):
     order, chance = stream(0, "training order"), stream(0, "augmentation")
     for _ in range(3):
         network.train()
-        for images, labels in TrainingBatches(parts.train, 16, order, chance):
+        for x, labels in TrainingBatches(images.train, 16, order, chance):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(images), labels).backward()
+            torch.nn.functional.cross_entropy(network(x), labels).backward()
             optimizer.step()
         schedule.step()
     last = load_file(result.folder / "last.safetensors")
     for name, value in network.state_dict().items():
         assert torch.allclose(last[name], value, rtol=1e-5, atol=1e-7), name
-    logits = network.eval()(parts.test.normalize(parts.test.images))
-    accuracy = (logits.argmax(1) == parts.test.labels).double().mean().item()
+    logits = network.eval()(images.test.normalize(images.test.images))
+    accuracy = (logits.argmax(1) == images.test.labels).double().mean().item()
     assert result.last.accuracy == pytest.approx(accuracy)
 
 
@@ -147,12 +151,10 @@ def test_the_method_moves_neither_initialization_nor_order(small):
 
 
 def test_scoring_data_do_not_move_the_training(small):
-    parts = [
-        load_parts(replace(small, score_samples=n), CPU, True) for n in (10, 30, None)
-    ]
-    assert [len(p.scoring) for p in parts] == [10, 30, 65]
-    assert all(torch.equal(p.train.images, parts[0].train.images) for p in parts)
-    everything = parts[2]
+    found = [images_of(replace(small, score_samples=n)) for n in (10, 30, None)]
+    assert [len(x.scoring) for x in found] == [10, 30, 65]
+    assert all(torch.equal(x.train.images, found[0].train.images) for x in found)
+    everything = found[2]
     assert torch.equal(
         everything.scoring.images.flatten(1).long().sum(1).sort().values,
         everything.train.images.flatten(1).long().sum(1).sort().values,
@@ -162,14 +164,14 @@ def test_scoring_data_do_not_move_the_training(small):
 def test_scoring_sees_plain_training_images_in_eval_mode(small, monkeypatch):
     seen = {}
 
-    def spy(model, batches, needs, **options):
-        seen.update(options, x=torch.cat([x for x, _ in batches]))
-        return statistics_of(model, batches, needs, **options)
+    def spy(task, needs, **options):
+        seen.update(vars(task), x=torch.cat([x for x, _ in task.batches]))
+        return statistics_of(task, needs, **options)
 
-    monkeypatch.setattr(scoring, "statistics_of", spy)
+    monkeypatch.setattr(masking, "statistics_of", spy)
     train.run(replace(small, epochs=0, group_size=3), quiet=True)
-    parts = load_parts(small, CPU, True)
-    assert torch.equal(seen["x"], parts.scoring.normalize(parts.scoring.images))
+    images = images_of(small)
+    assert torch.equal(seen["x"], images.scoring.normalize(images.scoring.images))
     assert seen["group_size"] == 3
 
 
@@ -181,14 +183,12 @@ def test_no_epochs_test_the_pruned_network(small):
 
 
 def test_batchnorm_warmup_measures_exact_statistics(small):
-    parts = load_parts(small, CPU, True)
+    images = images_of(small)
     network = models.create("resnet20", 10, 1, seed=0)
     before = {k: v.clone() for k, v in network.named_parameters()}
     seen = []
     network.conv1.register_forward_hook(lambda *a: seen.append(a[2].double()))
-    scoring.measure_batchnorm(
-        replace(small, batch_size=65), network, parts.train, quiet=True
-    )
+    masking.measure_batchnorm(network, images.train, 65, seed=0, quiet=True)
     assert all(torch.equal(v, before[k]) for k, v in network.named_parameters())
     assert {m.momentum for m in network.modules() if hasattr(m, "momentum")} == {0.1}
     (output,) = seen
@@ -209,7 +209,7 @@ def test_warmup_goes_before_the_mask(small):
 def test_a_last_batch_of_one_image_trains(small):
     # 65 images by 16: at 8x8 pixels the last stages have one position, so a
     # batch of one would give BatchNorm a single value.
-    result = train.run(replace(small, model="vgg11", score_samples=10), quiet=True)
+    result = train.run(replace(small, model="vgg11", method="magnitude"), quiet=True)
     assert math.isfinite(result.last.loss)
 
 
@@ -233,13 +233,41 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_written(small, tmp_p
     assert "nan" in text or "inf" in text
 
 
+@pytest.mark.parametrize(
+    "lr, message",
+    [
+        (1e35, "testing: the loss of the last weights must be finite, got (nan|inf)"),
+        (1e308, "testing: the last weights must be finite, got NaN or inf.* in conv1"),
+    ],
+)
+def test_weights_that_are_lost_in_the_last_step_are_no_result(small, lr, message):
+    config = replace(small, train_samples=32, batch_size=32, lr=lr)
+    with pytest.raises(FisherpruneError, match=f"{message}.*; a smaller --lr may help"):
+        train.run(config, quiet=True)
+    (folder,) = Path(small.output_dir).iterdir()
+    assert not (folder / "results.json").exists()
+    again = f"^testing: .*written until now is in {folder}$"
+    with pytest.raises(FisherpruneError, match=again):  # nor is it when it is resumed
+        train.run(config, folder=folder, quiet=True)
+
+
+def test_weights_that_are_not_finite_are_no_result_whatever_the_loss(
+    small, monkeypatch
+):
+    config = replace(small, train_samples=32, batch_size=32, lr=1e308)
+    found = Metrics(1.0, 0.1, 0.1, 0.1, 0.1)
+    monkeypatch.setattr(steps, "evaluate", lambda *args: found)
+    with pytest.raises(FisherpruneError, match="the last weights must be finite, got"):
+        train.run(config, quiet=True)
+
+
 def test_pruned_weights_that_moved_are_noticed(small):
     network = models.create("resnet20", 10, 1, seed=0)
     masks = fp.select_masks(fp.score(network, [], "magnitude"), 0.5)
     with pytest.raises(AssertionError, match="pruned weights of conv1.weight are not"):
-        steps.check_pruned_are_zero(network, masks)
+        check_pruned_are_zero(network.state_dict(), masks)
     masks.apply_(network)
-    steps.check_pruned_are_zero(network, masks)
+    check_pruned_are_zero(network.state_dict(), masks)
     counts = count_layers(fp.prunable_parameters(network))
     assert {c.name: c.kept for c in counts} == {
         n: int(m.sum()) for n, m in masks.items()
@@ -262,11 +290,26 @@ def test_collapsed_and_starved_layers_are_warned_of(small):
     assert text.count("warning: ") == 2 and "0.0875" in text and "15 of 240" in text
 
 
-def test_order_and_augmentation_streams_are_named_apart(small):
-    parts = load_parts(small, CPU, True)
-    batches = TrainingBatches(parts.train, 8, stream(0, "a"), stream(0, "b"))
-    first = torch.cat([y for _, y in batches])
-    assert torch.equal(first.sort().values, parts.train.labels.sort().values)
+def first_epoch(config, monkeypatch, moved):
+    """Return the images and labels of an epoch, one of its streams being another."""
+
+    def other(seed, name):
+        return stream(seed + (name == moved), name)
+
+    model = models.create("resnet20", 10, 1)
+    with monkeypatch.context() as patch, RunFolder(config) as folder:
+        patch.setattr(trainer, "stream", other)
+        trained = trainer.Trainer(config, model, images_of(config), folder, quiet=True)
+        images, labels = zip(*trained.batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_order_and_augmentation_have_streams_of_their_own(small, monkeypatch):
+    images, labels = first_epoch(small, monkeypatch, "")
+    assert not torch.equal(first_epoch(small, monkeypatch, "training order")[1], labels)
+    augmented = first_epoch(small, monkeypatch, "augmentation")
+    assert torch.equal(augmented[1], labels)
+    assert not torch.equal(augmented[0], images)
 
 
 SMALL_COMMAND = (

@@ -1,8 +1,10 @@
 """A run that was ended, whenever, goes on and ends in the same bits."""
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fisherprune import train
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs import folder as runs
-from fisherprune.train import steps
+from fisherprune.runs.environment import device_name
+from fisherprune.runs.folder import RunFolder, read_config
+from fisherprune.runs.metrics import Metrics
+from fisherprune.train import steps, trainer
 from fisherprune.train.__main__ import main
 from fisherprune.train.checkpoint import Checkpoint
+from fisherprune.train.clock import Clock
 
 SOURCE = Path(steps.__file__).parents[2]
 
@@ -46,7 +51,7 @@ def contents(folder):
     assert lines[0].endswith(",seconds")
     found["metrics.csv"] = [line.rpartition(",")[0] for line in lines]
     result = json.loads((folder / "results.json").read_text())
-    assert set(result.pop("seconds")) == set(steps.Clock().laps)
+    assert set(result.pop("seconds")) == set(Clock().laps)
     if result["scoring"]:
         assert result["scoring"].pop("seconds") >= 0
     del result["config"]["output_dir"]
@@ -72,19 +77,19 @@ def stop_at(monkeypatch, owner, name, call, after=False):
 STOPS = {
     "in the first epoch": (steps.Trainer, "_validate", 1),
     "in a later epoch": (steps.Trainer, "_validate", 3),
-    "before the row": (runs.RunFolder, "add_epoch", 2),
-    "after the row": (runs.RunFolder, "add_epoch", 3, True),
+    "before the row": (RunFolder, "add_epoch", 2),
+    "after the row": (RunFolder, "add_epoch", 3, True),
     "before the first checkpoint": (Checkpoint, "_write", 1),
-    "before the mask": (train, "make_masks", 1),
-    "after the mask": (train, "make_masks", 1, True),
-    "after the mask's file": (runs.RunFolder, "save_masks", 1, True),
+    "before the mask": (steps, "make_masks", 1),
+    "after the mask": (steps, "make_masks", 1, True),
+    "after the mask's file": (RunFolder, "save_masks", 1, True),
     "after the mask's checkpoint": (Checkpoint, "_write", 2, True),
-    "between the checkpoint and the best weights": (steps.Run, "_save_best", 1),
-    "after the best weights": (steps.Run, "_save_best", 1, True),
+    "between the checkpoint and the best weights": (steps.Steps, "_save_best", 1),
+    "after the best weights": (steps.Steps, "_save_best", 1, True),
     "after all epochs": (Checkpoint, "_write", 5, True),
-    "after the last weights": (steps.Run, "test", 1),
-    "in the test": (train, "evaluate", 1, True),
-    "before the result": (runs.RunFolder, "write_json", 2),
+    "after the last weights": (steps.Steps, "test", 1),
+    "in the test": (steps, "evaluate", 1, True),
+    "before the result": (RunFolder, "write_json", 2),
 }
 
 
@@ -162,13 +167,28 @@ def test_a_run_stopped_at_every_checkpoint_ends_the_same(
     assert contents(tmp_path) == truth(config)
 
 
+class Background(Checkpoint):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options | {"background": True})
+
+
+def test_a_checkpoint_waits_for_the_hash_of_the_best_weights(
+    small, tmp_path, monkeypatch
+):
+    save = RunFolder.save_weights
+
+    def slowly(*args):
+        time.sleep(0.5)
+        return save(*args)
+
+    monkeypatch.setattr(steps, "Checkpoint", Background)
+    monkeypatch.setattr(RunFolder, "save_weights", slowly)
+    stop_after_the_best(replace(small, epochs=4), tmp_path, monkeypatch)
+    train.run(replace(small, epochs=4), folder=tmp_path, quiet=True)
+
+
 def test_the_background_writer_keeps_the_order(small, tmp_path, monkeypatch, truth):
     """On a GPU checkpoints are written while the next epoch trains."""
-
-    class Background(Checkpoint):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options | {"background": True})
-
     monkeypatch.setattr(steps, "Checkpoint", Background)
     folder = tmp_path / "run"
     found = stopped_and_resumed(
@@ -180,7 +200,7 @@ def test_the_background_writer_keeps_the_order(small, tmp_path, monkeypatch, tru
 COMMAND = """
 import torch; torch.set_num_threads(1)
 from fisherprune import train
-from fisherprune.runs import read_config
+from fisherprune.runs.folder import read_config
 from pathlib import Path
 import sys
 folder = Path(sys.argv[1])
@@ -191,7 +211,7 @@ train.run(read_config(folder), folder=folder, quiet=True)
 def test_kill_at_any_time(small, tmp_path, truth):
     config = replace(small, epochs=8, train_samples=150)
     folder = tmp_path / "run"
-    runs.RunFolder(config, folder)
+    RunFolder(config, folder)
     checkpoint, kills = folder / "checkpoint.pt", 0
     while kills < 3:
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
@@ -213,7 +233,7 @@ def test_kill_at_any_time(small, tmp_path, truth):
 
 def test_ctrl_c_says_how_to_go_on(small, tmp_path, truth):
     config = replace(small, epochs=12)
-    runs.RunFolder(config, tmp_path)
+    RunFolder(config, tmp_path)
     command = [sys.executable, "-m", "fisherprune.train", "--resume", tmp_path]
     process = subprocess.Popen(
         command, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -243,7 +263,7 @@ def test_ctrl_c_at_the_start_shows_no_traceback():
 def test_a_full_disk_says_so_and_the_run_goes_on_later(
     small, tmp_path, monkeypatch, capsys, truth
 ):
-    runs.RunFolder(small, tmp_path)
+    RunFolder(small, tmp_path)
     calls, fsync = [], os.fsync
 
     def full(handle):
@@ -292,36 +312,31 @@ def make_folder(path):
     path.mkdir()
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
 def take_others(path):
-    save_file({"x": torch.ones(3)}, path)
+    save_file({name: x + 1 for name, x in load_file(path).items()}, path)
 
 
 @pytest.mark.parametrize(
     "spoil, reason",
     [
-        (truncate, "can't be read: "),
-        (garble, "can't be read: "),
+        (truncate, "is not as the run wrote it"),
+        (garble, "is not as the run wrote it"),
+        (flip_a_bit, "is not as the run wrote it"),
+        (take_others, "is not as the run wrote it"),
         (Path.unlink, "is missing"),
         (make_folder, "is no file"),
-        (take_others, "holds weights of another model"),
     ],
 )
 def test_damaged_best_weights_end_a_resumed_run_at_once(
     small, spoil, reason, tmp_path, monkeypatch, capsys
 ):
-    values, saves = iter((0.5, 0.25)), []
-    judge = steps.Trainer._judge
-    monkeypatch.setattr(
-        steps.Trainer, "_judge", lambda self, _: judge(self, next(values))
-    )
-
-    def stop():
-        saves.append(1)
-        if len(saves) == 4:  # warm-up, mask, the best epoch, another one
-            raise Stop
-
-    with pytest.raises(Stop):
-        train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
+    stop_after_the_best(small, tmp_path, monkeypatch)
     best = tmp_path / "best.safetensors"
     spoil(best)
     monkeypatch.setattr(steps.Trainer, "epoch", None)  # nothing is trained
@@ -330,6 +345,34 @@ def test_damaged_best_weights_end_a_resumed_run_at_once(
     assert err.count("\n") == 1
     assert f"weights of the run must be in {best}, which {reason}" in err
     assert "; the run can't be resumed, start it anew in another folder" in err
+
+
+def stop_after_the_best(config, folder, monkeypatch):
+    """Stop a run at the checkpoint after an epoch that is not its best."""
+    values, saves = iter((0.1, 0.5, 0.25, 0.2)), []
+
+    def stop():
+        saves.append(1)
+        if len(saves) == 4:  # warm-up, mask, the best epoch, another one
+            raise Stop
+
+    def validation(*args):
+        value = next(values)
+        return Metrics(1.0, value, value, value, value)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(trainer, "evaluate", validation)
+        train.run(config, folder=folder, quiet=True, checkpointed=stop)
+
+
+def test_damaged_masks_are_written_anew(small, tmp_path, monkeypatch, truth):
+    place = STOPS["in a later epoch"]
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, *place)
+        train.run(small, folder=tmp_path, quiet=True)
+    flip_a_bit(tmp_path / "masks.safetensors")
+    train.run(small, folder=tmp_path, quiet=True)
+    assert contents(tmp_path) == truth(small)
 
 
 def test_best_weights_that_are_written_anew_may_be_damaged(
@@ -349,10 +392,10 @@ def test_another_device_is_noted(small, tmp_path, monkeypatch):
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(train, "device_name", lambda device: "fast GPU")
+        patch.setattr(steps, "device_name", lambda device: "fast GPU")
         train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
     result = train.run(small, folder=tmp_path, quiet=True)
-    here = runs.device_name(torch.device("cpu"))
+    here = device_name(torch.device("cpu"))
     assert result.notes == (f"trained on fast GPU, then {here}: no device repeats it",)
     assert result.notes[0] in result.as_json()["warnings"]
 
@@ -361,18 +404,86 @@ def test_a_finished_run_is_not_done_again(small, tmp_path, capsys):
     folder = tmp_path / "run"
     train.run(replace(small, epochs=0), folder=folder, quiet=True)
     (folder / "checkpoint.pt").write_bytes(b"of one killed before it was deleted")
+    (folder / ".results.json.x1").write_bytes(b"of one killed while it wrote")
     with pytest.raises(FisherpruneError, match="unfinished run.* holds results.json"):
         train.run(replace(small, epochs=0), folder=folder)
-    assert not (folder / "checkpoint.pt").exists()
+    assert not (folder / "checkpoint.pt").exists() and not list(folder.glob(".*"))
     assert main(["--resume", str(folder)]) == 2
     assert "must be of an unfinished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}'])
+def test_a_checkpoint_beside_a_damaged_result_stays(small, tmp_path, content, capsys):
+    stop_after_the_best(small, tmp_path, pytest.MonkeyPatch())
+    checkpoint = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "results.json").write_text(content)
+    assert main(["--resume", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"error: {tmp_path / 'results.json'}: " in err and err.count("\n") == 1
+    assert (tmp_path / "checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_a_result_of_another_run_deletes_no_checkpoint(small, tmp_path):
+    other = train.run(replace(small, seed=9, epochs=0), quiet=True)
+    stop_after_the_best(small, tmp_path, pytest.MonkeyPatch())
+    shutil.copy(other.folder / "results.json", tmp_path)
+    with pytest.raises(FisherpruneError, match="which holds results.json"):
+        train.run(small, folder=tmp_path)
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_one_process_at_a_time_does_a_run(small, tmp_path, capsys, truth):
+    folder = tmp_path / "run"
+    refused = f"error: folder must be of a run that no other process does, got {folder}"
+
+    def try_too():
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert main(["--resume", str(folder), "--quiet"]) == 2
+        err = capsys.readouterr().err
+        assert refused in err and err.count("\n") == 1
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    train.run(small, folder=folder, quiet=True, checkpointed=try_too)
+    assert contents(folder) == truth(small)
+    assert not (folder / "run.lock").exists()
+
+
+def test_a_process_that_is_paused_keeps_its_run(small, tmp_path, capsys):
+    RunFolder(replace(small, epochs=100), tmp_path).close()
+    command = [sys.executable, "-m", "fisherprune.train", "--resume", tmp_path]
+    process = subprocess.Popen(
+        command, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        process.stdout.readline()  # the first epoch
+        process.send_signal(signal.SIGSTOP)
+        assert main(["--resume", str(tmp_path), "--quiet"]) == 2
+        holder = f"got {tmp_path}: process {process.pid} on"
+        assert f"that no other process does, {holder}" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+    with RunFolder(read_config(tmp_path), tmp_path) as folder:  # it is free again
+        assert folder.path == tmp_path
+
+
+def test_a_file_system_without_locks(small, tmp_path, monkeypatch):
+    asked = []
+
+    def flock(handle, operation):
+        asked.append(handle)
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    result = train.run(replace(small, epochs=0), folder=tmp_path, quiet=True)
+    assert asked and (result.folder / "results.json").exists()
+
+
 def test_a_folder_of_another_run_is_refused(small, tmp_path):
-    runs.RunFolder(small, tmp_path)
-    with pytest.raises(FisherpruneError, match="whose run differs in lr, seed"):
+    RunFolder(small, tmp_path)
+    with pytest.raises(FisherpruneError, match="whose run differs in seed, lr"):
         train.run(replace(small, lr=0.1, seed=3), folder=tmp_path)
-    runs.RunFolder(replace(small, output_dir="elsewhere"), tmp_path)
+    RunFolder(replace(small, output_dir="elsewhere"), tmp_path)
 
 
 def test_folders_that_hold_no_run(small, tmp_path, capsys):
@@ -380,16 +491,16 @@ def test_folders_that_hold_no_run(small, tmp_path, capsys):
     with pytest.raises(FisherpruneError, match="holds results.json but no config"):
         train.run(small, folder=tmp_path)
     for content, reason in {
-        "[1]": r"is no configuration of a run: it must be a JSON object, got \[1\]$",
-        "[" * 99999: "is no configuration of a run: maximum recursion",
-        '{"epochs"': "is no configuration of a run",
-        '{"epoch": 3}': "every field must be one of this version's, got 'epoch'$",
-        '{"epochs": "3"}': "is no configuration of a run",
-        '{"epochs": -3}': "epochs must be at least 0, got -3",
+        "[1]": r"must be a JSON object, got \[1\]$",
+        "[" * 99999: "is no JSON: truncated, .*maximum recursion",
+        '{"epochs"': "is no JSON: truncated, or not written by fisherprune",
+        '{"epoch": 3}': "epoch is no field of a configuration: not written by this ver",
+        '{"epochs": "3"}': "epochs must be a whole number, got '3'$",
+        '{"epochs": -3}': "epochs must be at least 0, got -3$",
     }.items():
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(FisherpruneError, match=f"config.json .*{reason}"):
-            runs.read_config(tmp_path)
+        with pytest.raises(FisherpruneError, match=f"config.json: {reason}"):
+            read_config(tmp_path)
     with pytest.raises(FisherpruneError, match="folder must be a folder that can be"):
         train.run(small, folder=tmp_path / "results.json")
     assert main(["--resume", str(tmp_path / "absent")]) == 2

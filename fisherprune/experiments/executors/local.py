@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from fisherprune.experiments.execute import Options, Outcome, attempt
-from fisherprune.experiments.store import Run
+from fisherprune.experiments.store import StudyRun
 
 
 class Local:
-    """Executes a run when it is submitted; ``rays.Cluster`` has the same methods."""
+    """An ``Executor`` that does a run when it is submitted."""
 
     def __init__(self, options: Options) -> None:
         """Do all runs with the same options."""
         self.options = options
-        self._ended: list[tuple[Run, Outcome]] = []
+        self._ended: list[tuple[StudyRun, Outcome]] = []
 
     def free(self) -> bool:
-        """Return whether another run can be submitted."""
+        """Return whether the last outcome was asked for."""
         return not self._ended
 
-    def running(self) -> list[Run]:
-        """Return the runs that are submitted and have not ended."""
+    def running(self) -> list[StudyRun]:
+        """Return an empty list: a run that is submitted has ended."""
         return []
 
-    def submit(self, run: Run, generation: int) -> None:
-        """Do a run; ``wait`` returns its outcome."""
-        self._ended.append((run, attempt(run, generation, self.options)))
+    def submit(self, run: StudyRun) -> None:
+        """Do a run."""
+        self._ended.append((run, attempt(run, self.options)))
 
-    def wait(self) -> list[tuple[Run, Outcome]]:
-        """Return what ended since the last call; waits a while where runs go on."""
+    def wait(self) -> list[tuple[StudyRun, Outcome]]:
+        """Return what ended since the last call."""
         ended, self._ended = self._ended, []
         return ended
 
     def close(self) -> None:
-        """End; nothing is running."""
+        """Do nothing."""

@@ -1,7 +1,8 @@
 """Runs as tasks of a Ray cluster: one GPU each, or a fraction of one, or none.
 
-Each worker claims the run's lock and writes into the same results folder, which all
-machines of the cluster must see under the same path.
+Each worker writes into the same results folder, which all machines of the cluster must
+see under the same path. The driver gives a run to one worker. The lock that the worker
+holds meanwhile guards against other processes of its machine, not of others.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import store
-from fisherprune.experiments.execute import Options, Outcome, attempt
-from fisherprune.experiments.store import Run
+from fisherprune.experiments.execute import End, Options, Outcome, attempt
+from fisherprune.experiments.store import StudyRun
 
 GRACE = 10.0
 """Seconds that a cancelled run has to end by itself before it is cancelled again."""
@@ -23,7 +26,7 @@ SLICE = 1.0
 """Seconds after which a wait for the cluster returns, so that files are looked at."""
 
 
-def import_ray():
+def import_ray() -> ModuleType:
     """Return the module ``ray``.
 
     Raises:
@@ -40,8 +43,8 @@ def import_ray():
     return ray
 
 
-class Cluster:
-    """Executes runs on the Ray cluster of RAY_ADDRESS, or on one it starts here."""
+class Ray:
+    """An ``Executor`` on the Ray cluster of RAY_ADDRESS, or on one it starts here."""
 
     def __init__(
         self, options: Options, gpus: float | None = None, cpus: float = 1
@@ -64,7 +67,7 @@ class Cluster:
         if gpus is None:
             gpus = 1.0 if self.ray.cluster_resources().get("GPU") else 0.0
         self.options, self.gpus, self.cpus = options, gpus, cpus
-        self._refs: dict = {}
+        self._refs: dict[Any, StudyRun] = {}
         if not self._slots():
             self.close()
             raise FisherpruneError(
@@ -88,32 +91,30 @@ class Cluster:
         """Return whether another run can be submitted."""
         return len(self._refs) < self._slots()
 
-    def running(self) -> list[Run]:
+    def running(self) -> list[StudyRun]:
         """Return the runs that are submitted and have not ended."""
         return list(self._refs.values())
 
-    def submit(self, run: Run, generation: int) -> None:
+    def submit(self, run: StudyRun) -> None:
         """Send a run to the cluster."""
-        task = self._task.remote(run, generation, self.options, os.getcwd())
+        task = self._task.remote(run, self.options, os.getcwd())
         self._refs[task] = run
 
-    def wait(self) -> list[tuple[Run, Outcome]]:
+    def wait(self) -> list[tuple[StudyRun, Outcome]]:
         """Return what ended since the last call; waits a while where runs go on."""
         if not self._refs:
             return []
         ended, _ = self.ray.wait(
             list(self._refs), num_returns=len(self._refs), timeout=SLICE
         )
-        return [(run, self._outcome(ref, run)) for ref, run in self._taken(ended)]
+        taken = [(ref, self._refs.pop(ref)) for ref in ended]
+        return [(run, self._outcome(ref, run)) for ref, run in taken]
 
-    def _taken(self, refs: list) -> list:
-        return [(ref, self._refs.pop(ref)) for ref in refs]
-
-    def _outcome(self, ref, run: Run) -> Outcome:
+    def _outcome(self, ref: Any, run: StudyRun) -> Outcome:
         try:
             return self.ray.get(ref)
         except Exception as error:  # the worker's end, not the run's: see attempt
-            return Outcome("failed", store.write_failure(run, error))
+            return Outcome(End.FAILED, store.write_failure(run, error))
 
     def close(self) -> None:
         """Cancel what is running, let it release its locks, disconnect."""
@@ -139,7 +140,7 @@ def fitting(cpus: float, gpus: float, each_cpus: float, each_gpus: float) -> int
     return min(by_cpu, int(gpus * parts))
 
 
-def _on_worker(run: Run, generation: int, options: Options, folder: str) -> Outcome:
+def _on_worker(run: StudyRun, options: Options, folder: str) -> Outcome:
     """Do a run on whatever machine this is, as if in the driver's folder."""
     if Path(folder).is_dir():
         os.chdir(folder)
@@ -151,4 +152,4 @@ def _on_worker(run: Run, generation: int, options: Options, folder: str) -> Outc
     device = run.config.device
     if device.startswith("cuda"):  # Ray shows the worker its own GPU alone
         run = replace(run, config=replace(run.config, device="cuda"))
-    return attempt(run, generation, options)
+    return attempt(run, options)

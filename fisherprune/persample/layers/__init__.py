@@ -1,1 +1,7 @@
-"""What each kind of layer contributes to per-sample gradients."""
+"""The kinds of layers, one a file: each module in this folder registers its own."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

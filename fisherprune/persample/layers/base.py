@@ -1,18 +1,104 @@
-"""A call of a layer function, with its arguments sorted out."""
+"""What a kind of layer must say about itself, and how it is registered."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from fisherprune.errors import FisherpruneError
+from fisherprune.persample.contributions import Contribution
+
+Operand = Any
+"""A Tensor, or None where the call has none: which of them, each layer knows."""
+
+
+class Layer(Protocol):
+    """What a layer computes, and its gradients. Samples come first, N of them."""
+
+    def forward(self, input: Tensor, weight: Operand, bias: Operand) -> Tensor:
+        """Return the layer's output, ``[N, ...]``; it runs without autograd."""
+
+    def input_grad(self, grad: Tensor, input: Operand, weight: Operand) -> Tensor:
+        """Return the gradient of the input, from ``grad``, that of the output.
+
+        ``input`` may be None where the call said ``reads_input=False``.
+        """
+
+    def weight_grads(
+        self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
+    ) -> Contribution:
+        """Return the per-sample gradients of the weight, which has this shape."""
+
+    def bias_grads(self, grad: Tensor) -> Contribution:
+        """Return the per-sample gradients of the bias."""
+
 
 @dataclass(frozen=True)
-class Call:
-    """A call of a supported function, with its arguments sorted out."""
+class LayerCall:
+    """A call of a layer function, with its arguments sorted out.
 
-    layer: object
+    Attributes:
+        layer: what the call computes, with all that is neither tensor below.
+        input: ``[N, ...]``.
+        weight: the first parameter.
+        bias: the second one.
+        dims: dimensions that the input must have; None: at least two.
+        weight_dims: dimensions that a weight must have; None: any.
+        reads_input: whether ``layer.input_grad`` reads the input. Where it does not,
+            no input is kept for a call whose parameters nobody watches.
+    """
+
+    layer: Layer
     input: Tensor
     weight: Tensor | None
     bias: Tensor | None
-    dims: int | None  # the input's dimensions, samples first; None = at least two
+    dims: int | None = None
+    weight_dims: int | None = None
+    reads_input: bool = True
+
+
+SortOut = TypeVar("SortOut", bound=Callable[..., LayerCall])
+
+CALLS: dict[Callable[..., Any], Callable[..., LayerCall]] = {}
+"""From a layer function to the one that sorts its arguments out."""
+
+
+def register_layer(function: Callable[..., Any]) -> Callable[[SortOut], SortOut]:
+    """Teach statistics passes the per-sample gradients of a layer function.
+
+    Decorates a function with the signature of ``function`` that sorts out a call's
+    arguments. Every call is seen, whatever module or functional code makes it::
+
+        @fisherprune.register_layer(torch.nn.functional.linear)
+        def linear(input, weight, bias=None):
+            return LayerCall(LinearLayer(), input, weight, bias)
+
+    where ``LinearLayer`` has the methods of ``Layer``, and its ``weight_grads`` and
+    ``bias_grads`` return ``Factors`` or ``Rows``; see ``fisherprune.persample``.
+
+    Args:
+        function: of torch, or one that calls ``torch.overrides.handle_torch_function``.
+
+    Raises:
+        FisherpruneError: where the function is registered already.
+    """
+    if function in CALLS:
+        raise FisherpruneError(
+            "register_layer: function must be one that is not registered yet, got "
+            f"{function.__name__}"
+        )
+
+    def register(sort_out: SortOut) -> SortOut:
+        CALLS[function] = sort_out
+        return sort_out
+
+    return register
+
+
+def known_functions() -> str:
+    """Name the registered functions: ``conv1d, conv2d, linear and batch_norm``."""
+    *first, last = (function.__name__ for function in CALLS)
+    return f"{', '.join(first)} and {last}"

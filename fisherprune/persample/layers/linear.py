@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
+from torch import Tensor
 
-from fisherprune.persample.contributions import Factors, summed_positions
-from fisherprune.persample.layers.base import Call
+from fisherprune.persample.contributions import Factors, Rows, summed_positions
+from fisherprune.persample.layers.base import LayerCall, register_layer
 
 
-@dataclass(frozen=True)
-class LinearLayer:
+class _Linear:
     """Linear, with any positions between the samples and the features."""
 
-    def forward(self, input, weight, bias):
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[N, *, in] -> [N, *, out]``."""
         return F.linear(input, weight, bias)
 
-    def input_grad(self, grad, input, weight):
-        """Return the gradient of the input."""
+    def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
         return grad @ weight
 
-    def weight_grads(self, grad, input, shape):
-        """Return the weight's contribution."""
+    def weight_grads(
+        self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
+    ) -> Factors:
         return Factors(input, grad, shape)
 
-    def bias_grads(self, grad):
-        """Return the bias's contribution."""
+    def bias_grads(self, grad: Tensor) -> Rows:
         return summed_positions(grad.movedim(-1, 1))
 
 
-def linear(input, weight, bias=None):
+@register_layer(F.linear)
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall:
     """Sort the arguments of ``F.linear`` out."""
-    return Call(LinearLayer(), input, weight, bias, dims=None)
+    return LayerCall(_Linear(), input, weight, bias, weight_dims=2)

@@ -4,85 +4,76 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fisherprune.report.figures.curves import (
-    accuracy_axis,
+from fisherprune.report.figures.axes import (
     accuracy_line,
-    counts,
     legend,
+    number_of_runs,
+    sparsity_axis,
 )
-from fisherprune.report.figures.style import Look
-from fisherprune.report.figures.svg import Figure, draw
-from fisherprune.report.tables import Group
+from fisherprune.report.figures.registry import COMPARISONS, Figure, register
+from fisherprune.report.figures.style import DASHED, DOTTED, SOLID, LineStyle
+from fisherprune.report.tables import ResultTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 COLORS = ("#0b5fa5", "#d1450b", "#00875f", "#7a1f4f", "#d98e00", "#3fa7e0", "#8a8a8a")
 MARKERS = "osD^vPX"
-LINES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)))
+DASHES = (SOLID, DASHED, DOTTED)
 COLUMNS = 3
 
 
-def comparable(groups: Sequence[Group]) -> list[list[Group]]:
-    """Return the groups of each dataset and model that share a method with another."""
-    found: dict[tuple[str, str], list[Group]] = {}
-    for group in groups:
-        found.setdefault((group.dataset, group.model), []).append(group)
-    return [several for several in found.values() if common_methods(several)]
-
-
-def common_methods(groups: Sequence[Group]) -> list[str]:
-    """Return the methods with runs in at least two groups."""
-    counts = Counter(method for group in groups for method in group.methods)
-    return [method for method, count in counts.items() if count > 1]
-
-
-def compare(groups: Sequence[Group], id: str) -> Figure:
-    """Draw accuracy over sparsity: a panel for each method, a line for each setting.
-
-    Args:
-        groups: settings of one dataset and model.
-        id: of the figure in the page.
-    """
-    title = f"Settings compared: {groups[0].dataset}, {groups[0].model}"
-    methods = common_methods(groups)
-    shown = [x for group in groups for x in group.cells.items() if x[0][0] in methods]
+@register(COMPARISONS, place=1)
+def settings(tables: Sequence[ResultTable]) -> Figure | None:
+    """Show accuracy over sparsity: a panel for each method, a line for each setting."""
+    counts = Counter(method for table in tables for method in table.methods)
+    methods = [method for method, count in counts.items() if count > 1]
+    if not methods:
+        return None
+    shown = [x for t in tables for x in t.cells.items() if x[0][0] in methods]
     sparsities = sorted({sparsity for (_, sparsity), _ in shown})
-    caption = (
-        "Test accuracy of the best validation weights over sparsity, a panel for each "
-        "method that ran in several settings, a line for each setting. Points are "
-        f"means ({counts(cell for _, cell in shown)}), bands one sample standard "
-        "deviation to either side."
-    )
     rows = -(-len(methods) // COLUMNS)
 
-    def paint(figure) -> None:
-        grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
-        for ax in list(grid.flat)[len(methods) :]:
+    def paint(canvas: Canvas) -> None:
+        grid = canvas.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+        axes = list(grid.flat)
+        for ax in axes[len(methods) :]:
             ax.set_visible(False)
-        for ax, method in zip(grid.flat, methods, strict=False):
-            for number, group in enumerate(groups):
-                _setting(ax, group, number, method, sparsities)
-            accuracy_axis(ax, sparsities)
+        for ax, method in zip(axes, methods, strict=False):
+            for number, table in enumerate(tables):
+                cells = {s: c for (m, s), c in table.cells.items() if m == method}
+                if cells:
+                    style = _style(number)
+                    accuracy_line(ax, style, table.label, cells, sparsities)
+            sparsity_axis(ax, sparsities)
             ax.tick_params(labelbottom=True)
             ax.set_title(method)
         for row in grid:
             row[0].set_ylabel("test accuracy, %")
-        legend(figure, grid.flat[0], list(grid.flat)[1:], place="outside lower left")
+        legend(canvas, axes, "outside lower left")
 
-    alt = f"Methods: {', '.join(methods)}. Settings: {_names(groups)}."
-    height = 0.5 + 2.3 * rows + 0.2 * len(groups)
-    return Figure(id, title, caption, draw(id, title, alt, height, paint))
+    names = "; ".join(table.label for table in tables)
+    alt = f"Methods: {', '.join(methods)}. Settings: {names}."
+    height = 0.5 + 2.3 * rows + 0.2 * len(tables)
+    heading = f"{tables[0].dataset}, {tables[0].model}"
+    caption = _caption(number_of_runs(cell for _, cell in shown))
+    return Figure(heading, caption, alt, height, paint)
 
 
-def _names(groups: Sequence[Group]) -> str:
-    return "; ".join(group.label for group in groups)
+def _caption(n: str) -> str:
+    return (
+        "Test accuracy of the best validation weights over sparsity, a panel for each "
+        "method that ran in several settings, a line for each setting. Points are "
+        f"means ({n}), bands one sample standard deviation to either side."
+    )
 
 
-def _setting(ax, group: Group, number: int, method: str, sparsities) -> None:
-    points = {s: cell for (m, s), cell in group.cells.items() if m == method}
-    if points:
-        look = Look(
-            COLORS[number % len(COLORS)],
-            MARKERS[number % len(MARKERS)],
-            LINES[number // len(COLORS) % len(LINES)],
-        )
-        accuracy_line(ax, look, group.label, points, sparsities)
+def _style(number: int) -> LineStyle:
+    """Return the style of a setting by its number."""
+    return LineStyle(
+        COLORS[number % len(COLORS)],
+        MARKERS[number % len(MARKERS)],
+        DASHES[number // len(COLORS) % len(DASHES)],
+    )

@@ -1,11 +1,12 @@
-"""One look for all figures: a method keeps its colour, line and marker everywhere."""
+"""The style of all figures: a method has one colour, line and marker everywhere."""
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same layout everywhere
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -32,54 +33,62 @@ RC = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a name is a $
 }
 """Settings of matplotlib while a figure is drawn."""
 
 
+Dashes = str | tuple[int, tuple[float, ...]]
+"""A line style of matplotlib."""
+
+
 @dataclass(frozen=True)
-class Look:
-    """How a method is drawn."""
+class LineStyle:
+    """How a line and its points are drawn."""
 
     color: str
     marker: str
-    line: str | tuple
+    dashes: Dashes
 
     @property
-    def size(self) -> float:
-        """Of the marker: pointed ones must be larger to look alike."""
+    def marker_size(self) -> float:
+        """In points: pointed markers must be larger to appear as large as others."""
         return {"*": 9.5, "P": 7, "X": 6.8, "h": 6.5, "D": 5}.get(self.marker, 5.8)
 
 
-SOLID, DASHED, DOTTED = "-", (0, (5, 1.6)), (0, (1.2, 1.4))
+SOLID: Dashes = "-"
+DASHED: Dashes = (0, (5, 1.6))
+DOTTED: Dashes = (0, (1.2, 1.4))
 
-LOOKS = {
-    "none": Look("#111111", "", DASHED),
-    "random": Look("#8a8a8a", "o", SOLID),
-    "magnitude": Look("#d98e00", "s", SOLID),
-    "grad_norm": Look("#3fa7e0", "^", SOLID),
-    "snip": Look("#0b5fa5", "D", SOLID),
-    "grasp": Look("#00875f", "v", SOLID),
-    "grasp_reversed": Look("#00875f", "<", DASHED),
-    "fisher_diag": Look("#c9659a", "P", SOLID),
-    "fisher_pruner": Look("#7a1f4f", "X", SOLID),
-    "obd": Look("#7a1f4f", "p", DASHED),
-    "fts": Look("#d1450b", "*", SOLID),
-    "fts_deletion": Look("#d1450b", ">", DASHED),
-    "fbss": Look("#4b3bb3", "h", DOTTED),
+METHOD_STYLES = {
+    "none": LineStyle("#111111", "", DASHED),
+    "random": LineStyle("#8a8a8a", "o", SOLID),
+    "magnitude": LineStyle("#d98e00", "s", SOLID),
+    "grad_norm": LineStyle("#3fa7e0", "^", SOLID),
+    "snip": LineStyle("#0b5fa5", "D", SOLID),
+    "grasp": LineStyle("#00875f", "v", SOLID),
+    "grasp_reversed": LineStyle("#00875f", "<", DASHED),
+    "fisher_diag": LineStyle("#c9659a", "P", SOLID),
+    "fisher_pruner": LineStyle("#7a1f4f", "X", SOLID),
+    "obd": LineStyle("#7a1f4f", "p", DASHED),
+    "fts": LineStyle("#d1450b", "*", SOLID),
+    "fts_deletion": LineStyle("#d1450b", ">", DASHED),
+    "fbss": LineStyle("#4b3bb3", "h", DOTTED),
 }
-"""Colours after Okabe and Ito, darkened for white ground; kin share a colour."""
+"""Colors after Okabe and Ito, darkened for a white page; related methods share one."""
 
-SPARE = ("#5b7f00", "#a0522d", "#006d77", "#b56576", "#525252")
+SPARE_COLORS = ("#5b7f00", "#a0522d", "#006d77", "#b56576", "#525252")
 
 
-def look(method: str) -> Look:
-    """Return a method's look; one without an entry always gets the same spare one."""
-    if method in LOOKS:
-        return LOOKS[method]
+def method_style(method: str) -> LineStyle:
+    """Return a method's style; one without an entry always gets the same spare one."""
+    if method in METHOD_STYLES:
+        return METHOD_STYLES[method]
     number = zlib.crc32(method.encode())
-    return Look(SPARE[number % len(SPARE)], "p8dH"[number // 7 % 4], DOTTED)
+    color = SPARE_COLORS[number % len(SPARE_COLORS)]
+    return LineStyle(color, "p8dH"[number // 7 % 4], DOTTED)
 
 
-def name(method: str) -> str:
+def method_name(method: str) -> str:
     """Return what figures and tables call a method."""
     return "dense" if method == "none" else method

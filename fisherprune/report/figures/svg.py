@@ -1,14 +1,14 @@
-"""Figures of matplotlib as SVG that many of can live in one page, equal every time."""
+"""Figures as SVG: many can stand in one page, and equal ones are equal files."""
 
 from __future__ import annotations
 
-import html
 import io
 import re
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.report.figures.registry import Figure
 from fisherprune.report.figures.style import RC
 
 WIDTH = 11.0
@@ -16,14 +16,17 @@ WIDTH = 11.0
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure, or the sentence that stands where there can be none."""
+class DrawnFigure:
+    """A figure as a page shows it."""
 
     id: str
+    """In the page; all ids inside begin with it."""
     title: str
-    caption: str
-    svg: str | None
-    """None: only the caption is shown, which says why."""
+    """What it shows of which runs: its accessible name."""
+    figure: Figure
+    view_box: str
+    svg: str
+    """What is inside the ``svg`` element; "" where only the caption is shown."""
 
 
 def require_matplotlib() -> None:
@@ -37,54 +40,50 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def draw(id: str, title: str, alt: str, height: float, paint: Callable) -> str:
-    """Return a figure as an SVG element.
+def draw(figure: Figure, id: str, title: str) -> DrawnFigure:
+    """Draw a figure.
 
     Args:
-        id: of the figure in the page; all ids inside begin with it.
-        title: accessible name.
-        alt: accessible description: what is seen.
-        height: in inches.
-        paint: takes the ``matplotlib.figure.Figure`` and draws on it.
+        figure: what to draw.
+        id: see ``DrawnFigure``.
+        title: see ``DrawnFigure``.
     """
+    if figure.paint is None:
+        return DrawnFigure(id, title, figure, "", "")
     import matplotlib
+    import matplotlib.figure
     from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(RC | {"svg.hashsalt": id}):
-        figure = Canvas(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        paint(figure)
+    with matplotlib.rc_context(RC | {"svg.hashsalt": id}), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # the reader's font has it
+        canvas = matplotlib.figure.Figure((WIDTH, figure.height), layout="constrained")
+        FigureCanvasSVG(canvas)
+        figure.paint(canvas)
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=nothing)
-    return _embedded(text.getvalue(), id, title, alt)
+        canvas.savefig(text, format="svg", metadata=nothing)
+    return DrawnFigure(id, title, figure, *_embedded(text.getvalue(), id))
 
 
-def _embedded(text: str, id: str, title: str, alt: str) -> str:
-    """Make a part of a page from an SVG file."""
-    text = text[text.index("<svg") :].strip()
+def _embedded(text: str, id: str) -> tuple[str, str]:
+    """Return the view box of an SVG file and what is inside its ``svg`` element."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{id}-', text)
     text = re.sub(r'href="#', f'href="#{id}-', text)
     text = re.sub(r"url\(#", f"url(#{id}-", text)
     text = re.sub(r' (d|transform|x|y|width|height)="[^"]*"', _shorter, text)
-    view = re.search(r'viewBox="[^"]*"', text)[0]
-    head = (
-        f'<svg {view} xmlns="http://www.w3.org/2000/svg" '
-        'xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
-        f'aria-labelledby="{id}-name {id}-alt">'
-        f'<title id="{id}-name">{html.escape(title)}</title>'
-        f'<desc id="{id}-alt">{html.escape(alt)}</desc>'
-    )
-    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+    head, _, inside = text[text.index("<svg") :].partition(">")
+    _, _, view_box = head.partition('viewBox="')
+    return view_box.partition('"')[0], inside.rpartition("</svg>")[0]
 
 
-def _shorter(attribute: re.Match) -> str:
+def _shorter(attribute: re.Match[str]) -> str:
     """Round coordinates to a hundredth of a point, which nobody sees."""
     return re.sub(r"-?\d+\.\d{3,}", _short, attribute[0])
 
 
-def _short(number: re.Match) -> str:
+def _short(number: re.Match[str]) -> str:
     text = f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text

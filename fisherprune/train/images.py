@@ -1,4 +1,4 @@
-"""The parts a run splits its images into."""
+"""The images of a run, chosen for what each are used for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from fisherprune import data
 from fisherprune.data.dataset import Dataset
-from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.config import DataConfig
 from fisherprune.streams import stream
 
 
 @dataclass(frozen=True)
-class Parts:
+class Images:
     """The images of a run, on its device."""
 
     train: Dataset
@@ -23,8 +23,17 @@ class Parts:
     test: Dataset
 
 
-def load_parts(config: TrainConfig, device: torch.device, quiet: bool) -> Parts:
-    """Load the dataset and choose the images of each part."""
+def load_images(
+    config: DataConfig, score_samples: int | None, device: torch.device, quiet: bool
+) -> Images:
+    """Load the dataset and choose the images for each use.
+
+    Args:
+        config: which images.
+        score_samples: how many of the training images to score on; None: all.
+        device: where they are to be.
+        quiet: show no progress.
+    """
     official, test = data.load(
         config.dataset,
         config.data_dir,
@@ -35,9 +44,9 @@ def load_parts(config: TrainConfig, device: torch.device, quiet: bool) -> Parts:
     train, validation = data.train_validation_split(official)
     if config.train_samples is not None:
         train = choose(train, config.train_samples, config.seed, "train_samples")
-    scored = len(train) if config.score_samples is None else config.score_samples
+    scored = len(train) if score_samples is None else score_samples
     scoring = choose(train, scored, config.seed, "score_samples")
-    return Parts(
+    return Images(
         train.to(device), scoring.to(device), validation.to(device), test.to(device)
     )
 

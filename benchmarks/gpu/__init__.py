@@ -1,0 +1,1 @@
+"""What needs a GPU: tests, numbers beside their targets, profiles, sanitizers."""

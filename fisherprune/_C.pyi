@@ -1,0 +1,10 @@
+"""Facts about the compiled kernels; importing them registers the ops."""
+
+cuda_version: str
+cuda_archs: str
+torch_version: str
+source_hash: str
+compiler: str
+
+def cpu_capability() -> str:
+    """avx512, avx2 or portable."""

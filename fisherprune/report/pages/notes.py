@@ -1,0 +1,86 @@
+"""What a reader must know of a table besides its numbers, in sentences."""
+
+from __future__ import annotations
+
+from fisherprune.report.published import GRASP_NOTE, PublishedTable, is_cifar10
+from fisherprune.report.settings import folder_name
+from fisherprune.report.tables import ResultTable
+from fisherprune.runs.config import TrainConfig
+
+
+def table_facts(table: ResultTable) -> str:
+    """Return what holds for the runs of a table, in a sentence or two."""
+    config, run = table.runs[0].config, table.runs[0]
+    size = f"{run.total:,} of {run.parameters:,} parameters are prunable"
+    steps = f"{config.epochs} epochs, batches of {config.training_batch_size}"
+    shared = f"; not the default: {table.shared}" if table.shared else ""
+    seeds = sorted({run.config.seed for run in table.runs})
+    return (
+        f"Runs: {len(table.runs)}; seeds: {', '.join(map(str, seeds))}; {steps}; "
+        f"{size}{shared}."
+    )
+
+
+def table_notes(table: ResultTable) -> list[str]:
+    """Return what a reader must know before using the numbers of a table."""
+    config, notes = table.runs[0].config, []
+    if config.dataset == "folder":
+        notes.append(_folder(config))
+    if table.published:
+        notes.append(_published(table.published))
+        if "grasp_reversed" in table.methods:
+            notes.append(GRASP_NOTE)
+        if config.amp:
+            notes.append(
+                "These runs trained in bfloat16 (amp), the published runs did not."
+            )
+    ns = {cell.n for cell in table.cells.values()}
+    if len(ns) > 1 or len(table.cells) < len(table.methods) * len(table.sparsities):
+        notes.append(
+            "The study is partial: its cells have different numbers of runs; each "
+            "cell shows its n."
+        )
+    notes += _mixed(table)
+    notes += [f"{run.name}: {text}" for run in table.runs for text in run.notes]
+    return notes + _collapsed(table)
+
+
+def _folder(config: TrainConfig) -> str:
+    lossy = (
+        "They are probably CIFAR-10 as JPEG files, which are lossy: accuracies can "
+        "differ a little from those on the original pixels."
+        if is_cifar10(config)
+        else "If their compression is lossy, the accuracies depend on it."
+    )
+    return f"The images are files in the folder {folder_name(config)!r}. {lossy}"
+
+
+def _published(table: PublishedTable) -> str:
+    return (
+        f"Published: {table.source}, mean and standard deviation over seeds "
+        f"{', '.join(map(str, table.seeds))}, at the best validation accuracy. "
+        "Difference: ours minus published, in percentage points."
+    )
+
+
+def _mixed(table: ResultTable) -> list[str]:
+    """Say where runs of one table come from different machines or versions."""
+    notes = []
+    for key, what in {"device": "devices", "torch": "versions of torch"}.items():
+        found = dict.fromkeys(str(run.environment.get(key)) for run in table.runs)
+        if len(found) > 1:
+            listed = ", ".join(found)
+            notes.append(
+                f"The runs of this table come from different {what}: {listed}."
+            )
+    return notes
+
+
+def _collapsed(table: ResultTable) -> list[str]:
+    """Say where layers have collapsed."""
+    found = [
+        f"{count} of {method} at sparsity {sparsity:g}"
+        for (method, sparsity), cell in table.cells.items()
+        if (count := sum(bool(run.collapsed) for run in cell.runs))
+    ]
+    return [f"Runs with collapsed layers: {', '.join(found)}."] if found else []

@@ -1,0 +1,153 @@
+"""Which statistics passes there are: each registers itself, as a criterion does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from fisherprune.errors import FieldError
+from fisherprune.parameters import Parameters, checked_parameters, eager
+from fisherprune.statistics.batches import Batches
+from fisherprune.statistics.losses import LossFn, checked_loss
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """What passes over the data found out: all that criteria read but weights."""
+
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Float32 tensors by parameter name, by the letter that formulas give them."""
+    samples: int = 0
+    """Samples that a pass saw; 0 without a pass."""
+    group_size: int = 1
+    """Samples in a group, as in ``gradient_moments``."""
+    seconds: float = 0.0
+    """Wall time of the passes, when they were run."""
+    cached: bool = False
+    """Whether all of them were read from a cache."""
+
+    @property
+    def groups(self) -> int:
+        """Return the number of groups, a smaller last one included."""
+        return -(-self.samples // self.group_size)
+
+    @property
+    def passes(self) -> list[str]:
+        """Return the names of the passes whose results are here."""
+        return sorted(n for n, p in PASSES.items() if {*p.yields} <= self.parts.keys())
+
+    def __or__(self, other: ModelStatistics) -> ModelStatistics:
+        """Join the results of two passes over the same samples."""
+        if not self.parts:
+            return other
+        return replace(
+            self,
+            parts={**self.parts, **other.parts},
+            seconds=self.seconds + other.seconds,
+            cached=self.cached and other.cached,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a pass works on, checked."""
+
+    model: nn.Module
+    batches: Batches
+    parameters: Parameters
+    loss_fn: LossFn | None = None
+    """Cross-entropy where it is None."""
+    group_size: int = 1
+    found: ModelStatistics = field(default_factory=ModelStatistics)
+    """What the passes that this one needs have found."""
+
+
+def checked_task(
+    model: nn.Module,
+    batches: Batches,
+    parameters: Parameters | None,
+    loss_fn: LossFn | None = None,
+    group_size: int = 1,
+) -> Task:
+    """Return the task if a pass can work on it: what public functions begin with.
+
+    The arguments are those of ``gradient_moments``; batches are checked in the pass.
+
+    Raises:
+        FisherpruneError: where an argument is not what ``gradient_moments`` takes.
+    """
+    parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
+    whole = isinstance(group_size, int) and not isinstance(group_size, bool)
+    if not whole or group_size < 1:
+        raise FieldError("group_size", "an integer of at least 1", repr(group_size))
+    return Task(eager(model), batches, parameters, loss_fn, group_size)
+
+
+PassFunction = Callable[[Task], ModelStatistics]
+"""Passes once over the batches."""
+
+
+@dataclass(frozen=True)
+class StatisticsPass:
+    """A pass over the data.
+
+    Attributes:
+        name: by which criteria and other passes say that they need it.
+        run: the pass.
+        needs: names of the passes that must have run before.
+        yields: letters of the parts of its result, one for each tensor of a parameter.
+        check: raises where it can't work on a task; called before any pass is run.
+    """
+
+    name: str
+    run: PassFunction
+    needs: tuple[str, ...]
+    yields: tuple[str, ...]
+    check: Callable[[Task], None]
+
+
+PASSES: dict[str, StatisticsPass] = {}
+"""By name, each behind those that it needs."""
+
+
+def register_pass(
+    name: str,
+    *,
+    needs: tuple[str, ...] = (),
+    yields: tuple[str, ...],
+    check: Callable[[Task], None] = lambda task: None,
+) -> Callable[[PassFunction], PassFunction]:
+    """Register the decorated function as a pass; see ``StatisticsPass``.
+
+    Raises:
+        FisherpruneError: where the name is taken, or a pass is needed that is not
+            registered before this one.
+    """
+    if name in PASSES:
+        raise FieldError("register_pass: name", "new", f"{name!r}, which is taken")
+    passes_for(needs)
+
+    def register(run: PassFunction) -> PassFunction:
+        PASSES[name] = StatisticsPass(name, run, needs, yields, check)
+        return run
+
+    return register
+
+
+def passes_for(needs: Iterable[str]) -> list[StatisticsPass]:
+    """Return the passes that are needed, and those which they need, in order.
+
+    Raises:
+        FisherpruneError: where there is no such pass.
+    """
+    needed = set(needs)
+    if unknown := needed - PASSES.keys():
+        raise FieldError(
+            "needs", f"of {', '.join(sorted(PASSES))}", ", ".join(sorted(unknown))
+        )
+    for each in reversed(PASSES.values()):
+        if each.name in needed:
+            needed.update(each.needs)
+    return [each for each in PASSES.values() if each.name in needed]

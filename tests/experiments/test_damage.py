@@ -1,0 +1,203 @@
+"""Files that can't be read, are of others or damaged: told, and never lost."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from small_study import damaged, fail
+
+from fisherprune.experiments import store
+from fisherprune.experiments.estimate import seconds_needed
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda r: (r.folder / "results.json").write_text('{"form'),
+            "is no JSON: truncated",
+        ),
+        (
+            lambda r: (r.folder / "results.json").write_text("[1]"),
+            "must be a JSON obje",
+        ),
+        (damaged(lambda c: c.pop("format")), "format must be 1, got None"),
+        (damaged(lambda c: c["config"].update(seed=9)), "config must be that of run"),
+        (
+            damaged(lambda c: c["config"].update(new=9)),
+            "config.new is no field of a configuration",
+        ),
+        (damaged(lambda c: c["config"].update(lr=-1)), "config.lr must be above 0"),
+        (damaged(lambda c: c["test"].pop("best")), "test.best is missing"),
+        (
+            damaged(lambda c: c["test"]["best"].update(loss=10**400)),
+            "test.best.loss must be a number, got 1000",
+        ),
+        (
+            damaged(lambda c: c["seconds"].update(training=10**400)),
+            "seconds.training must be a finite number, got 1000",
+        ),
+        (
+            damaged(lambda c: c["config"].update(densities={"a": 10**400})),
+            "config.densities must be ",
+        ),
+        (damaged(lambda c: c.pop("seconds")), "seconds is missing"),
+    ],
+)
+def test_damaged_results_are_told_and_left_alone(
+    trained, batch, runs, capsys, spoil, message
+):
+    assert batch() == 0
+    shutil.rmtree(runs["fts"].folder)
+    path = runs["snip"].folder / "results.json"
+    spoil(runs["snip"])
+    before = path.read_bytes()
+    assert batch() == 1
+    text = capsys.readouterr().out
+    assert f"{path}: {message}" in text and "move the run's folder away" in text
+    assert path.read_bytes() == before
+    assert trained.done[3:] == ["fts"]
+    assert batch(command="status") == 0
+    assert f"damaged: {path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ['{"seed": 3}', '{"se'])
+def test_a_folder_of_another_run_is_not_touched(trained, batch, runs, capsys, text):
+    path = runs["snip"].folder / "config.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert batch() == 1
+    assert f"{path}: " in capsys.readouterr().out
+    assert path.read_text() == text and trained.done == ["none", "fts"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"format": 2}', "format must be 1, got 2: these are results of another ver"),
+        ("results", "is no JSON: truncated"),
+    ],
+)
+def test_results_of_another_version_are_left_alone(
+    trained, batch, tmp_path, capsys, text, message
+):
+    mark = tmp_path / "out" / "fisherprune-results.json"
+    mark.parent.mkdir()
+    mark.write_text(text)
+    assert batch() == 2
+    assert f"error: {mark}: {message}" in capsys.readouterr().err
+    assert trained.done == [] and [p.name for p in mark.parent.iterdir()] == [mark.name]
+
+
+def test_a_disk_too_full_for_the_error_does_not_end_the_batch(
+    trained, batch, runs, monkeypatch, capsys
+):
+    trained.before = {"none": fail(ValueError("bad"))}
+    real = store.write_text
+
+    def full(path, text):
+        if path.name == "error.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(store, "write_text", full)
+    assert batch() == 1
+    assert trained.done == ["snip", "fts"]
+    assert "bad (and error.json can't be written: No space" in capsys.readouterr().out
+
+
+@pytest.fixture
+def closed(monkeypatch, runs):
+    """Let nobody look into a run's folder, as where permissions forbid it."""
+    exists = Path.exists
+
+    def looked(path):
+        if path.parent == runs["snip"].folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", looked)
+
+
+def test_a_run_that_can_not_be_looked_at_is_one_runs_trouble(
+    trained, batch, runs, closed, capsys
+):
+    line = f"PermissionError: [Errno 13] Permission denied: '{runs['snip'].folder}"
+    assert batch() == 1
+    text = capsys.readouterr().out
+    assert f"{runs['snip'].name}: failed, {line}" in text
+    assert trained.done == ["none", "fts"] and "1  failed" in text
+    assert batch(command="status") == 0
+    text = capsys.readouterr().out
+    assert f"{runs['snip'].name}  unreadable: {line}" in text
+    assert "3 runs: 2 finished, 1 unreadable" in text
+
+
+def test_a_lock_that_can_not_be_taken_is_one_runs_trouble(trained, batch, runs, capsys):
+    runs["snip"].lock.mkdir(parents=True)
+    assert batch() == 1
+    assert trained.done == ["none", "fts"]
+    assert f"{runs['snip'].name}: failed, IsADirectoryError" in capsys.readouterr().out
+    assert runs["snip"].lock.is_dir() and not runs["snip"].folder.exists()
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [[1], "1", {"a": "1"}, {"a": float("inf")}, {"a": 1e308, "b": 1e308}, {"a": None}],
+)
+def test_seconds_that_are_none_tell_nothing_of_other_runs(
+    trained, batch, runs, seconds
+):
+    assert batch() == 0
+    damaged(lambda c: c.update(seconds=seconds))(runs["none"])
+    shutil.rmtree(runs["fts"].folder)
+    assert batch("--max-minutes", "1") in (0, 1)
+    assert trained.done == ["none", "snip", "fts", "fts"]
+
+
+@pytest.mark.parametrize("text", [b"a" * 200_000, b"\xff\n\xff"])
+def test_epochs_that_can_not_be_read_count_as_none(trained, batch, runs, text):
+    assert batch() == 0
+    run = runs["fts"]
+    (run.folder / "checkpoint.pt").touch()
+    (run.folder / "metrics.csv").write_bytes(b"epoch\n" + text)
+    assert seconds_needed(run) == 6.0
+
+
+REFERENCE = Path(__file__).parents[2] / "studies" / "reference" / "fts.json"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b", ""])
+def test_an_output_folder_that_has_no_name(trained, batch, tmp_path, capsys, name):
+    content = json.loads(REFERENCE.read_text())
+    content["general"] |= {"output_dir": name, "gpu": {"ngpus": 0, "gpu_id": 0}}
+    late = tmp_path / "studies" / "late.json"
+    trained.before = {"none": lambda _: late.write_text(json.dumps(content))}
+    assert batch() == 1
+    assert trained.done == ["none", "snip", "fts"]
+    line = f"{late}: general.output_dir must be the name of a folder, got {name!r}"
+    assert f"left out: {line}" in capsys.readouterr().out
+    assert batch() == 2
+    assert capsys.readouterr().err == f"fisherprune.experiments: error: {line}\n"
+
+
+def test_an_output_folder_whose_name_is_too_long(trained, batch, tmp_path, capsys):
+    assert batch("--output", str(tmp_path / ("x" * 300))) == 2
+    message = "x: results must go into a folder that can be written to: File name too"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "seed", ["0x1" + "0" * 5000, "1" + "0" * 100, "-1" + "0" * 100]
+)
+def test_a_seed_that_no_name_can_hold(trained, batch, tmp_path, capsys, seed):
+    path = tmp_path / "studies" / "small.toml"
+    path.write_text(
+        path.read_text().replace("epochs = 4", f"epochs = 4\nseed = {seed}")
+    )
+    assert batch() == 2
+    assert "run.seed must be of at most 100 digits, got " in capsys.readouterr().err
+    path.write_text(path.read_text().replace(seed, "9" * 100))
+    assert batch() == 0

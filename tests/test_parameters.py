@@ -1,0 +1,185 @@
+"""prunable_parameters: the default choice and the choice by name."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from nets import SequenceNet, TwiceNet, conv_net
+from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+import fisherprune as fp
+from fisherprune import models
+from fisherprune.errors import FisherpruneWarning
+
+
+def test_default_is_conv_and_linear_weights_without_the_classifier():
+    assert list(fp.prunable_parameters(conv_net())) == [
+        f"{i}.weight" for i in (0, 3, 5, 7, 9)
+    ]
+    assert list(fp.prunable_parameters(SequenceNet())) == [
+        "conv.weight",
+        "embed.weight",
+        "mix.weight",
+    ]
+
+
+def test_returns_the_parameters_themselves():
+    model = conv_net()
+    for name, parameter in fp.prunable_parameters(model).items():
+        assert parameter is model.get_parameter(name)
+
+
+def test_skip_chooses_by_parts_of_names():
+    model = TwiceNet()
+    chosen = fp.prunable_parameters(model, skip=("bias", "head"))
+    assert list(chosen) == ["conv.weight", "bn.weight", "fc.weight"]
+    assert list(fp.prunable_parameters(model, skip=())) == [
+        name for name, _ in model.named_parameters()
+    ]
+    assert fp.prunable_parameters(model, skip="bias").keys() == (
+        fp.prunable_parameters(model, skip=("bias",)).keys()
+    )
+
+
+def test_tied_weights_are_listed_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    assert list(fp.prunable_parameters(model)) == ["0.weight"]
+
+
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(3, 2), nn.BatchNorm2d(3)])
+def test_nothing_to_prune_is_an_error(model):
+    with pytest.raises(fp.FisherpruneError, match="has no prunable parameters"):
+        fp.prunable_parameters(model)
+    with pytest.raises(fp.FisherpruneError, match="no prunable parameters among its"):
+        fp.prunable_parameters(conv_net(), skip=[""])
+
+
+def test_one_dimensional_convolutions_count():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(6, 2))
+    assert list(fp.prunable_parameters(model)) == ["0.weight"]
+    moments = fp.gradient_moments(
+        model, [(torch.randn(4, 2, 4), torch.randint(2, (4,)))]
+    )
+    assert moments.fisher["0.weight"].shape == (3, 2, 3)
+
+
+def test_reading_the_choice_changes_no_buffer():
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)).train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(fp.FisherpruneError):
+        fp.prunable_parameters(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert fp.prunable_parameters(nn.Sequential(nn.Linear(2, 2), model[0])) != {}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [weight_norm, spectral_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)],
+)
+def test_computed_weights_are_not_left_out_silently(wrap):
+    model = nn.Sequential(wrap(nn.Conv2d(2, 3, 1)), nn.Flatten(), nn.Linear(3, 2))
+    match = (
+        r"weight of '0' must be a parameter of that \w*Conv2d, got one computed from "
+        r"others: choose yourself, by skip=\(...\) or parameters=\{name: parameter"
+    )
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.prunable_parameters(model)
+    chosen = fp.prunable_parameters(model, skip=("0.parametrizations", "0.weight"))
+    x, y = torch.randn(3, 2, 1, 1), torch.tensor([0, 1, 1])
+    found = fp.gradient_moments(model, [(x, y)], parameters=chosen)
+    assert list(found.mean) == ["0.bias", "2.weight", "2.bias"]
+
+
+def test_skip_must_be_parts_of_names():
+    for skip in (3, [3], ["bias", None]):
+        with pytest.raises(fp.FisherpruneError, match="skip must be parts of .*, got "):
+            fp.prunable_parameters(conv_net(), skip)
+
+
+def test_conv3d_weights_are_prunable_and_data_free_criteria_score_them():
+    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 27, 5))
+    assert list(fp.prunable_parameters(model)) == ["0.weight"]
+    x, y = torch.randn(4, 1, 5, 5, 5), torch.randint(5, (4,))
+    masks = fp.prune(model, [(x, y)], "magnitude", 0.5)
+    assert masks.kept() == 27
+    match = (
+        "'0.weight', of Conv3d in Sequential, is used outside of conv1d, conv2d, lin"
+    )
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.prune(model, [(x, y)], "fts", 0.5)
+
+
+def test_a_part_that_no_name_contains():
+    model = TwiceNet()
+    message = r"no parameter's name contains 'biass' \(did you mean 'bias'\?\)"
+    for skip in (("biass",), "biass", ("biass", "linear")):
+        with pytest.raises(
+            fp.FisherpruneError, match=f"{message}.*; skip=.. chooses all"
+        ):
+            fp.prunable_parameters(model, skip)
+    with pytest.warns(FisherpruneWarning, match=f"{message}: it skips nothing"):
+        chosen = fp.prunable_parameters(model, ("biass", "bn", "head"))
+    assert list(chosen) == ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50", "vgg11", "vgg19"])
+def test_choices_among_our_models_are_silent(name):
+    model = models.create(name, 10, 3, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.prunable_parameters(model)
+        fp.prunable_parameters(model, ("bias", "linear", "bn"))
+
+
+def test_the_published_choice_among_models_with_other_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.warns(FisherpruneWarning, match="contains 'linear', 'bn': it skips"):
+        chosen = fp.prunable_parameters(model, ("bias", "linear", "bn"))
+    assert list(chosen) == ["0.weight", "1.weight"]
+
+
+def test_frozen_parameters_are_left_out():
+    model = conv_net()
+    model[3].weight.requires_grad_(False)
+    assert "3.weight" not in fp.prunable_parameters(model)
+    assert "3.weight" not in fp.prunable_parameters(model, "bias")
+    assert len(fp.prune(model, [], "magnitude", 0.5)) == 4
+    for parameter in model[:12].parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(fp.FisherpruneError, match="no prunable .*; 5 are frozen: unfr"):
+        fp.prunable_parameters(model)
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router, self.up = nn.Linear(8, 4), nn.Parameter(torch.randn(4, 8, 16))
+        self.words, self.head = nn.Embedding(500, 8), nn.Linear(8, 500)
+
+
+def test_weights_that_are_not_chosen_are_named_where_they_are_most():
+    with pytest.warns(
+        FisherpruneWarning,
+        match=r"6% of the weights are chosen, .*: 'up' .Experts.: ch",
+    ):
+        assert list(fp.prunable_parameters(Experts())) == ["router.weight"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.prunable_parameters(Experts(), ("bias", "head", "words"))
+        encoder = nn.TransformerEncoderLayer(8, 2, 32)
+        fp.prunable_parameters(nn.Sequential(nn.Embedding(500, 8), encoder))
+
+
+def test_parameters_that_are_no_dict():
+    model = conv_net()
+    for wrong in (model.parameters(), list(model.parameters()), "0.weight", model):
+        for use in (fp.score, fp.prune):
+            with pytest.raises(
+                fp.FisherpruneError, match="^parameters must be a dict .{1,99}$"
+            ):
+                use(model, [], "magnitude", parameters=wrong)
