@@ -16,22 +16,12 @@
 #include <vector>
 
 #include "common/cpu/floats.h"
-#include "common/integers.h"
 #include "grad_moments/cpu/depthwise_kernels.h"
+#include "grad_moments/cpu/inside.h"
 #include "grad_moments/cpu/tuning.h"
 
 namespace fisherprune::cpu::grad_moments {
 namespace {
-
-using depthwise::Columns;
-
-// The positions of an axis at which a tap that lies at `start` at position 0 is over
-// the image.
-Columns inside_of(int64_t start, int64_t stride, int64_t positions, int64_t size) {
-  const int64_t begin = start < 0 ? ceil_div(-start, stride) : 0;
-  const int64_t end = start < size ? ceil_div(size - start, stride) : 0;
-  return {std::min(begin, positions), std::min(end, positions)};
-}
 
 class Depthwise {
  public:
@@ -56,9 +46,9 @@ class Depthwise {
   const ConvShape& shape_;
   const depthwise::Kernels& kernels_;
   const Machine& machine_;
-  const int64_t floats_;         // taps by lanes
-  const int64_t bytes_;          // of an element
-  std::vector<Columns> inside_;  // of each tap of a row of the kernel
+  const int64_t floats_;        // taps by lanes
+  const int64_t bytes_;         // of an element
+  std::vector<Inside> inside_;  // of each tap of a row of the kernel
 };
 
 Depthwise::Depthwise(const GradMoments& moments, const depthwise::Kernels& kernels,

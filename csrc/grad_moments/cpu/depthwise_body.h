@@ -22,8 +22,8 @@ template <class T, int X>
 FISHERPRUNE_TARGET void add_taps(const Row& row, int64_t first, float* sums) {
   const T* const a = static_cast<const T*>(row.input) + first * row.tap_step;
   const T* const d = static_cast<const T*>(row.grad);
-  const Columns* const inside = row.inside + first;
-  Columns all = inside[0], any = inside[0];
+  const Inside* const inside = row.inside + first;
+  Inside all = inside[0], any = inside[0];
   for (int x = 1; x < X; ++x) {
     all = {std::max(all.begin, inside[x].begin), std::min(all.end, inside[x].end)};
     any = {std::min(any.begin, inside[x].begin), std::max(any.end, inside[x].end)};

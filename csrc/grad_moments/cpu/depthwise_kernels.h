@@ -6,15 +6,11 @@
 
 #include "common/cpu/capability.h"
 #include "grad_moments/contract.h"
+#include "grad_moments/cpu/inside.h"
 
 namespace fisherprune::cpu::grad_moments::depthwise {
 
 constexpr int64_t kMostTaps = 7;  // of one call
-
-// Columns [begin, end) of the output.
-struct Columns {
-  int64_t begin, end;
-};
 
 // What one row of the output and one row of the kernel multiply, for one vector of
 // channels that lie side by side.
@@ -25,7 +21,7 @@ struct Row {
   int64_t tap_step;    // elements from one tap to the next
   int64_t grad_step;
   int64_t taps;
-  const Columns* inside;  // of each tap: where it is over the image
+  const Inside* inside;  // of each tap: the columns at which it is over the image
 };
 
 struct Kernels {

@@ -19,113 +19,19 @@
 
 #include "common/cpu/floats.h"
 #include "common/integers.h"
+#include "grad_moments/cpu/inside.h"
 #include "grad_moments/cpu/narrow_kernels.h"
+#include "grad_moments/cpu/narrow_planes.h"
 #include "grad_moments/cpu/pack.h"
 #include "grad_moments/cpu/tuning.h"
 
 namespace fisherprune::cpu::grad_moments {
 namespace {
 
-// A column is as good as a row, and has longer vectors; so has an image of which
-// nothing is skipped and no neighbour is met.
-GradMoments laid_down(GradMoments m) {
-  ConvShape& s = m.shape;
-  if (s.width == 1 && s.out_width == 1 && s.kernel_w == 1 && s.pad_w == 0) {
-    std::swap(s.height, s.width), std::swap(s.out_height, s.out_width);
-    std::swap(s.kernel_h, s.kernel_w), std::swap(s.stride_h, s.stride_w);
-    std::swap(s.pad_h, s.pad_w), std::swap(s.dilation_h, s.dilation_w);
-    for (View4* v : {&m.input, &m.grad}) std::swap(v->stride[2], v->stride[3]);
-  }
-  const bool pointwise = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 &&
-                         s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
-  const auto dense = [&](const View4& v) {
-    return v.stride[2] == s.width * v.stride[3];
-  };
-  if (pointwise && dense(m.input) && dense(m.grad)) {
-    s.width = s.out_width = s.positions();
-    s.height = s.out_height = 1;
-  }
-  return m;
-}
-
-// What the taps of an axis begin with, modulo the stride, without repetition.
-std::vector<int64_t> phases_of(int64_t kernel, int64_t stride, int64_t dilation) {
-  std::vector<int64_t> found;
-  for (int64_t y = 0; y < kernel; ++y) {
-    const int64_t phase = y * dilation % stride;
-    if (std::find(found.begin(), found.end(), phase) != found.end()) break;
-    found.push_back(phase);
-  }
-  return found;
-}
-
-int64_t phase_count(int64_t kernel, int64_t stride, int64_t dilation) {
-  return phases_of(kernel, stride, dilation).size();
-}
-
-// Rows, or columns, that one plane has beyond the positions.
-int64_t beyond(int64_t kernel, int64_t stride, int64_t dilation) {
-  return (kernel - 1) * dilation / stride;
-}
-
-// How the planes of a call lie.
-struct Planes {
-  int64_t pitch;        // of a row, of the input and of the gradient
-  int64_t beyond_h;     // rows of the input's planes beyond those of the output
-  int64_t phases;       // planes of one channel
-  int64_t unit_rows;    // of the output, packed at a time
-  int64_t input, grad;  // floats of one plane
-
-  int64_t length(int64_t rows, const ConvShape& s, int64_t lanes) const {
-    return round_up((rows - 1) * pitch + s.out_width, lanes);
-  }
-};
-
-// Floats of a group's packed channels and outputs for some rows of the output.
-double floats_of(const ConvShape& s, int64_t rows) {
-  const double cols = s.out_width + beyond(s.kernel_w, s.stride_w, s.dilation_w);
-  const double input = phase_count(s.kernel_h, s.stride_h, s.dilation_h) *
-                       phase_count(s.kernel_w, s.stride_w, s.dilation_w) *
-                       (rows + beyond(s.kernel_h, s.stride_h, s.dilation_h)) * cols;
-  return s.group_channels() * input + s.group_outputs() * rows * cols;
-}
-
-int64_t choose_unit_rows(const ConvShape& s, int64_t groups) {
-  const double least = floats_of(s, 1) * groups;
-  const double more = (floats_of(s, 2) - floats_of(s, 1)) * groups;
-  const double most = (tuning::kNarrowFloats - least) / more + 1;
-  const int64_t rows = std::clamp<double>(most, 1, static_cast<double>(s.out_height));
-  return ceil_div(s.out_height, ceil_div(s.out_height, rows));
-}
-
-Planes planes_of(const ConvShape& s, int64_t groups, int64_t lanes) {
-  Planes p{};
-  p.pitch = s.out_width + beyond(s.kernel_w, s.stride_w, s.dilation_w);
-  p.beyond_h = beyond(s.kernel_h, s.stride_h, s.dilation_h);
-  p.phases = phase_count(s.kernel_h, s.stride_h, s.dilation_h) *
-             phase_count(s.kernel_w, s.stride_w, s.dilation_w);
-  p.unit_rows = choose_unit_rows(s, groups);
-  // A vector may begin at the last place.
-  p.input = (p.unit_rows + p.beyond_h) * p.pitch + lanes;
-  p.grad = p.unit_rows * p.pitch + lanes;
-  return p;
-}
-
 // Groups whose channels, or outputs, are about one vector of the widest.
 int64_t groups_of_task(const ConvShape& s) {
   const int64_t wide = std::max(s.group_channels(), s.group_outputs());
   return std::min(s.groups, ceil_div(tuning::kNarrowChannels, wide));
-}
-
-// The entries [begin, end) of an axis of a window that lie inside of the image.
-struct Inside {
-  int64_t begin, end;
-};
-
-Inside inside_of(int64_t first, int64_t step, int64_t count, int64_t size) {
-  const int64_t begin = first < 0 ? ceil_div(-first, step) : 0;
-  const int64_t end = first < size ? ceil_div(size - first, step) : 0;
-  return {std::min(begin, count), std::clamp(end, std::min(begin, count), count)};
 }
 
 // A window of the images of the input, or of the gradient, and its plane.

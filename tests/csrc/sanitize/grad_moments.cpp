@@ -7,6 +7,7 @@
 // source: csrc/grad_moments/cpu/linear_kernels.cpp
 // source: csrc/grad_moments/cpu/narrow.cpp
 // source: csrc/grad_moments/cpu/narrow_kernels.cpp
+// source: csrc/grad_moments/cpu/narrow_planes.cpp
 // source: csrc/grad_moments/cpu/pack.cpp
 // source: csrc/grad_moments/cpu/parts.cpp
 // source: csrc/grad_moments/cpu/plain.cpp
