@@ -73,7 +73,7 @@ def test_equal_results_give_equal_bytes(study, tmp_path):
     report.write_report([folder], first)
     subprocess.run(
         [sys.executable, "-m", "fisherprune.report", folder, "--output", second],
-        env=os.environ | {"PYTHONHASHSEED": "1", "TZ": "UTC-9"},
+        env=os.environ | {"PYTHONHASHSEED": "1", "TZ": "JST-9"},
         cwd=Path(report.__file__).parents[2],
         check=True,
     )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fisherprune as fp
-from fisherprune.statistics.gauss_newton import _softmax_hessian_root
+from fisherprune.statistics.gauss_newton import softmax_hessian_root
 from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 
 NETS = {
@@ -72,7 +72,7 @@ def test_labels_are_not_read():
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
 def test_root_of_the_softmax_hessian(spread, classes):
     scores = torch.randn(20, classes) * spread
-    columns = list(_softmax_hessian_root(scores))
+    columns = list(softmax_hessian_root(scores))
     assert len(columns) == classes - 1
     root = torch.stack(columns, 2).double()
     p = scores.double().softmax(1)

@@ -113,15 +113,17 @@ def test_the_format_moves_no_score_and_only_rounds(small, monkeypatch):
 
 
 class Fills(TorchDispatchMode):
-    """Notes the strides of what is filled with zeros, and of where."""
+    """Notes the strides of what is set to zero, and of its mask."""
 
     def __init__(self):
         super().__init__()
         self.strides = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.masked_fill_.Scalar:
-            self.strides.append([x.stride() for x in args[:2]])
+        pairs = [args[:2]] if func is torch.ops.aten.masked_fill_.Scalar else []
+        if func is torch.ops.aten._foreach_mul_.List:
+            pairs = zip(*args, strict=True)
+        self.strides += [(x.stride(), mask.stride()) for x, mask in pairs]
         return func(*args, **kwargs or {})
 
 
@@ -132,7 +134,7 @@ def test_masks_lie_in_memory_as_their_weights(small, tmp_path):
         a.prune(Masks({n: m.contiguous() for n, m in masks.items()}))
         a.epoch("train")
     assert len(fills.strides) > 2 * len(masks)  # weights and gradients
-    assert all(filled == pruned for filled, pruned in fills.strides)
+    assert all(held == mask for held, mask in fills.strides)
 
 
 class Tiny(nn.Module):
