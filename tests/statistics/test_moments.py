@@ -298,3 +298,31 @@ def test_losses_near_zero_are_no_reason_to_refuse():
     y = torch.cat([model(x[i : i + 1]) for i in range(len(x))]).detach()
     found = fp.gradient_moments(model, [(x, y)], nn.functional.mse_loss)
     assert found.samples == len(x)
+
+
+@pytest.mark.parametrize(
+    "samples, size, group_size",
+    [
+        (200_000, 200_000, 1),
+        (200_000, 5000, 1),
+        (200_000, 5000, 4),
+        (200_000, 100_000, 100_000),
+        (200_000, 5000, 100_000),
+        (3000, 1, 1),
+        (3000, 1, 3000),
+    ],
+)
+def test_equal_samples_do_not_lose_digits(samples, size, group_size):
+    model = nn.Linear(1, 1, bias=False)
+    x = torch.tensor([[0.10000002]])
+    batch = x.expand(size, 1), torch.zeros(size)
+    found = fp.gradient_moments(
+        model,
+        (batch for _ in range(samples // size)),
+        lambda o, t: o.sum(),
+        group_size=group_size,
+        parameters=dict(model.named_parameters()),
+    )
+    exact = {"weight": (x.double(), x.double().square())}
+    assert_moments(found, exact, tolerance=1e-5)
+    assert_moments(found + found, exact, tolerance=1e-5)
