@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisherprune.persample.contributions import Contribution
+from fisherprune.persample.contributions import Gradients
 
 Sums = dict[str, Tensor]
 """By parameter name."""
@@ -84,38 +84,38 @@ class Accumulator:
         self.group_size = group_size
         self.open: Tensor | None = None
 
-    def add(self, contribution: Contribution, split: Split) -> None:
+    def add(self, gradients: Gradients, split: Split) -> None:
         """Add one batch's per-sample gradients."""
-        self._add_open(contribution, split.head)
+        self._add_open(gradients, split.head)
         if split.closes:
             self.close(self.group_size)
         if self.group_size > BLOCK:
-            self._add_large_groups(contribution, split.body)
+            self._add_large_groups(gradients, split.body)
         else:
-            self._add_groups(contribution, split.body)
-        self._add_open(contribution, split.tail)
+            self._add_groups(gradients, split.body)
+        self._add_open(gradients, split.tail)
 
     def finish(self, last_size: int) -> None:
         """Close the last group; then ``sum`` and ``sum_sq`` are those of all groups."""
         self.close(last_size)
         self._sums.finish()
 
-    def _add_groups(self, contribution: Contribution, whole: slice) -> None:
+    def _add_groups(self, gradients: Gradients, whole: slice) -> None:
         for part in _parts(whole, BLOCK * self.group_size):
             self._sums.make_room((part.stop - part.start) // self.group_size)
-            some = contribution.samples(part)
+            some = gradients.samples(part)
             some.add_moments(self.sum, self.sum_sq, self.group_size)
 
-    def _add_large_groups(self, contribution: Contribution, whole: slice) -> None:
+    def _add_large_groups(self, gradients: Gradients, whole: slice) -> None:
         for group in _parts(whole, self.group_size):
-            self._add_open(contribution, group)
+            self._add_open(gradients, group)
             self.close(self.group_size)
 
-    def _add_open(self, contribution: Contribution, samples: slice) -> None:
+    def _add_open(self, gradients: Gradients, samples: slice) -> None:
         for part in _parts(samples, BLOCK):
             n = part.stop - part.start
             mean, ignored = torch.zeros_like(self.sum), torch.zeros_like(self.sum)
-            contribution.samples(part).add_moments(mean, ignored, n)
+            gradients.samples(part).add_moments(mean, ignored, n)
             if self.open is None:
                 large = self.group_size > BLOCK
                 self.open = (mean.double() if large else mean).mul_(n)
@@ -174,9 +174,9 @@ class Accumulators:
         self._missing = set(self.parameters)
         self.samples += n
 
-    def add(self, name: str, contribution: Contribution) -> None:
+    def add(self, name: str, gradients: Gradients) -> None:
         """Add the batch's per-sample gradients of a parameter."""
-        self._of(name).add(contribution, self._split)
+        self._of(name).add(gradients, self._split)
         self._missing.discard(name)
 
     def end(self) -> None:

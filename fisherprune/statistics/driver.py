@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import check_unhooked, device_of
-from fisherprune.persample.contributions import Contribution
-from fisherprune.persample.tap import LayerTap
+from fisherprune.persample.contributions import Gradients
+from fisherprune.persample.tap import LayerTap, UnknownGradientsError
 from fisherprune.statistics.apart import Seen, check_apart, run_last
 from fisherprune.statistics.batches import checked_batches
 from fisherprune.statistics.passes import Task
@@ -19,7 +19,7 @@ def tapped_passes(
     op: str,
     task: Task,
     head: Callable[[Tensor, Tensor], Tensor],
-    report: Callable[[str, Contribution], None],
+    report: Callable[[str, Gradients], None],
 ) -> Iterator[tuple[LayerTap, int, Tensor]]:
     """Run the forward pass of each batch; the caller runs the backward pass.
 
@@ -48,10 +48,12 @@ def tapped_passes(
         with tap.forward():
             outputs = model(inputs)
             result = head(outputs, labels)
-        if isinstance(one, FisherpruneError):
-            raise one  # the whole batch runs
+        if isinstance(one, FisherpruneError):  # the whole batch runs
+            raise UnknownGradientsError(op, tap.refused) if tap.refused else one
         if one is not None:
-            check_apart(op, one, Seen(outputs, result, tap.last_inputs))
+            whole = Seen(outputs, result, tap.last_inputs, tap.refused)
+            check_apart(op, one, whole)
+            tap.refused = one.refused | tap.refused
             tap.last_inputs, checked, one = [], True, None
         yield tap, n, result
     if empty:

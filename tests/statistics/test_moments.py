@@ -326,3 +326,51 @@ def test_equal_samples_do_not_lose_digits(samples, size, group_size):
     exact = {"weight": (x.double(), x.double().square())}
     assert_moments(found, exact, tolerance=1e-5)
     assert_moments(found + found, exact, tolerance=1e-5)
+
+
+class Recurrent(nn.Module):
+    """Uses a convolution and a Linear layer many times; inputs [N, 3, 5, 5]."""
+
+    def __init__(self, uses, groups=1):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1, groups=groups)
+        self.fc, self.head, self.uses = nn.Linear(3, 3), nn.Linear(3, 5), uses
+
+    def forward(self, x):
+        for _ in range(self.uses):
+            x = torch.tanh(self.conv(x))
+        x = x.mean((2, 3))
+        for _ in range(self.uses):
+            x = torch.tanh(self.fc(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("joined_bytes", [1, 32 << 20])
+@pytest.mark.parametrize("uses, groups, group_size", [(3, 1, 1), (5, 3, 2), (4, 1, 13)])
+def test_many_uses_of_a_layer(uses, groups, group_size, joined_bytes, monkeypatch):
+    # By the smaller number of bytes, every group is joined by itself.
+    monkeypatch.setattr(
+        "fisherprune.persample.contributions.JOINED_BYTES", joined_bytes
+    )
+    model, (x, y) = Recurrent(uses, groups), data((3, 5, 5))
+    parameters = dict(model.named_parameters())
+    expected = truth.moments(model, x, y, parameters, group_size)
+    for size in (5, 13):
+        found = fp.gradient_moments(
+            model, batches(x, y, size), group_size=group_size, parameters=parameters
+        )
+        assert_moments(found, expected)
+
+
+def test_positions_of_many_uses_are_unfolded_once(monkeypatch):
+    unfolded = []
+
+    def counted(input, *args, **options):
+        unfolded.append(input.shape[-2:].numel())
+        return unfold(input, *args, **options)
+
+    unfold = nn.functional.unfold
+    monkeypatch.setattr(nn.functional, "unfold", counted)
+    model, (x, y) = Recurrent(20), data((3, 5, 5))
+    fp.gradient_moments(model, [(x, y)])
+    assert unfolded == [25] * 20
