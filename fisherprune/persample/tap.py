@@ -140,7 +140,9 @@ class LayerTap(TorchFunctionMode):
             return _TappedLayer.apply(
                 call.input, self.anchor, *computed, call, names, self
             )
-        if not call.reads_input and all(operand is None for operand in computed):
+        # Where nothing is watched, the gradients of all parameters are autograd's.
+        unread = self.names and not call.reads_input
+        if unread and all(operand is None for operand in computed):
             return _UnwatchedLayer.apply(call.input, call)
         return func(*args, **kwargs)
 
