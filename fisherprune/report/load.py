@@ -15,7 +15,7 @@ from fisherprune.report.printable import one_line
 from fisherprune.runs.folder import CONFIG, METRICS, RESULTS
 from fisherprune.runs.identity import identity
 from fisherprune.runs.kinds import TEXT
-from fisherprune.runs.reader import Run, check_format, read_epochs, read_run
+from fisherprune.runs.reader import FinishedRun, check_format, read_epochs, read_run
 from fisherprune.runs.section import as_config, read_fields
 
 RUN_FILES = (RESULTS, ERROR, CONFIG)
@@ -43,7 +43,7 @@ class Remark:
 class FoundRuns:
     """All runs that were found, by their state."""
 
-    finished: list[Run] = field(default_factory=list)
+    finished: list[FinishedRun] = field(default_factory=list)
     """Each once."""
     failed: list[Remark] = field(default_factory=list)
     unfinished: list[Remark] = field(default_factory=list)
@@ -133,12 +133,15 @@ def _add(found: FoundRuns, folder: Path, name: str, *, strict: bool) -> None:
     except (FisherpruneError, OSError) as error:
         if strict:
             raise
-        found.problems.append(Remark(name, _without(folder, str(error))))
+        found.problems.append(problem_of(folder, name, error))
 
 
-def _without(folder: Path, text: str) -> str:
-    """Name files as seen from the run's folder, which stands before the text."""
-    return text.replace(f"{folder}{os.sep}", "")
+def problem_of(folder: Path, name: str, error: Exception) -> Remark:
+    """Return a problem; it names files as seen from the run's folder."""
+    text = str(error)
+    for path in (str(folder), repr(str(folder))[1:-1]):
+        text = text.replace(f"{path}{os.sep}", "")
+    return Remark(name, text)
 
 
 def _read(found: FoundRuns, folder: Path, name: str) -> None:
@@ -158,7 +161,7 @@ def _read(found: FoundRuns, folder: Path, name: str) -> None:
         found.unfinished.append(Remark(name, f"{config.epochs} epochs were planned"))
 
 
-def _check_seconds(run: Run) -> None:
+def _check_seconds(run: FinishedRun) -> None:
     """Raise FieldError for spans of time that no figure can show."""
     scoring = {} if run.reused is None else {"scoring.seconds": run.reused}
     spans = {f"seconds.{phase}": span for phase, span in run.seconds.items()}
@@ -188,7 +191,7 @@ def _check_epochs(
 
 def _count_each_once(found: FoundRuns) -> None:
     """Move runs that repeat another: equal seeds are no independent samples."""
-    first: dict[str, Run] = {}
+    first: dict[str, FinishedRun] = {}
     for run in found.finished:
         key = identity(run.config)
         if key in first:

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.masks import Masks
-from fisherprune.report.load import Remark
+from fisherprune.report.load import Remark, problem_of
 from fisherprune.report.tables import MaskOverlap, ResultTable
 from fisherprune.runs.folder import MASKS
-from fisherprune.runs.reader import Run
+from fisherprune.runs.reader import FinishedRun
 
 
 def with_overlaps(
@@ -43,7 +43,7 @@ def with_overlaps(
 
 def _masks_by_seed(
     table: ResultTable, sparsity: float, problems: list[Remark]
-) -> Iterator[dict[str, tuple[Run, Masks]]]:
+) -> Iterator[dict[str, tuple[FinishedRun, Masks]]]:
     """Yield the masks of each seed by method: those of one seed fit into memory."""
     cells = {m: table.cells.get((m, sparsity)) for m in table.methods}
     runs = [(m, run) for m, cell in cells.items() if cell for run in cell.runs]
@@ -56,21 +56,22 @@ def _masks_by_seed(
         yield {m: (run, masks) for m, (run, masks) in loaded.items() if masks}
 
 
-def _has_masks(run: Run) -> bool:
+def _has_masks(run: FinishedRun) -> bool:
     return (run.folder / MASKS).exists()
 
 
-def _load(run: Run, problems: list[Remark]) -> Masks | None:
+def _load(run: FinishedRun, problems: list[Remark]) -> Masks | None:
     try:
         return Masks.load(run.folder / MASKS)
     except FisherpruneError as error:
-        text = str(error).replace(str(run.folder / MASKS), MASKS)
-        problems.append(Remark(run.name, text))
+        problems.append(problem_of(run.folder, run.name, error))
         return None
 
 
 def _jaccard(
-    first: tuple[Run, Masks], second: tuple[Run, Masks], problems: list[Remark]
+    first: tuple[FinishedRun, Masks],
+    second: tuple[FinishedRun, Masks],
+    problems: list[Remark],
 ) -> float | None:
     (our_run, ours), (their_run, theirs) = first, second
     try:

@@ -10,20 +10,20 @@ from functools import cached_property
 from fisherprune.report import settings
 from fisherprune.report.published import PublishedCell, PublishedTable, published_for
 from fisherprune.report.settings import Setting
-from fisherprune.runs.reader import Run
+from fisherprune.runs.reader import FinishedRun
 from fisherprune.scoring.criteria import criteria
 
 DENSE = "none"
 """The method of runs that are not pruned."""
 
-RunsBySetting = dict[str, tuple[Setting, list[Run]]]
+RunsBySetting = dict[str, tuple[Setting, list[FinishedRun]]]
 
 
 @dataclass(frozen=True)
 class Cell:
     """Runs that differ in nothing but the seed, at least one, by seed."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def n(self) -> int:
@@ -101,7 +101,7 @@ class ResultTable:
         return [*self.cells.values(), *([self.dense] if self.dense else [])]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         """The runs of all cells and the dense ones."""
         return [run for cell in self.all_cells for run in cell.runs]
 
@@ -110,7 +110,7 @@ class ResultTable:
         """Published numbers for this setting."""
         return published_for(self.runs[0].config)
 
-    def method_runs(self, method: str) -> list[Run]:
+    def method_runs(self, method: str) -> list[FinishedRun]:
         """Return the runs of a method at all sparsities."""
         if method == DENSE:
             return list(self.dense.runs) if self.dense else []
@@ -139,9 +139,9 @@ class ResultTable:
         return ours.mean(weights) - published[0] if ours and published else None
 
 
-def result_tables(runs: Iterable[Run]) -> list[ResultTable]:
+def result_tables(runs: Iterable[FinishedRun]) -> list[ResultTable]:
     """Return the tables of all runs, by dataset, model and setting."""
-    by_network: dict[tuple[str, str], list[Run]] = {}
+    by_network: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         name = settings.dataset_name(run.config), run.config.model
         by_network.setdefault(name, []).append(run)
@@ -152,7 +152,7 @@ def result_tables(runs: Iterable[Run]) -> list[ResultTable]:
     ]
 
 
-def _tables(dataset: str, model: str, runs: Sequence[Run]) -> list[ResultTable]:
+def _tables(dataset: str, model: str, runs: Sequence[FinishedRun]) -> list[ResultTable]:
     pruned, dense = _by_setting(runs)
     known: dict[str, Setting] = {k: fields for k, (fields, _) in pruned.items()}
     with_pruned = {settings.key(settings.training(x)) for x in known.values()}
@@ -179,7 +179,7 @@ def _label(fields: Setting, shared: Setting, *, alone: bool) -> str:
     return settings.label(own, empty="" if alone else "default setting")
 
 
-def _by_setting(runs: Sequence[Run]) -> tuple[RunsBySetting, RunsBySetting]:
+def _by_setting(runs: Sequence[FinishedRun]) -> tuple[RunsBySetting, RunsBySetting]:
     """Return the pruned and the dense runs by the key of their setting."""
     pruned: RunsBySetting = {}
     dense: RunsBySetting = {}
@@ -191,8 +191,8 @@ def _by_setting(runs: Sequence[Run]) -> tuple[RunsBySetting, RunsBySetting]:
     return pruned, dense
 
 
-def _cells(runs: Sequence[Run]) -> dict[tuple[str, float], Cell]:
-    cells: dict[tuple[str, float], list[Run]] = {}
+def _cells(runs: Sequence[FinishedRun]) -> dict[tuple[str, float], Cell]:
+    cells: dict[tuple[str, float], list[FinishedRun]] = {}
     for run in runs:
         where = run.config.method, float(run.config.sparsity)
         cells.setdefault(where, []).append(run)
@@ -204,9 +204,9 @@ def _dense_cell(dense: RunsBySetting, fields: Setting) -> Cell | None:
     return _cell(found[1]) if found else None
 
 
-def _cell(runs: Sequence[Run]) -> Cell:
+def _cell(runs: Sequence[FinishedRun]) -> Cell:
     """Make a cell; of dense runs that differ in the mask's fields, one for a seed."""
-    by_seed: dict[int, Run] = {}
+    by_seed: dict[int, FinishedRun] = {}
     for run in runs:
         by_seed.setdefault(run.config.seed, run)
     return Cell(tuple(by_seed[seed] for seed in sorted(by_seed)))

@@ -22,7 +22,7 @@ from fisherprune import models
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.densities import checked_densities
-from fisherprune.masks.select import SCOPES, checked_scope, checked_sparsity
+from fisherprune.masks.select import SCOPES, TIES, checked_scope, checked_sparsity
 from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
 from fisherprune.scoring.criteria import criteria
 
@@ -147,6 +147,12 @@ class MaskConfig(Seeded):
         "prune all parameters but those with one of these parts in their name; "
         "'bias linear bn' is the choice of the published FTS code (default: the "
         "weights of Conv and Linear layers but the classifier)",
+    )
+    ties: str = option(
+        "error",
+        "what if equal scores decide which weights are kept: error ends the run, "
+        "position keeps the first ones",
+        one_of(lambda: TIES),
     )
     invert_scores: bool = option(False, "sanity check: keep the smallest scores")
     shuffle_masks: bool = option(

@@ -31,9 +31,6 @@ class FinishedRun(RunResult):
     """The rows of metrics.csv after the mask; empty where there is no such file."""
 
 
-Run = FinishedRun  # the name in report/
-
-
 def read_run(path: Path, name: str) -> FinishedRun:
     """Read the result file of a finished run.
 

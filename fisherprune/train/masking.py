@@ -62,7 +62,11 @@ def make_masks(
     if config.invert_scores:
         scores = invert_scores(scores)
     masks = select_masks(
-        scores, config.sparsity, config.scope, densities=config.densities
+        scores,
+        config.sparsity,
+        config.scope,
+        densities=config.densities,
+        ties=config.ties,
     )
     if config.shuffle_masks:
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))

@@ -315,6 +315,21 @@ def test_ties_are_refused_where_they_decide(n, zeros, values, keep):
         assert found == select._select_over_devices(tensors, keep, "error")
 
 
+@pytest.mark.parametrize("keep", [30, 199, 200, 400])
+def test_how_many_ties_decide(keep):
+    """More than a twentieth of the kept weights and at least 10, on either side."""
+    some = {30: 10, 199: 10, 200: 11, 400: 21}[keep]
+    for kept, removed in ((some, some), (some - 1, some), (some, some - 1)):
+        above, below = torch.rand(keep - kept) + 2, torch.rand(500)
+        scores = {"a": torch.cat([above, below, torch.ones(kept + removed)])}
+        options = {"sparsity": 1 - keep / scores["a"].numel()}
+        if (kept, removed) == (some, some):
+            with pytest.raises(fp.FisherpruneError, match="scores must decide"):
+                fp.select_masks(scores, **options)
+        else:
+            assert fp.select_masks(scores, **options).kept() == keep
+
+
 def test_the_message_names_the_parameters_with_the_most_ties():
     scores = {"a": torch.rand(100), "b": torch.zeros(2000), "c": torch.zeros(3000)}
     with pytest.raises(

@@ -16,7 +16,7 @@ from fisherprune.report.printable import one_line, printable
 
 pytest.importorskip("matplotlib")
 HOSTILE = {
-    "mathematics": ("a$x_1^$b$", "a$x_1^$b$"),
+    "mathematics": ("a$x_^$b", "a$x_^$b"),
     "no UTF-8": (os.fsdecode(b"caf\xe9"), "caf\\udce9"),
     "escapes": ("\x1b[31mred\x07\u202e", "\\x1b[31mred\\x07\\u202e"),
     "markup": ("<b>&amp;{{ 7 * 7 }}", "<b>&amp;{{ 7 * 7 }}"),
@@ -130,7 +130,7 @@ DAMAGED = {
     "results.json: seconds.training must be a finite number, got nan": {
         "seconds": {"training": float("nan")}
     },
-    "results.json: config must be a JSON object, got nan": {"config": float("nan")},
+    "results.json: config must be a table of fields, got nan": {"config": float("nan")},
     "masks.safetensors' can't be read": ("masks.safetensors", "x" * 100),
 }
 

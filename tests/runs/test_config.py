@@ -21,6 +21,7 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
         ({"model": "alexnet"}, "model must be one of resnet18, .*, got 'alexnet'"),
         ({"dataset": "mnist"}, "dataset must be one of cifar10, .*, got 'mnist'"),
         ({"scope": "block"}, "scope must be one of global, layer, .*, got 'block'"),
+        ({"ties": "any"}, "ties must be one of error, position, got 'any'"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:INDEX, got 'gpu'"),
         ({"device": "cuda:"}, "device must be auto"),
         ({"device": "cuda:01"}, "device must be auto, cpu, .* got 'cuda:01'"),

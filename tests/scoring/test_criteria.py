@@ -52,7 +52,7 @@ def test_a_criterion_of_ones_own(monkeypatch):
     for name, (m, fisher) in expected.items():
         wanted = m**2 / fisher.clamp_min(1e-30)
         assert truth.relative_error(found[name], wanted) < 1e-5
-    masks = fp.prune(model, [(x, y)], "signal", 0.8)
+    masks = fp.prune(model, [(x, y)], "signal", 0.8, ties="position")
     assert round(masks.sparsity(), 2) == 0.8
     assert "signal" in fp.criteria()
     assert get_criterion("signal").summary == "``m^2 / F``, at most 1."

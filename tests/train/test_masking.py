@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
+from fisherprune.masks.select import keep_count
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
@@ -205,3 +206,11 @@ def test_nothing_of_a_warm_up_survives_reinitialization(small, monkeypatch):
     cold = train.run(replace(small, reinitialize=True, method="random"), quiet=True)
     same = load_file(cold.folder / "last.safetensors")
     assert torch.equal(last["linear.weight"], same["linear.weight"])
+
+
+def test_scores_that_do_not_decide_end_the_run_unless_position_may(small):
+    tied = replace(small, model="vgg11", score_samples=10)  # most scores are 0
+    with pytest.raises(fp.FisherpruneError, match="equal scores of 0 compete"):
+        train.run(tied, quiet=True)
+    result = train.run(replace(tied, ties="position"), quiet=True)
+    assert result.kept == keep_count(result.total, 0.9)

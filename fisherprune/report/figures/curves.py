@@ -11,7 +11,7 @@ from fisherprune.report.figures.axes import legend, line_with_band, number_of_ru
 from fisherprune.report.figures.registry import TABLE_FIGURES, Figure, register
 from fisherprune.report.figures.style import method_name, method_style
 from fisherprune.report.tables import DENSE, ResultTable
-from fisherprune.runs.reader import Run
+from fisherprune.runs.reader import FinishedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,13 +72,13 @@ def _two_or_five(value: float) -> str:
     return text if text.strip("0.") in ("2", "5") else ""
 
 
-def _runs(table: ResultTable, method: str, sparsity: float) -> Sequence[Run]:
+def _runs(table: ResultTable, method: str, sparsity: float) -> Sequence[FinishedRun]:
     cell = table.dense if method == DENSE else table.cells.get((method, sparsity))
     return cell.runs if cell else ()
 
 
 def _curve(
-    ax: Axes, method: str, runs: Sequence[Run], column: str, factor: float
+    ax: Axes, method: str, runs: Sequence[FinishedRun], column: str, factor: float
 ) -> None:
     """Draw mean and band over the runs that have a value in an epoch."""
     values: dict[float, list[float]] = {}

@@ -10,7 +10,7 @@ from fisherprune.report.figures.registry import TABLE_FIGURES, Figure, register
 from fisherprune.report.figures.style import method_name, method_style
 from fisherprune.report.printable import one_line
 from fisherprune.report.tables import DENSE, ResultTable
-from fisherprune.runs.reader import Run
+from fisherprune.runs.reader import FinishedRun
 from fisherprune.runs.words import duration
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ def _caption(table: ResultTable, devices: Sequence[str]) -> str:
     return text
 
 
-def _device(run: Run) -> str:
+def _device(run: FinishedRun) -> str:
     return one_line(run.environment.get("device"))
 
 
-def _seconds(run: Run, phase: str) -> float | None:
+def _seconds(run: FinishedRun, phase: str) -> float | None:
     return run.mask_seconds if phase == "scoring" else run.seconds.get(phase)
 
 

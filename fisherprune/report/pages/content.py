@@ -13,7 +13,7 @@ from fisherprune.report.load import FoundRuns, Remark
 from fisherprune.report.pages.notes import table_facts, table_notes
 from fisherprune.report.published import PublishedCell
 from fisherprune.report.tables import Cell, ResultTable, result_tables
-from fisherprune.runs.reader import WEIGHTS, Run
+from fisherprune.runs.reader import WEIGHTS, FinishedRun
 from fisherprune.scoring.criteria import criteria, get_criterion
 
 HEADINGS = {
@@ -222,7 +222,7 @@ def _seconds(table: ResultTable) -> list[list[str]]:
     return rows
 
 
-def _mean_seconds(runs: Sequence[Run], phase: str) -> str:
+def _mean_seconds(runs: Sequence[FinishedRun], phase: str) -> str:
     found = [run.seconds[phase] for run in runs if phase in run.seconds]
     return f"{sum(found) / len(found):.1f}" if found else "-"
 

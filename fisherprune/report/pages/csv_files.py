@@ -13,7 +13,7 @@ from fisherprune.report.settings import AXES
 from fisherprune.report.tables import DENSE, ResultTable
 from fisherprune.runs.config import TrainConfig, names
 from fisherprune.runs.metrics import METRIC_NAMES
-from fisherprune.runs.reader import WEIGHTS, Run
+from fisherprune.runs.reader import WEIGHTS, FinishedRun
 
 Cells = dict[str, object]
 
@@ -27,16 +27,19 @@ def runs_csv(report: Report) -> str:
     return _csv(_run_row(run, varying, phases, machine) for run in runs)
 
 
-def _order(run: Run) -> tuple[object, ...]:
+def _order(run: FinishedRun) -> tuple[object, ...]:
     return (*(getattr(run.config, name) for name in AXES), run.name)
 
 
-def _varies(runs: Sequence[Run], name: str) -> bool:
+def _varies(runs: Sequence[FinishedRun], name: str) -> bool:
     return len({repr(getattr(run.config, name)) for run in runs}) > 1
 
 
 def _run_row(
-    run: Run, varying: Sequence[str], phases: Sequence[str], machine: Sequence[str]
+    run: FinishedRun,
+    varying: Sequence[str],
+    phases: Sequence[str],
+    machine: Sequence[str],
 ) -> Cells:
     config = asdict(run.config)
     row: Cells = {"folder": run.name}
