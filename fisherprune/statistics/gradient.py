@@ -28,8 +28,7 @@ def gradient_pass(task: Task) -> ModelStatistics:
     def losses_of(outputs: Tensor, labels: Tensor) -> Tensor:
         return sample_losses(outputs, labels, task.loss_fn)
 
-    # In eval mode, cuDNN's recurrent layers have no backward pass.
-    with evaluating(task.model), torch.backends.cudnn.flags(enabled=False):
+    with evaluating(task.model):
         for _, n, losses in tapped_passes(op, task, losses_of, watch=False):
             seen += n
             closed = max(0, n - seen % size)  # samples of groups that end in the batch

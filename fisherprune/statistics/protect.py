@@ -34,10 +34,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, _ in modes:
             module.training = False
         try:
-            yield
+            with _differentiable_recurrent(model):
+                yield
         finally:
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def _differentiable_recurrent(model: nn.Module) -> Iterator[None]:
+    """Run cuDNN's recurrent layers as in training: else they can't go backward.
+
+    Without dropout, they compute the same.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.LSTM | nn.GRU | nn.RNN)]
+    chosen = [m for m in layers if any(p.is_cuda for p in m.parameters())]
+    dropouts = [module.dropout for module in chosen]
+    for module in chosen:
+        module.training, module.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for module, dropout in zip(chosen, dropouts, strict=True):
+            module.dropout = dropout
 
 
 def _uncompiled() -> AbstractContextManager:

@@ -227,3 +227,16 @@ def test_samples_that_mix_have_no_plain_gradient_either():
     model.mix = lambda h: h * float("nan")
     with pytest.raises(fp.FisherpruneError, match="must be finite"):
         fp.score(model, [(x, y)], "snip", parameters=parameters)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recurrent_layers_go_backward_on_a_gpu():
+    model, x, y = Recurrent(), torch.randn(13, 3, 4), torch.randint(5, (13,))
+    model.lstm.dropout = 0.5
+    expected = truth.moments(model, x, y, dict(model.named_parameters()))
+    model.cuda().train()
+    parameters = {n: p for n, p in model.named_parameters() if "lstm" in n}
+    found = fp.score(model, [(x, y)], "grad_norm", parameters=parameters)
+    for name, score in found.items():
+        assert truth.relative_error(score.cpu(), expected[name][0].abs()) < 1e-3
+    assert model.lstm.training and model.lstm.dropout == 0.5
