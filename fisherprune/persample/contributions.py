@@ -98,7 +98,10 @@ JOINED_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class JoinedFactors:
-    """Several uses of a weight, whose positions are joined some samples at a time."""
+    """Several uses of a weight, whose positions are joined some samples at a time.
+
+    Like convolutions are stacked as images, others and pairs are unfolded into patches.
+    """
 
     uses: tuple[Factors, ...]
 
@@ -126,12 +129,32 @@ class JoinedFactors:
         return 4 * positions * (out + groups * math.prod(patch))
 
     def _joined(self) -> Factors:
+        kinds = [(use.conv, use.input.shape, use.input.dtype) for use in self.uses]
+        if len(kinds) > 2 and kinds[0][0] and all(kind == kinds[0] for kind in kinds):
+            return self._stacked()
         unfolded = [use.unfolded() for use in self.uses]
         input, grad = (
             torch.cat([getattr(use, side) for use in unfolded], 2)
             for side in ("input", "grad")
         )
         return replace(unfolded[0], input=input, grad=grad)
+
+    def _stacked(self) -> Factors:
+        """Stack the images of like convolutions: k * k times smaller than patches.
+
+        Each image and its padding take a whole number of steps. Output rows whose
+        window is not within one image have the gradient zero.
+        """
+        first = self.uses[0]
+        assert first.conv is not None
+        (step, _), (top, side) = first.conv["stride"], first.conv["padding"]
+        rows = -(-(first.input.shape[2] + 2 * top) // step)  # steps of one image
+        images = _stack([use.input for use in self.uses], top, rows * step)
+        grads = _stack([use.grad for use in self.uses], 0, rows)
+        window = first.conv["dilation"][0] * (first.shape[2] - 1) + 1
+        outputs = (images.shape[2] - window) // step + 1
+        conv = {**first.conv, "padding": (0, side)}
+        return Factors(images, grads[:, :, :outputs], first.shape, conv)
 
 
 @dataclass(frozen=True)
@@ -157,6 +180,15 @@ class Rows:
     def join(self, others: Sequence[Rows]) -> Rows:
         """Add the gradients of all uses."""
         return Rows(reduce(torch.add, (each.rows for each in others), self.rows))
+
+
+def _stack(images: Sequence[Tensor], top: int, rows: int) -> Tensor:
+    """``[N, C, H, W]`` each -> ``[N, C, len(images) * rows, W]``, zeros around each."""
+    n, channels, height, width = images[0].shape
+    stack = images[0].new_zeros((n, channels, len(images), rows, width))
+    for i, image in enumerate(images):
+        stack[:, :, i, top : top + height] = image
+    return stack.flatten(2, 3)
 
 
 def _positions_last(x: Tensor) -> Tensor:

@@ -362,15 +362,49 @@ def test_many_uses_of_a_layer(uses, groups, group_size, joined_bytes, monkeypatc
         assert_moments(found, expected)
 
 
-def test_positions_of_many_uses_are_unfolded_once(monkeypatch):
-    unfolded = []
+class Strided(nn.Module):
+    """Uses convolutions of any geometry several times; inputs [N, 4, 9, 8]."""
 
-    def counted(input, *args, **options):
-        unfolded.append(input.shape[-2:].numel())
-        return unfold(input, *args, **options)
+    def __init__(self, kernel, one_dimensional=False, **options):
+        super().__init__()
+        self.rows = one_dimensional
+        kind = nn.Conv1d if one_dimensional else nn.Conv2d
+        self.conv = kind(4, 6, kernel, **options)
+        self.head = nn.Linear(6, 5)
 
-    unfold = nn.functional.unfold
-    monkeypatch.setattr(nn.functional, "unfold", counted)
+    def forward(self, x):
+        x = x.flatten(2) if self.rows else x
+        seen = [torch.tanh(self.conv(x * scale)) for scale in (1.0, -0.7, 0.4)]
+        return self.head(sum(h.flatten(2).square().sum(2) for h in seen))
+
+
+GEOMETRIES = [
+    {"kernel": 3, "stride": 2, "padding": 1},
+    {"kernel": (4, 2), "stride": (3, 1), "padding": (2, 0), "groups": 2},
+    {"kernel": (2, 3), "stride": (3, 2), "dilation": (3, 2), "padding": (0, 2)},
+    {"kernel": (1, 1), "stride": (2, 2)},
+    {"kernel": (9, 8)},
+    {"kernel": (3, 3), "stride": (5, 4), "padding": (3, 1), "groups": 2},
+    {"kernel": 5, "one_dimensional": True, "stride": 3, "padding": 2},
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_three_uses_of_a_convolution_of_any_geometry(geometry, group_size):
+    model, (x, y) = Strided(**geometry), data((4, 9, 8))
+    parameters = dict(model.named_parameters())
+    expected = truth.moments(model, x, y, parameters, group_size)
+    found = fp.gradient_moments(
+        model, [(x, y)], group_size=group_size, parameters=parameters
+    )
+    assert_moments(found, expected)
+
+
+def test_many_uses_of_a_convolution_are_not_unfolded(monkeypatch):
+    def unfold(*_, **__):
+        raise AssertionError("patches were made")
+
+    monkeypatch.setattr(nn.functional, "unfold", unfold)
     model, (x, y) = Recurrent(20), data((3, 5, 5))
     fp.gradient_moments(model, [(x, y)])
-    assert unfolded == [25] * 20
