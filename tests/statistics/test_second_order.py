@@ -236,3 +236,31 @@ def test_hessian_of_fused_attention():
         expected = truth.hessian_gradient(model, x, y, names)
     for name, product in expected.items():
         assert truth.relative_error(found[name], product) < 1e-4
+
+
+class PositionsLast(nn.Module):
+    """BatchNorm whose gradient arrives expanded over positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 3)
+        self.bn.running_mean.normal_(), self.bn.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        h = self.bn(self.conv(x)).relu()
+        return self.head(h.flatten(2).transpose(1, 2).mean(1))
+
+
+@pytest.mark.parametrize("sizes", [[1], [4, 1], [1, 1, 3]])
+def test_batches_of_one_sample(sizes):
+    net = PositionsLast()
+    x, y = torch.randn(sum(sizes), 2, 6, 6), torch.randint(3, (sum(sizes),))
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    named = dict(net.named_parameters())
+    moments = fp.gradient_moments(net, batches, parameters=named)
+    product = hessian_gradient_product(net, batches, moments, parameters=named)
+    expected = truth.hessian_gradient(net, x, y, [*named])
+    for name in named:
+        error = (product[name] - expected[name]).norm()
+        assert error <= 1e-4 * expected[name].norm() + 1e-7, name
