@@ -33,6 +33,24 @@ def test_gauss_newton_diagonal_equals_that_of_the_matrix(net, size):
         assert truth.relative_error(found[name], diagonal) < 1e-4, name
 
 
+def test_many_equal_samples_do_not_lose_digits():
+    model, x, y = nn.Linear(1, 3, bias=False), torch.tensor([[0.7]]), torch.zeros(1)
+    parameters, y = dict(model.named_parameters()), y.long()
+    batch = x.expand(5000, 1), y.expand(5000)
+    expected = truth.gauss_newton_diagonal(model, x, parameters)["weight"]
+    found = fp.gauss_newton_diagonal(model, [batch] * 40, parameters=parameters)
+    assert truth.relative_error(found["weight"], expected) < 1e-5
+    few = [(x.expand(3, 1), y.expand(3))] * 3000
+    product = truth.hessian_gradient(model, x, y, parameters)["weight"]
+    found = hessian_gradient_product(
+        model,
+        few,
+        fp.gradient_moments(model, few, parameters=parameters),
+        parameters=parameters,
+    )
+    assert truth.relative_error(found["weight"], product) < 1e-5
+
+
 def relu_net(classes):
     """Return piecewise linear layers of every kind; inputs [N, 2, 6, 6]."""
     return randomized(
