@@ -12,7 +12,7 @@ from fisherprune.parameters import check_unhooked, device_of
 from fisherprune.persample.contributions import Gradients
 from fisherprune.persample.tap import LayerTap, UnknownGradientsError
 from fisherprune.statistics.apart import Seen, check_apart, run_last
-from fisherprune.statistics.batches import checked_batches
+from fisherprune.statistics.batches import checked_batches, several
 from fisherprune.statistics.passes import Task
 
 
@@ -52,9 +52,12 @@ def tapped_passes(
         # Before the batch, whose graph must not save what this forward pass changes.
         one = run_last(op, task, inputs, labels, head) if check else None
         tap = LayerTap(model, parameters, n, report, op, keep_last=check)
+        if not watch:
+            inputs, labels = several(inputs, labels)
         with tap.forward():
             outputs = model(inputs)
             result = head(outputs, labels)
+            result = result if watch else result[:n]
         if isinstance(one, FisherpruneError):  # the whole batch runs
             raise UnknownGradientsError(op, tap.refused) if tap.refused else one
         if one is not None:

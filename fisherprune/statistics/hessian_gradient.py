@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, device_of
 from fisherprune.statistics.accumulators import BlockSum
-from fisherprune.statistics.batches import Batches, checked_batches
-from fisherprune.statistics.losses import LossFn, plain_losses
+from fisherprune.statistics.batches import Batches, checked_batches, several
+from fisherprune.statistics.losses import LossFn, sample_losses
 from fisherprune.statistics.moments import GradientMoments
 from fisherprune.statistics.passes import (
     ModelStatistics,
@@ -63,14 +63,16 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
         product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
         sums = BlockSum([*product, *gradient])
         for inputs, labels in checked_batches(task.batches, device_of(task.parameters)):
-            losses = plain_losses(task.model, inputs, labels, task.loss_fn)
-            share = _sample_weights(seen, len(inputs), task.found).to(losses)
+            n = len(inputs)
+            inputs, labels = several(inputs, labels)
+            losses = sample_losses(task.model(inputs), labels, task.loss_fn)[:n]
+            share = _sample_weights(seen, n, task.found).to(losses)
             parts = _vector_hessian(losses @ share, weights, vector)
             sums.make_room(1)
             for totals, some in zip((gradient, product), parts, strict=True):
                 for total, part in zip(totals, some, strict=True):
                     total += part.detach()
-            seen += len(inputs)
+            seen += n
         sums.finish()
     if seen != task.found.samples:
         raise FisherpruneError(

@@ -240,3 +240,26 @@ def test_recurrent_layers_go_backward_on_a_gpu():
     for name, score in found.items():
         assert truth.relative_error(score.cpu(), expected[name][0].abs()) < 1e-3
     assert model.lstm.training and model.lstm.dropout == 0.5
+
+
+def test_mean_gradients_of_lone_samples_behind_batch_norm():
+    """The gradient of the BatchNorm arrives expanded over the positions."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5)
+            self.lstm, self.head = nn.LSTM(2, 5, batch_first=True), nn.Linear(5, 3)
+            self.bn.running_mean.normal_(), self.bn.running_var.uniform_(0.5, 2)
+
+        def forward(self, x):
+            features = self.bn(self.conv(x).relu()).flatten(2).transpose(1, 2).mean(1)
+            return self.head(features + self.lstm(x.flatten(2).mT)[0].mean(1))
+
+    net, x, y = Net(), torch.randn(3, 2, 6, 6), torch.randint(3, (3,))
+    named = dict(net.named_parameters())
+    batches = list(zip(x.split(1), y.split(1), strict=True))
+    found = fp.score(net, batches, "grad_norm", parameters=named)
+    expected = truth.moments(net, x, y, [*named])
+    for name in named:
+        assert truth.relative_error(found[name], expected[name][0].abs()) < 1e-5, name
