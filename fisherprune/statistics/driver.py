@@ -39,7 +39,9 @@ def tapped_passes(
     model, parameters = task.model, task.parameters
     check_unhooked(parameters)
     empty, checked = True, False
-    for inputs, labels in checked_batches(task.batches, device_of(parameters)):
+    title = op if task.progress else ""
+    device = device_of(parameters)
+    for inputs, labels in checked_batches(task.batches, device, title):
         empty, n = False, len(inputs)
         check = not checked and n > 1
         # Before the batch, whose graph must not save what this forward pass changes.

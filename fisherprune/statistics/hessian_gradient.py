@@ -60,7 +60,9 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
     # Attention's fused kernels have no second derivative.
     with evaluating(task.model), sdpa_kernel(SDPBackend.MATH):
         product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
-        for inputs, labels in checked_batches(task.batches, device_of(task.parameters)):
+        device = device_of(task.parameters)
+        title = "hessian_gradient_product" if task.progress else ""
+        for inputs, labels in checked_batches(task.batches, device, title):
             losses = sample_losses(task.model(inputs), labels, task.loss_fn)
             share = _sample_weights(seen, len(inputs), task.found).to(losses)
             parts = _vector_hessian(losses @ share, weights, vector)
