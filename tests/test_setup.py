@@ -154,5 +154,6 @@ def test_pybind11_itself_is_not_needed(tmp_path):
 def test_auto_honours_the_architectures(tmp_path):
     result = decide(tmp_path, TORCH_CUDA_ARCH_LIST="9.0")
     assert result.returncode == 0
-    archs = "" if "C++ kernels only" in result.stdout else "9.0"
-    assert f'#define FISHERPRUNE_CUDA_ARCHS "{archs}"' in facts(tmp_path)
+    if "C++ kernels only: the CUDA toolkit is" in result.stdout:
+        pytest.skip(result.stdout)
+    assert '#define FISHERPRUNE_CUDA_ARCHS "9.0"' in facts(tmp_path)

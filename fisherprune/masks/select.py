@@ -259,7 +259,7 @@ def select_counted(
             for name, s in tensors.items()
         ]
     elif len({t.device for t in tensors.values()}) > 1:
-        return [Masks(_select_over_devices(tensors, k, ties)) for k in together]
+        return [Masks(select_over_devices(tensors, k, ties)) for k in together]
     else:
         groups = [_Group(tensors, together)]
     results = [group.select(ties) for group in groups]
@@ -351,7 +351,7 @@ def _refuse_ties(ties: list[tuple[dict[str, Tensor], int, float]]) -> None:
     )
 
 
-def _select_over_devices(
+def select_over_devices(
     tensors: dict[str, Tensor], keep: int, ties: str = "position"
 ) -> Selected:
     """Select over devices: their digit histograms are added, the scores stay put.

@@ -9,8 +9,8 @@ model is touched and no hook is left behind.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,13 @@ from torch.overrides import TorchFunctionMode
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import owner
-from fisherprune.persample.contributions import Contribution
-from fisherprune.persample.layers.base import CALLS, LayerCall, known_functions
+from fisherprune.persample.contributions import Contribution, Gradients
+from fisherprune.persample.layers.base import (
+    CALLS,
+    LayerCall,
+    SamplesMixError,
+    known_functions,
+)
 
 RECOMPUTING = (
     "activation checkpointing runs layers again untapped, and other hooks on saved "
@@ -31,8 +36,23 @@ RECOMPUTING = (
 )
 
 
+class UnknownGradientsError(FisherpruneError):
+    """Parameters are used where the tap does not know their per-sample gradients."""
+
+    def __init__(self, op: str, refused: Mapping[str, str]) -> None:
+        """Say why the first is refused, and how to leave all of them out."""
+        first, *others = refused
+        also = f"; neither can {len(others)} more be scored" if others else ""
+        names = ", ".join(map(repr, refused))
+        super().__init__(
+            f"{op}: {refused[first]}{also}: leave {'them' if others else 'it'} out, by "
+            "parameters={name: p for name, p in fisherprune.prunable_parameters(model)"
+            f".items() if name not in {{{names}}}}}"
+        )
+
+
 class LayerTap(TorchFunctionMode):
-    """Reports what each parameter's use contributes, ``report(name, contribution)``.
+    """Reports the gradients of each parameter, ``report(name, gradients)``.
 
     Args:
         model: the one whose forward pass is tapped; read for messages alone.
@@ -49,7 +69,7 @@ class LayerTap(TorchFunctionMode):
         model: nn.Module,
         parameters: dict[str, nn.Parameter],
         samples: int,
-        report: Callable[[str, Contribution], None],
+        report: Callable[[str, Gradients], None],
         op: str,
         keep_last: bool = False,
     ) -> None:
@@ -61,9 +81,10 @@ class LayerTap(TorchFunctionMode):
         self.report = report
         self.op, self.keep_last = op, keep_last
         self.uses: Counter[str] = Counter()
+        self.refused: dict[str, str] = {}  # why, by name
         self.hidden: str | None = None  # a parameter that was used without autograd
         self.last_inputs: list[Tensor] = []  # of the last sample, a row for each call
-        self.joined: dict[str, Contribution] = {}
+        self.several: dict[str, list[Contribution]] = defaultdict(list)
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -73,8 +94,7 @@ class LayerTap(TorchFunctionMode):
         """Tap the calls inside; the model's forward pass and its losses belong here.
 
         Raises:
-            FisherpruneError: where activations are to be computed again later, or an
-                input of a watched layer has not the samples first.
+            FisherpruneError: where activations are to be computed again later.
         """
         try:
             with disable_saved_tensors_hooks(RECOMPUTING), self:
@@ -97,6 +117,11 @@ class LayerTap(TorchFunctionMode):
             return func(*args, **kwargs)
         try:
             call = CALLS[func](*args, **kwargs)
+        except SamplesMixError as error:
+            # One sample has none to mix with; other inputs are computed from weights.
+            if self.samples > 1 and len(error.input) == self.samples:
+                raise FisherpruneError(f"{self.op}: {error}") from None
+            return func(*args, **kwargs)
         except FisherpruneError as error:
             raise FisherpruneError(f"{self.op}: {error}") from None
         operands = call.weight, call.bias
@@ -106,34 +131,36 @@ class LayerTap(TorchFunctionMode):
             for name, operand in zip(names, operands, strict=True)
         )
         watched = [name for name in names if name]
+        if watched and (reason := self._unfit(call, func, watched[0])):
+            self.refused |= dict.fromkeys(watched, reason)
+            return func(*args, **kwargs)
         if watched:
-            self._check_shapes(call, func, watched[0])
             self._note(call, watched[0])
             self.uses.update(watched)
             return _TappedLayer.apply(
                 call.input, self.anchor, *computed, call, names, self
             )
-        if not call.reads_input and all(operand is None for operand in computed):
+        # Where nothing is watched, the gradients of all parameters are autograd's.
+        unread = self.names and not call.reads_input
+        if unread and all(operand is None for operand in computed):
             return _UnwatchedLayer.apply(call.input, call)
         return func(*args, **kwargs)
 
-    def _check_shapes(
-        self, call: LayerCall, func: Callable[..., Any], name: str
-    ) -> None:
+    def _unfit(self, call: LayerCall, func: Callable[..., Any], name: str) -> str:
+        """Return why the call's per-sample gradients are not known, or nothing."""
         shape, wanted = tuple(call.input.shape), call.weight_dims
         if wanted and call.weight is not None and call.weight.dim() != wanted:
-            raise FisherpruneError(
-                f"{self.op}: the weight {name!r} of a {func.__name__} call must have "
-                f"{wanted} dimensions, got {call.weight.dim()}: leave it out of "
-                "parameters"
+            return (
+                f"the weight {name!r} of a {func.__name__} call must have {wanted} "
+                f"dimensions, got {call.weight.dim()}"
             )
         fits = len(shape) == call.dims if call.dims else len(shape) >= 2
-        if not fits or shape[0] != self.samples:
-            raise FisherpruneError(
-                f"{self.op}: the input of the layer of {name!r} must have the "
-                f"batch's {self.samples} samples as its first dimension, got shape "
-                f"{list(shape)}"
-            )
+        if fits and shape[0] == self.samples:
+            return ""
+        return (
+            f"the input of the layer of {name!r} must have the batch's {self.samples} "
+            f"samples as its first dimension, got shape {list(shape)}"
+        )
 
     def _note(self, call: LayerCall, name: str) -> None:
         if not torch.is_grad_enabled():
@@ -142,13 +169,11 @@ class LayerTap(TorchFunctionMode):
             self.last_inputs.append(call.input[-1].detach().clone())
 
     def collect(self, name: str, contribution: Contribution) -> None:
-        """Hand one use's contribution to ``report``, or join it with other uses'."""
+        """Hand one use's contribution to ``report``, or keep it to join the uses."""
         if self.uses[name] == 1:
             self.report(name, contribution)
-        elif name in self.joined:
-            self.joined[name] = self.joined[name] + contribution
         else:
-            self.joined[name] = contribution
+            self.several[name].append(contribution)
 
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Run the backward pass of ``loss``; nothing receives a ``.grad``.
@@ -158,8 +183,8 @@ class LayerTap(TorchFunctionMode):
             again: whether another backward pass through the same calls follows.
 
         Raises:
-            FisherpruneError: where a watched parameter is reached by another way than
-                the tapped layers.
+            UnknownGradientsError: where watched parameters are reached by another way
+                than the tapped layers, or an input of one has not the samples first.
         """
         if self.hidden and _has_own_functions(loss):
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
@@ -177,19 +202,19 @@ class LayerTap(TorchFunctionMode):
             self.running = False
         for name, grad in zip(self.parameters, outside[1:], strict=True):
             if grad is not None:
-                self._refuse(name)
-        for name, contribution in self.joined.items():
-            self.report(name, contribution)
-        self.joined.clear()
+                self.refused.setdefault(name, self._outside(name))
+        if self.refused:
+            raise UnknownGradientsError(self.op, self.refused)
+        while self.several:
+            name, (first, *others) = self.several.popitem()
+            self.report(name, first.join(others))
 
-    def _refuse(self, name: str) -> None:
+    def _outside(self, name: str) -> str:
         where = owner(self.model, self.parameters[name])
-        raise FisherpruneError(
-            f"{self.op}: {name!r}, of {where}, is used outside of {known_functions()} "
-            "calls (in a fused or another kind of layer, or to compute a weight), "
-            "where its per-sample gradients are not known: leave it out, by "
-            "parameters={name: parameter, ...} of what can be scored or by "
-            f"prunable_parameters(model, skip=({name!r}, ...))"
+        return (
+            f"{name!r}, of {where}, is used outside of {known_functions()} calls (in a "
+            "fused or another kind of layer, or to compute a weight), where its "
+            "per-sample gradients are not known"
         )
 
 

@@ -25,7 +25,8 @@ class Statistics:
         w: the weight.
         g: the group size.
         generator: of random numbers for this parameter alone, on the CPU.
-        m, F: of the pass "moments".
+        m: of the pass "gradient", or "moments".
+        F: of the pass "moments".
         Hm: of the pass "hessian".
         H: of the pass "gauss_newton".
     """
@@ -59,8 +60,8 @@ class Criterion:
     Attributes:
         code: the name users give.
         score: the formula.
-        needs: of "moments" (m, F), "hessian" (Hm) and "gauss_newton" (H); empty = no
-            data.
+        needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm) and "gauss_newton"
+            (H); empty = no data. What needs "gradient" alone can score any parameter.
     """
 
     code: str
@@ -127,13 +128,13 @@ def magnitude(s: Statistics) -> Tensor:
     return s.w.abs()
 
 
-@register_criterion("moments")
+@register_criterion("gradient")
 def grad_norm(s: Statistics) -> Tensor:
     """``|m|``, the gradient's magnitude."""
     return s.m.abs()
 
 
-@register_criterion("moments")
+@register_criterion("gradient")
 def snip(s: Statistics) -> Tensor:
     """``|w m|``. Lee et al. 2019, SNIP, arXiv 1810.02340."""
     return (s.w * s.m).abs()

@@ -30,10 +30,16 @@ def score(
 ) -> dict[str, Tensor]:
     """Score every weight; higher is kept. Scores do not depend on a sparsity.
 
+    Criteria that read the mean gradient alone (snip, grad_norm) score parameters of any
+    layer: where some are outside of the layers of ``gradient_moments``, the gradient of
+    all comes from plain autograd. Then that samples mix is seen in the model's outputs
+    and losses alone.
+
     Args:
         model: float32 module; run in eval mode and left as found.
         batches: iterable of ``(inputs, labels)``; not read by data-free criteria. GraSP
-            reads it twice (an iterator that can be read only once is held in memory).
+            reads it twice, as snip and grad_norm may (an iterator that can be read only
+            once is held in memory).
         criterion: one of ``criteria()``.
         loss_fn: as in ``gradient_moments``; cross-entropy by default, OBD's only one.
         group_size: as in ``gradient_moments``.
@@ -47,7 +53,7 @@ def score(
 
     Raises:
         FisherpruneError: where the criterion is unknown, a score is NaN or infinite, or
-            for any reason of ``gradient_moments``.
+            for any reason of ``gradient_moments``, but for the layers as above.
     """
     return score_all(
         model,

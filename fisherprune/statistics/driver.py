@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import check_unhooked, device_of
-from fisherprune.persample.contributions import Contribution
-from fisherprune.persample.tap import LayerTap
+from fisherprune.persample.contributions import Gradients
+from fisherprune.persample.tap import LayerTap, UnknownGradientsError
 from fisherprune.statistics.apart import Seen, check_apart, run_last
 from fisherprune.statistics.batches import checked_batches
 from fisherprune.statistics.passes import Task
@@ -19,7 +20,9 @@ def tapped_passes(
     op: str,
     task: Task,
     head: Callable[[Tensor, Tensor], Tensor],
-    report: Callable[[str, Contribution], None],
+    report: Callable[[str, Gradients], None] = lambda name, gradients: None,
+    *,
+    watch: bool = True,
 ) -> Iterator[tuple[LayerTap, int, Tensor]]:
     """Run the forward pass of each batch; the caller runs the backward pass.
 
@@ -28,6 +31,7 @@ def tapped_passes(
         task: its model is within ``evaluating``, its parameters are watched.
         head: ``(outputs, labels) -> Tensor``, from which the caller goes backward.
         report: as of ``LayerTap``.
+        watch: whether parameters are watched; else autograd has their gradients.
 
     Yields:
         the tap, the number of samples, and what ``head`` returned.
@@ -36,11 +40,13 @@ def tapped_passes(
         FisherpruneError: where there is no batch, samples mix, or a parameter is hooked
             or used outside of the supported layers.
     """
+    check_unhooked(task.parameters)
+    device = device_of(task.parameters)
+    if not watch:
+        task = replace(task, parameters={})
     model, parameters = task.model, task.parameters
-    check_unhooked(parameters)
     empty, checked = True, False
     title = op if task.progress else ""
-    device = device_of(parameters)
     for inputs, labels in checked_batches(task.batches, device, title):
         empty, n = False, len(inputs)
         check = not checked and n > 1
@@ -50,10 +56,12 @@ def tapped_passes(
         with tap.forward():
             outputs = model(inputs)
             result = head(outputs, labels)
-        if isinstance(one, FisherpruneError):
-            raise one  # the whole batch runs
+        if isinstance(one, FisherpruneError):  # the whole batch runs
+            raise UnknownGradientsError(op, tap.refused) if tap.refused else one
         if one is not None:
-            check_apart(op, one, Seen(outputs, result, tap.last_inputs))
+            whole = Seen(outputs, result, tap.last_inputs, tap.refused)
+            check_apart(op, one, whole)
+            tap.refused = one.refused | tap.refused
             tap.last_inputs, checked, one = [], True, None
         yield tap, n, result
     if empty:

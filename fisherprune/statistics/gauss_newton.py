@@ -83,7 +83,7 @@ def gauss_newton_pass(task: Task) -> ModelStatistics:
         ):
             samples += n
             last = scores.shape[1] - 2
-            for c, column in enumerate(_softmax_hessian_root(scores.detach())):
+            for c, column in enumerate(softmax_hessian_root(scores.detach())):
                 accumulators.begin(n)
                 tap.backward((scores.float() * column).sum(), again=c < last)
                 accumulators.end()
@@ -117,7 +117,7 @@ def _class_scores(outputs: Tensor, labels: Tensor) -> Tensor:
     return outputs
 
 
-def _softmax_hessian_root(scores: Tensor) -> Iterator[Tensor]:
+def softmax_hessian_root(scores: Tensor) -> Iterator[Tensor]:
     r"""Yield the columns of S with :math:`S S^\top = \mathrm{diag}(p) - p p^\top`.
 
     Gaussian elimination in closed form: with :math:`r_c = \sum_{j > c} p_j`, column c

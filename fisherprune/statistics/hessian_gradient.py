@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, device_of
+from fisherprune.statistics.accumulators import BlockSum
 from fisherprune.statistics.batches import Batches, checked_batches
-from fisherprune.statistics.losses import LossFn, sample_losses
+from fisherprune.statistics.losses import LossFn, plain_losses
 from fisherprune.statistics.moments import GradientMoments
 from fisherprune.statistics.passes import (
     ModelStatistics,
@@ -60,16 +61,19 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
     # Attention's fused kernels have no second derivative.
     with evaluating(task.model), sdpa_kernel(SDPBackend.MATH):
         product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        sums = BlockSum([*product, *gradient])
         device = device_of(task.parameters)
         title = "hessian_gradient_product" if task.progress else ""
         for inputs, labels in checked_batches(task.batches, device, title):
-            losses = sample_losses(task.model(inputs), labels, task.loss_fn)
+            losses = plain_losses(task.model, inputs, labels, task.loss_fn)
             share = _sample_weights(seen, len(inputs), task.found).to(losses)
             parts = _vector_hessian(losses @ share, weights, vector)
+            sums.make_room(1)
             for totals, some in zip((gradient, product), parts, strict=True):
                 for total, part in zip(totals, some, strict=True):
                     total += part.detach()
             seen += len(inputs)
+        sums.finish()
     if seen != task.found.samples:
         raise FisherpruneError(
             "hessian_gradient_product: batches must hold the same "

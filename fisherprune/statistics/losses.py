@@ -71,6 +71,20 @@ def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Te
     return losses
 
 
+def plain_losses(
+    model: nn.Module, inputs: Tensor, labels: Tensor, loss_fn: LossFn | None
+) -> Tensor:
+    """Return ``sample_losses`` of the model, for autograd without the tap.
+
+    A lone sample is run twice and counted once: on the CPU, PyTorch's BatchNorm in eval
+    mode has a wrong backward pass for a batch of one whose gradient is expanded.
+    """
+    n = len(inputs)
+    if n == 1:
+        inputs, labels = torch.cat([inputs, inputs]), torch.cat([labels, labels])
+    return sample_losses(model(inputs), labels, loss_fn)[:n]
+
+
 def checked_outputs(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return ``outputs`` if they are a tensor with the labels' samples first.
 

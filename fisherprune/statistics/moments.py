@@ -114,7 +114,9 @@ def gradient_moments(
     (groups run on across batches, the last may be smaller and counts like others) and
     :math:`G_j` its gradient, returns :math:`m = \frac1J \sum_j G_j` and
     :math:`F = \frac1J \sum_j G_j \odot G_j`. The result does not depend on the batch
-    size, and no per-sample gradient of a weight is ever stored.
+    size, and no per-sample gradient of a weight is ever stored. The sums take 8 bytes a
+    weight, and 16 more once there are more than 512 groups: blocks of so many are added
+    up in float64, so a million samples lose no more digits than 512.
 
     Args:
         model: float32 module; runs in eval mode, and its samples must not mix.

@@ -102,6 +102,8 @@ class StatisticsPass:
         needs: names of the passes that must have run before.
         yields: letters of the parts of its result, one for each tensor of a parameter.
         check: raises where it can't work on a task; called before any pass is run.
+        within: name of a pass that yields the same and more: it is run in this one's
+            place, unless it does not know some parameters' per-sample gradients.
     """
 
     name: str
@@ -109,6 +111,7 @@ class StatisticsPass:
     needs: tuple[str, ...]
     yields: tuple[str, ...]
     check: Callable[[Task], None]
+    within: str = ""
 
 
 PASSES: dict[str, StatisticsPass] = {}
@@ -121,6 +124,7 @@ def register_pass(
     needs: tuple[str, ...] = (),
     yields: tuple[str, ...],
     check: Callable[[Task], None] = lambda task: None,
+    within: str = "",
 ) -> Callable[[PassFunction], PassFunction]:
     """Register the decorated function as a pass; see ``StatisticsPass``.
 
@@ -130,10 +134,10 @@ def register_pass(
     """
     if name in PASSES:
         raise FieldError("register_pass: name", "new", f"{name!r}, which is taken")
-    passes_for(needs)
+    passes_for([*needs, *filter(None, [within])])
 
     def register(run: PassFunction) -> PassFunction:
-        PASSES[name] = StatisticsPass(name, run, needs, yields, check)
+        PASSES[name] = StatisticsPass(name, run, needs, yields, check, within)
         return run
 
     return register
@@ -141,6 +145,8 @@ def register_pass(
 
 def passes_for(needs: Iterable[str]) -> list[StatisticsPass]:
     """Return the passes that are needed, and those which they need, in order.
+
+    Where one yields all that another does, the other is left out.
 
     Raises:
         FisherpruneError: where there is no such pass.
@@ -153,4 +159,8 @@ def passes_for(needs: Iterable[str]) -> list[StatisticsPass]:
     for each in reversed(PASSES.values()):
         if each.name in needed:
             needed.update(each.needs)
-    return [each for each in PASSES.values() if each.name in needed]
+    return [
+        each
+        for each in PASSES.values()
+        if each.name in needed and each.within not in needed
+    ]

@@ -20,7 +20,8 @@ _PASSES = threading.RLock()
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients on; what the model's forward may change is put back.
 
-    That is modes, buffers, embeddings that it scales and the global random state.
+    That is modes, buffers, embeddings that it scales, attributes in which it leaves
+    tensors of the pass's graph, and the global random state.
     Modes are set without ``eval()`` and ``train()``, in which some modules change
     weights. Inference mode is left, and compiled parts run as they are written:
     compiled code can't be tapped.
@@ -58,16 +59,36 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         torch.random.fork_rng(sorted(devices)),
         torch.enable_grad(),
         _uncompiled(),
+        _kept_attributes(model),
         _kept_buffers(model),
         _kept_embeddings(model),
     ):
         for module, _ in modes:
             module.training = False
         try:
-            yield
+            with _differentiable_recurrent(model):
+                yield
         finally:
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def _differentiable_recurrent(model: nn.Module) -> Iterator[None]:
+    """Run cuDNN's recurrent layers as in training: else they can't go backward.
+
+    Without dropout, they compute the same.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.LSTM | nn.GRU | nn.RNN)]
+    chosen = [m for m in layers if any(p.is_cuda for p in m.parameters())]
+    dropouts = [module.dropout for module in chosen]
+    for module in chosen:
+        module.training, module.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for module, dropout in zip(chosen, dropouts, strict=True):
+            module.dropout = dropout
 
 
 def _uncompiled() -> AbstractContextManager:
@@ -95,6 +116,52 @@ def _kept_buffers(model: nn.Module) -> Iterator[None]:
                 now.clear()
                 now.update(before)
         _put_back(values)
+
+
+@contextmanager
+def _kept_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back attributes that hold a graph: it takes memory and can't be copied."""
+    kept = [
+        (module.__dict__, {n: (v, _copied(v)) for n, v in module.__dict__.items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for now, before in kept:
+            for name in [name for name, value in now.items() if _holds_graph(value)]:
+                if name in before:
+                    now[name], content = before[name]
+                    _refill(now[name], content)
+                else:
+                    del now[name]
+
+
+def _copied(value: object) -> object:
+    """Return a copy of a list's or dictionary's content."""
+    if isinstance(value, dict):
+        return dict(value)
+    return list(value) if isinstance(value, list) else None
+
+
+def _refill(value: object, content: object) -> None:
+    if isinstance(value, list) and isinstance(content, list):
+        value[:] = content
+    elif isinstance(value, dict) and isinstance(content, dict):
+        value.clear()
+        value.update(content)
+
+
+def _holds_graph(value: object) -> bool:
+    todo, seen = [value], set()
+    while todo:
+        each = todo.pop()
+        if isinstance(each, Tensor) and each.grad_fn is not None:
+            return True
+        if isinstance(each, list | tuple | dict) and id(each) not in seen:
+            seen.add(id(each))
+            todo += each.values() if isinstance(each, dict) else each
+    return False
 
 
 @torch.no_grad()

@@ -10,8 +10,10 @@ from functools import partial
 import torch
 
 from fisherprune.parameters import device_of
+from fisherprune.persample.tap import UnknownGradientsError
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import (
+    PASSES,
     ModelStatistics,
     StatisticsPass,
     Task,
@@ -41,16 +43,28 @@ def statistics_of(
             for any reason that it has.
     """
     passes = passes_for(needs)
-    if isinstance(task.batches, Iterator) and len(passes) > 1:
+    several = len(passes) > 1 or any(each.within for each in passes)
+    if isinstance(task.batches, Iterator) and several:
         task = replace(task, batches=list(task.batches))
     for each in passes:
         each.check(task)
     for each in passes:
-        run = partial(_timed, each, task)
-        like = dict.fromkeys(each.yields, task.parameters)
-        found = cache.get(f"{key}-{each.name}", like, run) if cache else run()
-        task = replace(task, found=task.found | found)
+        task = replace(task, found=task.found | _result(each, task, cache, key))
     return task.found
+
+
+def _result(
+    each: StatisticsPass, task: Task, cache: StatisticsCache | None, key: str
+) -> ModelStatistics:
+    """Read the result of a pass or run it, or the one that it is within."""
+    if each.within:
+        try:
+            return _result(PASSES[each.within], task, cache, key)
+        except UnknownGradientsError:
+            pass
+    run = partial(_timed, each, task)
+    like = dict.fromkeys(each.yields, task.parameters)
+    return cache.get(f"{key}-{each.name}", like, run) if cache else run()
 
 
 def _timed(each: StatisticsPass, task: Task) -> ModelStatistics:

@@ -12,7 +12,7 @@ from emulator import drive
 from moment_cases import LAYOUTS, make
 
 pytestmark = pytest.mark.skipif(
-    drive.COMPILER is None, reason="the emulator of CUDA kernels needs g++"
+    drive.COMPILER is None, reason="the emulator of CUDA kernels needs g++, x86-64"
 )
 
 # ---- images in shared memory ----

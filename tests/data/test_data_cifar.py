@@ -80,8 +80,19 @@ def mirror(tmp_path, monkeypatch):
     server.server_close()
 
 
+@pytest.fixture
+def nobody(monkeypatch):
+    """Return an address that refuses connections."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/"
+
+
 @pytest.mark.parametrize("name, count", [("cifar10", 60), ("cifar100", 12)])
-def test_download_from_a_mirror_and_reading_without_it(mirror, tmp_path, name, count):
+def test_download_from_a_mirror_and_reading_without_it(
+    mirror, nobody, tmp_path, name, count
+):
     folder, url = mirror
     train, test = data.load(name, tmp_path / "data", mirror=url)
     assert train.images.shape == (count, 3, 32, 32) and len(test) == PER_FILE
@@ -91,18 +102,18 @@ def test_download_from_a_mirror_and_reading_without_it(mirror, tmp_path, name, c
     assert train.labels[:PER_FILE].tolist() == [i % 10 for i in range(PER_FILE)]
     assert len(train.classes) == (10 if name == "cifar10" else 100)
     assert (train.augmentation.padding, train.augmentation.flip) == (4, True)
-    again, _ = data.load(name, tmp_path / "data", mirror="http://127.0.0.1:9/gone")
+    again, _ = data.load(name, tmp_path / "data", mirror=f"{nobody}gone")
     assert torch.equal(train.images, again.images)
     small, _ = data.load(name, tmp_path / "data", image_size=16)
     assert small.images.shape == (count, 3, 16, 16)
 
 
-def test_an_archive_put_there_by_hand_is_enough(mirror, tmp_path):
+def test_an_archive_put_there_by_hand_is_enough(mirror, nobody, tmp_path):
     folder, _ = mirror
     (tmp_path / "data").mkdir()
     archive = folder / datasets.CIFAR10.filename
     archive.rename(tmp_path / "data" / archive.name)
-    train, _ = data.load("cifar10", tmp_path / "data", mirror="http://127.0.0.1:9/")
+    train, _ = data.load("cifar10", tmp_path / "data", mirror=nobody)
     assert len(train) == 60
 
 
@@ -178,24 +189,24 @@ def test_a_server_that_is_silent(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"]
 )
-def test_a_pipe_is_no_data(tmp_path, name):
+def test_a_pipe_is_no_data(nobody, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / name)
     with pytest.raises(FisherpruneError, match=f"data_dir: .*{name} must be a file"):
-        data.load("cifar10", tmp_path, mirror="http://127.0.0.1:9/")
+        data.load("cifar10", tmp_path, mirror=nobody)
 
 
 @pytest.mark.parametrize("below", ["", "a/b"])
-def test_a_file_is_no_folder_of_data(below, tmp_path):
+def test_a_file_is_no_folder_of_data(below, nobody, tmp_path):
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / below
     message = f"^data_dir must be a folder, got {place}: {tmp_path / 'file'} is none$"
     with pytest.raises(FisherpruneError, match=message):
-        data.load("cifar10", place, mirror="http://127.0.0.1:9/")
+        data.load("cifar10", place, mirror=nobody)
 
 
 @pytest.mark.parametrize("trouble", ["corrupted", "absent", "no server"])
-def test_a_failed_download_says_what_to_do(mirror, tmp_path, trouble):
+def test_a_failed_download_says_what_to_do(mirror, nobody, tmp_path, trouble):
     folder, url = mirror
     archive = folder / datasets.CIFAR10.filename
     if trouble == "corrupted":
@@ -203,7 +214,7 @@ def test_a_failed_download_says_what_to_do(mirror, tmp_path, trouble):
     elif trouble == "absent":
         archive.unlink()
     else:
-        url = "http://127.0.0.1:9/"
+        url = nobody
     with pytest.raises(FisherpruneError) as caught:
         data.load("cifar10", tmp_path / "data", mirror=url)
     message = str(caught.value)

@@ -6,7 +6,7 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import store
 from fisherprune.experiments.__main__ import main
 from fisherprune.experiments.execute import Options
-from fisherprune.experiments.executors.ray import GRACE, Ray, fitting
+from fisherprune.experiments.executors.ray import Ray, fitting
 from fisherprune.experiments.plan import Overrides, Plan
 
 ray = pytest.importorskip("ray")
@@ -60,16 +60,15 @@ def test_a_study_on_ray(command, tmp_path, capsys):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_ctrl_c_cancels_what_runs(lost, command, tmp_path, monkeypatch, capsys):
     cancel, seen = ray.cancel, []
+    grace = "fisherprune.experiments.executors.ray.GRACE"
 
     def lossy(ref, **options):
         seen.append(options)
+        monkeypatch.setattr(grace, 100.0 if len(seen) > lost else 0.1)
         if len(seen) > lost:
             cancel(ref, **options)
 
     monkeypatch.setattr(ray, "cancel", lossy)
-    monkeypatch.setattr(
-        "fisherprune.experiments.executors.ray.GRACE", 5.0 if lost else GRACE
-    )
     endless = STUDY.replace("epochs = 1", "epochs = 100000")
     (tmp_path / "tiny.toml").write_text(endless.replace('"none", "fts", ', ""))
     wait = Ray.wait

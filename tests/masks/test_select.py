@@ -206,7 +206,7 @@ def test_selection_over_devices_equals_the_one_on_a_device(n, values, keep):
     }
     total = n + 22
     keep = max(1, min(keep, total))
-    found = select._select_over_devices(tensors, keep)
+    found = select.select_over_devices(tensors, keep)
     wanted = truth.keep_largest(tensors, keep)
     assert all(torch.equal(found[name], wanted[name]) for name in tensors)
 
@@ -231,7 +231,7 @@ def test_scores_that_are_not_finite_name_the_parameter(bad):
         with pytest.raises(fp.FisherpruneError, match=match):
             fp.select_masks(scores, 0.5, scope, densities=given)
     with pytest.raises(fp.FisherpruneError, match=match):
-        select._select_over_devices(scores, 3)
+        select.select_over_devices(scores, 3)
 
 
 def test_other_bad_arguments():
@@ -306,13 +306,13 @@ def test_ties_are_refused_where_they_decide(n, zeros, values, keep):
         for choose in (
             lambda: fp.select_masks(tensors, sparsity),
             lambda: fp.select_masks(tensors, [0.0, sparsity]),
-            lambda: select._select_over_devices(tensors, keep, "error"),
+            lambda: select.select_over_devices(tensors, keep, "error"),
         ):
             with pytest.raises(fp.FisherpruneError, match="scores must decide which"):
                 choose()
     else:
         assert fp.select_masks(tensors, sparsity) == found
-        assert found == select._select_over_devices(tensors, keep, "error")
+        assert found == select.select_over_devices(tensors, keep, "error")
 
 
 @pytest.mark.parametrize("keep", [30, 199, 200, 400])

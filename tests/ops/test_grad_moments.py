@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moment_cases import CASES, LAYOUTS, accumulators, make
+from moment_cases import CASES, LAYOUTS, STORED, accumulators, make
 
 from fisherprune import ops
 from fisherprune.ops import kernels, reference
@@ -45,6 +45,13 @@ def test_equals_float64(name):
     assert_right(*make(**CASES[name]))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", STORED)
+def test_every_layout_equals_float64(name, layout):
+    input, grad, weight, options = make(**CASES[name])
+    assert_right(LAYOUTS[layout](input), LAYOUTS[layout](grad), weight, options)
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_equals_float64(capability):
     if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
@@ -52,7 +59,9 @@ def test_every_capability_equals_float64(capability):
     script = (
         "from fisherprune.ops import kernels; print(kernels.cpu_capability())\n"
         "from test_grad_moments import *\n"
-        "for name in CASES: test_equals_float64(name)"
+        "for name in CASES: test_equals_float64(name)\n"
+        "for name in STORED:\n"
+        "    for layout in LAYOUTS: test_every_layout_equals_float64(name, layout)"
     )
     result = run_python(script, FISHERPRUNE_CPU_CAPABILITY=capability)
     assert (result.returncode, result.stdout) == (0, capability + "\n"), result.stderr
@@ -134,12 +143,44 @@ def test_any_linear_equals_float64(**case):
     assert_right(*make(**case))
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 5),
+    wide=st.tuples(st.integers(1, 8), st.integers(1, 8)) | st.just((1, 1)),
+    groups=st.integers(2, 40),
+    size=st.tuples(st.integers(7, 24), st.integers(7, 24)),
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    stride=pairs,
+    padding=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    group_size=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+    layout=st.sampled_from(["channels_last", "odd_start", "samples_last"]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_any_narrow_groups_equal_float64(wide, groups, layout, **case):
+    case |= dict(c=groups * wide[0], o=groups * wide[1], groups=groups)
+    input, grad, weight, options = make(**case)
+    assert_right(LAYOUTS[layout](input), LAYOUTS[layout](grad), weight, options)
+
+
 CONV = CASES["stride_2"]
 WIDE = CASES["wide_3x3"]
 DEPTHWISE = CASES["depthwise"]
 
 
-@pytest.mark.parametrize("case", [CONV, DEPTHWISE, WIDE, CASES["pointwise_stride_2"]])
+@pytest.mark.parametrize(
+    "case",
+    [
+        CONV,
+        DEPTHWISE,
+        WIDE,
+        CASES["pointwise_stride_2"],
+        CASES["pointwise_wide_stride_2"],
+        CASES["depthwise_3x3_stride_2"],
+        CASES["grouped_by_8_stride_2"],
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "strided",
@@ -289,9 +330,23 @@ def test_products_beyond_float32_whose_sums_are_within():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_stays_where_it_is_met(bad):
-    input, grad, weight, options = make(**CASES["wide_3x3_no_padding"])
-    input[0, 5, 0, 3] = bad
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("wide_3x3_no_padding", (0, 5, 0, 3)),
+        (
+            "depthwise_rows",
+            (1, 5, 3, 10),
+        ),  # the last column: no tap on the left meets it
+        ("grouped_by_4", (2, 17, 2, 8)),
+        ("pointwise_wide", (0, 5, 0, 3)),
+        ("linear_2_positions", (3, 1, 5)),
+        ("linear_many_outputs", (3, 5)),
+    ],
+)
+def test_what_is_not_finite_stays_where_it_is_met(name, place, bad):
+    input, grad, weight, options = make(**CASES[name])
+    input[place] = bad
     found = moments(ops.grad_moments, input, grad, weight, options)
     truth = moments(reference.grad_moments, input, grad, weight, options, torch.float64)
     for got, expected in zip(found, truth, strict=True):

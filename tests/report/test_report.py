@@ -1,6 +1,7 @@
 """The numbers of the report: cells, groups, files."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -70,7 +71,12 @@ def test_equal_results_give_equal_bytes(study, tmp_path):
     folder, _ = study
     first, second = tmp_path / "a", tmp_path / "b"
     report.write_report([folder], first)
-    report.write_report([folder], second)
+    subprocess.run(
+        [sys.executable, "-m", "fisherprune.report", folder, "--output", second],
+        env=os.environ | {"PYTHONHASHSEED": "1", "TZ": "JST-9"},
+        cwd=Path(report.__file__).parents[2],
+        check=True,
+    )
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes()
     assert len(list(first.iterdir())) == 4
@@ -173,15 +179,14 @@ def test_cached_statistics_count_what_they_cost(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_real_run_is_reported(small, tmp_path):
+def test_a_real_run_is_reported(small, tmp_path, capsys):
     results = [train.run(replace(small, seed=s), quiet=True) for s in (0, 1)]
-    command = [sys.executable, "-m", "fisherprune.report", str(tmp_path)]
-    source = Path(report.__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=source)
-    assert done.returncode == 0 and "finished runs read: " in done.stderr
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "finished runs read: " in err
     values = [100 * result.best.accuracy for result in results]
     mean, std = statistics.fmean(values), statistics.stdev(values)
-    assert f"{mean:.2f} ± {std:.2f} (2)" in done.stdout
+    assert f"{mean:.2f} ± {std:.2f} (2)" in out
     found = rows((tmp_path / "report" / "report.csv").read_text())
     for row, result in zip(found, results, strict=True):
         assert float(row["test_last_loss"]) == result.last.loss

@@ -67,7 +67,7 @@ BROKEN = {
     "parameters must be a whole number in [0, 2^63), got 1000": broken(
         lambda c: c.update(parameters=10**400)
     ),
-    "config.": broken(
+    "config.densities must be": broken(
         lambda c: c["config"].update(scope="layer", densities={"a": 10**400})
     ),
     "warnings must be a list, got 'x'": broken(lambda c: c.update(warnings="x")),

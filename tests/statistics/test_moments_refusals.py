@@ -1,11 +1,13 @@
 """Where the moments would be wrong, the pass says so."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_moments, refused
-from nets import Mixing, conv_net, data
+from nets import Mixing, batches, conv_net, data
 from torch import nn
 
 import fisherprune as fp
@@ -90,6 +92,25 @@ def test_batchnorm_with_batch_statistics_is_refused():
     refused(model, x, y, "BatchNorm layer uses batch statistics")
 
 
+class NormalizedWeight(nn.Conv2d):
+    """Standardizes its weight by ``batch_norm``, as NFNets do."""
+
+    def forward(self, x):
+        weight = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(weight, None, None, training=True)
+        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
+
+
+@pytest.mark.parametrize("size", [1, 13])
+def test_batch_norm_of_a_weight_mixes_no_samples(size):
+    layers = NormalizedWeight(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 5)
+    model, (x, y) = nn.Sequential(*layers), data((3, 5, 5))
+    rest = {n: p for n, p in model.named_parameters() if n != "0.weight"}
+    found = fp.gradient_moments(model, batches(x, y, size), parameters=rest)
+    assert_moments(found, truth.moments(model, x, y, rest))
+    refused(model, x, y, "'0.weight', of NormalizedWeight in Sequential, is used outs")
+
+
 def test_parameters_used_elsewhere_are_refused():
     x, y = data((4,))
     direct = Mixing(lambda m, h: h @ m.fc.weight)
@@ -130,22 +151,46 @@ def test_unsupported_layers_are_refused():
     refused(model, x, y, "'0.weight', of Conv3d in Sequential, is used outside of")
 
 
-def test_attention_says_which_weight_to_leave_out():
+def test_attention_says_which_weights_to_leave_out():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model = nn.Sequential(nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(24, 5))
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Linear(4, 8), encoder, nn.Flatten(), nn.Linear(24, 5))
     x, y = data((3, 4))
+    names = {f"1.layers.{i}.self_attn.out_proj.weight" for i in range(3)}
+    with pytest.raises(fp.FisherpruneError) as error:
+        fp.gradient_moments(model, [(x, y)])
+    message, _, advice = str(error.value).partition("leave them out, by parameters=")
+    assert re.search(
+        r"'1.layers.0.self_attn.out_proj.weight', of NonDynamicallyQuantizableLinear "
+        "in MultiheadAttention, is used outside .* neither can 2 more be scored: ",
+        message,
+    )
+    rest = eval(advice, {"fisherprune": fp, "model": model})
+    assert set(fp.prunable_parameters(model)) - set(rest) == names
+    expected = truth.moments(model, x, y, rest)
+    assert_moments(fp.gradient_moments(model, [(x, y)], parameters=rest), expected)
+
+
+def test_every_reason_is_found_in_one_pass():
+    class Several(Mixing):
+        def __init__(self):
+            super().__init__(None)
+            self.code = nn.Linear(1, 4)
+            self.direct = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            made = self.code(torch.ones(2, 1)).sum(0)  # not of the samples
+            return self.head(self.fc(x) * made * self.direct)
+
+    model, (x, y) = Several(), data((4,))
     refused(
         model,
         x,
         y,
-        "'1.self_attn.out_proj.weight', of NonDynamicallyQuantizableLinear in "
-        r"MultiheadAttention, .* leave it out, by parameters=.* or by "
-        r"prunable_parameters\(model, skip=\('1.self_attn.out_proj.weight', ...\)\)",
+        r"'code.weight' must have the batch's 13 samples as its first .* \[2, 1\]; "
+        r"neither can 2 more .* not in {'code.weight', 'code.bias', 'direct'}}",
+        parameters=dict(model.named_parameters()),
     )
-    rest = fp.prunable_parameters(model)
-    del rest["1.self_attn.out_proj.weight"]
-    expected = truth.moments(model, x, y, rest)
-    assert_moments(fp.gradient_moments(model, [(x, y)], parameters=rest), expected)
 
 
 def test_gradients_that_overflow_name_the_parameter():

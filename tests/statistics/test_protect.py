@@ -1,5 +1,7 @@
 """What every pass checks of its arguments, and what it leaves as it found it."""
 
+import copy
+
 import pytest
 import torch
 import truth
@@ -227,3 +229,41 @@ def test_a_model_that_changes_its_input(first):
     assert torch.equal(x, kept)
     expected = truth.moments(model, x, y, found.mean)
     assert_moments(found, expected)
+
+
+class Keeping(nn.Module):
+    """Keeps what it computes, in several ways; inputs [N, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.head = nn.Linear(4, 4), nn.Linear(4, 5)
+        self.last, self.seen, self.calls = "nothing", [], 0
+        self.by_name = {"first": (1, 2)}
+        self.endless = [self.by_name]
+        self.endless.append(self.endless)
+
+    def forward(self, x):
+        h = torch.tanh(self.fc(x))
+        self.last = self.fc.output = h
+        self.seen.append(h)
+        self.by_name["h"] = self.by_name["first"] = [{"h": (h,)}]
+        self.calls += 1
+        return self.head(h)
+
+
+@pytest.mark.parametrize("criterion", ["fts", "snip", "grasp", "obd"])
+def test_a_model_that_keeps_activations_can_be_copied(criterion):
+    model, (x, y) = Keeping(), data((4,))
+    seen, by_name = model.seen, model.by_name
+    fp.score(model, [(x, y)], criterion)
+    copy.deepcopy(model)
+    assert model.last == "nothing" and not hasattr(model.fc, "output")
+    assert model.seen is seen == [] and model.calls > 0
+    assert model.by_name is by_name == {"first": (1, 2)}
+
+
+def test_attributes_are_put_back_when_a_pass_fails():
+    model, (x, y) = Keeping(), data((4,))
+    refused(model, x, y + 5, "labels must lie in")
+    copy.deepcopy(model)
+    assert model.last == "nothing" and model.seen == []

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import truth
 from nets import batches, conv_net
+from torch import nn, ones
 
 import fisherprune as fp
 from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
@@ -72,7 +74,8 @@ def test_second_order_after_others_runs_one_pass_more(data, tmp_path, runs):
     assert runs == ["moments", "hessian", "gauss_newton"]
     assert [f.cached for f in (first, more, again)] == [False, False, True]
     assert more.seconds > first.seconds > 0 and again.seconds == more.seconds
-    assert again.passes == ["hessian", "moments"] and first.passes == ["moments"]
+    assert again.passes == ["gradient", "hessian", "moments"]
+    assert first.passes == ["gradient", "moments"]
     assert curved.passes == ["gauss_newton"] and not curved.cached
 
 
@@ -111,7 +114,7 @@ def test_a_pass_is_registered_with_what_it_needs_and_yields(data, monkeypatch):
 
     task = checked_task(conv_net(), data, None, group_size=4)
     found = statistics_of(task, ["largest"])
-    assert found.passes == ["largest", "moments"]
+    assert found.passes == ["gradient", "largest", "moments"]
     assert (found.samples, found.groups, found.group_size) == (13, 4, 4)
     moments = fp.gradient_moments(task.model, data, group_size=4)
     for name, largest in found.parts["M"].items():
@@ -149,17 +152,91 @@ def test_mistakes(data):
     model = conv_net()
     task = checked_task(model, data, None)
     with pytest.raises(
-        fp.FisherpruneError, match="needs must be of gauss_newton, hessian, m.*gradient"
+        fp.FisherpruneError,
+        match="needs must be of gauss_newton, gradient, h.*, got synflow",
     ):
-        statistics_of(task, ["gradient"])
+        statistics_of(task, ["synflow"])
     with pytest.raises(fp.FisherpruneError, match="must be left out for the Gauss"):
         fp.score(model, iter(data), "obd", loss_fn=torch.dot)
     with pytest.raises(fp.FisherpruneError, match="group_size must be an .*, got 0"):
         checked_task(model, data, None, group_size=0)
     found = statistics_of(task, ["moments"])
     with pytest.raises(
-        fp.FisherpruneError, match=r"for grasp must hold hessian, got \['moments'\]"
+        fp.FisherpruneError,
+        match=r"grasp must hold hessian, got \['gradient', 'moments'\]",
     ):
         score_from(task.parameters, found, scoring_criteria(["fts", "grasp"]))
     with pytest.raises(fp.FisherpruneError, match="dense baseline"):
         scoring_criteria(["fts", "none"])
+
+
+class Recurrent(nn.Module):
+    """An LSTM, BatchNorm and an addmm: nothing but the head is known to the tap."""
+
+    def __init__(self, mix=lambda h: h):
+        super().__init__()
+        self.lstm, self.norm = nn.LSTM(4, 6, batch_first=True), nn.BatchNorm1d(6)
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 6)), nn.Parameter(ones(6))
+        self.head, self.mix = nn.Linear(6, 5), mix
+
+    def forward(self, x):
+        h = self.norm(self.lstm(x)[0][:, -1])
+        return self.head(self.mix(torch.addmm(self.bias, h, self.weight)))
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 3, 5, 13, 20])
+@pytest.mark.parametrize("size", [1, 4, 13])
+def test_the_mean_gradient_alone_is_known_of_any_layer(group_size, size):
+    model, x, y = Recurrent(), torch.randn(13, 3, 4), torch.randint(5, (13,))
+    parameters = dict(model.named_parameters())
+    options = {"parameters": parameters, "group_size": group_size}
+    expected = truth.moments(model, x, y, parameters, group_size)
+    codes = ["snip", "grad_norm", "magnitude"]
+    found = fp.score_all(model, iter(batches(x, y, size)), codes, **options)
+    for name, (mean, _) in expected.items():
+        assert truth.relative_error(found["grad_norm"][name], mean.abs()) < 1e-5
+        product = (parameters[name].double() * mean).abs()
+        assert truth.relative_error(found["snip"][name], product) < 1e-5
+    for code in ("fts", "grasp", "fisher_diag"):
+        with pytest.raises(fp.FisherpruneError, match="gradients are not known"):
+            fp.score_all(model, batches(x, y, size), ["snip", code], **options)
+
+
+def test_plain_autograd_is_the_way_only_where_others_fail(data, tmp_path, runs):
+    task, cache = checked_task(conv_net(), data, None), StatisticsCache(tmp_path)
+    moments = fp.gradient_moments(task.model, data)
+    for kept in (None, cache, cache):
+        found = statistics_of(task, needs("snip"), cache=kept, key="k")
+        for name, mean in moments.mean.items():
+            assert torch.equal(found.parts["m"][name], mean)
+    assert runs == ["moments"] * 2 and found.passes == ["gradient", "moments"]
+    x, y = torch.randn(13, 3, 4), torch.randint(5, (13,))
+    model = Recurrent()
+    task = checked_task(model, [(x, y)], dict(model.named_parameters()))
+    for _ in range(2):
+        found = statistics_of(task, needs("snip"), cache=cache, key="other")
+    assert found.passes == ["gradient"] and found.cached and found.samples == 13
+
+
+def test_samples_that_mix_have_no_plain_gradient_either():
+    model, x, y = Recurrent(), torch.randn(13, 3, 4), torch.randint(5, (13,))
+    parameters = dict(model.named_parameters())
+    model.mix = lambda h: h - h.mean(0)
+    with pytest.raises(fp.FisherpruneError, match="samples mix"):
+        fp.score(model, [(x, y)], "snip", parameters=parameters)
+    model.mix = lambda h: h * float("nan")
+    with pytest.raises(fp.FisherpruneError, match="must be finite"):
+        fp.score(model, [(x, y)], "snip", parameters=parameters)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recurrent_layers_go_backward_on_a_gpu():
+    model, x, y = Recurrent(), torch.randn(13, 3, 4), torch.randint(5, (13,))
+    model.lstm.dropout = 0.5
+    expected = truth.moments(model, x, y, dict(model.named_parameters()))
+    model.cuda().train()
+    parameters = {n: p for n, p in model.named_parameters() if "lstm" in n}
+    found = fp.score(model, [(x, y)], "grad_norm", parameters=parameters)
+    for name, score in found.items():
+        assert truth.relative_error(score.cpu(), expected[name][0].abs()) < 1e-3
+    assert model.lstm.training and model.lstm.dropout == 0.5

@@ -104,6 +104,80 @@ CASES: dict[str, dict] = {
     "groups_reduce": dict(
         n=2, c=20, o=10, size=(5, 5), kernel=(3, 3), padding=(1, 1), groups=10
     ),
+    # groups of few channels, whose positions fill vectors on the CPU
+    "depthwise_rows": dict(
+        n=3, c=7, o=7, size=(9, 11), kernel=(3, 3), padding=(1, 1), groups=7
+    ),
+    "depthwise_3x3_stride_2": dict(
+        n=5,
+        c=21,
+        o=21,
+        size=(19, 47),
+        kernel=(3, 3),
+        stride=(2, 2),
+        padding=(1, 1),
+        groups=21,
+        group_size=2,
+    ),
+    "depthwise_5x5": dict(
+        n=2, c=16, o=16, size=(14, 14), kernel=(5, 5), padding=(2, 2), groups=16
+    ),
+    "depthwise_7x7": dict(
+        n=2, c=17, o=17, size=(7, 7), kernel=(7, 7), padding=(3, 3), groups=17
+    ),
+    "depthwise_9x8": dict(
+        n=2, c=18, o=18, size=(16, 19), kernel=(9, 8), padding=(1, 9), groups=18
+    ),
+    "depthwise_dilated": dict(
+        n=4,
+        c=16,
+        o=16,
+        size=(17, 23),
+        kernel=(3, 2),
+        stride=(1, 3),
+        padding=(3, 5),
+        dilation=(2, 2),
+        groups=16,
+        group_size=3,
+    ),
+    "depthwise_padding_beyond_image": dict(
+        n=2, c=17, o=17, size=(3, 4), kernel=(3, 3), padding=(6, 5), groups=17
+    ),
+    "depthwise_many_channels": dict(
+        n=2, c=50, o=50, size=(9, 9), kernel=(3, 3), padding=(1, 1), groups=50
+    ),
+    "depthwise_wide_multiplier": dict(
+        n=2, c=5, o=35, size=(8, 9), kernel=(3, 3), padding=(1, 1), groups=5
+    ),
+    "depthwise_large_image": dict(
+        n=2,
+        c=3,
+        o=3,
+        size=(213, 185),
+        kernel=(3, 3),
+        stride=(2, 1),
+        padding=(1, 1),
+        groups=3,
+        group_size=2,
+    ),
+    "depthwise_row": dict(
+        n=3, c=4, o=4, size=(100, 1), kernel=(5, 1), padding=(2, 0), groups=4
+    ),
+    "grouped_by_4": dict(
+        n=3, c=32, o=32, size=(8, 9), kernel=(3, 3), padding=(1, 1), groups=8
+    ),
+    "grouped_by_8_stride_2": dict(
+        n=3,
+        c=32,
+        o=28,
+        size=(19, 17),
+        kernel=(3, 3),
+        stride=(2, 2),
+        padding=(1, 1),
+        groups=4,
+        group_size=2,
+    ),
+    "grouped_pointwise": dict(n=2, c=24, o=36, size=(9, 8), kernel=(1, 1), groups=6),
     # groups of samples
     "group_of_2": dict(
         n=6, c=4, o=9, size=(5, 5), kernel=(3, 3), padding=(1, 1), group_size=2
@@ -148,6 +222,16 @@ CASES: dict[str, dict] = {
     "linear_large": dict(n=23, c=512, o=520, positions=()),
     "linear_large_few_samples": dict(n=3, c=512, o=520, positions=()),
     "linear_large_groups": dict(n=5, c=512, o=520, positions=(), group_size=2),
+    "linear_many_outputs": dict(n=13, c=65, o=1003, positions=()),
+    "linear_many_samples": dict(n=1100, c=40, o=50, positions=()),
+    "linear_2_positions": dict(n=37, c=67, o=101, positions=(2,)),
+    "linear_4_positions_groups": dict(n=23, c=33, o=50, positions=(4,), group_size=3),
+    "linear_blocks_of_groups": dict(n=700, c=17, o=9, positions=(3,), group_size=5),
+    "linear_many_positions": dict(n=3, c=35, o=49, positions=(197,)),
+    "pointwise_wide": dict(n=5, c=70, o=52, size=(3, 5), kernel=(1, 1)),
+    "pointwise_wide_stride_2": dict(
+        n=4, c=34, o=50, size=(9, 7), kernel=(1, 1), stride=(2, 2), group_size=3
+    ),
     "linear_zero_positions": dict(n=3, c=10, o=6, positions=(0,)),
     "linear_zero_samples": dict(n=0, c=10, o=6, positions=()),
 }
@@ -163,7 +247,18 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """Ways to store a [N, C, H, W] tensor of the same values, on the device it is on."""
 
-STORED = ("plain_3x3", "wide_3x3", "pointwise", "grouped", "everything_uneven")
+STORED = (
+    "plain_3x3",
+    "wide_3x3",
+    "pointwise",
+    "pointwise_wide_stride_2",
+    "grouped",
+    "grouped_by_4",
+    "grouped_by_8_stride_2",
+    "depthwise_3x3_stride_2",
+    "depthwise_dilated",
+    "everything_uneven",
+)
 """The convolutions that are tried in every layout."""
 
 

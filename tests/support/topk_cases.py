@@ -2,7 +2,7 @@
 
 ``VALUES[name](rng, n)`` gives n float32 values, ``cut`` makes a list of arrays of them
 (odd shapes, empty ones in between), ``keeps`` the k worth asking for, and
-``case(name, n, seed)`` all of it at once.
+``case(name, n)`` all of it at once, by torch's random numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 Rng = np.random.Generator
 Array = np.ndarray
@@ -120,8 +121,9 @@ def keeps(n: int) -> list[int]:
     return [min(max(k, 0), n) for k in wanted]
 
 
-def case(name: str, n: int, seed: int = 0) -> tuple[list[Array], list[int]]:
+def case(name: str, n: int) -> tuple[list[Array], list[int]]:
     """Return the score arrays of a named case of n entries and the k to ask for."""
+    seed = int(torch.randint(2**31, ()))
     rng = np.random.default_rng([seed, n, *name.encode()])
     with np.errstate(over="ignore"):
         values = VALUES[name](rng, n)

@@ -16,11 +16,20 @@ def in_double(model):
     return copy.deepcopy(model).double().eval()
 
 
+def run(model, x):
+    """Return the outputs; a lone sample is run twice and counted once.
+
+    On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a batch
+    of one whose gradient is expanded over positions.
+    """
+    return model(torch.cat([x, x]) if len(x) == 1 else x)[: len(x)]
+
+
 def group_losses(model, x, y, group_size, loss_fn=F.cross_entropy):
     """Yield the mean loss of each group of consecutive samples, one at a time."""
     for start in range(0, len(x), group_size):
         chosen = slice(start, start + group_size)
-        yield loss_fn(model(x[chosen].double()), y[chosen])
+        yield loss_fn(run(model, x[chosen].double()), y[chosen])
 
 
 def moments(model, x, y, names, group_size=1, loss_fn=F.cross_entropy):
@@ -47,7 +56,7 @@ def moments_of_batches(model, batches, names, group_size):
     weights = [dict(model.named_parameters())[name] for name in names]
     rows = [
         torch.autograd.grad(
-            F.cross_entropy(model(x[i : i + 1].double()), y[i : i + 1]),
+            F.cross_entropy(run(model, x[i : i + 1].double()), y[i : i + 1]),
             weights,
             allow_unused=True,
             materialize_grads=True,
@@ -81,7 +90,7 @@ def gauss_newton_diagonal(model, x, names):
     weights = [named[name] for name in names]
     total = [torch.zeros_like(w) for w in weights]
     for i in range(len(x)):
-        scores = model(x[i : i + 1].double())[0]
+        scores = run(model, x[i : i + 1].double())[0]
         rows = [
             torch.autograd.grad(s, weights, retain_graph=True, materialize_grads=True)
             for s in scores

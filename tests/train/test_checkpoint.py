@@ -63,7 +63,7 @@ def test_the_background_writes_the_state_of_when_it_was_saved(path, monkeypatch)
     go, write = threading.Event(), checkpoint.write_bytes
 
     def slowly(*args):
-        go.wait(10)
+        go.wait()
         write(*args)
 
     monkeypatch.setattr(checkpoint, "write_bytes", slowly)
@@ -72,8 +72,10 @@ def test_the_background_writes_the_state_of_when_it_was_saved(path, monkeypatch)
     saved.save(state, lambda found: then.append((path.exists(), found["weights"])))
     state["weights"] += 1
     state["rows"].append(2)
-    assert not path.exists() and not then
-    go.set()
+    try:
+        assert not path.exists() and not then
+    finally:
+        go.set()
     saved.wait()
     loaded = saved.load()
     assert not loaded["weights"].any() and loaded["rows"] == [1]

@@ -165,8 +165,14 @@ def test_scoring_sees_plain_training_images_in_eval_mode(small, monkeypatch):
     seen = {}
 
     def spy(task, needs, **options):
+        modes, model = set(), task.model
+        assert all(m.training for m in model.modules())
         seen.update(vars(task), x=torch.cat([x for x, _ in task.batches]))
-        return statistics_of(task, needs, **options)
+        for module in model.modules():
+            module.register_forward_hook(lambda m, *_: modes.add(m.training))
+        found = statistics_of(task, needs, **options)
+        assert modes == {False} and all(m.training for m in model.modules())
+        return found
 
     monkeypatch.setattr(masking, "statistics_of", spy)
     train.run(replace(small, epochs=0, group_size=3), quiet=True)

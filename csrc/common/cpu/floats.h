@@ -19,18 +19,36 @@ inline Floats new_floats(int64_t count) {
   return Floats(static_cast<float*>(::operator new(count * sizeof(float), kLineBytes)));
 }
 
-// Scratch memory of the calling thread. The thread keeps it for the next call: to get
-// new pages from the system takes as long as to compute what fills them. All callers
-// share this memory: nobody may ask again while it is in use.
-inline float* scratch_floats(int64_t count) {
-  thread_local Floats kept;
-  thread_local int64_t size = 0;
-  if (count > size) {
-    kept = nullptr, size = 0;
-    kept = new_floats(count);
-    size = count;
+// Memory that a thread keeps for its next call: to get new pages from the system takes
+// as long as to compute what fills them.
+class KeptFloats {
+ public:
+  float* at_least(int64_t count) {
+    if (count > size_) {
+      kept_ = nullptr, size_ = 0;
+      kept_ = new_floats(count);
+      size_ = count;
+    }
+    return kept_.get();
   }
-  return kept.get();
+
+ private:
+  Floats kept_;
+  int64_t size_ = 0;
+};
+
+// Scratch memory of the calling thread. All callers share it: nobody may ask again
+// while it is in use.
+inline float* scratch_floats(int64_t count) {
+  thread_local KeptFloats kept;
+  return kept.at_least(count);
+}
+
+// The same, apart from it: for what the tasks of a call read, while each has scratch
+// memory of its own.
+inline float* shared_floats(int64_t count) {
+  thread_local KeptFloats kept;
+  return kept.at_least(count);
 }
 
 }  // namespace fisherprune::cpu

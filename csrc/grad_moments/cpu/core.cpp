@@ -2,6 +2,9 @@
 // instructions alone, never on the number of threads.
 #include "grad_moments/cpu/core.h"
 
+#include "grad_moments/cpu/depthwise.h"
+#include "grad_moments/cpu/linear.h"
+#include "grad_moments/cpu/narrow.h"
 #include "grad_moments/cpu/parts.h"
 #include "grad_moments/cpu/plain.h"
 #include "grad_moments/cpu/tuning.h"
@@ -32,6 +35,15 @@ void accumulate(const GradMoments& moments, Capability capability,
       accumulate_part(moments, part, machine);
   } else if (is_mostly_padding(s)) {
     accumulate_taps(moments, machine);
+  } else if (linear_pays(s)) {
+    accumulate_linear(moments, capability, machine);
+  } else if (const int64_t taken = depthwise_channels(moments, capability)) {
+    accumulate_depthwise(moments, capability, machine);
+    if (taken < s.groups)
+      accumulate_groups(moments, {taken, s.groups - taken}, machine);
+  } else if (narrow_pays(s)) {
+    for (const ConvGroups& groups : accumulate_narrow(moments, capability, machine))
+      accumulate_groups(moments, groups, machine);
   } else {
     accumulate_plainly(moments, machine);
   }

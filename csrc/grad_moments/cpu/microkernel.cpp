@@ -5,13 +5,7 @@
 #include <numeric>
 
 #include "grad_moments/cpu/tuning.h"
-
-#define FISHERPRUNE_INLINE inline __attribute__((always_inline))
-#if defined(__clang__)
-#define FISHERPRUNE_UNROLL _Pragma("unroll")
-#else
-#define FISHERPRUNE_UNROLL _Pragma("GCC unroll 32")
-#endif
+#include "grad_moments/cpu/unroll.h"
 
 namespace fisherprune::cpu::grad_moments {
 namespace {

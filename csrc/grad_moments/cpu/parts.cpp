@@ -90,6 +90,20 @@ void accumulate_part(const GradMoments& all, const Part& part, const Machine& ma
                 {part.output * s.patch() + part.channel * taps, s.patch(), 1}, machine);
 }
 
+void accumulate_groups(const GradMoments& all, ConvGroups groups,
+                       const Machine& machine) {
+  const ConvShape& s = all.shape;
+  GradMoments some = all;
+  some.shape.groups = groups.count;
+  some.shape.channels = groups.count * s.group_channels();
+  some.shape.outputs = groups.count * s.group_outputs();
+  move(some.input, 1, groups.first * s.group_channels());
+  move(some.grad, 1, groups.first * s.group_outputs());
+  some.sum += groups.first * s.group_outputs() * s.patch();
+  some.sum_sq += groups.first * s.group_outputs() * s.patch();
+  accumulate_plainly(some, machine);
+}
+
 bool is_mostly_padding(const ConvShape& s) {
   const double window = seen(s.out_height, s.kernel_h, s.stride_h, s.dilation_h) *
                         seen(s.out_width, s.kernel_w, s.stride_w, s.dilation_w);

@@ -14,6 +14,15 @@ struct Part {
 // Adds the moments of a part of the weights of a convolution without groups.
 void accumulate_part(const GradMoments& all, const Part& part, const Machine& machine);
 
+// Some consecutive groups of a convolution.
+struct ConvGroups {
+  int64_t first, count;
+};
+
+// Adds the moments of some groups of a convolution.
+void accumulate_groups(const GradMoments& all, ConvGroups groups,
+                       const Machine& machine);
+
 // Whether the input that is packed for a sample would be large, and zeros for the most
 // part: where padding and dilation are much larger than the image.
 bool is_mostly_padding(const ConvShape& s);

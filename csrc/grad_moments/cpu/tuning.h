@@ -84,6 +84,31 @@ static_assert(kWinogradMostLoss <= 2500, "the error must stay below 1e-5");
 constexpr float kWinogradMostZeros = 1.6e-11f;
 static_assert(kWinogradMostZeros <= 1e-10f, "the error must stay below 1e-5");
 
+// The narrow way: channels and outputs of a convolution group up to which it is taken,
+// and positions from which: at the end of a sample its lanes must be added up;
+// channels that a task owns; floats of the planes of groups that are packed together,
+// for the first-level cache; floats of packed planes at all, for the second-level
+// cache, and those of one row of the output above which it isn't taken.
+constexpr int64_t kNarrowMostOutputs = 8;
+constexpr int64_t kNarrowLeastPositions = 48;
+constexpr int64_t kNarrowChannels = 16;
+constexpr int64_t kNarrowGroupFloats = 6 << 10;
+constexpr int64_t kNarrowFloats = 1 << 15;
+constexpr int64_t kNarrowMostFloats = 1 << 18;
+
+// The linear way: channels from which, and positions of a group up to which it is
+// taken; outputs of a task, whole calls of
+// every kernel; positions of a block, whose packed panel and gradient stay in the
+// second-level cache, and floats of its packed input.
+constexpr int64_t kLinearLeastChannels = 16;
+constexpr int64_t kLinearGroupPositions = 256;
+constexpr int64_t kLinearOutputs = 48;
+constexpr int64_t kLinearLeastPositions = 64;
+constexpr int64_t kLinearMostPositions = 512;
+constexpr int64_t kLinearInputFloats = 1 << 20;
+static_assert(kLinearGroupPositions <= kLinearMostPositions);
+static_assert(kLinearOutputs % 12 == 0 && kLinearOutputs <= kTileLanes);
+
 // Positions added up in one register before they join the others: bounds the rounding
 // error of long sums (groups of many samples, large images).
 constexpr int64_t kRunPositions = 2048;

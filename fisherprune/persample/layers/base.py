@@ -60,6 +60,19 @@ class LayerCall:
     reads_input: bool = True
 
 
+class SamplesMixError(FisherpruneError):
+    """A call mixes the rows of its input: samples must not pass through it.
+
+    Args:
+        message: names the kind of layer.
+        input: of the call.
+    """
+
+    def __init__(self, message: str, input: Tensor) -> None:
+        super().__init__(message)
+        self.input = input
+
+
 SortOut = TypeVar("SortOut", bound=Callable[..., LayerCall])
 
 CALLS: dict[Callable[..., Any], Callable[..., LayerCall]] = {}

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError
 from fisherprune.persample.contributions import Rows, summed_positions
-from fisherprune.persample.layers.base import LayerCall, register_layer
+from fisherprune.persample.layers.base import LayerCall, SamplesMixError, register_layer
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ def batch_norm(
 ) -> LayerCall:
     """Sort the arguments of ``F.batch_norm`` out."""
     if training or running_mean is None or running_var is None:
-        raise FisherpruneError(
+        raise SamplesMixError(
             "a BatchNorm layer uses batch statistics, which mix the samples; it must "
-            "run in eval mode with running statistics"
+            "run in eval mode with running statistics",
+            input,
         )
     layer = _BatchNorm(running_mean, running_var, eps)
     return LayerCall(layer, input, weight, bias, reads_input=False)

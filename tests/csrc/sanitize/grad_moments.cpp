@@ -1,6 +1,13 @@
 // source: csrc/common/cpu/capability.cpp
 // source: csrc/grad_moments/cpu/microkernel.cpp
 // source: csrc/grad_moments/cpu/core.cpp
+// source: csrc/grad_moments/cpu/depthwise.cpp
+// source: csrc/grad_moments/cpu/depthwise_kernels.cpp
+// source: csrc/grad_moments/cpu/linear.cpp
+// source: csrc/grad_moments/cpu/linear_kernels.cpp
+// source: csrc/grad_moments/cpu/narrow.cpp
+// source: csrc/grad_moments/cpu/narrow_kernels.cpp
+// source: csrc/grad_moments/cpu/narrow_planes.cpp
 // source: csrc/grad_moments/cpu/pack.cpp
 // source: csrc/grad_moments/cpu/parts.cpp
 // source: csrc/grad_moments/cpu/plain.cpp
@@ -220,6 +227,35 @@ ConvShape random_shape() {
   return with_outputs(s);
 }
 
+// Groups of few channels and outputs, images from less than one vector to several.
+ConvShape narrow_shape() {
+  ConvShape s{};
+  s.samples = draw(1, 5);
+  s.groups = draw(0, 1) ? draw(2, 40) : 32;  // 32: whole vectors in channels_last
+  s.channels = s.groups * (draw(0, 1) ? 1 : draw(1, 8));
+  s.outputs = s.groups * (draw(0, 1) ? 1 : draw(1, 8));
+  s.height = draw(1, 20), s.width = draw(1, 40);
+  s.kernel_h = draw(1, 7), s.kernel_w = draw(1, 7);
+  s.stride_h = draw(1, 3), s.stride_w = draw(1, 3);
+  s.pad_h = draw(0, 8), s.pad_w = draw(0, 8);
+  s.dilation_h = draw(1, 3), s.dilation_w = draw(1, 3);
+  s.group_size = draw(1, 6);
+  return with_outputs(s);
+}
+
+// 1 x 1 kernels over few positions.
+ConvShape linear_shape() {
+  ConvShape s{};
+  s.samples = draw(1, 40);
+  s.groups = 1;
+  s.channels = draw(16, 90), s.outputs = draw(1, 100);
+  s.height = draw(1, 5), s.width = draw(0, 1) ? 1 : draw(1, 5);
+  s.kernel_h = s.kernel_w = s.dilation_h = s.dilation_w = 1;
+  s.stride_h = draw(1, 2), s.stride_w = draw(1, 2);
+  s.group_size = draw(0, 1) ? 1 : draw(1, 9);
+  return with_outputs(s);
+}
+
 ConvShape shape(int64_t n, int64_t c, int64_t o, int64_t h, int64_t w, int64_t kernel,
                 int64_t pad, int64_t group_size) {
   return with_outputs(
@@ -233,6 +269,19 @@ int main() {
     test(random_shape(), static_cast<Dtype>(draw(0, 2)),
          static_cast<Layout>(draw(0, kLayouts - 1)),
          static_cast<Layout>(draw(0, kLayouts - 1)));
+  for (int i = 0; i < 120; ++i)
+    test(i % 2 ? narrow_shape() : linear_shape(), static_cast<Dtype>(draw(0, 2)),
+         static_cast<Layout>(draw(0, kLayouts - 1)),
+         static_cast<Layout>(draw(0, kLayouts - 1)));
+  // Channels side by side; images that are cut into rows.
+  for (const Layout layout : {nchw, nhwc}) {
+    test(with_outputs({2, 32, 9, 13, 32, 0, 0, 3, 3, 2, 1, 1, 1, 1, 1, 32, 1}),
+         Dtype::float32, layout, layout);
+    test(with_outputs({2, 3, 250, 190, 6, 0, 0, 5, 3, 2, 1, 3, 1, 1, 2, 3, 2}),
+         Dtype::float32, layout, layout);
+  }
+  // Several blocks of groups in a linear layer.
+  test(shape(700, 17, 50, 1, 2, 1, 0, 3), Dtype::float32, nhwc, nhwc);
   // Several blocks of samples, groups that straddle them, samples cut into rows.
   test(shape(30, 2, 65, 24, 24, 3, 1, 29), Dtype::float32, nchw, nchw);
   test(shape(65, 2, 66, 12, 12, 2, 1, 9), Dtype::float32, nhwc, nchw);
