@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -25,10 +26,19 @@ def bar(
 
     Nothing is shown with ``quiet`` or where stderr is not a terminal.
     """
+    from tqdm import tqdm
+
     disable = True if quiet else None  # None: tqdm looks whether stderr is a terminal
     return tqdm(
         items, what, total, leave=False, disable=disable, dynamic_ncols=True, unit=""
     )
+
+
+def shown_bar(items: Iterable[T], what: str) -> Iterable[T]:
+    """Wrap ``items`` in a bar titled ``what``, a widget where this is a notebook."""
+    from tqdm.auto import tqdm
+
+    return tqdm(items, what, leave=False, dynamic_ncols=True, unit="batch")
 
 
 class WithBar(Generic[T]):

@@ -46,6 +46,7 @@ def prune(
     parameters: Parameters | None = None,
     seed: int = 0,
     ties: str = "error",
+    progress: bool = False,
 ) -> Masks:
     """Score, keep the largest, set the other weights of ``model`` to zero.
 
@@ -63,6 +64,7 @@ def prune(
         parameters: by name, ``prunable_parameters(model)`` by default.
         seed: of the random criterion.
         ties: "error" or "position", as in ``select_masks``.
+        progress: whether to show a bar over the batches, with tqdm, on stderr.
 
     Returns:
         The masks, by the names of the model where it is not wrapped, whether or not it
@@ -83,7 +85,7 @@ def prune(
     """
     checked_ties(ties)
     chosen = scoring_criteria([criterion])
-    task = checked_task(model, batches, parameters, loss_fn, group_size)
+    task = checked_task(model, batches, parameters, loss_fn, group_size, progress)
     names = _plain_names(model, task.parameters)
     shapes = {name: p.shape for name, p in task.parameters.items()}
     counts = kept_counts(shapes, sparsity, scope, densities=densities)

@@ -143,3 +143,24 @@ def test_scores_that_overflow_name_the_parameter():
         fp.FisherpruneError, match="fisher_pruner score of '9.weight' is NaN or inf"
     ):
         fp.score(model, [data()], "fisher_pruner", parameters=parameters)
+
+
+def test_progress_is_shown_where_asked_for(capfd):
+    model, (x, y) = conv_net(), data()
+    shown = {
+        "gradient_moments": lambda **p: fp.gradient_moments(model, [(x, y)], **p),
+        "gauss_newton_diagonal": lambda **p: fp.gauss_newton_diagonal(
+            model, [(x, y)], **p
+        ),
+        "hessian_gradient": lambda **p: fp.score(model, [(x, y)], "grasp", **p),
+        "gradient": lambda **p: fp.score_all(model, [(x, y)], ["fts"], **p),
+        "gradient_mom": lambda **p: fp.prune(model, iter([(x, y)]), "fts", 0.5, **p),
+    }
+    for title, compute in shown.items():
+        compute()
+        assert capfd.readouterr() == ("", "")
+        compute(progress=True)
+        out, err = capfd.readouterr()
+        assert not out and title in err
+        if title != "gradient_mom":
+            assert "0/1" in err and "batch/s" in err

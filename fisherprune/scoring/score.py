@@ -26,6 +26,7 @@ def score(
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Tensor]:
     """Score every weight; higher is kept. Scores do not depend on a sparsity.
 
@@ -45,6 +46,7 @@ def score(
         parameters: by name, ``prunable_parameters(model)`` by default.
         seed: of the random criterion; a parameter's scores depend on it, the
             parameter's name and its shape.
+        progress: whether to show a bar over the batches, with tqdm, on stderr.
 
     Returns:
         float32 scores by parameter name, each of its parameter's shape, on its device.
@@ -61,6 +63,7 @@ def score(
         group_size=group_size,
         parameters=parameters,
         seed=seed,
+        progress=progress,
     )[criterion]
 
 
@@ -73,6 +76,7 @@ def score_all(
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
     """Score by several criteria from one pass over the data; see ``score``.
 
@@ -89,7 +93,7 @@ def score_all(
             "takes one"
         )
     chosen = scoring_criteria(criteria)
-    task = checked_task(model, batches, parameters, loss_fn, group_size)
+    task = checked_task(model, batches, parameters, loss_fn, group_size, progress)
     return score_task(task, chosen, seed)
 
 

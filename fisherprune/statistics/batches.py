@@ -8,18 +8,26 @@ import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.progress import shown_bar
+from fisherprune.statistics.interrupts import deliver_interrupt
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-def checked_batches(batches: Batches, device: torch.device) -> Iterator:
-    """Yield the batches on ``device``, each checked to be a labelled batch."""
+def checked_batches(
+    batches: Batches, device: torch.device, title: str = ""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches on ``device``, each checked to be a labelled batch.
+
+    Between batches a Ctrl-C takes effect. With a ``title`` a progress bar is shown.
+    """
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
         raise FisherpruneError(
             "batches must be an iterable of (inputs, labels) tensors, got "
             f"{type(batches).__name__}"
         )
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(shown_bar(batches, title) if title else batches):
+        deliver_interrupt()
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
             raise FisherpruneError(

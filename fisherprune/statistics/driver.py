@@ -46,7 +46,8 @@ def tapped_passes(
         task = replace(task, parameters={})
     model, parameters = task.model, task.parameters
     empty, checked = True, False
-    for inputs, labels in checked_batches(task.batches, device):
+    title = op if task.progress else ""
+    for inputs, labels in checked_batches(task.batches, device, title):
         empty, n = False, len(inputs)
         check = not checked and n > 1
         # Before the batch, whose graph must not save what this forward pass changes.

@@ -23,7 +23,11 @@ from fisherprune.statistics.protect import evaluating
 
 
 def gauss_newton_diagonal(
-    model: nn.Module, batches: Batches, *, parameters: Parameters | None = None
+    model: nn.Module,
+    batches: Batches,
+    *,
+    parameters: Parameters | None = None,
+    progress: bool = False,
 ) -> dict[str, Tensor]:
     r"""Compute the diagonal of the generalized Gauss-Newton matrix, exactly.
 
@@ -44,6 +48,7 @@ def gauss_newton_diagonal(
             mode, and its samples must not mix.
         batches: iterable of ``(inputs, labels)``, samples first.
         parameters: as in ``gradient_moments``.
+        progress: whether to show a bar over the batches, with tqdm, on stderr.
 
     Returns:
         The diagonal by parameter name, float32, of the parameters' shapes.
@@ -56,7 +61,7 @@ def gauss_newton_diagonal(
         Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient
         Descent", 2002; Dangel et al., "BackPACK", 2020.
     """
-    task = checked_task(model, batches, parameters)
+    task = checked_task(model, batches, parameters, progress=progress)
     return dict(gauss_newton_pass(task).parts["H"])
 
 

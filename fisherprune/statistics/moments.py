@@ -106,6 +106,7 @@ def gradient_moments(
     *,
     group_size: int = 1,
     parameters: Parameters | None = None,
+    progress: bool = False,
 ) -> GradientMoments:
     r"""Compute mean and mean square of the per-sample gradients, exactly, in one pass.
 
@@ -131,6 +132,10 @@ def gradient_moments(
             empirical Fisher diagonal.
         parameters: by name, ``prunable_parameters(model)`` by default; of Conv1d,
             Conv2d, Linear and BatchNorm layers, weights and biases.
+        progress: whether to show a bar over the batches, with tqdm, on stderr.
+
+    Passes of several threads run one after the other, whatever their models: a pass
+    holds what is the process's. Ctrl-C takes effect at the next batch.
 
     Returns:
         The moments. They are zero for a parameter on which no loss depends, and F is 0
@@ -147,7 +152,7 @@ def gradient_moments(
         Gradient Descent", 2019, for F.
     """
     return _gradient_moments(
-        checked_task(model, batches, parameters, loss_fn, group_size)
+        checked_task(model, batches, parameters, loss_fn, group_size, progress)
     )
 
 

@@ -60,6 +60,8 @@ class Task:
     loss_fn: LossFn | None = None
     """Cross-entropy where it is None."""
     group_size: int = 1
+    progress: bool = False
+    """Whether passes show a bar."""
     found: ModelStatistics = field(default_factory=ModelStatistics)
     """What the passes that this one needs have found."""
 
@@ -70,6 +72,7 @@ def checked_task(
     parameters: Parameters | None,
     loss_fn: LossFn | None = None,
     group_size: int = 1,
+    progress: bool = False,
 ) -> Task:
     """Return the task if a pass can work on it: what public functions begin with.
 
@@ -82,7 +85,7 @@ def checked_task(
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole or group_size < 1:
         raise FieldError("group_size", "an integer of at least 1", repr(group_size))
-    return Task(eager(model), batches, parameters, loss_fn, group_size)
+    return Task(eager(model), batches, parameters, loss_fn, group_size, progress)
 
 
 PassFunction = Callable[[Task], ModelStatistics]

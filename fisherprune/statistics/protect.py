@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from fisherprune.statistics.interrupts import deferred_interrupts, deliver_interrupt
+
+_PASSES = threading.RLock()
+"""One for all models: they may share modules, and the random state is the process's."""
 
 
 @contextmanager
@@ -19,7 +25,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Modes are set without ``eval()`` and ``train()``, in which some modules change
     weights. Inference mode is left, and compiled parts run as they are written:
     compiled code can't be tapped.
+
+    Passes of several threads run one after the other; a pass within a pass of the same
+    thread, of a loss function say, is let in. Ctrl-C takes effect at the next batch or
+    the end of the pass, a second one at once.
     """
+    with deferred_interrupts() as interrupts, _one_at_a_time(), _evaluating(model):
+        if interrupts:
+            interrupts.inside = True
+        try:
+            yield
+        finally:
+            if interrupts:
+                interrupts.inside = False
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    while not _PASSES.acquire(timeout=0.1):
+        deliver_interrupt()
+    try:
+        yield
+    finally:
+        _PASSES.release()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     with (
