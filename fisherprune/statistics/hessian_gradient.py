@@ -62,19 +62,13 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
     with evaluating(task.model), sdpa_kernel(SDPBackend.MATH):
         product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
         sums = BlockSum([*product, *gradient])
-<<<<<<< HEAD
-        for inputs, labels in checked_batches(task.batches, device_of(task.parameters)):
+        device = device_of(task.parameters)
+        title = "hessian_gradient_product" if task.progress else ""
+        for inputs, labels in checked_batches(task.batches, device, title):
             n = len(inputs)
             inputs, labels = several(inputs, labels)
             losses = sample_losses(task.model(inputs), labels, task.loss_fn)[:n]
             share = _sample_weights(seen, n, task.found).to(losses)
-=======
-        device = device_of(task.parameters)
-        title = "hessian_gradient_product" if task.progress else ""
-        for inputs, labels in checked_batches(task.batches, device, title):
-            losses = plain_losses(task.model, inputs, labels, task.loss_fn)
-            share = _sample_weights(seen, len(inputs), task.found).to(losses)
->>>>>>> f3
             parts = _vector_hessian(losses @ share, weights, vector)
             sums.make_room(1)
             for totals, some in zip((gradient, product), parts, strict=True):
