@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import check_unhooked, device_of
 from fisherprune.persample.contributions import Gradients
 from fisherprune.persample.tap import LayerTap, UnknownGradientsError
@@ -40,6 +42,7 @@ def tapped_passes(
         FisherpruneError: where there is no batch, samples mix, or a parameter is hooked
             or used outside of the supported layers.
     """
+    _warn_of_ranks(op)
     check_unhooked(task.parameters)
     device = device_of(task.parameters)
     if not watch:
@@ -69,3 +72,19 @@ def tapped_passes(
         yield tap, n, result
     if empty:
         raise FisherpruneError(f"{op}: batches must hold samples, got none")
+
+
+def _warn_of_ranks(op: str) -> None:
+    """Warn where several processes of one job score: they do not add their data up."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if (ranks := distributed.get_world_size()) > 1:
+        warnings.warn(
+            f"{op}: each of the {ranks} ranks of torch.distributed scores its own "
+            "batches, so their masks differ unless all ranks see the same data: score "
+            "on one rank, and send its masks to the others by "
+            "torch.distributed.broadcast",
+            FisherpruneWarning,
+            stacklevel=2,
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 import fisherprune.statistics.moments  # noqa: F401  registers the pass of that name
 from fisherprune.parameters import check_finite
 from fisherprune.statistics.driver import tapped_passes
-from fisherprune.statistics.losses import sample_losses
+from fisherprune.statistics.losses import SampleLosses
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
 
@@ -24,11 +24,8 @@ def gradient_pass(task: Task) -> ModelStatistics:
     op, weights = "mean_gradient", [*task.parameters.values()]
     every, last = ([w.detach().double().zero_() for w in weights] for _ in range(2))
     seen, size = 0, task.group_size
-
-    def losses_of(outputs: Tensor, labels: Tensor) -> Tensor:
-        return sample_losses(outputs, labels, task.loss_fn)
-
     with evaluating(task.model):
+        losses_of = SampleLosses(task.loss_fn)
         for _, n, losses in tapped_passes(op, task, losses_of, watch=False):
             seen += n
             closed = max(0, n - seen % size)  # samples of groups that end in the batch

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FisherpruneError, FisherpruneWarning, shown
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,6 +39,36 @@ def checked_loss(loss_fn: LossFn | None) -> LossFn | None:
             " which divides the loss of one sample by its class's weight again"
         )
     return loss_fn
+
+
+class SampleLosses:
+    """``sample_losses`` of batch after batch; the first is compared as a whole."""
+
+    def __init__(self, loss_fn: LossFn | None) -> None:
+        self.loss_fn, self.compared = loss_fn, loss_fn is None
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses of the batch's samples."""
+        losses = sample_losses(outputs, labels, self.loss_fn)
+        if self.loss_fn is not None and not self.compared and len(losses) > 1:
+            self.compared = True
+            _compare(self.loss_fn(outputs, labels).sum(), losses.detach())
+        return losses
+
+
+def _compare(batch: Tensor, losses: Tensor) -> None:
+    """Warn where the batch's loss is neither mean nor sum of its samples' losses."""
+    whole, mean, sum = float(batch), float(losses.mean()), float(losses.sum())
+    scale = max(float(losses.abs().mean()), 1e-30)
+    if min(abs(whole - mean) / scale, abs(whole - sum) / (scale * len(losses))) > 0.01:
+        warnings.warn(
+            f"loss_fn: of the first batch it is {whole:g}, but of its samples alone "
+            f"the mean is {mean:g} and the sum {sum:g}, and those are scored: each "
+            "sample is divided by its own class weights or number of positions; a "
+            "loss_fn with reduction='sum' keeps them",
+            FisherpruneWarning,
+            stacklevel=2,
+        )
 
 
 def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Tensor:
@@ -109,6 +140,11 @@ def _check_predictions(outputs: Tensor, labels: Tensor) -> None:
             f"the model's output must be [N, classes, ...] for cross-entropy, the "
             f"default, got {shape}: give a loss_fn"
         )
+    if shape[1] == 1:
+        raise FisherpruneError(
+            "the model's output must have at least two classes for cross-entropy, the "
+            f"default, which of one class is always 0, got {shape}: give a loss_fn"
+        )
     numbers, came = shape[:1] + shape[2:], list(labels.shape)
     if came != (shape if labels.is_floating_point() else numbers):
         dtype = str(labels.dtype).removeprefix("torch.")
@@ -116,6 +152,24 @@ def _check_predictions(outputs: Tensor, labels: Tensor) -> None:
             f"labels must be class numbers, integers {numbers}, or probabilities, "
             f"floating-point {shape}, for cross-entropy, the default, got {dtype} "
             f"{came}: change them or give a loss_fn"
+        )
+    if len(shape) == 3 and shape[1] == shape[2] and came == numbers:
+        raise FisherpruneError(
+            f"the model's output {shape} may be [N, classes, positions] or "
+            "[N, positions, classes]: give a loss_fn, F.cross_entropy for the first"
+        )
+    if labels.is_floating_point():
+        _check_probabilities(labels)
+
+
+def _check_probabilities(labels: Tensor) -> None:
+    sums = labels.sum(1)
+    if not ((labels >= 0).all() & ((sums - 1).abs() <= 1e-2).all()):
+        raise FisherpruneError(
+            "floating-point labels must be probabilities for cross-entropy, the "
+            "default: at least 0, with sum 1 over the classes, got sums from "
+            f"{sums.min():g} to {sums.max():g}, {labels.min():g} as the least: give a "
+            "loss_fn"
         )
 
 

@@ -13,7 +13,7 @@ from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
-from fisherprune.statistics.losses import LossFn, sample_losses
+from fisherprune.statistics.losses import LossFn, SampleLosses
 from fisherprune.statistics.passes import (
     ModelStatistics,
     Task,
@@ -164,13 +164,9 @@ def moments_pass(task: Task) -> ModelStatistics:
 
 def _gradient_moments(task: Task) -> GradientMoments:
     accumulators = Accumulators(task.parameters, task.group_size)
-
-    def losses_of(outputs: Tensor, labels: Tensor) -> Tensor:
-        return sample_losses(outputs, labels, task.loss_fn)
-
     with evaluating(task.model):
         for tap, n, losses in tapped_passes(
-            "gradient_moments", task, losses_of, accumulators.add
+            "gradient_moments", task, SampleLosses(task.loss_fn), accumulators.add
         ):
             accumulators.begin(n)
             tap.backward(losses.sum())

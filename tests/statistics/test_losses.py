@@ -1,5 +1,7 @@
 """Losses of single samples: shapes, reductions, and functions that are none."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from nets import Mixing, batches, data
 from torch import nn
 
 import fisherprune as fp
+from fisherprune.errors import FisherpruneWarning
 from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 
 
@@ -105,3 +108,60 @@ def test_means_over_positions_stay_means():
         for r in ("mean", "sum")
     )
     assert truth.relative_error(mean["0.weight"] * 8, total["0.weight"].double()) < 1e-5
+
+
+def test_one_class_has_no_loss():
+    net, x = nn.Linear(4, 1), torch.randn(5, 4)
+    with pytest.raises(fp.FisherpruneError, match=r"at least two classes .* \[5, 1\]"):
+        fp.gradient_moments(net, [(x, torch.zeros(5).long())], parameters=named(net))
+
+
+@pytest.mark.parametrize("change", [lambda p: 2 * p, lambda p: p - 0.5])
+def test_floating_point_labels_are_probabilities(change):
+    net, x = nn.Linear(4, 3), torch.randn(5, 4)
+    right = torch.randn(5, 3).softmax(1)
+    fp.gradient_moments(net, [(x, right)], parameters=named(net))
+    with pytest.raises(
+        fp.FisherpruneError, match="must be probabilities .* with sum 1"
+    ):
+        fp.gradient_moments(net, [(x, change(right))], parameters=named(net))
+
+
+def test_positions_and_classes_of_one_number_are_asked_for():
+    net, x, y = nn.Linear(4, 6), torch.randn(5, 6, 4), torch.randint(6, (5, 6))
+    with pytest.raises(fp.FisherpruneError, match="may be .N, classes, positions. or"):
+        fp.gradient_moments(net, [(x, y)], parameters=named(net))
+    fp.gradient_moments(net, [(x, y)], F.cross_entropy, parameters=named(net))
+
+
+def test_a_loss_that_is_not_of_its_samples_is_told():
+    net, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.randint(3, (50,))
+    weight = torch.tensor([1.0, 20.0, 0.1])
+
+    def weighted(outputs, labels):
+        return F.cross_entropy(outputs, labels, weight)
+
+    with pytest.warns(FisherpruneWarning, match="loss_fn: of the first batch"):
+        fp.gradient_moments(net, [(x, y)], weighted, parameters=named(net))
+    for reduction in ("mean", "sum"):
+        loss_fn = nn.CrossEntropyLoss(reduction=reduction)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fp.gradient_moments(net, [(x, y)], loss_fn, parameters=named(net))
+
+
+def test_ranks_that_score_apart_are_told(monkeypatch):
+    net, batch = nn.Linear(4, 3), (torch.randn(5, 4), torch.randint(3, (5,)))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for ranks in (1, 2):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda n=ranks: n)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            fp.score(net, [batch], "snip", parameters=named(net))
+        assert any("each of the 2 ranks" in str(w.message) for w in told) == (
+            ranks == 2
+        )
+
+
+def named(net):
+    return dict(net.named_parameters())
