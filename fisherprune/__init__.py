@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fisherprune.pruning import prune
     from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
+    from fisherprune.statistics.batchnorm import measure_batchnorm
     from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
 else:  # at the first use: the doctor and --help need neither torch nor the kernels
@@ -37,6 +38,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "criteria": "fisherprune.scoring.criteria",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
+            "measure_batchnorm": "fisherprune.statistics.batchnorm",
             "models": "fisherprune.models",
             "prunable_parameters": "fisherprune.parameters",
             "prune": "fisherprune.pruning",
@@ -60,6 +62,7 @@ __all__ = [
     "criteria",
     "gauss_newton_diagonal",
     "gradient_moments",
+    "measure_batchnorm",
     "models",
     "prunable_parameters",
     "prune",

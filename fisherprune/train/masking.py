@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from fisherprune.baselines import invert_scores, shuffle_masks
@@ -18,6 +17,7 @@ from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.result import ScoringCost
 from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
+from fisherprune.statistics.batchnorm import measure_batchnorm
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.key import statistics_key
 from fisherprune.statistics.passes import Task
@@ -91,11 +91,10 @@ def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
     return statistics_key(about, task.model.state_dict(), data, scoring.images.device)
 
 
-@torch.no_grad()
-def measure_batchnorm(
+def warm_up_batchnorm(
     model: nn.Module, train: Dataset, batch_size: int, seed: int, quiet: bool
 ) -> None:
-    """Replace the running statistics of BatchNorm by means over one pass.
+    """Measure the running statistics of BatchNorm in one pass.
 
     Args:
         model: the network; its weights stay.
@@ -104,16 +103,7 @@ def measure_batchnorm(
         seed: of the run.
         quiet: show no progress.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over the batches
     plain = replace(train, augmentation=Augmentation(padding=0, flip=False))
     order = stream(seed, "batchnorm order")
     batches = TrainingBatches(plain, batch_size, order, order)
-    model.train()
-    for images, _ in WithBar(batches, "batchnorm", quiet=quiet):
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    measure_batchnorm(model, WithBar(batches, "batchnorm", quiet=quiet))

@@ -31,7 +31,7 @@ from fisherprune.streams import stream_seed
 from fisherprune.train.checkpoint import Checkpoint, State, misfit
 from fisherprune.train.clock import Clock
 from fisherprune.train.images import Images, load_images
-from fisherprune.train.masking import make_masks, measure_batchnorm
+from fisherprune.train.masking import make_masks, warm_up_batchnorm
 from fisherprune.train.network import check_mask, network
 from fisherprune.train.trainer import Trainer, deterministic_convolutions, evaluate
 
@@ -156,7 +156,7 @@ class Steps:
         self.model.to(memory_format=torch.contiguous_format)  # no score depends on it
         if config.bn_warmup:
             size, seed = config.training_batch_size, config.seed
-            measure_batchnorm(self.model, images.train, size, seed, self.quiet)
+            warm_up_batchnorm(self.model, images.train, size, seed, self.quiet)
         masks, self.scoring = make_masks(
             config, self.model, images.scoring, statistics, self.quiet
         )

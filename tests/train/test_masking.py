@@ -16,7 +16,7 @@ from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
 from fisherprune.train.images import load_images
-from fisherprune.train.masking import make_masks, measure_batchnorm
+from fisherprune.train.masking import make_masks, warm_up_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +39,7 @@ def masks_of(config, **options):
     images = images_of(config)
     model = network(config)
     if config.bn_warmup:
-        measure_batchnorm(model, images.train, config.training_batch_size, 0, True)
+        warm_up_batchnorm(model, images.train, config.training_batch_size, 0, True)
     return make_masks(config, model, images.scoring, quiet=True, **options)
 
 

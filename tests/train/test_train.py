@@ -194,7 +194,7 @@ def test_batchnorm_warmup_measures_exact_statistics(small):
     before = {k: v.clone() for k, v in network.named_parameters()}
     seen = []
     network.conv1.register_forward_hook(lambda *a: seen.append(a[2].double()))
-    masking.measure_batchnorm(network, images.train, 65, seed=0, quiet=True)
+    masking.warm_up_batchnorm(network, images.train, 65, seed=0, quiet=True)
     assert all(torch.equal(v, before[k]) for k, v in network.named_parameters())
     assert {m.momentum for m in network.modules() if hasattr(m, "momentum")} == {0.1}
     (output,) = seen
