@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.parameters import checked_model
 from fisherprune.statistics.batches import Batches, checked_batches
 
@@ -26,7 +26,7 @@ def measure_batchnorm(model: nn.Module, batches: Batches) -> None:
             in each; means and unbiased variances of the batches are averaged.
 
     Raises:
-        FisherpruneError: where there is no batch.
+        FisherpruneError: where there is no batch, or one of a single sample.
 
     Example:
         >>> import torch, fisherprune
@@ -47,6 +47,9 @@ def measure_batchnorm(model: nn.Module, batches: Batches) -> None:
         model.train()
         with torch.random.fork_rng(cuda):
             for inputs, _ in checked_batches(batches, device):
+                if len(inputs) < 2:
+                    wanted = "at least two samples in each batch, whose variance counts"
+                    raise FieldError("measure_batchnorm: batches", wanted, len(inputs))
                 model(inputs)
                 empty = False
     finally:

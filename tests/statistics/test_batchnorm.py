@@ -34,5 +34,11 @@ def test_nothing_to_measure_on():
         fp.measure_batchnorm(nn.BatchNorm1d(3), [])
 
 
+def test_one_sample_has_no_variance():
+    layer = nn.BatchNorm1d(3)
+    with pytest.raises(fp.FisherpruneError, match="at least two samples .*, got 1"):
+        fp.measure_batchnorm(layer, [(torch.ones(1, 3), torch.zeros(1))])
+
+
 def test_example():
     assert doctest.testmod(batchnorm).failed == 0

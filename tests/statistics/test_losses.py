@@ -136,18 +136,27 @@ def test_positions_and_classes_of_one_number_are_asked_for():
 
 def test_a_loss_that_is_not_of_its_samples_is_told():
     net, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.randint(3, (50,))
-    weight = torch.tensor([1.0, 20.0, 0.1])
+    weight = torch.tensor([1.0, 1.1, 1.0])
 
     def weighted(outputs, labels):
         return F.cross_entropy(outputs, labels, weight)
 
     with pytest.warns(FisherpruneWarning, match="loss_fn: of the first batch"):
         fp.gradient_moments(net, [(x, y)], weighted, parameters=named(net))
-    for reduction in ("mean", "sum"):
-        loss_fn = nn.CrossEntropyLoss(reduction=reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_loss_of_its_samples_warns_of_nothing(reduction):
+    net, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.randint(3, (50,))
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch gives some warnings once in a process
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            loss_fn = nn.CrossEntropyLoss(reduction=reduction)
             fp.gradient_moments(net, [(x, y)], loss_fn, parameters=named(net))
+    finally:
+        torch.set_warn_always(before)
 
 
 def test_ranks_that_score_apart_are_told(monkeypatch):
