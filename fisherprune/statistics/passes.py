@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from fisherprune.errors import FieldError
+from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, checked_parameters, eager
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import LossFn, checked_loss
@@ -84,7 +84,9 @@ def checked_task(
     parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole or group_size < 1:
-        raise FieldError("group_size", "an integer of at least 1", repr(group_size))
+        raise FieldError("group_size", "an integer of at least 1", shown(group_size))
+    if group_size >= 2**63:
+        raise FieldError("group_size", "below 2^63", shown(group_size))
     return Task(eager(model), batches, parameters, loss_fn, group_size, progress)
 
 

@@ -20,6 +20,7 @@ def test_bad_arguments():
     model, (x, y) = conv_net(), data((3, 9, 9))
     for size in (0, -1, 1.5, True, "2"):
         refused(model, x, y, "group_size must be an integer", group_size=size)
+    refused(model, x, y, r"group_size must be below 2\^63, got 118", group_size=2**70)
     refused(model, x, y, "at least one parameter", parameters={})
     stranger = {"w": nn.Parameter(torch.zeros(2))}
     refused(model, x, y, "'w' is no parameter of the model", parameters=stranger)
