@@ -96,7 +96,7 @@ def test_without_kernels_those_of_the_installed_package_are_used(tmp_path):
 
 def test_without_any_kernels_it_is_said(tmp_path):
     script = (
-        "import os, sys\n"
+        "import os, sys, torch\n"
         "paths = [p for p in sys.path[1:] if not os.path.isdir(p + '/fisherprune')]\n"
         "sys.path[1:] = paths; import fisherprune.ops"
     )
