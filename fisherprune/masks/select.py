@@ -26,8 +26,8 @@ TIES = ("error", "position")
 
 DECIDED_BY_POSITION = Fraction(1, 20)
 """Share of the kept weights that ties may decide. Scores in bfloat16, of three digits,
-tie for up to a fiftieth of the kept weights by their rounding; scores that can't tell
-weights apart, zeros of a dead layer for instance, for most of them."""
+tie for fewer by their rounding alone; scores that can't tell weights apart, zeros of a
+dead layer for instance, tie for most of them."""
 
 FEW_TIES = 10
 """Ties that may decide in any case."""
