@@ -167,5 +167,5 @@ def _known(
 ) -> Statistics:
     """Return what formulas read of one parameter."""
     parts = {letter: named[name] for letter, named in found.parts.items()}
-    weight = parameter.detach()
+    weight = parameter.detach().float()
     return Statistics(weight, found.group_size, stream(seed, name), **parts)

@@ -26,10 +26,9 @@ class PerSampleSums:
     """Sums over groups of samples, and which way each parameter's gradients came.
 
     Attributes:
-        ways: by parameter the functions by whose rules its gradients are found, "vmap"
-            where a function was differentiated for each sample, or "loop" where the
-            whole model was.
-        reasons: why, of the parameters that went the way "loop".
+        ways: by parameter the functions by whose rules its gradients are found, and
+            "vmap" where a function was differentiated for each sample.
+        reasons: why the whole model was, of the parameters where that was so.
     """
 
     def __init__(self, task: Task, group_size: int) -> None:
@@ -38,6 +37,14 @@ class PerSampleSums:
         self.looped = Accumulators({}, group_size)
         self.ways: dict[str, set[str]] = {name: set() for name in parameters}
         self.reasons: dict[str, str] = {}
+
+    @property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Return the ways by parameter; that of a looped one is one."""
+        return {
+            name: ("loop",) if name in self.reasons else tuple(sorted(ways))
+            for name, ways in self.ways.items()
+        }
 
     @property
     def samples(self) -> int:

@@ -78,7 +78,7 @@ def gauss_newton_pass(task: Task) -> ModelStatistics:
     """Yield the diagonal; the group size plays no part in it."""
     op, classes = "gauss_newton_diagonal", 2
     sums = PerSampleSums(task, group_size=1)
-    with evaluating(task.model):
+    with evaluating(task.model, task.parameters.values()):
         for each in tapped_passes(op, task, of_outputs(_class_scores), sums):
             scores, classes = each.result, each.result.shape[1]
             for c, column in enumerate(softmax_hessian_root(scores.detach())):

@@ -25,7 +25,7 @@ def gradient_pass(task: Task) -> ModelStatistics:
     op, weights = "mean_gradient", [*task.parameters.values()]
     every, last = ([w.detach().double().zero_() for w in weights] for _ in range(2))
     seen, size = 0, task.group_size
-    with evaluating(task.model):
+    with evaluating(task.model, task.parameters.values()):
         forward = of_outputs(SampleLosses(task.loss_fn))
         for n, losses in plain_passes(op, task, forward):
             seen += n

@@ -59,8 +59,11 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
     vector = [task.found.parts["m"][name] for name in names]
     seen = 0
     # Attention's fused kernels have no second derivative.
-    with evaluating(task.model), sdpa_kernel(SDPBackend.MATH):
-        product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+        product, gradient = (
+            [torch.zeros_like(w, dtype=torch.float32) for w in weights]
+            for _ in range(2)
+        )
         sums = BlockSum([*product, *gradient])
         device = device_of(task.parameters)
         title = "hessian_gradient_product" if task.progress else ""
