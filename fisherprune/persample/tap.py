@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from fisherprune.parameters import owner
 from fisherprune.persample.contributions import Contribution, Gradients
 from fisherprune.persample.layers.base import (
     CALLS,
+    REWRITES,
     LayerCall,
     SamplesMixError,
     known_functions,
@@ -113,6 +115,9 @@ class LayerTap(TorchFunctionMode):
     ) -> Any:
         """Run supported functions of watched parameters through the tap."""
         kwargs = kwargs or {}
+        if func in REWRITES and self._watches(args, kwargs):
+            with self:
+                return REWRITES[func](*args, **kwargs)
         if func not in CALLS:
             return func(*args, **kwargs)
         try:
@@ -145,6 +150,12 @@ class LayerTap(TorchFunctionMode):
         if unread and all(operand is None for operand in computed):
             return _UnwatchedLayer.apply(call.input, call)
         return func(*args, **kwargs)
+
+    def _watches(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Return whether a watched parameter is an argument, or in a list of them."""
+        arguments = (*args, *kwargs.values())
+        lists = (a for a in arguments if isinstance(a, list | tuple))
+        return any(id(a) in self.names for a in chain(arguments, *lists))
 
     def _unfit(self, call: LayerCall, func: Callable[..., Any], name: str) -> str:
         """Return why the call's per-sample gradients are not known, or nothing."""

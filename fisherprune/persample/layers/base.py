@@ -111,7 +111,46 @@ def register_layer(function: Callable[..., Any]) -> Callable[[SortOut], SortOut]
     return register
 
 
+Rewrite = TypeVar("Rewrite", bound=Callable[..., Any])
+
+REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""From a function to one that computes the same by functions that the tap knows."""
+
+
+def register_rewrite(function: Callable[..., Any]) -> Callable[[Rewrite], Rewrite]:
+    """Make a function known by one that computes the same by known functions.
+
+    Decorates a function with the signature of ``function``, which runs in its place
+    where one of its arguments, or of the tensors in a list of them, is a parameter that
+    a statistics pass watches. The tap sees what it calls::
+
+        @register_rewrite(torch.rnn_tanh_cell)
+        def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+            return (F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh)).tanh()
+
+    A call of ``function`` itself must be given other tensors than the parameters, such
+    as ``weight.detach()``, or it is rewritten again.
+
+    Args:
+        function: of torch, or one that calls ``torch.overrides.handle_torch_function``.
+
+    Raises:
+        FisherpruneError: where the function is rewritten already.
+    """
+    if function in REWRITES:
+        raise FisherpruneError(
+            "register_rewrite: function must be one that is not rewritten yet, got "
+            f"{function.__name__}"
+        )
+
+    def register(rewrite: Rewrite) -> Rewrite:
+        REWRITES[function] = rewrite
+        return rewrite
+
+    return register
+
+
 def known_functions() -> str:
     """Name the registered functions: ``conv1d, conv2d, linear and batch_norm``."""
-    *first, last = (function.__name__ for function in CALLS)
+    *first, last = (function.__name__ for function in (*CALLS, *REWRITES))
     return f"{', '.join(first)} and {last}"
