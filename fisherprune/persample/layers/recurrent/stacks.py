@@ -10,104 +10,124 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
-from fisherprune.persample.layers.base import register_rewrite
-from fisherprune.persample.layers.recurrent import through_time
+from fisherprune.persample.layers.base import (
+    LayerCall,
+    register_layer,
+    register_rewrite,
+)
+from fisherprune.persample.layers.linear import Linear
 from fisherprune.persample.layers.recurrent.sequences import (
     Packed,
     Whole,
     order_of_rows,
 )
+from fisherprune.persample.layers.recurrent.steps import (
+    Weights,
+    run_gru,
+    run_lstm,
+    run_rnn,
+)
+from fisherprune.persample.layers.recurrent.through_time import GRU, LSTM, RNN
 
 States = tuple[Tensor, ...]
 """An LSTM's hidden and cell states, ``[N, *]`` each; of the others the hidden one."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to ``[T, N, in]``, with the samples first for the tap."""
-    return F.linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
+def linear(function: Callable[..., Tensor], x: Tensor, *operands: Any) -> Tensor:
+    """Apply a linear function to ``[T, N, in]``, with the samples first for the tap."""
+    return function(x.transpose(0, 1), *operands).transpose(0, 1)
 
 
+class _NamedProduct(Linear):
+    """A linear layer whose output nobody reads: the steps were run already."""
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return input.new_zeros(()).expand(*input.shape[:-1], len(weight))
+
+
+@wrap_torch_function(lambda input, weight, bias=None: (input, weight, bias))
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return an output whose gradient tells those of weight and bias."""
+    return F.linear(input, weight, bias)
+
+
+@register_layer(_product)
+def _sort_out(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall:
+    return LayerCall(_NamedProduct(), input, weight, bias, weight_dims=2)
+
+
+@dataclass(frozen=True)
 class Direction:
     """One direction of one layer, over sequences ``x`` whose first step comes first.
 
-    Args:
-        function: ``torch.lstm`` or another one.
+    Attributes:
         x: ``[T, N, in]``.
         states: before the first step.
-        weights: as nn.LSTM has them: W_ih, W_hh, b_ih, b_hh, W_hr, without those that
-            the layer has not.
-        has_biases: whether there are b_ih and b_hh.
+        w_ih, w_hh, b_ih, b_hh: the two linear maps.
+        w_hr: an LSTM's projection.
         sequences: where they end.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        x: Tensor,
-        states: States,
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        sequences: Whole | Packed,
-    ) -> None:
-        w_ih, w_hh, *rest = weights
-        b_ih, b_hh, *rest = rest if has_biases else (None, None, *rest)
-        self.projection = rest[0] if rest else None
-        self.states, self.sequences = states, sequences
-        self.ih = linear(x, w_ih, b_ih)
-        self.weight = w_hh.detach().to(self.ih.dtype)
-        self.hidden = self._hidden(function, x, weights, has_biases).to(self.ih.dtype)
-        h0 = states[0].detach().to(self.ih.dtype).unsqueeze(0)
-        self.before = sequences.zero_padded(torch.cat([h0, self.hidden[:-1]]))
-        self.hh = linear(self.before, w_hh, b_hh)
+    x: Tensor
+    states: States
+    sequences: Whole | Packed
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+    w_hr: Tensor | None = None
 
-    @torch.no_grad()
-    def _hidden(
-        self,
-        function: Callable[..., Any],
-        x: Tensor,
-        weights: Sequence[Tensor],
-        has_biases: bool,
-    ) -> Tensor:
-        """Return the hidden states after each step, ``[T, N, out]``, by PyTorch."""
-        states = [state.unsqueeze(0) for state in self.states]
-        state = states if len(states) > 1 else states[0]
-        cut_off = [weight.detach() for weight in weights]  # which nobody watches
-        options = has_biases, 1, 0.0, False, False, False
-        hidden: Tensor = function(x, state, cut_off, *options)[0]
-        return hidden
+    def _start(self, steps: int, state: Tensor, like: Tensor) -> Tensor:
+        """Return a buffer for a state before each step, and after all."""
+        buffer = like.new_empty((steps + 1, *state.shape))
+        buffer[0] = state.detach()
+        return buffer
+
+    def _weights(self, dtype: torch.dtype) -> Weights:
+        """Return what the steps need; under autocast, in another dtype."""
+        operands = self.w_hh, self.b_hh, self.w_hr
+        return Weights(*(p if p is None else p.detach().to(dtype) for p in operands))
 
     def lstm(self) -> tuple[Tensor, ...]:
         """Return all hidden states and the last cell state."""
+        ih = linear(F.linear, self.x, self.w_ih, self.b_ih)
+        weights = self._weights(ih.dtype)
+        hidden, cells = (self._start(len(ih), state, ih) for state in self.states)
         with torch.no_grad():
-            cells = through_time.cell_states(
-                self.ih, self.hh, self.states[1], self.sequences.padding
-            )
-        projected = projection = None
-        if self.projection is not None:
-            projected = linear(cells[0][:, :, 3] * cells[2], self.projection)
-            projection = self.projection.detach().to(projected.dtype)
-        result: tuple[Tensor, ...] = through_time.LSTM.apply(
-            self.ih,
-            self.hh,
-            projected,
-            *self.states,
-            cells,
-            self.hidden,
-            self.weight,
-            projection,
-        )
-        return result
+            padding = self.sequences.padding
+            gates = run_lstm(ih, hidden, cells, weights, padding)
+        projected = None
+        if self.w_hr is not None:
+            projected = linear(_product, gates[0][:, :, 3] * gates[2], self.w_hr)
+        values = hidden, cells, weights, gates
+        hh = self._hidden_product(hidden)
+        return LSTM.apply(ih, hh, projected, *self.states, *values)
 
     def gru(self) -> tuple[Tensor, ...]:
         """Return all hidden states."""
-        values = self.before, self.hidden, self.weight
-        return (through_time.GRU.apply(self.ih, self.hh, *self.states, *values),)
+        ih = linear(F.linear, self.x, self.w_ih, self.b_ih)
+        weights = self._weights(ih.dtype)
+        hidden = self._start(len(ih), self.states[0], ih)
+        with torch.no_grad():
+            gates = run_gru(ih, hidden, weights)
+        hh = self._hidden_product(hidden)
+        return (GRU.apply(ih, hh, *self.states, hidden, weights, gates),)
 
     def rnn(self, is_relu: bool) -> tuple[Tensor, ...]:
         """Return all hidden states."""
-        values = self.hidden, self.weight, is_relu
-        return (through_time.RNN.apply(self.ih, self.hh, *self.states, *values),)
+        ih = linear(F.linear, self.x, self.w_ih, self.b_ih)
+        weights = self._weights(ih.dtype)
+        hidden = self._start(len(ih), self.states[0], ih)
+        with torch.no_grad():
+            run_rnn(ih, hidden, weights, is_relu)
+        hh = self._hidden_product(hidden)
+        return (RNN.apply(ih, hh, *self.states, hidden, weights, is_relu),)
+
+    def _hidden_product(self, hidden: Tensor) -> Tensor:
+        before = self.sequences.zero_padded(hidden[:-1])
+        return linear(_product, before, self.w_hh, self.b_hh)
 
 
 DIRECTIONS: dict[Callable[..., Any], Callable[[Direction], tuple[Tensor, ...]]] = {
@@ -156,13 +176,10 @@ class Stack:
             for direction in range(directions):
                 i = layer * directions + direction
                 turned = sequences.reversed if direction else _same
+                w_ih, w_hh, *rest = parts[i]
+                b_ih, b_hh, *rest = rest if self.has_biases else (None, None, *rest)
                 found = Direction(
-                    self.function,
-                    turned(x),
-                    own_states[i],
-                    parts[i],
-                    self.has_biases,
-                    sequences,
+                    turned(x), own_states[i], sequences, w_ih, w_hh, b_ih, b_hh, *rest
                 )
                 hidden, *last = DIRECTIONS[self.function](found)
                 lasts.append((sequences.last(hidden), *last))
