@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
@@ -66,8 +67,9 @@ def check_apart(op: str, alone: Seen, together: Seen) -> None:
         ("the loss of", size, alone.result[-1], together.result[-1]),
     ]
     if alone.refused == together.refused == {}:  # else these may be different calls
-        calls = zip(alone.last_inputs, together.last_inputs, strict=False)
-        pairs += [("what a layer reads of", 1e-3 * inputs, *pair) for pair in calls]
+        for one, other in zip(alone.last_inputs, together.last_inputs, strict=False):
+            pair = _padded(one, other.shape), other
+            pairs.append(("what a layer reads of", 1e-3 * inputs, *pair))
     tolerance = _tolerance(together.outputs)
     for what, least, one, other in pairs:
         if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
@@ -75,6 +77,14 @@ def check_apart(op: str, alone: Seen, together: Seen) -> None:
                 f"{op}: samples mix: {what} a sample alone is another than in a batch "
                 "(or it is random in eval mode, or samples change places on the way)"
             )
+
+
+def _padded(x: Tensor, shape: torch.Size) -> Tensor:
+    """Add zeros at the end, as a batch pads the shorter ones of its sequences."""
+    missing = [whole - own for own, whole in zip(x.shape, shape, strict=False)]
+    if x.dim() != len(shape) or min(missing, default=0) < 0:
+        return x
+    return F.pad(x, [side for size in reversed(missing) for side in (0, size)])
 
 
 def _is_same(one: Tensor, other: Tensor, tolerance: float, least: float) -> bool:

@@ -152,5 +152,6 @@ def register_rewrite(function: Callable[..., Any]) -> Callable[[Rewrite], Rewrit
 
 def known_functions() -> str:
     """Name the registered functions: ``conv1d, conv2d, linear and batch_norm``."""
-    *first, last = (function.__name__ for function in (*CALLS, *REWRITES))
+    names = [function.__name__ for function in (*CALLS, *REWRITES)]
+    *first, last = (name for name in names if not name.startswith("_"))
     return f"{', '.join(first)} and {last}"

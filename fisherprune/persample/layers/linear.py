@@ -9,7 +9,7 @@ from fisherprune.persample.contributions import Factors, Rows, summed_positions
 from fisherprune.persample.layers.base import LayerCall, register_layer
 
 
-class Linear:
+class _Linear:
     """Linear, with any positions between the samples and the features."""
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,4 +31,4 @@ class Linear:
 @register_layer(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall:
     """Sort the arguments of ``F.linear`` out."""
-    return LayerCall(Linear(), input, weight, bias, weight_dims=2)
+    return LayerCall(_Linear(), input, weight, bias, weight_dims=2)

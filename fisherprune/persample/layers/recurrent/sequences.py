@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,13 @@ _FORWARDS = [kind.forward.__code__ for kind in (nn.LSTM, nn.GRU, nn.RNN)]
 
 @dataclass(frozen=True)
 class Whole:
-    """Sequences of one length, ``[T, N, features]``."""
+    """Sequences of one length, ``[T, N, features]``.
+
+    Attributes:
+        padding: ``[T, N]``, true behind a sequence's end; None: nowhere.
+    """
+
+    padding: Tensor | None = None
 
     def reversed(self, x: Tensor) -> Tensor:
         """Return the steps from the last one to the first one."""
@@ -33,9 +40,6 @@ class Whole:
     def zero_padded(self, x: Tensor) -> Tensor:
         """Return x with zeros behind the sequences' ends."""
         return x
-
-    padding: Tensor | None = None
-    """``[T, N]``, true behind a sequence's end."""
 
 
 class Packed:
@@ -71,7 +75,7 @@ class Packed:
         return x.flatten(0, 1).index_select(0, self.places)
 
     def by_sample(self, state: Tensor) -> Tensor:
-        """Bring ``[*, N, features]`` from the packed batch's order into the samples'."""
+        """Bring ``[*, N, features]`` from the packed batch's order into the batch's."""
         return state.index_select(1, self.order.argsort())
 
     def by_length(self, state: Tensor) -> Tensor:
@@ -94,25 +98,22 @@ class Packed:
         return x.masked_fill(self.padding.unsqueeze(-1), 0)
 
 
-def order_of_rows(name: str) -> Tensor | None:
+def order_of_rows() -> Tensor | None:
     """Return the sample of each row of the packed batch that a module passes.
 
-    The module has sorted the samples, or got them sorted, and does not tell the function
-    that it calls, so its frame is asked.
-
-    Args:
-        name: of the function, for errors.
+    The module has sorted the samples, or got them sorted, and does not tell the
+    function that it calls, so its frame is asked. None: they come in their order.
 
     Raises:
         FisherpruneError: where no module of ``torch.nn`` calls the function.
     """
-    frame = sys._getframe()
-    while frame.f_code not in _FORWARDS:
-        if frame.f_back is None:
-            raise FisherpruneError(
-                f"torch.{name}: packed sequences must be passed by nn.LSTM, nn.GRU or "
-                "nn.RNN, which know which row is which sample, got a direct call"
-            )
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _FORWARDS:
+            order: Tensor | None = frame.f_locals["sorted_indices"]
+            return order
         frame = frame.f_back
-    order: Tensor | None = frame.f_locals["sorted_indices"]
-    return order
+    raise FisherpruneError(
+        "packed sequences must be passed by nn.LSTM, nn.GRU or nn.RNN, which know "
+        "which row is which sample, got a direct call of torch.lstm, gru or rnn"
+    )

@@ -1,9 +1,9 @@
 """Backward passes through time, with the gradient of what both linear maps returned.
 
-Tensors are ``[T, N, features]``. ``ih`` and ``hh`` are the products of the inputs and of
-the hidden states before each step. The steps have been run already, so nobody reads the
-values of ``hh``. A backward pass has few calls per step: what does not depend on the
-step after is computed for all steps at once. Its results have the samples first in
+Tensors are ``[T, N, features]``. ``ih`` and ``hh`` are the products of the inputs and
+of the hidden states before each step. The steps have been run already, so nobody reads
+the values of ``hh``. A backward pass has few calls per step: what does not depend on
+the step after is computed for all steps at once. Its results have the samples first in
 memory, as the linear layers that they go to.
 """
 
@@ -22,7 +22,7 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward
 _tanh_backward = torch.ops.aten.tanh_backward
 
 
-class RNN(torch.autograd.Function):
+class _RNN(torch.autograd.Function):
     """``h = tanh(ih + hh)``, or ``relu`` of the sum."""
 
     @staticmethod
@@ -53,7 +53,7 @@ class RNN(torch.autograd.Function):
         return delta, delta, delta[0] @ weight, None, None, None
 
 
-class GRU(torch.autograd.Function):
+class _GRU(torch.autograd.Function):
     """``h = n + z * (h_before - n)``, ``n = tanh(ih_n + r * hh_n)``.
 
     ``r`` and ``z`` are the sigmoids of the first two thirds of ``ih + hh``.
@@ -93,7 +93,7 @@ class GRU(torch.autograd.Function):
         return ih_grad.flatten(2), rows, h0_grad, None, None, None
 
 
-class LSTM(torch.autograd.Function):
+class _LSTM(torch.autograd.Function):
     """``h = o * tanh(c)``, ``c = f * c_before + i * g``; returns h and the last c.
 
     With a projection, h is ``projected``, the product of ``o * tanh(c)``.
@@ -157,3 +157,6 @@ def _samples_first(like: Tensor, *gates: int) -> Tensor:
 def _backward(*tensors: Tensor) -> Sequence[tuple[int, tuple[Tensor, ...]]]:
     """Return the number of each step and the views of it, the last step first."""
     return list(enumerate(zip(*tensors, strict=True)))[::-1]
+
+
+rnn, gru, lstm = _RNN.apply, _GRU.apply, _LSTM.apply
