@@ -77,9 +77,9 @@ class Direction:
         self.w_hh, self.b_hh, self.w_hr = w_hh, b_hh, w_hr
         self.ih = _linear(F.linear, x, w_ih, b_ih)
         # Under autocast, linear layers return another dtype than their weights'.
-        values = (
+        values: list[Any] = [
             p if p is None else p.detach().to(self.ih) for p in (w_hh, b_hh, w_hr)
-        )
+        ]
         self.weights = Weights(*values)
         self.hidden = self._buffer(states[0])
 
