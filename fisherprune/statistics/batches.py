@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 def checked_batches(
     batches: Batches, device: torch.device, title: str = ""
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Yield the batches on ``device``, each checked to be a labelled batch.
 
     Between batches a Ctrl-C takes effect. With a ``title`` a progress bar is shown.
@@ -40,18 +42,7 @@ def checked_batches(
                 f"batch {i} must have at least one sample and one label for each, got "
                 f"{len(inputs)} inputs and {len(labels)} labels"
             )
-        yield _own(inputs, device), _usable(labels, device)
-
-
-def several(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a lone sample twice, of which one counts: for autograd without the tap.
-
-    On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a batch
-    of one whose gradient is expanded over positions.
-    """
-    if len(inputs) > 1:
-        return inputs, labels
-    return torch.cat([inputs, inputs]), torch.cat([labels, labels])
+        yield Batch((_own(inputs, device), _usable(labels, device)), len(inputs))
 
 
 def _described(value: object) -> str:
@@ -75,3 +66,42 @@ def _usable(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor on ``device``, as one that autograd may save."""
     tensor = tensor.to(device, non_blocking=True)
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of samples on the model's device.
+
+    Attributes:
+        content: tensors, samples first, in any structure.
+        size: N.
+    """
+
+    content: Any
+    size: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return its tensors."""
+        return list(self.content)
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """Return shapes and dtypes but for the number of samples."""
+        return tuple(
+            (tuple(t.shape[len(t) == self.size :]), t.dtype) for t in self.tensors
+        )
+
+    def samples(self, index: slice | list[int], *, copied: bool = False) -> Batch:
+        """Return the batch of some samples."""
+        some = tuple(t[index] for t in self.content)
+        some = tuple(t.clone() for t in some) if copied else some
+        return Batch(some, len(some[0]))
+
+    def one(self, i: int) -> Batch:
+        """Return a sample twice, of which one counts: for autograd without the tap.
+
+        On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a
+        batch of one whose gradient is expanded over positions.
+        """
+        return self.samples([i, i])

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, device_of
 from fisherprune.statistics.accumulators import BlockSum
-from fisherprune.statistics.batches import Batches, checked_batches, several
+from fisherprune.statistics.batches import Batches, checked_batches
 from fisherprune.statistics.losses import LossFn, sample_losses
 from fisherprune.statistics.moments import GradientMoments
 from fisherprune.statistics.passes import (
@@ -64,9 +64,9 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
         sums = BlockSum([*product, *gradient])
         device = device_of(task.parameters)
         title = "hessian_gradient_product" if task.progress else ""
-        for inputs, labels in checked_batches(task.batches, device, title):
-            n = len(inputs)
-            inputs, labels = several(inputs, labels)
+        for batch in checked_batches(task.batches, device, title):
+            n = batch.size
+            inputs, labels = (batch if n > 1 else batch.one(0)).content
             losses = sample_losses(task.model(inputs), labels, task.loss_fn)[:n]
             share = _sample_weights(seen, n, task.found).to(losses)
             parts = _vector_hessian(losses @ share, weights, vector)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FieldError
 from fisherprune.parameters import Parameters, check_finite
-from fisherprune.statistics.accumulators import Accumulators, Sums
+from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import tapped_passes
+from fisherprune.statistics.driver import PerSampleSums, tapped_passes
+from fisherprune.statistics.forward import of_outputs
 from fisherprune.statistics.losses import LossFn, SampleLosses
 from fisherprune.statistics.passes import (
     ModelStatistics,
@@ -163,15 +164,11 @@ def moments_pass(task: Task) -> ModelStatistics:
 
 
 def _gradient_moments(task: Task) -> GradientMoments:
-    accumulators = Accumulators(task.parameters, task.group_size)
+    sums = PerSampleSums(task, task.group_size)
+    forward = of_outputs(SampleLosses(task.loss_fn))
     with evaluating(task.model):
-        for tap, n, losses in tapped_passes(
-            "gradient_moments", task, SampleLosses(task.loss_fn), accumulators.add
-        ):
-            accumulators.begin(n)
-            tap.backward(losses.sum())
-            accumulators.end()
-        sum, sum_sq = accumulators.sums()
+        for each in tapped_passes("gradient_moments", task, forward, sums):
+            each.backward(each.result.sum())
+        sum, sum_sq = sums.sums()
     check_finite(sum_sq, "the mean squared gradient")  # then the mean is finite too
-    samples, groups = accumulators.samples, accumulators.groups
-    return GradientMoments(sum, sum_sq, samples, groups, task.group_size)
+    return GradientMoments(sum, sum_sq, sums.samples, sums.groups, task.group_size)

@@ -64,6 +64,12 @@ class Task:
     """Whether passes show a bar."""
     found: ModelStatistics = field(default_factory=ModelStatistics)
     """What the passes that this one needs have found."""
+    may_loop: bool = True
+    """Whether the model may run once more for each sample alone, where need be."""
+
+
+class LoopsError(Exception):
+    """A pass would have to run the model for each sample alone, which it may not."""
 
 
 def checked_task(
@@ -105,7 +111,7 @@ class StatisticsPass:
         yields: letters of the parts of its result, one for each tensor of a parameter.
         check: raises where it can't work on a task; called before any pass is run.
         within: name of a pass that yields the same and more: it is run in this one's
-            place, unless it does not know some parameters' per-sample gradients.
+            place, unless it would run the model for each sample alone.
     """
 
     name: str

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherprune as fp
 from fisherprune.persample import LayerCall, Rows
-from fisherprune.persample.layers import base, conv
+from fisherprune.persample import registry as base
+from fisherprune.persample.layers import conv
 
 
 @pytest.fixture

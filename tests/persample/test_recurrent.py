@@ -1,17 +1,14 @@
 """LSTM, GRU and RNN, of any depth and direction, packed or not, and their cells."""
 
-import random
-
 import pytest
 import torch
 import truth
-from checks import assert_moments, refused
+from checks import assert_moments
 from nets import batches, data
 from torch import nn
-from torch.nn.utils import parametrizations, rnn
+from torch.nn.utils import rnn
 
 import fisherprune as fp
-from fisherprune.persample.layers.base import register_rewrite
 
 STEPS = 6
 
@@ -79,7 +76,9 @@ class Recurrent(nn.Module):
         self.seen = outputs, *last
         steps = torch.arange(1, outputs.shape[1] + 1, dtype=x.dtype).cos()
         mean = (outputs * steps.unsqueeze(1)).sum(1)
-        return self.head(torch.cat([mean, *(s.transpose(0, 1).flatten(1) for s in last)], 1))
+        return self.head(
+            torch.cat([mean, *(s.transpose(0, 1).flatten(1) for s in last)], 1)
+        )
 
 
 def lengths(x):
@@ -107,7 +106,7 @@ class PackedNet(Recurrent):
             x, self.lengths, self.batch_first, enforce_sorted=self.is_sorted
         )
         hidden, last = self.first(packed)
-        data = hidden.data[:, :5] * hidden.data[:, 5:] + last.mean()* 0
+        data = hidden.data[:, :5] * hidden.data[:, 5:] + last.mean() * 0
         outputs, last = self.layer(hidden._replace(data=data), states)
         return rnn.pad_packed_sequence(outputs, True)[0], last
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.contributions import Factors, Rows, summed_positions
-from fisherprune.persample.layers.base import LayerCall, register_layer
+from fisherprune.persample.contributions import Rows, summed_positions
+from fisherprune.persample.factors import Factors
+from fisherprune.persample.registry import LayerCall, register_layer
 
 Sizes = int | Sequence[int]
 Pair = tuple[int, int]
@@ -131,7 +132,7 @@ def conv1d(
     (step, _), (spread, _) = _pair(stride), _pair(dilation)
     input, numbers = _padded(input, weight, padding, [spread])
     image = _Conv2d((1, step), (0, _pair(numbers)[0]), (1, spread), groups)
-    return LayerCall(_Conv1d(image), input, weight, bias, dims=3)
+    return LayerCall(_Conv1d(image), input, weight, bias, dims=3, positions=False)
 
 
 @register_layer(F.conv2d)
@@ -148,4 +149,4 @@ def conv2d(
     spread = _pair(dilation)
     input, numbers = _padded(input, weight, padding, spread)
     layer = _Conv2d(_pair(stride), _pair(numbers), spread, groups)
-    return LayerCall(layer, input, weight, bias, dims=4)
+    return LayerCall(layer, input, weight, bias, dims=4, positions=False)

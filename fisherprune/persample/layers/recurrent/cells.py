@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.layers.base import register_rewrite
+from fisherprune.persample.registry import register_rewrite
 
 
 @register_rewrite(torch.lstm_cell)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
-from fisherprune.persample.layers.base import LayerCall, register_layer
 from fisherprune.persample.layers.linear import _Linear
 from fisherprune.persample.layers.recurrent import through_time
 from fisherprune.persample.layers.recurrent.sequences import Packed, Whole
@@ -20,6 +19,7 @@ from fisherprune.persample.layers.recurrent.steps import (
     run_lstm,
     run_rnn,
 )
+from fisherprune.persample.registry import LayerCall, register_layer
 
 States = tuple[Tensor, ...]
 """An LSTM's hidden and cell states, ``[N, *]`` each; of the others the hidden one."""
@@ -33,12 +33,14 @@ class _UnreadLinear(_Linear):
 
 
 @wrap_torch_function(lambda input, weight, bias=None: (input, weight, bias))
-def _unread_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def recurrent_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """Return what has the gradient of a linear layer's output, and any values."""
     return F.linear(input, weight, bias)
 
 
-@register_layer(_unread_linear)
+@register_layer(recurrent_linear)
 def _sort_out(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall:
     return LayerCall(_UnreadLinear(), input, weight, bias, weight_dims=2)
 
@@ -73,52 +75,48 @@ class Direction:
         b_hh: Tensor | None = None,
         w_hr: Tensor | None = None,
     ) -> None:
-        self.states, self.sequences = states, sequences
+        self.sequences = sequences
         self.w_hh, self.b_hh, self.w_hr = w_hh, b_hh, w_hr
         self.ih = _linear(F.linear, x, w_ih, b_ih)
+        self.states = tuple(self._meeting(state) for state in states)
         # Under autocast, linear layers return another dtype than their weights'.
-        values: list[Any] = [
-            p if p is None else p.detach().to(self.ih) for p in (w_hh, b_hh, w_hr)
-        ]
+        with torch.no_grad():
+            values: list[Any] = [
+                p if p is None else p.detach().to(self.ih) for p in (w_hh, b_hh, w_hr)
+            ]
         self.weights = Weights(*values)
-        self.hidden = self._buffer(states[0])
 
-    def _buffer(self, start: Tensor) -> Tensor:
-        """Return room for a state before each step and after the last one."""
-        buffer = self.ih.new_empty((len(self.ih) + 1, *start.shape))
-        buffer[0] = start.detach()
-        return buffer
+    def _meeting(self, state: Tensor) -> Tensor:
+        """Return a state of samples, which one that comes from a parameter is not."""
+        if not state.requires_grad:
+            return state
+        return state + 0 * self.ih[0, :, :1].detach()
 
-    def _hh(self) -> Tensor:
+    def _hh(self, hidden: Tensor) -> Tensor:
         """Return what gets the gradient of the linear map of the hidden states."""
-        before = self.sequences.zero_padded(self.hidden[:-1])
-        return _linear(_unread_linear, before, self.w_hh, self.b_hh)
+        before = self.sequences.zero_padded(hidden[:-1])
+        return _linear(recurrent_linear, before, self.w_hh, self.b_hh)
 
     def lstm(self) -> tuple[Tensor, ...]:
         """Return all hidden states and the last cell state."""
-        cells, padding = self._buffer(self.states[1]), self.sequences.padding
-        with torch.no_grad():
-            gates = run_lstm(self.ih, self.hidden, cells, self.weights, padding)
+        (h0, c0), padding = self.states, self.sequences.padding
+        hidden, *cells = run_lstm(self.ih, h0, c0, self.weights, padding)
         projected = None
         if self.w_hr is not None:
-            outputs = gates[0][:, :, 3] * gates[2]
-            projected = _linear(_unread_linear, outputs, self.w_hr)
-        known = self.hidden, cells, self.weights, gates
-        found: States = through_time.lstm(
-            self.ih, self._hh(), projected, *self.states, *known
-        )
+            _, gates, _, tanh = cells
+            projected = _linear(recurrent_linear, gates[:, :, 3] * tanh, self.w_hr)
+        grads_to = self.ih, self._hh(hidden), projected, h0, c0
+        found: States = through_time.lstm(*grads_to, hidden, self.weights, *cells)
         return found
 
     def gru(self) -> tuple[Tensor, ...]:
         """Return all hidden states."""
-        with torch.no_grad():
-            gates = run_gru(self.ih, self.hidden, self.weights)
-        known = self.hidden, self.weights, gates
-        return (through_time.gru(self.ih, self._hh(), *self.states, *known),)
+        hidden, *gates = run_gru(self.ih, self.states[0], self.weights)
+        grads_to = self.ih, self._hh(hidden), *self.states
+        return (through_time.gru(*grads_to, hidden, self.weights, *gates),)
 
     def rnn(self, is_relu: bool) -> tuple[Tensor, ...]:
         """Return all hidden states."""
-        with torch.no_grad():
-            run_rnn(self.ih, self.hidden, self.weights, is_relu)
-        known = self.hidden, self.weights, is_relu
-        return (through_time.rnn(self.ih, self._hh(), *self.states, *known),)
+        hidden = run_rnn(self.ih, self.states[0], self.weights, is_relu)
+        grads_to = self.ih, self._hh(hidden), *self.states
+        return (through_time.rnn(*grads_to, hidden, self.weights, is_relu),)

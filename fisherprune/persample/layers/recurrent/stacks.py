@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.layers.base import register_rewrite
 from fisherprune.persample.layers.recurrent.directions import Direction, States
 from fisherprune.persample.layers.recurrent.sequences import (
     Packed,
     Whole,
     order_of_rows,
 )
+from fisherprune.persample.registry import register_rewrite
 
 Run = Callable[[Direction], tuple[Tensor, ...]]
 """Returns the hidden states after each step, and an LSTM's last cell state."""

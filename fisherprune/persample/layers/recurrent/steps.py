@@ -1,16 +1,27 @@
 """Recurrent layers step by step, without autograd.
 
-All tensors are of all steps, ``[T, N, features]``: ``ih`` is ``W_ih x + b_ih``, and
-``hidden``, ``[T + 1, N, features]``, has the state h0 before the first step in front.
-Buffers are written in place, so that a step has few and small calls.
+All tensors are of all steps, ``[T, N, features]``: ``ih`` is ``W_ih x + b_ih``, and the
+states, ``[T + 1, N, features]``, have the one before the first step in front. Buffers
+are written in place, so that a step has few and small calls. The tap sees one call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import wrap_torch_function
+
+Run = TypeVar("Run", bound=Callable[..., Any])
+
+
+def one_call(run: Run) -> Run:
+    """Let the tap see a call of the function, and none of those inside of it."""
+    wrapped: Run = wrap_torch_function(lambda ih, *others: (ih,))(run)
+    return wrapped
 
 
 @dataclass(frozen=True)
@@ -22,25 +33,37 @@ class Weights:
     projection: Tensor | None = None
 
 
-def run_rnn(ih: Tensor, hidden: Tensor, weights: Weights, is_relu: bool) -> None:
-    """Write the hidden states ``tanh(ih + hh)``, or ``relu`` of the sum."""
+def _states(ih: Tensor, start: Tensor) -> Tensor:
+    """Return room for a state before each step and after the last one."""
+    buffer = ih.new_empty((len(ih) + 1, *start.shape))
+    buffer[0] = start
+    return buffer
+
+
+@one_call
+@torch.no_grad()
+def run_rnn(ih: Tensor, h0: Tensor, weights: Weights, is_relu: bool) -> Tensor:
+    """Return the hidden states ``tanh(ih + hh)``, or ``relu`` of the sum."""
+    hidden = _states(ih, h0)
     weight, bias = weights.hidden.t(), weights.bias
     for x, before, h in zip(ih, hidden, hidden[1:], strict=False):
         torch.addmm(x, before, weight, out=h)
         if bias is not None:
             h += bias
         h.relu_() if is_relu else h.tanh_()
+    return hidden
 
 
+@one_call
+@torch.no_grad()
 def run_gru(
-    ih: Tensor, hidden: Tensor, weights: Weights
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the hidden states ``n + z * (h_before - n)``.
+    ih: Tensor, h0: Tensor, weights: Weights
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the hidden states ``n + z * (h_before - n)``, and what they come from.
 
-    Returns:
-        r and z, ``[T, N, 2 * H]``, n, and the last third of ``W_hh h_before + b_hh``.
+    These are r and z, ``[T, N, 2 * H]``, n, and hh's last third.
     """
-    (steps, n, rows), size = ih.shape, hidden.shape[-1]
+    hidden, (steps, n, rows), size = _states(ih, h0), ih.shape, h0.shape[-1]
     weight, bias = weights.hidden.t(), weights.bias
     hh = ih.new_empty((steps, n, rows))
     gates, new = ih.new_empty((steps, n, 2 * size)), ih.new_empty((steps, n, size))
@@ -56,19 +79,23 @@ def run_gru(
             x[:, 2 * size :], rz[:, :size], y[:, 2 * size :], out=fresh
         ).tanh_()
         torch.lerp(fresh, before, rz[:, size:], out=h)
-    return gates, new, hh[..., 2 * size :]
+    return hidden, gates, new, hh[..., 2 * size :]
 
 
+Cells = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@one_call
+@torch.no_grad()
 def run_lstm(
-    ih: Tensor, hidden: Tensor, cells: Tensor, weights: Weights, padding: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the cell states ``f * c_before + i * g`` and hidden ones ``o * tanh(c)``.
+    ih: Tensor, h0: Tensor, c0: Tensor, weights: Weights, padding: Tensor | None
+) -> Cells:
+    """Return the states ``o * tanh(c)`` and c, ``f * c_before + i * g``, and parts.
 
-    Where ``padding`` ``[T, N]`` is true, the cell state stays.
-
-    Returns:
-        the gates ``[T, N, 4, H]``, i and f first and o last; g; and the cells' tanh.
+    These are the gates ``[T, N, 4, H]``, i and f first and o last; g; and tanh(c). Where
+    ``padding`` ``[T, N]`` is true, the cell state stays.
     """
+    hidden, cells = _states(ih, h0), _states(ih, c0)
     (steps, n, _), size = ih.shape, cells.shape[-1]
     weight, bias, projection = weights.hidden.t(), weights.bias, weights.projection
     if padding is not None:
@@ -94,4 +121,4 @@ def run_lstm(
             torch.mul(o, out, out=h)
         else:
             torch.mm(o * out, projection.t(), out=h)
-    return gates, new, tanh
+    return hidden, cells, gates, new, tanh

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fisherprune.persample.layers.recurrent.steps import Weights
+from fisherprune.persample.layers.recurrent.steps import Weights, one_call
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
 _tanh_backward = torch.ops.aten.tanh_backward
@@ -67,7 +67,7 @@ class _GRU(torch.autograd.Function):
         h0: Tensor,
         hidden: Tensor,
         weights: Weights,
-        gates: tuple[Tensor, Tensor, Tensor],
+        *gates: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(hidden, weights.hidden, *gates)
         return hidden[1:].clone()
@@ -90,7 +90,7 @@ class _GRU(torch.autograd.Function):
         h0_grad = torch.addmm(z[0] * hidden_grad[0], rows[0], weight)
         ih_grad = delta.clone()
         torch.mul(slope, hidden_grad, out=ih_grad[..., 2, :])
-        return ih_grad.flatten(2), rows, h0_grad, None, None, None
+        return ih_grad.flatten(2), rows, h0_grad, *(None for _ in range(5))
 
 
 class _LSTM(torch.autograd.Function):
@@ -108,9 +108,9 @@ class _LSTM(torch.autograd.Function):
         h0: Tensor,
         c0: Tensor,
         hidden: Tensor,
-        cells: Tensor,
         weights: Weights,
-        gates: tuple[Tensor, Tensor, Tensor],
+        cells: Tensor,
+        *gates: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cells, weights.hidden, weights.projection, *gates)
         return hidden[1:].clone(), cells[-1].clone()
@@ -140,7 +140,7 @@ class _LSTM(torch.autograd.Function):
                 hidden_grad[step - 1].addmm_(row, weight)
         projected_grad = None if projection is None else hidden_grad
         starts = rows[0] @ weight, d_cell
-        return rows, rows, projected_grad, *starts, None, None, None, None
+        return rows, rows, projected_grad, *starts, *(None for _ in range(6))
 
 
 def _steps_first(grad: Tensor) -> Tensor:
@@ -159,4 +159,4 @@ def _backward(*tensors: Tensor) -> Sequence[tuple[int, tuple[Tensor, ...]]]:
     return list(enumerate(zip(*tensors, strict=True)))[::-1]
 
 
-rnn, gru, lstm = _RNN.apply, _GRU.apply, _LSTM.apply
+rnn, gru, lstm = (one_call(function.apply) for function in (_RNN, _GRU, _LSTM))
