@@ -20,7 +20,7 @@ Run = TypeVar("Run", bound=Callable[..., Any])
 
 def one_call(run: Run) -> Run:
     """Let the tap see a call of the function, and none of those inside of it."""
-    wrapped: Run = wrap_torch_function(lambda ih, *others: (ih,))(run)
+    wrapped: Any = wrap_torch_function(lambda ih, *others: (ih,))(run)
     return wrapped
 
 
@@ -92,8 +92,8 @@ def run_lstm(
 ) -> Cells:
     """Return the states ``o * tanh(c)`` and c, ``f * c_before + i * g``, and parts.
 
-    These are the gates ``[T, N, 4, H]``, i and f first and o last; g; and tanh(c). Where
-    ``padding`` ``[T, N]`` is true, the cell state stays.
+    These are the gates ``[T, N, 4, H]``, i and f first and o last; g; and tanh(c).
+    Where ``padding`` ``[T, N]`` is true, the cell state stays.
     """
     hidden, cells = _states(ih, h0), _states(ih, c0)
     (steps, n, _), size = ih.shape, cells.shape[-1]
