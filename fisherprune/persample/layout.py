@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -86,6 +87,8 @@ def find_layout(
     shape, batch = alone.shape, tuple(tensor.shape)
     if shape == batch:
         return None
+    alone = _padded(alone, batch)
+    shape = alone.shape
     axes = [a for a, (k, n) in enumerate(zip(shape, batch, strict=False)) if k != n]
     if (
         len(shape) != len(batch)
@@ -111,3 +114,18 @@ def find_layout(
             "the rows of the last sample alone are not its rows in the batch"
         )
     return fitting[0]
+
+
+def _padded(alone: Alone, batch: tuple[int, ...]) -> Alone:
+    """Add zeros at the end, as a batch pads the shorter ones of its sequences.
+
+    That is where samples come first, and one sample alone has fewer positions.
+    """
+    shape, value = alone.shape, alone.value
+    if value is None or len(shape) != len(batch) or shape[:1] != (1,):
+        return alone
+    missing = [n - k for k, n in zip(shape[1:], batch[1:], strict=True)]
+    if not any(missing) or min(missing) < 0:
+        return alone
+    sides = [side for size in reversed(missing) for side in (0, size)]
+    return Alone((1, *batch[1:]), F.pad(value, sides))
