@@ -283,11 +283,11 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(4, classes, 1)
 
     def forward(self, x):
-        a = torch.relu(self.first(x))
-        b = torch.relu(self.second(F.max_pool2d(a, 2)))
-        x = self.up(torch.relu(self.bottom(F.max_pool2d(b, 2))))
-        x = torch.relu(self.join(torch.cat([x, b], 1)))
-        return self.head(torch.relu(self.joined(torch.cat([self.upper(x), a], 1))))
+        a = torch.tanh(self.first(x))
+        b = torch.tanh(self.second(F.avg_pool2d(a, 2)))
+        x = self.up(torch.tanh(self.bottom(F.avg_pool2d(b, 2))))
+        x = torch.tanh(self.join(torch.cat([x, b], 1)))
+        return self.head(torch.tanh(self.joined(torch.cat([self.upper(x), a], 1))))
 
 
 def test_a_u_net():
@@ -313,15 +313,15 @@ class Block(nn.Module):
         self.shortcut = nn.Conv3d(channels, more, 1, 2)
 
     def forward(self, x):
-        h = self.time(torch.relu(self.norm(self.space(x))))
-        return torch.relu(self.other(self.each(h)) + self.shortcut(x))
+        h = self.time(torch.tanh(self.norm(self.space(x))))
+        return torch.tanh(self.other(self.each(h)) + self.shortcut(x))
 
 
 def test_a_video_network():
     model = randomized(
         nn.Sequential(
             nn.Conv3d(3, 4, (3, 5, 5), (1, 2, 2), (1, 2, 2)),
-            nn.ReLU(),
+            nn.Tanh(),
             Block(4, 6),
             Block(6, 8),
             nn.AdaptiveAvgPool3d(1),
