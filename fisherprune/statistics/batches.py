@@ -1,46 +1,80 @@
-"""Labelled batches, checked one by one and moved to the model's device."""
+"""Batches, checked one by one and moved to the model's device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.progress import shown_bar
 from fisherprune.statistics.interrupts import deliver_interrupt
+from fisherprune.statistics.structure import (
+    count_samples,
+    described,
+    moved,
+    named_tensors,
+)
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Any]
+"""Of ``(inputs, labels)`` tensors; with a ``losses`` function, of any structure."""
 
 
 def checked_batches(
-    batches: Batches, device: torch.device, title: str = ""
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches on ``device``, each checked to be a labelled batch.
+    batches: Batches, device: torch.device, title: str = "", *, labelled: bool = True
+) -> Iterator[Any]:
+    """Yield copies of the batches on ``device``, each checked to hold samples.
 
     Between batches a Ctrl-C takes effect. With a ``title`` a progress bar is shown.
+    Those that are ``labelled`` must be pairs of inputs and labels, others may have any
+    structure.
     """
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        of = "(inputs, labels) tensors" if labelled else "batches"
         raise FisherpruneError(
-            "batches must be an iterable of (inputs, labels) tensors, got "
-            f"{type(batches).__name__}"
+            f"batches must be an iterable of {of}, got {type(batches).__name__}"
         )
     for i, batch in enumerate(shown_bar(batches, title) if title else batches):
         deliver_interrupt()
-        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
-            raise FisherpruneError(
-                "batches must yield (inputs, labels) tensors, samples first; batch "
-                f"{i} is {_described(batch)}"
-            )
-        inputs, labels = batch
-        if len(inputs) != len(labels) or len(inputs) == 0:
-            raise FisherpruneError(
-                f"batch {i} must have at least one sample and one label for each, got "
-                f"{len(inputs)} inputs and {len(labels)} labels"
-            )
-        yield _own(inputs, device), _usable(labels, device)
+        _check(i, batch, labelled)
+        yield moved(batch, device)
+
+
+@contextmanager
+def running(op: str, index: int, batch: object) -> Iterator[None]:
+    """Name the batch in errors of the forward pass inside.
+
+    Args:
+        op: named in errors.
+        index: the batch's.
+        batch: what the model is run on; a lone tensor and a pair's first are inputs.
+
+    Raises:
+        FisherpruneError: where something fails that is no error of this package, does
+            not say that memory ran out, and is no interrupt.
+    """
+    try:
+        yield
+    except (FisherpruneError, FisherpruneWarning, MemoryError):
+        raise
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise
+        raise FisherpruneError(
+            f"{op}: the model failed on batch {index} ({_tensors(batch)}): "
+            f"{reason(error)}"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what the error says, and its kind where it matters."""
+    kind, line = type(error).__name__, f"{error}".partition("\n")[0]
+    if not line:
+        return kind
+    return line if isinstance(error, RuntimeError) else f"{kind}: {line}"
 
 
 def several(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,24 +88,66 @@ def several(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([inputs, inputs]), torch.cat([labels, labels])
 
 
-def _described(value: object) -> str:
-    """Say what came: ``tuple of (Tensor [8, 3], int)``."""
-    kind = type(value).__name__
-    if isinstance(value, Tensor):
-        return f"{kind} {list(value.shape)}"
-    if not isinstance(value, (tuple, list)):
-        return kind
-    items = [_described(item) for item in value[:4]] + ["..."] * (len(value) > 4)
-    return f"{kind} of ({', '.join(items)})"
+def _check(index: int, batch: Any, labelled: bool) -> None:
+    try:
+        _check_tensors(batch)
+        if not labelled:
+            count_samples(batch)
+    except FisherpruneError as error:
+        raise FisherpruneError(f"batch {index}: {error}") from None
+    if labelled:
+        _check_pair(index, batch)
 
 
-def _own(inputs: Tensor, device: torch.device) -> Tensor:
-    """Return the inputs on ``device``, a copy: the model may change them in place."""
-    moved = _usable(inputs, device)
-    return moved.clone() if moved is inputs else moved
+def _check_pair(index: int, batch: Any) -> None:
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
+        raise FisherpruneError(
+            "batches must yield (inputs, labels) tensors, samples first; batch "
+            f"{index} is {described(batch)}"
+        )
+    inputs, labels = batch
+    if len(inputs) != len(labels) or len(inputs) == 0:
+        raise FisherpruneError(
+            f"batch {index} must have at least one sample and one label for each, got "
+            f"{len(inputs)} inputs and {len(labels)} labels"
+        )
 
 
-def _usable(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on ``device``, as one that autograd may save."""
-    tensor = tensor.to(device, non_blocking=True)
-    return tensor.clone() if tensor.is_inference() else tensor
+def _check_tensors(batch: object) -> None:
+    """Refuse tensors of which samples can't be taken or computed with."""
+    for place, tensor in _named(batch):
+        layout = str(tensor.layout).removeprefix("torch.")
+        facts = {layout: tensor.layout != torch.strided, "nested": tensor.is_nested}
+        facts |= {"quantized": tensor.is_quantized, "meta": tensor.is_meta}
+        for kind in [kind for kind, is_so in facts.items() if is_so]:
+            raise FisherpruneError(
+                "tensors must be dense and hold data, not sparse, nested, quantized or "
+                f"meta, got {place} of kind {kind}"
+            )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = f"{error}"
+    is_allocator = "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and is_allocator
+    )
+
+
+def _named(batch: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors; a lone one and a pair's are called inputs and labels."""
+    if isinstance(batch, Tensor):
+        return iter([("inputs", batch)])
+    if type(batch) in (tuple, list) and len(batch) == 2:
+        batch = {"inputs": batch[0], "labels": batch[1]}
+    return named_tensors(batch)
+
+
+def _tensors(batch: object) -> str:
+    """Return the tensors' dtypes and shapes: ``inputs float32 [8, 3]``."""
+    texts = [
+        f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        for name, tensor in _named(batch)
+    ]
+    return ", ".join(texts[:4] + ["..."] * (len(texts) > 4))
