@@ -31,10 +31,10 @@ def hugging_face(model: nn.Module, batch: Any) -> Tensor:
 
     .. math:: \ell_n = \mathrm{loss\_function}(\mathrm{logits}_n, \mathrm{labels}_n)
 
-    with the model's own ``loss_function``, as it is called by models with the heads
-    ``ForCausalLM``, ``LMHeadModel``, ``ForMaskedLM``, ``ForSequenceClassification``,
-    ``ForImageClassification``, ``ForTokenClassification``, ``ForQuestionAnswering``
-    and ``ForConditionalGeneration``. The model runs once, with the labels, from which
+    with the model's own ``loss_function``, of models ``ForCausalLM``, ``ForMaskedLM``,
+    ``ForConditionalGeneration``, ``ForSequenceClassification``,
+    ``ForTokenClassification``, ``ForImageClassification``, ``ForMultipleChoice``,
+    ``ForQuestionAnswering``, and of others that call it as these do. The model runs once, with the labels, from which
     some models make their decoder's inputs. What it says of the whole batch is compared
     with ``loss_function`` of the whole batch: so a model that computes another loss, or
     adds something to it, is refused.
@@ -126,24 +126,25 @@ def _loss_functions(model: nn.Module, config: object) -> Iterator[LossOf]:
 
 
 def _matching(loss_functions: Iterator[LossOf], rows: Rows, loss: Tensor) -> LossOf:
-    """Return the first whose loss of the whole batch is the model's."""
-    exact = all(t.dtype in (torch.float32, torch.float64) for t in rows.values())
-    got: list[str] = []
+    """Return the one whose loss of the whole batch is the model's."""
+    coarse = any(t.dtype in (torch.float16, torch.bfloat16) for t in rows.values())
+    found, got = [], ""
     for loss_of in loss_functions:
         try:
             with torch.no_grad():
-                whole = loss_of(rows)
+                whole = loss_of(rows).to(loss)
         except Exception as error:
-            got.append(reason(error))
+            got = got or reason(error)
             continue
-        tolerance = 1e-4 if exact else 2e-2
-        if torch.isclose(whole.to(loss), loss, tolerance, equal_nan=True):
-            return loss_of
-        got.append(f"{whole.item():g}")
-    raise FisherpruneError(
-        f"hugging_face: the model's loss of a batch, {loss.item():g}, must be that of "
-        f"its loss_function of the logits and labels, got {got[0]}: {OTHERWISE}"
-    )
+        got = got or f"{whole.item():g}"
+        if torch.isclose(whole, loss, 2e-2 if coarse else 1e-4, equal_nan=True):
+            found.append((abs(whole.item() - loss.item()), loss_of))
+    if not found:
+        raise FisherpruneError(
+            f"hugging_face: the model's loss of a batch, {loss.item():g}, must be that "
+            f"of its loss_function of the logits and labels, got {got}: {OTHERWISE}"
+        )
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def _counted(losses: list[Tensor], logits: Rows, targets: Rows) -> list[Tensor]:
