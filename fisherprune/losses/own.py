@@ -34,10 +34,10 @@ def hugging_face(model: nn.Module, batch: Any) -> Tensor:
     with the model's own ``loss_function``, of models ``ForCausalLM``, ``ForMaskedLM``,
     ``ForConditionalGeneration``, ``ForSequenceClassification``,
     ``ForTokenClassification``, ``ForImageClassification``, ``ForMultipleChoice``,
-    ``ForQuestionAnswering``, and of others that call it as these do. The model runs once, with the labels, from which
-    some models make their decoder's inputs. What it says of the whole batch is compared
-    with ``loss_function`` of the whole batch: so a model that computes another loss, or
-    adds something to it, is refused.
+    ``ForQuestionAnswering``, and of others that call it as these do. The model runs
+    once, with the labels, from which some make their decoder's inputs. What it says of
+    the whole batch is compared with ``loss_function`` of the whole batch: so a model
+    that computes another loss, or adds something to it, is refused.
 
     Args:
         model: has a ``loss_function`` and a ``config``; returns ``loss`` and ``logits``

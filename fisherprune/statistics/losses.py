@@ -50,7 +50,7 @@ def checked_losses(losses: Losses) -> Losses:
     """Return ``losses`` if it is a function.
 
     Raises:
-        FisherpruneError: where it can't be called or is a class.
+        FisherpruneError: where it can't be called, or is a class or a module.
     """
     if not callable(losses) or isinstance(losses, type | nn.Module):
         raise FisherpruneError(
