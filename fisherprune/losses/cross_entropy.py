@@ -62,22 +62,12 @@ def classification(
         wanted = "a number in [0, 1]"
         raise FieldError(f"{op}: label_smoothing", wanted, shown(label_smoothing))
     scores, labels = outputs_and_labels(op, model, batch)
-    shape = list(scores.shape)
-    if len(shape) < 2 or shape[1] < 2:
+    if scores.dim() < 2 or scores.shape[1] < 2:
         wanted = "outputs must be [N, classes, *] with at least two classes"
         unfit(op, wanted, scores, labels)
     if weight is not None:
-        weight = _checked_weight(op, weight, shape[1]).to(scores)
-    if labels.is_floating_point():
-        if list(labels.shape) != shape or (labels < 0).any():
-            wanted = "floating-point labels must be probabilities [N, classes, *]"
-            unfit(op, wanted, scores, labels)
-        labels, counted = labels.to(scores), None
-    else:
-        if list(labels.shape) != shape[:1] + shape[2:]:
-            wanted = "labels must be class numbers [N, *] for outputs [N, classes, *]"
-            unfit(op, wanted, scores, labels)
-        labels, counted = _checked_classes(op, labels, shape[1], ignore_index)
+        weight = _checked_weight(op, weight, scores.shape[1]).to(scores)
+    labels, counted = _checked_labels(op, scores, labels, ignore_index)
     losses = F.cross_entropy(
         scores, labels, weight, reduction="none", label_smoothing=label_smoothing
     )
@@ -167,6 +157,21 @@ def next_token(
     if mask is not None:
         labels = labels.where(_are_real(op, mask, tokens), ignore_index)
     return _of_tokens(op, scores, labels, ignore_index, reduction)
+
+
+def _checked_labels(
+    op: str, scores: Tensor, labels: Tensor, ignore_index: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return labels as ``F.cross_entropy`` reads them, and which of them count."""
+    if labels.is_floating_point():
+        if labels.shape != scores.shape or (labels < 0).any():
+            wanted = "floating-point labels must be probabilities [N, classes, *]"
+            unfit(op, wanted, scores, labels)
+        return labels.to(scores), None
+    if labels.shape != scores.shape[:1] + scores.shape[2:]:
+        wanted = "labels must be class numbers [N, *] for outputs [N, classes, *]"
+        unfit(op, wanted, scores, labels)
+    return _checked_classes(op, labels, scores.shape[1], ignore_index)
 
 
 def _are_real(op: str, mask: Any, tokens: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def moved(batch: T, device: torch.device) -> T:
 def _own(tensor: Tensor, device: torch.device) -> Tensor:
     here = tensor.detach()
     there = here.to(device, non_blocking=True)
-    own = there.clone() if there is here or there.is_inference() else there
+    own = there.clone() if there is here else there
     return own.requires_grad_() if tensor.requires_grad else own
 
 
