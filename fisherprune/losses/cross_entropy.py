@@ -164,8 +164,12 @@ def _checked_labels(
 ) -> tuple[Tensor, Tensor | None]:
     """Return labels as ``F.cross_entropy`` reads them, and which of them count."""
     if labels.is_floating_point():
-        if labels.shape != scores.shape or (labels < 0).any():
-            wanted = "floating-point labels must be probabilities [N, classes, *]"
+        fits = labels.shape == scores.shape and (labels >= 0).all()
+        if not fits or ((labels.sum(1) - 1).abs() > 1e-2).any():
+            wanted = (
+                "floating-point labels must be probabilities [N, classes, *], at least "
+                "0 with sum 1"
+            )
             unfit(op, wanted, scores, labels)
         return labels.to(scores), None
     if labels.shape != scores.shape[:1] + scores.shape[2:]:

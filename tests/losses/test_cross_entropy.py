@@ -205,7 +205,8 @@ X, CLASSES = torch.randn(6, 3), torch.zeros(6, dtype=torch.long)
             r"the batch's 2 samples .*got Tensor \[6, 4",
         ),
         (classification, (X, X), r"must be probabilities \[N, classes, \*\], got outp"),
-        (classification, (X, -torch.rand(6, 4)), "must be probabilities"),
+        (classification, (X, torch.eye(4)[:3].repeat(2, 1) * 2), "at least 0 with sum"),
+        (classification, (X, torch.tensor([[2.0, -1, 0, 0]] * 6)), "at least 0 with"),
         (
             classification,
             (X, CLASSES[:, None]),
