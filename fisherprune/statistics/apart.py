@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Recorder, Records
 from fisherprune.persample.calls import Key
-from fisherprune.statistics.batches import Batch
+from fisherprune.statistics.batches import Batch, reason
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
@@ -38,16 +38,16 @@ def run_last(
     The last one, because what a sequence, a queue or a limited capacity makes of a
     sample depends on the samples before it. For ``made`` see ``Recorder``.
     """
-    one = batch.samples(slice(-1, None), copied=True)
+    one = batch.last()
     recorder = Recorder(parameters, one.tensors, made)
     try:
         with recorder:
             ran = forward(task.model, one)
     except Exception as error:
-        reason = f"{error}".partition("\n")[0] or type(error).__name__
         failure = FisherpruneError(
             f"{op}: the model must run with one sample, by which is seen whether "
-            f"samples mix; alone, the last of the first batch fails: {reason}"
+            f"samples mix; alone, the last of the first batch fails: "
+            f"{reason(error)}"
         )
         failure.__cause__ = error
         return failure

@@ -17,7 +17,7 @@ from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.apart import check_apart, run_last
-from fisherprune.statistics.batches import Batch, checked_batches
+from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward
 from fisherprune.statistics.passes import LoopsError, Task
 
@@ -138,7 +138,9 @@ def tapped_passes(
             yield tapped
         if run.sums.looped.parameters:
             for i in range(batch.size):
-                yield LoneSample(forward(task.model, batch.one(i)).result[:1], sums)
+                with running(op, batch):
+                    ran = forward(task.model, batch.alone(i))
+                yield LoneSample(ran.result[:1], sums)
     _warn_of_loops(op, sums)
 
 
@@ -181,7 +183,7 @@ class _TappedRun:
             None if alone is None or isinstance(alone, Exception) else alone.records,
             known,
         )
-        with tap.forward():
+        with tap.forward(), running(self.op, batch):
             ran = self.forward(self.task.model, batch)
         if isinstance(alone, FisherpruneError):  # the whole batch runs
             raise alone
@@ -208,7 +210,8 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
     for batch in batches_of(op, task):
         check = not checked and batch.size > 1
         alone = run_last(op, task, {}, batch, forward) if check else None
-        ran = forward(task.model, batch if batch.size > 1 else batch.one(0))
+        with running(op, batch):
+            ran = forward(task.model, batch if batch.size > 1 else batch.alone(0))
         if isinstance(alone, FisherpruneError):
             raise alone
         if alone:
@@ -222,9 +225,9 @@ def batches_of(op: str, task: Task) -> Iterator[Batch]:
     _warn_of_ranks(op)
     check_unhooked(task.parameters)
     empty = True
-    for batch in checked_batches(
-        task.batches, device_of(task.parameters), op if task.progress else ""
-    ):
+    device, title = device_of(task.parameters), op if task.progress else ""
+    labelled = task.losses is None
+    for batch in checked_batches(task.batches, device, title, labelled=labelled):
         empty = False
         yield batch
     if empty:

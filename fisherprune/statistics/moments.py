@@ -13,8 +13,8 @@ from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import PerSampleSums, tapped_passes
-from fisherprune.statistics.forward import of_outputs
-from fisherprune.statistics.losses import LossFn, SampleLosses
+from fisherprune.statistics.forward import of_losses
+from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import (
     ModelStatistics,
     Task,
@@ -114,6 +114,7 @@ def gradient_moments(
     batches: Batches,
     loss_fn: LossFn | None = None,
     *,
+    losses: Losses | None = None,
     group_size: int = 1,
     parameters: Parameters | None = None,
     progress: bool = False,
@@ -132,14 +133,17 @@ def gradient_moments(
         model: any module; runs in eval mode, and its samples must not mix. Weights may
             be of any floating-point dtype: gradients are those of the model's own
             arithmetic, added up in float32.
-        batches: iterable of ``(inputs, labels)``, samples first; tensors are moved to
-            the model's device. The global random state is put back after the pass: two
+        batches: iterable of ``(inputs, labels)``, samples first, or with ``losses`` of
+            batches of any structure; tensors are moved to the model's device. The global random state is put back after the pass: two
             passes over a shuffling DataLoader see the samples in the same order.
         loss_fn: ``(outputs, labels) -> loss``, cross-entropy by default. The loss of a
             sample is ``loss_fn`` of the batch made of it alone, summed up: so mean and
             sum over the *samples* mean the same. A mean over a sample's positions stays
             one, as does a mean over the positions that ``ignore_index`` leaves; class
             weights need ``reduction="sum"``.
+        losses: in place of ``loss_fn``, ``(model, batch) -> losses``, one for each of
+            the batch's samples, ``[N]``: it runs the model itself, so batches may be
+            dictionaries, tuples, data classes. ``fisherprune.losses`` has the usual.
         group_size: samples whose mean gradient is squared as one; 1 is the exact
             empirical Fisher diagonal.
         parameters: by name, ``prunable_parameters(model)`` by default; any that the
@@ -164,9 +168,8 @@ def gradient_moments(
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
         Gradient Descent", 2019, for F.
     """
-    return _gradient_moments(
-        checked_task(model, batches, parameters, loss_fn, group_size, progress)
-    )
+    options = loss_fn, group_size, progress, losses
+    return _gradient_moments(checked_task(model, batches, parameters, *options))
 
 
 @register_pass("moments", yields=("m", "F"))
@@ -177,7 +180,7 @@ def moments_pass(task: Task) -> ModelStatistics:
 
 def _gradient_moments(task: Task) -> GradientMoments:
     sums = PerSampleSums(task, task.group_size)
-    forward = of_outputs(SampleLosses(task.loss_fn))
+    forward = of_losses(task)
     with evaluating(task.model, task.parameters.values()):
         for each in tapped_passes("gradient_moments", task, forward, sums):
             each.backward(each.result.sum())
