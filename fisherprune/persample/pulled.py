@@ -73,7 +73,7 @@ class Region:
             or any(n > 1 and s == 0 for n, s in zip(size, stride, strict=True))
         ):
             return None
-        offset = view.storage_offset() - parameter.storage_offset()
+        offset = int(view.storage_offset()) - int(parameter.storage_offset())
         return Region(gradients, size, stride, offset)
 
     @property

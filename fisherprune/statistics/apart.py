@@ -59,13 +59,12 @@ def check_apart(op: str, alone: Ran, together: Ran) -> None:
 
     A small loss has the rounding errors of the outputs from which it was computed.
     """
-    pairs, size = [], 0.0
-    if alone.outputs is not None and together.outputs is not None:
-        size = float(together.outputs[-1].detach().float().norm())
-        pair = alone.outputs[-1], together.outputs[-1]
-        pairs.append(("the model's output for", 0.0, *pair))
+    outputs, pairs, size = together.outputs, [], 0.0
+    if alone.outputs is not None and outputs is not None:
+        size = float(outputs[-1].detach().float().norm())
+        pairs.append(("the model's output for", 0.0, alone.outputs[-1], outputs[-1]))
     pairs.append(("the loss of", size, alone.result[-1], together.result[-1]))
-    tolerance = _tolerance(together.outputs if size else together.result)
+    tolerance = _tolerance(together.result if outputs is None else outputs)
     for what, least, one, other in pairs:
         if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
             raise FisherpruneError(

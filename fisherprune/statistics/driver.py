@@ -67,12 +67,10 @@ class PerSampleSums:
 
     def sums(self) -> tuple[Sums, Sums]:
         """Close the last group; return the sums over groups of means and squares."""
-        found = [each.sums() for each in (self.tapped, self.looped)]
-        order = self.ways
-        return tuple(
-            {n: part[n] for n in order for part in parts if n in part}
-            for parts in zip(*found, strict=True)
-        )
+        sums, squares = self.tapped.sums()
+        more_sums, more_squares = self.looped.sums()
+        sums, squares = sums | more_sums, squares | more_squares
+        return {n: sums[n] for n in self.ways}, {n: squares[n] for n in self.ways}
 
 
 @dataclass
@@ -170,7 +168,8 @@ class _TappedRun:
 
     def _run(self, batch: Batch, made: frozenset[Key] = frozenset()) -> TappedBatch:
         alone = known = None
-        parameters = dict(self.sums.tapped.parameters)
+        tapped = self.sums.tapped.parameters
+        parameters = {n: p for n, p in self.task.parameters.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
             # Before the batch, whose graph must not save what this one changes.
             alone = run_last(self.op, self.task, parameters, batch, self.forward, made)

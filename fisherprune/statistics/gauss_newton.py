@@ -68,8 +68,8 @@ def gauss_newton_diagonal(
 def _check_loss(task: Task) -> None:
     if task.loss_fn is not None or task.losses is not None:
         raise FisherpruneError(
-            "loss_fn and losses must be left out for the Gauss-Newton diagonal (criterion obd), "
-            "which is that of cross-entropy"
+            "loss_fn and losses must be left out for the Gauss-Newton diagonal "
+            "(criterion obd), which is that of cross-entropy"
         )
 
 

@@ -134,8 +134,9 @@ def gradient_moments(
             be of any floating-point dtype: gradients are those of the model's own
             arithmetic, added up in float32.
         batches: iterable of ``(inputs, labels)``, samples first, or with ``losses`` of
-            batches of any structure; tensors are moved to the model's device. The global random state is put back after the pass: two
-            passes over a shuffling DataLoader see the samples in the same order.
+            batches of any structure; tensors are moved to the model's device. The
+            global random state is put back after the pass: two passes over a shuffling
+            DataLoader see the samples in the same order.
         loss_fn: ``(outputs, labels) -> loss``, cross-entropy by default. The loss of a
             sample is ``loss_fn`` of the batch made of it alone, summed up: so mean and
             sum over the *samples* mean the same. A mean over a sample's positions stays

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fisherprune.persample.contributions import Rows, summed_positions
-from fisherprune.persample.registry import LayerCall, register_layer
 from fisherprune.persample.layers.conv import Sizes, input_grads, numbers, padded
+from fisherprune.persample.registry import LayerCall, register_layer
 from fisherprune.persample.volumes import Volume, VolumeFactors
 
 

@@ -20,8 +20,8 @@ from fisherprune.persample.contributions import (
     summed_positions,
 )
 from fisherprune.persample.factors import Factors
-from fisherprune.persample.registry import LayerCall, register_layer
 from fisherprune.persample.layers.conv import Sizes, input_grads, numbers
+from fisherprune.persample.registry import LayerCall, register_layer
 from fisherprune.persample.volumes import Volume, VolumeFactors
 
 FUNCTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
