@@ -204,7 +204,7 @@ X, CLASSES = torch.randn(6, 3), torch.zeros(6, dtype=torch.long)
             (X, CLASSES[:2]),
             r"the batch's 2 samples .*got Tensor \[6, 4",
         ),
-        (classification, (X, X), r"must be probabilities \[N, classes, \*\], got outp"),
+        (classification, (X, X), r"must be probabilities \[N, classes, \*\], at le"),
         (classification, (X, torch.eye(4)[:3].repeat(2, 1) * 2), "at least 0 with sum"),
         (classification, (X, torch.tensor([[2.0, -1, 0, 0]] * 6)), "at least 0 with"),
         (
