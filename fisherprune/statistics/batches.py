@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
+from fisherprune.persample.tap import OwnGradientsError
 from fisherprune.progress import shown_bar
 from fisherprune.statistics.interrupts import deliver_interrupt
 from fisherprune.statistics.structure import (
@@ -63,7 +64,7 @@ def running(op: str, batch: Batch) -> Iterator[None]:
     """
     try:
         yield
-    except (FisherpruneError, FisherpruneWarning, MemoryError):
+    except (FisherpruneError, FisherpruneWarning, OwnGradientsError, MemoryError):
         raise
     except Exception as error:
         if _is_out_of_memory(error):

@@ -58,7 +58,7 @@ class PerSampleSums:
 
     def loop_over(self, reasons: Mapping[str, str]) -> None:
         """From now on, run samples one by one for these parameters."""
-        for name in reasons:
+        for name in sorted(reasons):
             if name in self.tapped.parameters:
                 if not self.may_loop:
                     raise LoopsError
@@ -182,7 +182,7 @@ class _TappedRun:
             None if alone is None or isinstance(alone, Exception) else alone.records,
             known,
         )
-        with tap.forward(), running(self.op, batch):
+        with running(self.op, batch), tap.forward():
             ran = self.forward(self.task.model, batch)
         if isinstance(alone, FisherpruneError):  # the whole batch runs
             raise alone

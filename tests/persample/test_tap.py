@@ -130,9 +130,10 @@ def test_other_errors_of_a_forward_pass_and_a_backward_pass_are_shown():
         backward = staticmethod(fail)
 
     x, y = data((4,))
-    for mix in (fail, lambda _, h: Failing.apply(h)):
-        with pytest.raises(RuntimeError, match="out of paper"):
-            fp.gradient_moments(Mixing(mix), [(x, y)])
+    with pytest.raises(fp.FisherpruneError, match="on batch 0 .inputs .*: out of pap"):
+        fp.gradient_moments(Mixing(fail), [(x, y)])
+    with pytest.raises(RuntimeError, match="out of paper"):
+        fp.gradient_moments(Mixing(lambda _, h: Failing.apply(h)), [(x, y)])
 
 
 class Adversarial(nn.Module):
