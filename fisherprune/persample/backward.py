@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.autograd.graph import Node
 
 from fisherprune.persample.layout import Layout
 from fisherprune.persample.meeting import Front, Meeting, Rule, multiplied_out
@@ -14,6 +16,11 @@ from fisherprune.persample.registry import LayerCall
 
 if TYPE_CHECKING:
     from fisherprune.persample.tap import LayerTap
+
+
+def has_taps(tensor: Tensor) -> bool:
+    """Return whether a tensor comes from tapped calls."""
+    return any(isinstance(node, _ours()) for node in _nodes(tensor))
 
 
 def has_own_functions(loss: Tensor) -> tuple[bool, set[int]]:
@@ -25,19 +32,30 @@ def has_own_functions(loss: Tensor) -> tuple[bool, set[int]]:
     Returns:
         whether there are such, and the ids of the leaves that gradients reach.
     """
-    ours = tuple(f._backward_cls for f in (TappedLayer, UnwatchedLayer, TappedCall))
-    todo, seen, own, leaves = [loss.grad_fn], set(), False, set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
+    own, leaves, ours = False, set(), _ours()
+    for node in _nodes(loss):
         if isinstance(node, BackwardCFunction) and not isinstance(node, ours):
             own = True
         elif hasattr(node, "variable"):
             leaves.add(id(node.variable))
-        seen.add(node)
-        todo += [following for following, _ in node.next_functions]
     return own, leaves
+
+
+def _ours() -> tuple[type, ...]:
+    functions = TappedLayer, UnwatchedLayer, TappedCall
+    return tuple(function._backward_cls for function in functions)
+
+
+def _nodes(tensor: Tensor) -> Iterator[Node]:
+    """Yield the nodes of the graph that leads to a tensor."""
+    todo, seen = [tensor.grad_fn], set[Node]()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        todo += [following for following, _ in node.next_functions]
 
 
 def _values(call: LayerCall) -> tuple[Tensor | None, Tensor | None]:
@@ -148,6 +166,7 @@ class TappedCall(torch.autograd.Function):
     ) -> Tensor:
         """Return the output, in a tensor of its own."""
         ctx.meeting, ctx.rule, ctx.shared, ctx.tap = meeting, rule, shared, tap
+        ctx.others = 5 + len(tensors)
         ctx.save_for_backward(*tensors)
         # The function itself may have saved its output.
         lent = output._is_view() or rule is multiplied_out
@@ -158,8 +177,9 @@ class TappedCall(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Tell the tap; return the gradient as it came."""
         ctx.tap.check_running(next(iter(ctx.shared.values())))
-        found = ctx.rule(ctx.meeting, grad, ctx.saved_tensors)
-        for i, contribution in found.items():
-            if i in ctx.shared:
-                ctx.tap.collect(ctx.shared[i], contribution)
-        return grad, *(None for _ in range(5 + len(ctx.saved_tensors)))  # as inputs
+        if any(ctx.tap.wants(shared) for shared in ctx.shared.values()):
+            found = ctx.rule(ctx.meeting, grad, ctx.saved_tensors)
+            for i, contribution in found.items():
+                if i in ctx.shared:
+                    ctx.tap.collect(ctx.shared[i], contribution)
+        return grad, *(None for _ in range(ctx.others))

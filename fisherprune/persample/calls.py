@@ -99,8 +99,8 @@ class Tracking(TorchFunctionMode):
             output = self.run_shared(func, (args, kwargs), tensors, shared)
         else:
             output = self.run_other(func, (args, kwargs), tensors, shared)
-        if any(self.is_marked(t) for t in tensors) and not _is_factory(func):
-            self.mark(output)
+        if any(self.is_marked(t) for t in _sources(func, tensors)):
+            self.mark(args[0] if func is Tensor.__setitem__ else output)
         return output
 
     def run_shared(
@@ -144,6 +144,9 @@ class Tracking(TorchFunctionMode):
                 self.computed[id(tensor)] = tensor
 
 
-def _is_factory(func: Function) -> bool:
-    """Return whether a function reads a tensor's shape and kind alone."""
-    return func.__name__.startswith("new_") or func.__name__.endswith("_like")
+def _sources(func: Function, tensors: list[Tensor]) -> list[Tensor]:
+    """Return the tensors whose values a function reads, not shapes or kinds alone."""
+    name = func.__name__
+    if name.startswith("new_") or name.endswith("_like"):
+        return []
+    return tensors[:1] if name in ("to", "type_as", "expand_as") else tensors

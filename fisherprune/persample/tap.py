@@ -27,6 +27,7 @@ from fisherprune.persample.backward import (
     TappedLayer,
     UnwatchedLayer,
     has_own_functions,
+    has_taps,
 )
 from fisherprune.persample.calls import (
     Arguments,
@@ -202,9 +203,7 @@ class LayerTap(Tracking):
             LayoutError: where they are not found.
         """
         if self.samples == 1:
-            layouts = [
-                Layout(0, 1) if self.is_marked(t) and t.dim() else None for t in tensors
-            ]
+            layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
             self.known[key] = Known(
                 without_tensors(arguments), tuple(layouts), Layout(0, 1)
             )
@@ -225,12 +224,21 @@ class LayerTap(Tracking):
             raise LayoutError("one sample alone leads to other calls than the batch")
         return record
 
+    def _is_of_sample(self, tensor: Tensor) -> bool:
+        """Return whether a lone sample may be in it, or parts of the pass's graph."""
+        if id(tensor) in self.keys:
+            return False
+        return self.is_marked(tensor) or tensor.grad_fn is not None
+
     def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
         assert self.alone
         layout = find_layout(alone, tensor, self.samples, self.alone.is_same)
-        if layout is None and self.is_marked(tensor) and alone.value is not None:
-            if not self.alone.is_same(alone.value, tensor):
-                raise LayoutError("it reads what all samples were reduced to")
+        if layout is None and id(tensor) not in self.keys:
+            if self.is_marked(tensor) and alone.value is not None:
+                if not self.alone.is_same(alone.value, tensor):
+                    raise LayoutError("it reads what all samples were reduced to")
+            if tensor.grad_fn and not self.is_marked(tensor) and has_taps(tensor):
+                raise LayoutError("where a tensor that it reads comes from is not seen")
         return layout
 
     def _is_of_samples(self, key: Key, output: object) -> bool:
@@ -339,8 +347,12 @@ class LayerTap(Tracking):
         """Hand one use's contribution to ``report``, or keep it to join the uses."""
         if shared in self.single:
             self.report(self.single[shared], contribution)
-        elif any(name not in self.refused for name in self.roots[shared]):
+        elif self.wants(shared):
             self.contributions[shared].append(contribution)
+
+    def wants(self, shared: int) -> bool:
+        """Return whether the gradients of a shared tensor are of use."""
+        return any(name not in self.refused for name in self.roots[shared])
 
     def prepare(self, loss: Tensor) -> None:
         """See which parameters' gradients the tap does not know: ``refused``.

@@ -151,7 +151,7 @@ def test_buffers_are_left_as_found(criterion):
     fp.score(model, batches(x, y, 5), criterion)
     assert model.seen == 0 and model.average is average and (average == 1).all()
     model.forward = lambda x: 0 / 0
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(fp.FisherpruneError, match="ZeroDivisionError"):
         fp.score(model, [(x, y)], criterion)
     assert model.seen == 0 and model.average is average
 
