@@ -21,7 +21,7 @@ KINDS = ["Conv3d", *TRANSPOSED]
 
 def drawn(kind, **fixed):
     """Draw a layer and the shape of its inputs, without samples."""
-    dims, groups = int(kind[-2]), randint(1, 3)
+    dims, groups = int(kind[-2]), randint(1, 4)
 
     def draw(least, most):
         return [randint(least, most) for _ in range(dims)]
@@ -31,8 +31,11 @@ def drawn(kind, **fixed):
     if kind in TRANSPOSED:
         most = zip(sizes["stride"], sizes["dilation"], strict=True)
         sizes["output_padding"] = [randint(0, max(pair) - 1) for pair in most]
-    channels = groups * randint(1, 3)
-    layer = getattr(nn, kind)(channels, groups * randint(1, 3), **(sizes | fixed))
+    sizes |= fixed
+    groups = sizes["groups"]
+    # The mean of a bias of few numbers may cancel, and its digits with it.
+    channels, out = (groups * randint(-(-4 // groups), 4) for _ in range(2))
+    layer = getattr(nn, kind)(channels, out, **sizes)
     shape = (channels, *draw(1, 7))
     try:
         fits = layer(torch.zeros(1, *shape)).numel()
@@ -267,19 +270,13 @@ class UNet(nn.Module):
 
     def __init__(self, classes=3):
         super().__init__()
-        self.first, self.second = (
-            nn.Conv2d(2, 4, 3, padding=1),
-            nn.Conv2d(4, 6, 3, 1, 1),
-        )
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 6, 3, padding=1)
         self.bottom = nn.Conv2d(6, 8, 3, padding=1)
-        self.up, self.upper = (
-            nn.ConvTranspose2d(8, 6, 2, 2),
-            nn.ConvTranspose2d(6, 4, 2, 2),
-        )
-        self.join, self.joined = (
-            nn.Conv2d(12, 6, 3, padding=1),
-            nn.Conv2d(8, 4, 3, 1, 1),
-        )
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.join = nn.Conv2d(12, 6, 3, padding=1)
+        self.upper = nn.ConvTranspose2d(6, 4, 2, stride=2)
+        self.joined = nn.Conv2d(8, 4, 3, padding=1)
         self.head = nn.Conv2d(4, classes, 1)
 
     def forward(self, x):
