@@ -130,8 +130,8 @@ def gradient_moments(
             weights need ``reduction="sum"``.
         group_size: samples whose mean gradient is squared as one; 1 is the exact
             empirical Fisher diagonal.
-        parameters: by name, ``prunable_parameters(model)`` by default; of Conv1d,
-            Conv2d, Linear and BatchNorm layers, weights and biases.
+        parameters: by name, ``prunable_parameters(model)`` by default; of convolutions,
+            transposed ones too, of Linear and of BatchNorm layers, weights and biases.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
 
     Passes of several threads run one after the other, whatever their models: a pass

@@ -115,7 +115,7 @@ def test_parameters_used_elsewhere_are_refused():
     x, y = data((4,))
     direct = Mixing(lambda m, h: h @ m.fc.weight)
     where = (
-        "'fc.weight', of Linear in Mixing, is used outside of conv1d, conv2d, linear"
+        "'fc.weight', of Linear in Mixing, is used outside of conv1d, conv2d, conv3d, "
     )
     refused(direct, x, y, where)
     penalty = Mixing(lambda m, h: h)
