@@ -146,9 +146,12 @@ def test_positions_first_are_refused_even_where_they_are_as_many_as_the_samples(
 
 
 def test_unsupported_layers_are_refused():
-    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 27, 5))
-    x, y = data((1, 5, 5, 5))
-    refused(model, x, y, "'0.weight', of Conv3d in Sequential, is used outside of")
+    class Prototypes(nn.Linear):
+        def forward(self, x):
+            return torch.cdist(x, self.weight)
+
+    model, (x, y) = nn.Sequential(Prototypes(4, 6), nn.Linear(6, 5)), data((4,))
+    refused(model, x, y, "'0.weight', of Prototypes in Sequential, is used outside of")
 
 
 def test_attention_says_which_weights_to_leave_out():
