@@ -44,7 +44,7 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
     Raises:
         FisherpruneError: where the model is no module or has lazy layers that never
             ran, or ``parameters`` is no dict of parameters of the model, each of them
-            once, float32 and not frozen.
+            once and of real floating-point numbers.
     """
     _check_shapes_known(checked_model(model))
     if parameters is None:
@@ -81,13 +81,10 @@ def _check_shapes_known(model: nn.Module) -> None:
 
 
 def _check_usable(name: str, parameter: nn.Parameter) -> None:
-    if not parameter.requires_grad:
-        raise FisherpruneError(
-            f"parameters: {name!r} is frozen (requires_grad=False): unfreeze it or "
-            "leave it out"
+    if not parameter.is_floating_point():
+        raise FieldError(
+            f"parameters: {name!r}", "of floating-point numbers", parameter.dtype
         )
-    if parameter.dtype != torch.float32:
-        raise FieldError(f"parameters: {name!r}", "float32", parameter.dtype)
 
 
 def check_unhooked(parameters: Parameters) -> None:

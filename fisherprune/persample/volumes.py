@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.contributions import Factors
+from fisherprune.persample.factors import Factors
 
 IMAGE_BYTES = 32 << 20
 """Bytes of images at a time: they hold each slice of a volume up to KZ times."""
@@ -90,6 +90,10 @@ class VolumeFactors:
     uses: tuple[Volume, ...]
     shape: tuple[int, ...]
 
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.uses[0])
+
     def samples(self, chosen: slice) -> VolumeFactors:
         """Return the factors of some of the samples."""
         return replace(self, uses=tuple(use.samples(chosen) for use in self.uses))
@@ -132,7 +136,7 @@ class VolumeFactors:
                 total.add_(mean, alpha=len(images.grad))
         return total
 
-    def rows(self) -> Tensor:
+    def per_sample(self) -> Tensor:
         """Return the per-sample gradients multiplied out, ``[N, *shape]``, float32."""
         rows = self.uses[0].grad.new_empty(
             (len(self.uses[0]), *self.shape), dtype=torch.float32

@@ -237,12 +237,12 @@ def drawn_factors(samples=6):
 def assert_factors(factors, rows):
     """Compare all that factors tell with per-sample gradients."""
     close = dict(rtol=1e-4, atol=1e-4)
-    assert factors.rows().dtype == torch.float32
-    torch.testing.assert_close(factors.rows().double(), rows, **close)
+    assert factors.per_sample().dtype == torch.float32
+    torch.testing.assert_close(factors.per_sample().double(), rows, **close)
     torch.testing.assert_close(factors.total().double(), rows.sum(0), **close)
     some = slice(len(rows) // 2, None)
     torch.testing.assert_close(
-        factors.samples(some).rows().double(), rows[some], **close
+        factors.samples(some).per_sample().double(), rows[some], **close
     )
     group_size = choice([size for size in (1, 2, 3) if len(rows) % size == 0])
     sum, sum_sq = torch.ones(factors.shape), torch.ones(factors.shape)
@@ -262,7 +262,7 @@ def test_rows_and_merged_samples():
         assert_factors(factors.merged(2).merged(3), rows.sum(0, keepdim=True))
         assert_factors(factors.join([factors.samples(slice(6))]), 2 * rows)
         none = factors.samples(slice(0, 0))
-        assert none.rows().shape == (0, *factors.shape)
+        assert none.per_sample().shape == (0, *factors.shape)
 
 
 class UNet(nn.Module):

@@ -87,6 +87,33 @@ class Mixing(nn.Module):
         return self.head(self.mix(self, self.fc(x)))
 
 
+class Own(nn.Module):
+    """A module of given parts and a given forward pass, ``forward(module, x)``."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.run = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+class RowByRow(nn.Module):
+    """Runs a layer for each sample by itself, so no call has all; inputs [N, T, 4]."""
+
+    def __init__(self, mix=lambda h: h):
+        super().__init__()
+        self.fc, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.head, self.mix = nn.Linear(6, 5), mix
+        randomized(self)
+
+    def forward(self, x):
+        h = torch.stack([torch.tanh(self.fc(row)).sum(0) for row in x])
+        return self.head(self.mix(self.norm(h)))
+
+
 def batches(x, y, size):
     """Cut a data set into batches."""
     return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]

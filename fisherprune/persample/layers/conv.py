@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.contributions import Factors, Rows, summed_positions
-from fisherprune.persample.layers.base import LayerCall, register_layer
+from fisherprune.persample.contributions import Rows, summed_positions
+from fisherprune.persample.factors import Factors
+from fisherprune.persample.registry import LayerCall, register_layer
 
 Sizes = int | Sequence[int]
 
@@ -141,7 +142,7 @@ def conv1d(
     (step,), (spread,) = numbers(stride, 1), numbers(dilation, 1)
     input, sides = padded(input, weight, padding, [spread])
     image = _Conv2d((1, step), (0, *numbers(sides, 1)), (1, spread), groups)
-    return LayerCall(_Conv1d(image), input, weight, bias, dims=3)
+    return LayerCall(_Conv1d(image), input, weight, bias, dims=3, positions=False)
 
 
 @register_layer(F.conv2d)
@@ -158,4 +159,4 @@ def conv2d(
     spread = numbers(dilation, 2)
     input, sides = padded(input, weight, padding, spread)
     layer = _Conv2d(numbers(stride, 2), numbers(sides, 2), spread, groups)
-    return LayerCall(layer, input, weight, bias, dims=4)
+    return LayerCall(layer, input, weight, bias, dims=4, positions=False)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fisherprune.persample.contributions import Rows, summed_positions
-from fisherprune.persample.layers.base import LayerCall, register_layer
 from fisherprune.persample.layers.conv import Sizes, input_grads, numbers, padded
+from fisherprune.persample.registry import LayerCall, register_layer
 from fisherprune.persample.volumes import Volume, VolumeFactors
 
 
@@ -55,4 +55,4 @@ def conv3d(
     spread = numbers(dilation, 3)
     input, sides = padded(input, weight, padding, spread)
     layer = _Conv3d(numbers(stride, 3), numbers(sides, 3), spread, groups)
-    return LayerCall(layer, input, weight, bias, dims=5)
+    return LayerCall(layer, input, weight, bias, dims=5, positions=False)

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fisherprune.persample.contributions import (
-    Contribution,
-    Factors,
+    LayerContribution,
     Rows,
     summed_positions,
 )
-from fisherprune.persample.layers.base import LayerCall, register_layer
+from fisherprune.persample.factors import Factors
 from fisherprune.persample.layers.conv import Sizes, input_grads, numbers
+from fisherprune.persample.registry import LayerCall, register_layer
 from fisherprune.persample.volumes import Volume, VolumeFactors
 
 FUNCTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -51,7 +51,7 @@ class _ConvTranspose:
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
-    ) -> Contribution:
+    ) -> LayerContribution:
         conv: dict[str, Any] = vars(self).copy()
         input = self._at_all_positions(input, conv.pop("output_padding"))
         if len(self.stride) == 3:
@@ -95,4 +95,4 @@ def conv_transpose(
     sizes = stride, padding, output_padding, dilation
     step, sides, ends, spread = (numbers(size, weight.dim() - 2) for size in sizes)
     layer = _ConvTranspose(step, sides, ends, groups, spread)
-    return LayerCall(layer, input, weight, bias, dims=weight.dim())
+    return LayerCall(layer, input, weight, bias, dims=weight.dim(), positions=False)
