@@ -153,31 +153,20 @@ def _unwrapped(names: list[str]) -> Iterator[list[str]]:
         yield [".".join(p) for p in parts]
 
 
-class PrunableParameters(Parameters):
-    """Parameters to prune, by name: a dict.
-
-    Attributes:
-        classifier: the name of the module that was taken for the classifier and left
-            out; None where there is none, or ``skip`` says what is left out.
-    """
-
-    classifier: str | None = None
-
-
 def prunable_parameters(
     model: nn.Module,
     skip: Sequence[str] | None = None,
     *,
     modules: type[nn.Module] | Sequence[type[nn.Module]] | None = None,
-) -> PrunableParameters:
+) -> dict[str, nn.Parameter]:
     """Return the parameters to prune, by name, in ``named_parameters()`` order.
 
     By default these are the weights of convolutions, transposed ones too, of Linear
     modules and of Hugging Face's ``Conv1D``, except the classifier's. The classifier is
     the module that the model's ``get_output_embeddings()`` returns, as language models
     of Hugging Face have it; otherwise the last Linear whose weight is also an
-    embedding's; otherwise the last Linear in the order of ``model.modules()``. The
-    result's attribute ``classifier`` is its name.
+    embedding's; otherwise the last Linear in the order of ``model.modules()``:
+    ``fisherprune.parameters.classifier_name(model)`` is its name.
 
     Other weights, of attention, of recurrent layers or of experts in one tensor of
     three dimensions, are then not chosen; a ``FisherpruneWarning`` says so where they
@@ -213,7 +202,7 @@ def prunable_parameters(
     Example:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3))
-        >>> list(prunable_parameters(net)), prunable_parameters(net).classifier
+        >>> list(prunable_parameters(net)), classifier_name(net)
         (['0.weight'], '2')
         >>> list(prunable_parameters(net, skip=["bias"]))
         ['0.weight', '1.weight', '2.weight']
@@ -232,7 +221,7 @@ def prunable_parameters(
         found = {name: p for name, p in found.items() if id(p) in weights}
         if skip is kinds is None:
             _warn_of_others(model, named, weights, head)
-    chosen = PrunableParameters({n: p for n, p in found.items() if p.requires_grad})
+    chosen = {n: p for n, p in found.items() if p.requires_grad}
     if not chosen:
         frozen = f"; {len(found)} are frozen: unfreeze some" if found else ""
         of = f", modules={shown([k.__name__ for k in kinds])}" if kinds else ""
@@ -240,9 +229,22 @@ def prunable_parameters(
             f"prunable_parameters: {type(model).__name__} has no prunable parameters "
             f"among its {len(named)} (skip={skip!r}{of}){frozen}"
         )
-    heads = (name for name, module in named_modules(model) if module is head)
-    chosen.classifier = next(heads, None)
     return chosen
+
+
+def classifier_name(model: nn.Module) -> str | None:
+    """Return the name of the module that is taken for a model's classifier.
+
+    ``prunable_parameters`` leaves its weights out unless ``skip`` is given; None where
+    there is none.
+
+    Example:
+        >>> from torch import nn
+        >>> classifier_name(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)))
+        '2'
+    """
+    head = classifier_of(checked_model(model))
+    return next((n for n, module in named_modules(model) if module is head), None)
 
 
 def checked_model(model: nn.Module) -> nn.Module:

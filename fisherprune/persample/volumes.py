@@ -80,7 +80,7 @@ class VolumeFactors:
     At each output depth d, the convolution is that of the image whose channels are the
     slices which the kernel sees there:
 
-    .. math:: G_n[o, (c, z), y, x] = \\sum_d \\sum_t grad_n[o, d, t] \\,
+    .. math:: G_n[o, (c, z), y, x] = \sum_d \sum_t grad_n[o, d, t] \,
         image_{n, d}[(c, z), h(t, y), w(t, x)]
 
     To ``ops.grad_moments``, the M images of a sample are a group, whose mean it
