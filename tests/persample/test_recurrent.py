@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, rnn
 
 import fisherprune as fp
+from fisherprune.persample.registry import register_rewrite
 from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 
 # Nowhere may the model run sample by sample instead.
@@ -295,3 +296,9 @@ def test_second_derivatives_are_those_of_pytorch(kind):
     expected = truth.hessian_gradient(model, x, y, parameters)
     for name, wanted in expected.items():
         assert truth.relative_error(found[name], wanted) < 1e-4, name
+
+
+def test_a_function_is_rewritten_once():
+    match = "register_rewrite: function must be one that is not registered yet, got lst"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        register_rewrite(torch.lstm)
