@@ -7,7 +7,7 @@ few samples at a time; those with a cheaper exact way to their moments have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Protocol
@@ -70,6 +70,10 @@ class Rows:
     def samples(self, chosen: slice) -> Rows:
         """Return the rows of some of the samples."""
         return Rows(self.rows[chosen])
+
+    def join(self, others: Sequence[Rows]) -> Rows:
+        """Add the gradients of all uses."""
+        return Rows(Rows.summed(each.rows for each in (self, *others)))
 
     def merged(self, k: int) -> Rows:
         """Add up k consecutive rows each."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-from fisherprune.persample.contributions import Contribution, Mixed, Rows
+from fisherprune.persample.contributions import Contribution, Mixed
 from fisherprune.persample.factors import Factors, JoinedFactors
 from fisherprune.persample.lookups import Lookups, TiedHead
 
@@ -13,19 +15,16 @@ def joined(uses: Sequence[Contribution]) -> Contribution:
     """Join the uses of one parameter, those of one kind without multiplying out."""
     if len(uses) == 1:
         return uses[0]
-    rows = [use for use in uses if isinstance(use, Rows)]
-    factors = [use for use in uses if isinstance(use, Factors | JoinedFactors)]
-    lookups = [use for use in uses if isinstance(use, Lookups)]
-    kinds = (Rows, Factors, JoinedFactors, Lookups)
-    parts = [use for use in uses if not isinstance(use, kinds)]
-    if rows:
-        parts.append(Rows(Rows.summed(use.per_sample() for use in rows)))
-    parts += [
-        few[0].join(few[1:]) if len(few) > 1 else few[0]
-        for few in (factors, lookups)
-        if few
-    ]
-    match parts:
+    kinds: dict[type, list[Any]] = defaultdict(list)
+    for use in uses:
+        kinds[JoinedFactors if isinstance(use, Factors) else type(use)].append(use)
+    parts: list[Contribution] = []
+    for first, *others in kinds.values():
+        if others and hasattr(first, "join"):
+            parts.append(first.join(others))
+        else:
+            parts += [first, *others]
+    match sorted(parts, key=lambda part: isinstance(part, Lookups)):
         case [only]:
             return only
         case [Factors(conv=None) as head, Lookups() as embedding]:

@@ -37,10 +37,9 @@ class Lookups:
 
     def merged(self, k: int) -> Lookups:
         """Make one sample of k consecutive ones."""
-        both = (
-            t.unflatten(0, (-1, k)).flatten(1, 2) for t in (self.indices, self.grad)
-        )
-        return Lookups(*both, self.rows)
+        indices = self.indices.unflatten(0, (-1, k)).flatten(1, 2)
+        grad = self.grad.unflatten(0, (-1, k)).flatten(1, 2)
+        return Lookups(indices, grad, self.rows)
 
     def join(self, others: Sequence[Lookups]) -> Lookups:
         """Join the positions of all uses."""

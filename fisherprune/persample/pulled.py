@@ -73,7 +73,7 @@ class Region:
             or any(n > 1 and s == 0 for n, s in zip(size, stride, strict=True))
         ):
             return None
-        offset = view.storage_offset() - parameter.storage_offset()
+        offset = int(view.storage_offset()) - int(parameter.storage_offset())
         return Region(gradients, size, stride, offset)
 
     @property
@@ -84,16 +84,15 @@ class Region:
 
     def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
         """Accumulate in the part of the parameter's sums."""
-        parts = [
-            t.as_strided(self.size, self.stride, self.offset) for t in (sum, sum_sq)
-        ]
-        if all(part.is_contiguous() for part in parts):
-            self.gradients.add_moments(*parts, group_size)
+        place = self.size, self.stride, self.offset
+        part, part_sq = sum.as_strided(*place), sum_sq.as_strided(*place)
+        if part.is_contiguous():
+            self.gradients.add_moments(part, part_sq, group_size)
             return
-        own = [torch.zeros(self.size, device=sum.device) for _ in parts]
-        self.gradients.add_moments(*own, group_size)
-        for part, added in zip(parts, own, strict=True):
-            part += added
+        own, own_sq = (torch.zeros(self.size, device=sum.device) for _ in range(2))
+        self.gradients.add_moments(own, own_sq, group_size)
+        part += own
+        part_sq += own_sq
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ class LayerTap(Tracking):
             for own, operand in zip(shared, operands, strict=True)
         )
         for operand, own in zip(operands, shared, strict=True):
-            if own:
+            if operand is not None and own:
                 self._note(operand, func.__name__)
         return TappedLayer.apply(
             call.input, self.anchor, *computed, call, shared, layout, self
@@ -310,7 +310,7 @@ class LayerTap(Tracking):
         known = self.known[key]
         if known.output is None:
             alone = self._record(key).output
-            layout = alone and self._layout(alone, output)
+            layout = self._layout(alone, output) if alone else None
             if layout is None:
                 raise LayoutError("its result is none of the samples")
             self.known[key] = known = replace(known, output=layout)

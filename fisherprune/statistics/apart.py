@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Recorder, Records
 from fisherprune.persample.calls import Key
-from fisherprune.statistics.batches import Batch
+from fisherprune.statistics.batches import Batch, reason
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
@@ -38,16 +38,16 @@ def run_last(
     The last one, because what a sequence, a queue or a limited capacity makes of a
     sample depends on the samples before it. For ``made`` see ``Recorder``.
     """
-    one = batch.samples(slice(-1, None), copied=True)
+    one = batch.last()
     recorder = Recorder(parameters, one.tensors, made)
     try:
         with recorder:
             ran = forward(task.model, one)
     except Exception as error:
-        reason = f"{error}".partition("\n")[0] or type(error).__name__
         failure = FisherpruneError(
             f"{op}: the model must run with one sample, by which is seen whether "
-            f"samples mix; alone, the last of the first batch fails: {reason}"
+            f"samples mix; alone, the last of the first batch fails: "
+            f"{reason(error)}"
         )
         failure.__cause__ = error
         return failure
@@ -59,13 +59,12 @@ def check_apart(op: str, alone: Ran, together: Ran) -> None:
 
     A small loss has the rounding errors of the outputs from which it was computed.
     """
-    pairs, size = [], 0.0
-    if alone.outputs is not None and together.outputs is not None:
-        size = float(together.outputs[-1].detach().float().norm())
-        pair = alone.outputs[-1], together.outputs[-1]
-        pairs.append(("the model's output for", 0.0, *pair))
+    outputs, pairs, size = together.outputs, [], 0.0
+    if alone.outputs is not None and outputs is not None:
+        size = float(outputs[-1].detach().float().norm())
+        pairs.append(("the model's output for", 0.0, alone.outputs[-1], outputs[-1]))
     pairs.append(("the loss of", size, alone.result[-1], together.result[-1]))
-    tolerance = _tolerance(together.outputs if size else together.result)
+    tolerance = _tolerance(together.result if outputs is None else outputs)
     for what, least, one, other in pairs:
         if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
             raise FisherpruneError(

@@ -17,7 +17,7 @@ from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.apart import check_apart, run_last
-from fisherprune.statistics.batches import Batch, checked_batches
+from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward
 from fisherprune.statistics.passes import LoopsError, Task
 
@@ -26,10 +26,9 @@ class PerSampleSums:
     """Sums over groups of samples, and which way each parameter's gradients came.
 
     Attributes:
-        ways: by parameter the functions by whose rules its gradients are found, "vmap"
-            where a function was differentiated for each sample, or "loop" where the
-            whole model was.
-        reasons: why, of the parameters that went the way "loop".
+        ways: by parameter the functions by whose rules its gradients are found, and
+            "vmap" where a function was differentiated for each sample.
+        reasons: why the whole model was, of the parameters where that was so.
     """
 
     def __init__(self, task: Task, group_size: int) -> None:
@@ -38,6 +37,14 @@ class PerSampleSums:
         self.looped = Accumulators({}, group_size)
         self.ways: dict[str, set[str]] = {name: set() for name in parameters}
         self.reasons: dict[str, str] = {}
+
+    @property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Return the ways by parameter; that of a looped one is one."""
+        return {
+            name: ("loop",) if name in self.reasons else tuple(sorted(ways))
+            for name, ways in self.ways.items()
+        }
 
     @property
     def samples(self) -> int:
@@ -51,7 +58,7 @@ class PerSampleSums:
 
     def loop_over(self, reasons: Mapping[str, str]) -> None:
         """From now on, run samples one by one for these parameters."""
-        for name in reasons:
+        for name in sorted(reasons):
             if name in self.tapped.parameters:
                 if not self.may_loop:
                     raise LoopsError
@@ -60,12 +67,10 @@ class PerSampleSums:
 
     def sums(self) -> tuple[Sums, Sums]:
         """Close the last group; return the sums over groups of means and squares."""
-        found = [each.sums() for each in (self.tapped, self.looped)]
-        order = self.ways
-        return tuple(
-            {n: part[n] for n in order for part in parts if n in part}
-            for parts in zip(*found, strict=True)
-        )
+        sums, squares = self.tapped.sums()
+        more_sums, more_squares = self.looped.sums()
+        sums, squares = sums | more_sums, squares | more_squares
+        return {n: sums[n] for n in self.ways}, {n: squares[n] for n in self.ways}
 
 
 @dataclass
@@ -131,7 +136,9 @@ def tapped_passes(
             yield tapped
         if run.sums.looped.parameters:
             for i in range(batch.size):
-                yield LoneSample(forward(task.model, batch.one(i)).result[:1], sums)
+                with running(op, batch):
+                    ran = forward(task.model, batch.alone(i))
+                yield LoneSample(ran.result[:1], sums)
     _warn_of_loops(op, sums)
 
 
@@ -161,7 +168,8 @@ class _TappedRun:
 
     def _run(self, batch: Batch, made: frozenset[Key] = frozenset()) -> TappedBatch:
         alone = known = None
-        parameters = dict(self.sums.tapped.parameters)
+        tapped = self.sums.tapped.parameters
+        parameters = {n: p for n, p in self.task.parameters.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
             # Before the batch, whose graph must not save what this one changes.
             alone = run_last(self.op, self.task, parameters, batch, self.forward, made)
@@ -174,7 +182,7 @@ class _TappedRun:
             None if alone is None or isinstance(alone, Exception) else alone.records,
             known,
         )
-        with tap.forward():
+        with running(self.op, batch), tap.forward():
             ran = self.forward(self.task.model, batch)
         if isinstance(alone, FisherpruneError):  # the whole batch runs
             raise alone
@@ -201,7 +209,8 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
     for batch in batches_of(op, task):
         check = not checked and batch.size > 1
         alone = run_last(op, task, {}, batch, forward) if check else None
-        ran = forward(task.model, batch if batch.size > 1 else batch.one(0))
+        with running(op, batch):
+            ran = forward(task.model, batch if batch.size > 1 else batch.alone(0))
         if isinstance(alone, FisherpruneError):
             raise alone
         if alone:
@@ -215,9 +224,9 @@ def batches_of(op: str, task: Task) -> Iterator[Batch]:
     _warn_of_ranks(op)
     check_unhooked(task.parameters)
     empty = True
-    for batch in checked_batches(
-        task.batches, device_of(task.parameters), op if task.progress else ""
-    ):
+    device, title = device_of(task.parameters), op if task.progress else ""
+    labelled = task.losses is None
+    for batch in checked_batches(task.batches, device, title, labelled=labelled):
         empty = False
         yield batch
     if empty:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from fisherprune.statistics.batches import Batch
+from fisherprune.statistics.losses import SampleLosses, checked_sample_losses
+
+if TYPE_CHECKING:
+    from fisherprune.statistics.passes import Task
 
 
 @dataclass(frozen=True)
@@ -38,5 +43,17 @@ def of_outputs(head: Callable[[Tensor, Tensor], Tensor]) -> Forward:
         inputs, labels = batch.content
         outputs = model(inputs)
         return Ran(head(outputs, labels), outputs)
+
+    return forward
+
+
+def of_losses(task: Task) -> Forward:
+    """Return the forward pass whose result are the losses of the samples, ``[N]``."""
+    losses = task.losses
+    if losses is None:
+        return of_outputs(SampleLosses(task.loss_fn))
+
+    def forward(model: nn.Module, batch: Batch) -> Ran:
+        return Ran(checked_sample_losses(losses(model, batch.content), batch.size))
 
     return forward

@@ -66,10 +66,10 @@ def gauss_newton_diagonal(
 
 
 def _check_loss(task: Task) -> None:
-    if task.loss_fn is not None:
+    if task.loss_fn is not None or task.losses is not None:
         raise FisherpruneError(
-            "loss_fn must be left out for the Gauss-Newton diagonal (criterion obd), "
-            "which is that of cross-entropy"
+            "loss_fn and losses must be left out for the Gauss-Newton diagonal "
+            "(criterion obd), which is that of cross-entropy"
         )
 
 
@@ -78,7 +78,7 @@ def gauss_newton_pass(task: Task) -> ModelStatistics:
     """Yield the diagonal; the group size plays no part in it."""
     op, classes = "gauss_newton_diagonal", 2
     sums = PerSampleSums(task, group_size=1)
-    with evaluating(task.model):
+    with evaluating(task.model, task.parameters.values()):
         for each in tapped_passes(op, task, of_outputs(_class_scores), sums):
             scores, classes = each.result, each.result.shape[1]
             for c, column in enumerate(softmax_hessian_root(scores.detach())):

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, checked_parameters, eager
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.losses import LossFn, checked_loss
+from fisherprune.statistics.losses import (
+    Losses,
+    LossFn,
+    checked_loss,
+    checked_losses,
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Task:
     parameters: Parameters
     loss_fn: LossFn | None = None
     """Cross-entropy where it is None."""
+    losses: Losses | None = None
+    """In its place, for batches of any structure."""
     group_size: int = 1
     progress: bool = False
     """Whether passes show a bar."""
@@ -79,6 +86,7 @@ def checked_task(
     loss_fn: LossFn | None = None,
     group_size: int = 1,
     progress: bool = False,
+    losses: Losses | None = None,
 ) -> Task:
     """Return the task if a pass can work on it: what public functions begin with.
 
@@ -88,12 +96,17 @@ def checked_task(
         FisherpruneError: where an argument is not what ``gradient_moments`` takes.
     """
     parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
+    if losses is not None:
+        losses = checked_losses(losses)
+        if loss_fn is not None:
+            raise FieldError("loss_fn", "left out where losses is given", loss_fn)
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole or group_size < 1:
         raise FieldError("group_size", "an integer of at least 1", shown(group_size))
     if group_size >= 2**63:
         raise FieldError("group_size", "below 2^63", shown(group_size))
-    return Task(eager(model), batches, parameters, loss_fn, group_size, progress)
+    options = loss_fn, losses, group_size, progress
+    return Task(eager(model), batches, parameters, *options)
 
 
 PassFunction = Callable[[Task], ModelStatistics]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import truth
-from checks import assert_moments, refused
+from checks import assert_moments
 from nets import Mixing, batches, data
 from torch import nn
 from torch.overrides import wrap_torch_function
@@ -67,15 +67,19 @@ class Scaled(Mixing):
 def test_a_layer_of_ones_own(group_size, registry):
     model, (x, y) = Scaled(), data((3, 4))
     parameters = dict(model.named_parameters())
-    refused(model, x, y, "'scale', of Scaled, is used outside", parameters=parameters)
+    expected = truth.moments(model, x, y, parameters, group_size)
+    options = {"parameters": parameters, "group_size": group_size}
+    without = fp.gradient_moments(model, batches(x, y, 5), **options)
+    assert_moments(without, expected)
+    assert without.paths["scale"] == ("vmap",)
 
     @fp.register_layer(scaled)
     def sort_out(input, weight, shift=None):
         return LayerCall(Scaling(), input, weight, shift, reads_input=False)
 
-    expected = truth.moments(model, x, y, parameters, group_size)
-    options = {"parameters": parameters, "group_size": group_size}
-    assert_moments(fp.gradient_moments(model, batches(x, y, 5), **options), expected)
+    found = fp.gradient_moments(model, batches(x, y, 5), **options)
+    assert_moments(found, expected)
+    assert found.paths["scale"] == ("scaled",)
     diagonal = fp.gauss_newton_diagonal(model, [(x, y)], parameters=parameters)
     for name, wanted in truth.gauss_newton_diagonal(model, x, parameters).items():
         assert truth.relative_error(diagonal[name], wanted) < 1e-4, name

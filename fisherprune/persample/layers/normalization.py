@@ -83,12 +83,3 @@ def instance_norm(
     stats = (None, None) if use_input_stats else (running_mean, running_var)
     normalized = F.instance_norm(input, *stats, None, None, use_input_stats, 0.0, eps)
     return {"weight": _channel_rows(grad * normalized), "bias": _channel_rows(grad)}
-
-
-@register_gradients(torch.prelu, positions=False)
-def prelu(grad: Tensor, input: Tensor, weight: Tensor) -> dict[str, Rows]:
-    """Weight: the gradient times what of the input is below zero."""
-    rows = (grad * input.clamp(max=0)).float()
-    if weight.numel() == 1:
-        return {"weight": Rows(rows.flatten(1).sum(1).view(-1, *weight.shape))}
-    return {"weight": _channel_rows(rows.unsqueeze(-1))}
