@@ -132,6 +132,10 @@ class TappedLayer(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         layer, shape = ctx.layer, None if weight is None else tuple(weight.shape)
         input_grad = weight_grad = bias_grad = None
+        shared = [each for each in ctx.shared if each]
+        checking = ctx.tap.is_checking(ctx.layout, grad, shared)
+        if checking:
+            of_weight = of_bias = None
         if of_weight or of_bias:
             front = Front(ctx.positions)
             own_grad = front.moved(grad, ctx.layout)
@@ -177,7 +181,9 @@ class TappedCall(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Tell the tap; return the gradient as it came."""
         ctx.tap.check_running(next(iter(ctx.shared.values())))
-        if any(ctx.tap.wants(shared) for shared in ctx.shared.values()):
+        shared = [*ctx.shared.values()]
+        checking = ctx.tap.is_checking(ctx.meeting.output, grad, shared)
+        if not checking and any(ctx.tap.wants(each) for each in shared):
             found = ctx.rule(ctx.meeting, grad, ctx.saved_tensors)
             for i, contribution in found.items():
                 if i in ctx.shared:

@@ -19,6 +19,19 @@ Key = tuple[Hashable, int]
 """Names a call in each run of a model: what is called on what, and the how manieth."""
 
 
+CHOOSE_ROWS = frozenset(
+    "argwhere masked_select nonzero repeat_interleave unique unique_consecutive "
+    "_pack_padded_sequence".split()
+)
+"""Functions the shape of whose result depends on values."""
+
+KEEP_ROWS = frozenset(
+    "index_add index_copy index_fill index_put masked_scatter scatter scatter_add "
+    "scatter_reduce".split()
+)
+"""Functions whose result has the shape of their first argument."""
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in arguments, in order, those in lists and tuples too."""
     if isinstance(value, Tensor):
@@ -67,17 +80,23 @@ class Tracking(TorchFunctionMode):
         self.roots = {id(p): frozenset([n]) for n, p in parameters.items()}
         self.computed: dict[int, Tensor] = {}  # kept: no other tensor gets their id
         self._calls: Counter[Hashable] = Counter()
-        self._mark = object()
+        self._mark, self._uneven = object(), object()
         self.mark(list(batch))
 
-    def mark(self, value: object) -> None:
-        """Note that tensors are of samples."""
+    def mark(self, value: object, uneven: bool = False) -> None:
+        """Note that tensors are of samples, maybe in uneven numbers of rows."""
+        mark = self._uneven if uneven else self._mark
         for tensor in tensors_in(value):
-            tensor.__dict__["_fisherprune"] = self._mark
+            tensor.__dict__["_fisherprune"] = mark
 
     def is_marked(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of samples."""
-        return tensor.__dict__.get("_fisherprune") is self._mark
+        mark = tensor.__dict__.get("_fisherprune")
+        return mark is self._mark or mark is self._uneven
+
+    def is_uneven(self, tensor: Tensor) -> bool:
+        """Return whether the samples may have uneven numbers of rows in a tensor."""
+        return tensor.__dict__.get("_fisherprune") is self._uneven
 
     def __torch_function__(
         self,
@@ -99,9 +118,26 @@ class Tracking(TorchFunctionMode):
             output = self.run_shared(func, (args, kwargs), tensors, shared)
         else:
             output = self.run_other(func, (args, kwargs), tensors, shared)
-        if any(self.is_marked(t) for t in _sources(func, tensors)):
-            self.mark(args[0] if func is Tensor.__setitem__ else output)
+        sources = _sources(func, tensors)
+        if any(self.is_marked(t) for t in sources):
+            if func is Tensor.__setitem__:
+                output, given = None, args[0]
+                self.mark(given, self.is_uneven(given))
+            else:
+                self.mark(output, self._makes_uneven(func, sources))
         return output
+
+    def _makes_uneven(self, func: Function, sources: list[Tensor]) -> bool:
+        """Return whether values decide how many rows of a sample a result has."""
+        name = func.__name__
+        if name in KEEP_ROWS or name.endswith("_"):
+            sources = sources[:1]
+        chosen = name == "__getitem__" and any(
+            t.dtype in (torch.bool, torch.uint8) for t in sources[1:]
+        )
+        alone = name == "where" and len(sources) == 1
+        chooses = chosen or alone or name in CHOOSE_ROWS
+        return chooses or any(self.is_uneven(t) for t in sources)
 
     def run_shared(
         self,

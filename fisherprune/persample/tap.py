@@ -119,6 +119,7 @@ class LayerTap(Tracking):
         self.versions: dict[int, int] = {}
         self.contributions: dict[int, list[Contribution]] = defaultdict(list)
         self.single: dict[int, str] = {}  # parameters that are used once, by id
+        self.silent: Tensor | None = None  # samples without a gradient, in a check
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -207,6 +208,8 @@ class LayerTap(Tracking):
             self.known[key] = Known(
                 without_tensors(arguments), tuple(layouts), Layout(0, 1)
             )
+        elif any(self.is_uneven(t) for t in tensors):
+            raise LayoutError("it may read other numbers of rows of each sample")
         elif key in self.known:
             self.known[key] = known = self.known[key].of(self.samples)
             for layout, tensor in zip(known.layouts, tensors, strict=True):
@@ -334,9 +337,39 @@ class LayerTap(Tracking):
 
     def _note(self, shared: Tensor, way: str) -> None:
         self.met[id(shared)] += 1
-        self.versions[id(shared)] = shared._version
+        self.versions.setdefault(id(shared), shared._version)
         for name in self.roots[id(shared)]:
             self.ways[name].add(way)
+
+    def check_samples(self, result: Tensor) -> None:
+        """See by a backward pass of every other sample where rows are not as they seem.
+
+        Then their parameters are ``refused``: gradients reach the rows of the others.
+
+        Args:
+            result: of the forward pass, samples first.
+        """
+        self.silent = torch.arange(self.samples, device=result.device) % 2 == 0
+        try:
+            self.backward(result[~self.silent].sum(), again=True)
+        finally:
+            self.silent = None
+
+    def is_checking(self, layout: Layout, grad: Tensor, shared: Sequence[int]) -> bool:
+        """Check a gradient in a backward pass of ``check_samples``."""
+        if self.silent is None:
+            return False
+        if layout.apart(grad)[self.silent.to(grad.device)].any():
+            reason = "a row that seems to be of one sample is of another"
+            for name in frozenset[str]().union(*(self.roots[each] for each in shared)):
+                self.refused.setdefault(name, reason)
+        return True
+
+    @property
+    def has_rows(self) -> bool:
+        """Return whether a sample has several entries in an axis of samples."""
+        layouts = (known.layouts for known in self.known.values())
+        return any(each and each.entries > 1 for some in layouts for each in some)
 
     def check_running(self, shared: int) -> None:
         """Refuse gradients that the model or the loss takes by itself."""
