@@ -278,16 +278,17 @@ class _Group(NamedTuple):
     keep: list[int]
 
     def select(self, ties: str) -> Result:
-        """Call the op; where ties matter, with ``_ranks`` of each k behind all k."""
+        """Call the op; where ties matter, with two ranks for each k."""
         total = sum(t.numel() for t in self.tensors.values())
-        ranks = [_ranks(k, total) for k in self.keep] if ties == "error" else []
-        asked = [*self.keep, *(rank for pair in ranks for rank in pair)]
-        return torch.ops.fisherprune.global_topk(list(self.tensors.values()), asked)
+        pairs = [_ranks(k, total) for k in self.keep] if ties == "error" else []
+        ranks = [rank for pair in pairs for rank in pair]
+        scores = list(self.tensors.values())
+        return torch.ops.fisherprune.global_topk(scores, self.keep, ranks)
 
     def masks(self, result: Result) -> list[Selected]:
         """Return the masks of each k."""
         n = len(self.tensors)
-        found = [result[0][i * n : (i + 1) * n] for i in range(len(self.keep))]
+        found = [result[0][i : i + n] for i in range(0, len(result[0]), n)]
         return [dict(zip(self.tensors, masks, strict=True)) for masks in found]
 
     def undecided(self, result: Result) -> Tensor:
