@@ -143,30 +143,25 @@ def global_topk(
     masks, thresholds, nonfinite = torch.ops.fisherprune.global_topk(
         scores, list(keep), list(ranks)
     )
-    refuse_nonfinite([nonfinite], scores, names)
+    refuse_nonfinite(nonfinite.tolist(), scores, names)
     n = len(scores)
     return [masks[i * n : (i + 1) * n] for i in range(len(keep))], thresholds
 
 
 def refuse_nonfinite(
-    counts: Sequence[Tensor], scores: Sequence[Tensor], names: Sequence[str] | None
+    counts: Sequence[int], scores: Sequence[Tensor], names: Sequence[str] | None
 ) -> None:
     """Refuse NaN and infinities that the op ``global_topk`` has counted.
 
-    Here the host waits for the device, once for all the counts.
-
     Args:
-        counts: the op's third results, int64 ``[tensors of the call]`` on any devices.
-        scores: the tensors of all calls in order, one for each count.
+        counts: the entries of the op's third result, one for each tensor.
+        scores: the tensors.
         names: of the tensors, for messages.
 
     Raises:
         FisherpruneError: where a count is not 0.
     """
-    if len(counts) > 1:
-        device = next((c.device for c in counts if c.is_cuda), counts[0].device)
-        counts = [torch.cat([c.to(device) for c in counts])]
-    for i, count in enumerate(counts[0].tolist()):
+    for i, count in enumerate(counts):
         if count:
             raise FisherpruneError(
                 f"global_topk: scores[{(names[i] if names else i)!r}] must be finite, "
