@@ -22,9 +22,9 @@ def pruned_weights(
             another.
     """
     named, pairs = plain_parameters(checked_model(model)), {}
-    names = fitted_names(masks, named) or dict(zip(masks, masks, strict=True))
+    names = fitted_names(masks, named) or {}
     for name, mask in masks.items():
-        parameter = named.get(names[name])
+        parameter = named.get(names.get(name, name))
         if parameter is None:
             raise FisherpruneError(
                 f"masks do not fit: {type(model).__name__} has no parameter {name!r}"
