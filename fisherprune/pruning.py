@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.masks.counts import kept_counts
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.select import checked_ties, kept_counts, select_counted
+from fisherprune.masks.select import select_counted
+from fisherprune.masks.ties import checked_ties
 from fisherprune.parameters import Parameters, fitted_names, plain_parameters
 from fisherprune.scoring.score import score_task, scoring_criteria
 from fisherprune.statistics.batches import Batches

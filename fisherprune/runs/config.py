@@ -21,8 +21,9 @@ import torch
 from fisherprune import models
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
 from fisherprune.masks.densities import checked_densities
-from fisherprune.masks.select import SCOPES, TIES, checked_scope, checked_sparsity
+from fisherprune.masks.ties import TIES
 from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
 from fisherprune.scoring.criteria import criteria
 
