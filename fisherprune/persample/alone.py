@@ -51,7 +51,7 @@ class Records:
             return torch.equal(one, other)
         tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
         one, other = one.float(), other.float()
-        size = float(other.norm()) + 1e-3 * self.largest
+        size = float(other.detach().norm()) + 1e-3 * self.largest
         return not (one - other).norm() > tolerance * size
 
 

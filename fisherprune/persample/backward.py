@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def has_taps(tensor: Tensor) -> bool:
     """Return whether a tensor comes from tapped calls."""
-    return any(isinstance(node, _ours()) for node in _nodes(tensor))
+    return any(_is_ours(node) for node in _nodes(tensor))
 
 
 def has_own_functions(loss: Tensor) -> tuple[bool, set[int]]:
@@ -32,18 +32,19 @@ def has_own_functions(loss: Tensor) -> tuple[bool, set[int]]:
     Returns:
         whether there are such, and the ids of the leaves that gradients reach.
     """
-    own, leaves, ours = False, set(), _ours()
+    own, leaves = False, set()
     for node in _nodes(loss):
-        if isinstance(node, BackwardCFunction) and not isinstance(node, ours):
+        if isinstance(node, BackwardCFunction) and not _is_ours(node):
             own = True
         elif hasattr(node, "variable"):
             leaves.add(id(node.variable))
     return own, leaves
 
 
-def _ours() -> tuple[type, ...]:
-    functions = TappedLayer, UnwatchedLayer, TappedCall
-    return tuple(function._backward_cls for function in functions)
+def _is_ours(node: Node) -> bool:
+    """Return whether it is of this package, whose functions run no layer again."""
+    function = getattr(node, "_forward_cls", None)
+    return getattr(function, "__module__", "").startswith("fisherprune.")
 
 
 def _nodes(tensor: Tensor) -> Iterator[Node]:

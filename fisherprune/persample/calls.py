@@ -81,6 +81,7 @@ class Tracking(TorchFunctionMode):
         self.computed: dict[int, Tensor] = {}  # kept: no other tensor gets their id
         self._calls: Counter[Hashable] = Counter()
         self._mark, self._uneven = object(), object()
+        self._inside = 0  # functions in whose place others run
         self.mark(list(batch))
 
     def mark(self, value: object, uneven: bool = False) -> None:
@@ -113,8 +114,7 @@ class Tracking(TorchFunctionMode):
         shared = [t for t in tensors if id(t) in self.keys]
         if shared and torch.is_grad_enabled():
             if inner := inside_of(func):
-                with self:
-                    return inner(*args, **kwargs)
+                return self._run_inside(inner, args, kwargs, tensors)
             output = self.run_shared(func, (args, kwargs), tensors, shared)
         else:
             output = self.run_other(func, (args, kwargs), tensors, shared)
@@ -127,9 +127,30 @@ class Tracking(TorchFunctionMode):
                 self.mark(output, self._makes_uneven(func, sources))
         return output
 
+    def _run_inside(
+        self,
+        inner: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+    ) -> Any:
+        """Run what is in a function's place; it knows which rows are whose."""
+        uneven = any(self.is_uneven(t) for t in tensors)
+        self._inside += 1
+        try:
+            with self:
+                output = inner(*args, **kwargs)
+        finally:
+            self._inside -= 1
+        if uneven:  # then the first result is so as well: packed sequences
+            self.mark(next(tensors_in(output)), uneven=True)
+        return output
+
     def _makes_uneven(self, func: Function, sources: list[Tensor]) -> bool:
         """Return whether values decide how many rows of a sample a result has."""
         name = func.__name__
+        if self._inside or name == "_pad_packed_sequence":
+            return False
         if name in KEEP_ROWS or name.endswith("_"):
             sources = sources[:1]
         chosen = name == "__getitem__" and any(
