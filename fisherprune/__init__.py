@@ -23,18 +23,22 @@ if TYPE_CHECKING:
     from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
     from fisherprune.statistics.batchnorm import measure_batchnorm
+    from fisherprune.statistics.check import check
+    from fisherprune.statistics.coverage import Coverage
     from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
 else:  # at the first use: the doctor and --help need neither torch nor the kernels
     __getattr__, __dir__ = lazily(
         __name__,
         {
+            "Coverage": "fisherprune.statistics.coverage",
             "FisherpruneError": "fisherprune.errors",
             "FisherpruneWarning": "fisherprune.errors",
             "GradientMoments": "fisherprune.statistics.moments",
             "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
             "baselines": "fisherprune.baselines",
+            "check": "fisherprune.statistics.check",
             "criteria": "fisherprune.scoring.criteria",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
@@ -54,12 +58,14 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
 __version__ = "0.1.0"
 
 __all__ = [
+    "Coverage",
     "FisherpruneError",
     "FisherpruneWarning",
     "GradientMoments",
     "LayerCollapseWarning",
     "Masks",
     "baselines",
+    "check",
     "criteria",
     "gauss_newton_diagonal",
     "gradient_moments",

@@ -1,4 +1,4 @@
-"""``fisherprune COMMAND``, the same as ``python -m fisherprune.COMMAND``."""
+"""``fisherprune COMMAND``: one program for all commands."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Exact pruning at initialization for PyTorch.
 """
 COMMANDS = {
     "train": ("fisherprune.train.__main__", "prune a network and train what is left"),
+    "check": ("fisherprune.train.check", "say how a network's gradients are found"),
     "experiments": ("fisherprune.experiments.__main__", "do the runs of studies"),
     "report": ("fisherprune.report.__main__", "tables and figures of the runs"),
     "doctor": ("fisherprune.doctor", "what is installed, and what is wrong with it"),

@@ -45,7 +45,7 @@ def checked_batches(
         )
     for i, batch in enumerate(shown_bar(batches, title) if title else batches):
         deliver_interrupt()
-        _check(i, batch, labelled)
+        check_batch(i, batch, labelled)
         size = len(batch[0]) if labelled else count_samples(batch)
         yield Batch(moved(batch, device), size, i)
 
@@ -125,7 +125,8 @@ class Batch:
         return replace(self, content=twice(one), size=2)
 
 
-def _check(index: int, batch: Any, labelled: bool) -> None:
+def check_batch(index: int, batch: Any, labelled: bool) -> None:
+    """Refuse a batch without samples, and a labelled one that is no pair."""
     try:
         _check_tensors(batch)
         if not labelled:

@@ -93,10 +93,10 @@ def make_parser() -> Parser:
         group = parser.add_argument_group(title)
         for name in names(part):
             if name in left:
-                _add(group, left.pop(name))
+                add_option(group, left.pop(name))
     group = parser.add_argument_group("run")
     for field in (seed, *left.values()):
-        _add(group, field)
+        add_option(group, field)
     group.add_argument(
         "--resume",
         type=path,
@@ -113,7 +113,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def _add(group: Any, field: Field) -> None:
+def add_option(group: Any, field: Field) -> None:
     """Add the option of a field; its type says how to read the value."""
     option = f"--{field.name.replace('_', '-')}"
     kind = str(field.type).removesuffix(" | None")
