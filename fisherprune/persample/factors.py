@@ -37,6 +37,18 @@ class Factors:
         """Return the factors of some of the samples."""
         return replace(self, input=self.input[chosen], grad=self.grad[chosen])
 
+    def balanced(self) -> Factors:
+        """Return the same gradients, of factors whose largest entries are alike.
+
+        The kernels square each factor by itself where that is quicker, so one of 1e30
+        and one of 1e-30 would be infinity times zero.
+        """
+        pair = self.input, self.grad
+        input, grad = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in pair)
+        powers = [math.frexp(float(t.abs().max()))[1] for t in (input, grad)]
+        half = max(-120, min(120, (powers[0] - powers[1]) // 2))
+        return replace(self, input=input * 2.0**-half, grad=grad * 2.0**half)
+
     def merged(self, k: int) -> Contribution:
         """Make one sample of k consecutive ones: positions, or images of one use."""
         input, grad = (t.unflatten(0, (-1, k)) for t in (self.input, self.grad))

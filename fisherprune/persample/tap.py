@@ -38,6 +38,7 @@ from fisherprune.persample.calls import (
     without_tensors,
 )
 from fisherprune.persample.contributions import Contribution, Gradients
+from fisherprune.persample.factors import Factors
 from fisherprune.persample.joined import joined
 from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
 from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
@@ -92,6 +93,7 @@ class LayerTap(Tracking):
         alone: the calls of the last sample alone; None where ``known`` has all calls
             of batches of these shapes, or there is one sample.
         known: what was found out about calls, to which this batch's are added.
+        balances: whether factors are balanced, for losses that are scaled.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class LayerTap(Tracking):
         op: str,
         alone: Records | None = None,
         known: dict[Key, Known] | None = None,
+        balances: bool = False,
     ) -> None:
         super().__init__(parameters, batch)
         self.parameters = parameters
@@ -110,6 +113,7 @@ class LayerTap(Tracking):
         self.report = report
         self.op = op
         self.alone = alone
+        self.balances = balances
         self.known = {} if known is None else known
         self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}  # why, by name
@@ -378,6 +382,8 @@ class LayerTap(Tracking):
 
     def collect(self, shared: int, contribution: Contribution) -> None:
         """Hand one use's contribution to ``report``, or keep it to join the uses."""
+        if self.balances and isinstance(contribution, Factors):
+            contribution = contribution.balanced()
         if shared in self.single:
             self.report(self.single[shared], contribution)
         elif self.wants(shared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -51,6 +52,8 @@ def score(
 
     Returns:
         float32 scores by parameter name, each of its parameter's shape, on its device.
+        Where squares of gradients leave float32's range, formulas are computed in
+        float64; scores that would leave it, too, are all times one power of two.
 
     Raises:
         FisherpruneError: where the criterion is unknown, a score is NaN or infinite, or
@@ -158,12 +161,21 @@ def score_from(
                 f"score_from: statistics for {criterion.code} must hold "
                 f"{', '.join(sorted(missing))}, got {found.passes}"
             )
-        scores[criterion.code] = {
+        named = {
             name: criterion.score(_known(name, parameter, found, seed))
             for name, parameter in parameters.items()
         }
-        check_finite(scores[criterion.code], f"the {criterion.code} score")
+        check_finite(named, f"the {criterion.code} score")
+        scores[criterion.code] = _in_float32(named) if found.exponents else named
     return scores
+
+
+def _in_float32(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return float64 scores as float32, times a power of two where they leave range."""
+    top = max((float(s.abs().max()) for s in scores.values() if s.numel()), default=0.0)
+    exponent = math.frexp(top)[1]
+    factor = 1.0 if -64 <= exponent <= 127 else 2.0**-exponent
+    return {name: (s * factor).float() for name, s in scores.items()}
 
 
 def _known(
@@ -172,4 +184,10 @@ def _known(
     """Return what formulas read of one parameter."""
     parts = {letter: named[name] for letter, named in found.parts.items()}
     weight = parameter.detach().float()
+    if found.exponents:  # then float64 holds the values
+        weight = weight.double()
+        parts = {
+            letter: part.double() * 2.0 ** -found.exponents.get(letter, 0)
+            for letter, part in parts.items()
+        }
     return Statistics(weight, found.group_size, stream(seed, name), **parts)

@@ -23,7 +23,7 @@ from fisherprune.files import write_bytes
 from fisherprune.statistics.key import hash_of
 from fisherprune.statistics.passes import ModelStatistics
 
-FORMAT = "fisherprune-statistics-2"
+FORMAT = "fisherprune-statistics-3"
 """Changes whenever the files do."""
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -114,7 +114,8 @@ def _decoded(data: bytes, key: str, like: Tensors) -> ModelStatistics:
     }
     samples, group_size = int(metadata["samples"]), int(metadata["group_size"])
     seconds = float(metadata["seconds"])
-    return ModelStatistics(parts, samples, group_size, seconds, cached=True)
+    exponents = json.loads(metadata["exponents"])
+    return ModelStatistics(parts, samples, group_size, seconds, True, exponents)
 
 
 def _write(path: Path, found: ModelStatistics) -> None:
@@ -126,6 +127,7 @@ def _write(path: Path, found: ModelStatistics) -> None:
         "samples": str(found.samples),
         "group_size": str(found.group_size),
         "seconds": repr(found.seconds),
+        "exponents": json.dumps(found.exponents),
     }
     metadata["checksum"] = _checksum(tensors, metadata)
     try:

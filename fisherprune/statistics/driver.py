@@ -29,10 +29,12 @@ class PerSampleSums:
         ways: by parameter the functions by whose rules its gradients are found, and
             "vmap" where a function was differentiated for each sample.
         reasons: why the whole model was, of the parameters where that was so.
+        scaled: whether the losses are times a power of two.
     """
 
-    def __init__(self, task: Task, group_size: int) -> None:
+    def __init__(self, task: Task, group_size: int, scaled: bool = False) -> None:
         parameters, self.may_loop = task.parameters, task.may_loop
+        self.scaled = scaled
         self.tapped = Accumulators(parameters, group_size)
         self.looped = Accumulators({}, group_size)
         self.ways: dict[str, set[str]] = {name: set() for name in parameters}
@@ -182,6 +184,7 @@ class _TappedRun:
             self.op,
             None if alone is None or isinstance(alone, Exception) else alone.records,
             known,
+            self.sums.scaled,
         )
         with running(self.op, batch), tap.forward():
             ran = self.forward(self.task.model, batch)

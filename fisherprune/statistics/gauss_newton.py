@@ -20,6 +20,14 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.scale import (
+    in_range,
+    scaled,
+    shifted,
+)
+
+DIAGONAL = "the Gauss-Newton diagonal"
+"""What errors call it."""
 
 
 def gauss_newton_diagonal(
@@ -51,7 +59,8 @@ def gauss_newton_diagonal(
         progress: whether to show a bar over the batches, with tqdm, on stderr.
 
     Returns:
-        The diagonal by parameter name, float32, of the parameters' shapes.
+        The diagonal by parameter name, float32, of the parameters' shapes; 0 where
+        float32 can't hold it, though criterion obd counts it.
 
     Raises:
         FisherpruneError: where the output is not ``[N, C]`` with at least two classes,
@@ -62,7 +71,10 @@ def gauss_newton_diagonal(
         Descent", 2002; Dangel et al., "BackPACK", 2020.
     """
     task = checked_task(model, batches, parameters, progress=progress)
-    return dict(gauss_newton_pass(task).parts["H"])
+    found = gauss_newton_pass(task)
+    diagonal = shifted(found.parts["H"], -found.exponents.get("H", 0))
+    check_finite(diagonal, DIAGONAL)
+    return diagonal
 
 
 def _check_loss(task: Task) -> None:
@@ -77,19 +89,24 @@ def _check_loss(task: Task) -> None:
 def gauss_newton_pass(task: Task) -> ModelStatistics:
     """Yield the diagonal; the group size plays no part in it."""
     op, classes = "gauss_newton_diagonal", 2
-    sums = PerSampleSums(task, group_size=1)
-    with evaluating(task.model, task.parameters.values()):
-        for each in tapped_passes(op, task, of_outputs(_class_scores), sums):
-            scores, classes = each.result, each.result.shape[1]
-            for c, column in enumerate(softmax_hessian_root(scores.detach())):
-                loss = (scores.float() * column).sum()
-                each.backward(loss, again=c < classes - 2)
-        samples = sums.samples // (classes - 1)
-        _, squares = sums.sums()
-        for diagonal in squares.values():
-            diagonal.div_(samples)
-    check_finite(squares, "the Gauss-Newton diagonal")
-    return ModelStatistics({"H": squares}, samples, task.group_size)
+
+    def run(exponent: int) -> PerSampleSums:
+        nonlocal classes
+        sums = PerSampleSums(task, group_size=1, scaled=exponent != 0)
+        with evaluating(task.model, task.parameters.values()):
+            for each in tapped_passes(op, task, of_outputs(_class_scores), sums):
+                scores, classes = each.result, each.result.shape[1]
+                for c, column in enumerate(softmax_hessian_root(scores.detach())):
+                    loss = scaled((scores.float() * column).sum(), exponent)
+                    each.backward(loss, again=c < classes - 2)
+        return sums
+
+    found, exponent = in_range(op, DIAGONAL, task.batches, run)
+    samples, (_, squares) = found.samples // (classes - 1), found.sums()
+    for diagonal in squares.values():
+        diagonal.div_(samples)
+    result = ModelStatistics({"H": squares}, samples, task.group_size)
+    return result.scaled(H=2 * exponent)
 
 
 def _class_scores(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.scale import scaled, shifted
 
 GRADIENT_TOLERANCE = 5e-2
 """Of the same gradient found twice, where TF32 or bfloat16 may be at work."""
@@ -53,7 +54,8 @@ def hessian_gradient_product(
         model, batches, parameters, loss_fn, moments.group_size, losses=losses
     )
     task = replace(task, found=moments.statistics)
-    return dict(hessian_gradient_pass(task).parts["Hm"])
+    found = hessian_gradient_pass(task)
+    return shifted(found.parts["Hm"], -found.exponents.get("Hm", 0))
 
 
 @register_pass("hessian", needs=("moments",), yields=("Hm",))
@@ -61,7 +63,7 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
     """Yield the product with the mean gradient that was found."""
     names, weights = list(task.parameters), list(task.parameters.values())
     vector = [task.found.parts["m"][name] for name in names]
-    seen = 0
+    seen, exponent = 0, task.found.exponents.get("m", 0)  # of the losses, too
     # Attention's fused kernels have no second derivative.
     with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
         product, gradient = (
@@ -78,7 +80,8 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
                 ran = forward(task.model, batch if n > 1 else batch.alone(0))
             losses = ran.result[:n]
             share = _sample_weights(seen, n, task.found).to(losses)
-            parts = _vector_hessian(losses @ share, weights, vector)
+            loss = scaled(losses @ share, exponent)
+            parts = _vector_hessian(loss, weights, vector)
             sums.make_room(1)
             for totals, some in zip((gradient, product), parts, strict=True):
                 for total, part in zip(totals, some, strict=True):
@@ -97,7 +100,8 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
             "others each time: make a list of its batches"
         )
     named = dict(zip(names, product, strict=True))
-    return ModelStatistics({"Hm": named}, seen, task.group_size)
+    result = ModelStatistics({"Hm": named}, seen, task.group_size)
+    return result.scaled(Hm=2 * exponent)
 
 
 def _vector_hessian(

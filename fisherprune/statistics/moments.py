@@ -22,6 +22,16 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.scale import (
+    in_range,
+    lost,
+    scaled,
+    shifted,
+    warn_of_lost,
+)
+
+FISHER = "the mean squared gradient"
+"""What errors call F."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +42,9 @@ class GradientMoments:
     those of the samples of both, and shards of the data may be passed over one by one.
 
     Attributes:
-        sum: :math:`\sum_j G_j` by parameter name, float32.
-        sum_sq: :math:`\sum_j G_j \odot G_j`, by parameter name, float32.
+        sum: :math:`\sum_j G_j` by parameter name, float32; times ``2**exponent``.
+        sum_sq: :math:`\sum_j G_j \odot G_j`, by parameter name, float32; times
+            ``4**exponent``.
         samples: number of samples seen.
         groups: J.
         group_size: samples averaged in one group.
@@ -41,6 +52,7 @@ class GradientMoments:
             functions for whose calls there is a rule ("linear", "conv2d", ...), "vmap"
             where a function without one was differentiated for each sample, "loop"
             where the whole model was; none where no loss depends on it.
+        exponent: 0 but where float32 could not hold the squares as they are.
     """
 
     sum: Sums
@@ -49,20 +61,21 @@ class GradientMoments:
     groups: int
     group_size: int
     paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    exponent: int = 0
 
     @cached_property
     def mean(self) -> dict[str, Tensor]:
         r""":math:`m = \frac1J \sum_j G_j` by parameter name, float32."""
-        return _divided(self.sum, self.groups)
+        return shifted(_divided(self.sum, self.groups), -self.exponent)
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
         r""":math:`F = \frac1J \sum_j G_j \odot G_j`, the mean squared gradients.
 
         By parameter name, float32; the empirical Fisher diagonal where the group size
-        is 1.
+        is 1. It is 0 where float32 can't hold it.
         """
-        return _divided(self.sum_sq, self.groups)
+        return shifted(_divided(self.sum_sq, self.groups), -2 * self.exponent)
 
     def __add__(self, other: GradientMoments) -> GradientMoments:
         """Return the moments of the samples of both, on the devices of the left side.
@@ -85,9 +98,15 @@ class GradientMoments:
             if ours.get(what) != theirs.get(what):
                 wanted = f"{ours.get(what)} on both sides of +"
                 raise FieldError(f"GradientMoments: {what}", wanted, theirs.get(what))
+        exponent = min(self.exponent, other.exponent)  # with which both are in range
+        (sums, squares), (more_sums, more_squares) = (
+            (shifted(m.sum, by), shifted(m.sum_sq, 2 * by))
+            for m in (self, other)
+            for by in [exponent - m.exponent]
+        )
         return GradientMoments(
-            {n: sum + other.sum[n].to(sum.device) for n, sum in self.sum.items()},
-            {n: sum + other.sum_sq[n].to(sum.device) for n, sum in self.sum_sq.items()},
+            {n: sum + more_sums[n].to(sum.device) for n, sum in sums.items()},
+            {n: sum + more_squares[n].to(sum.device) for n, sum in squares.items()},
             self.samples + other.samples,
             self.groups + other.groups,
             self.group_size,
@@ -95,13 +114,20 @@ class GradientMoments:
                 n: tuple(sorted({*self.paths.get(n, ()), *other.paths.get(n, ())}))
                 for n in self.sum
             },
+            exponent,
         )
 
     @property
     def statistics(self) -> ModelStatistics:
         """Return what formulas and other passes read."""
-        parts = {"m": self.mean, "F": self.fisher}
-        return ModelStatistics(parts, self.samples, self.group_size)
+        if self.exponent:
+            means, squares = (_divided(s, self.groups) for s in (self.sum, self.sum_sq))
+        else:
+            means, squares = self.mean, self.fisher
+        found = ModelStatistics(
+            {"m": means, "F": squares}, self.samples, self.group_size
+        )
+        return found.scaled(m=self.exponent, F=2 * self.exponent)
 
 
 @torch.inference_mode(False)  # autograd may save what is not made in inference mode
@@ -155,22 +181,32 @@ def gradient_moments(
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.
 
+    Where squares of gradients leave float32's range (gradients below 1e-19, or above
+    1e19), the pass runs once or twice more with its losses times a power of two, which
+    changes no digit; an iterator that can be read only once can't be. ``sum``,
+    ``sum_sq`` and ``exponent`` then hold what ``prune`` and ``score`` read; a
+    ``FisherpruneWarning`` names the parameters whose F is zero as float32.
+
     Returns:
-        The moments. They are zero for a parameter on which no loss depends, and F is 0
-        where all gradients are smaller than 1e-19: float32 can't hold their squares.
+        The moments. They are zero for a parameter on which no loss depends.
 
     Raises:
-        FisherpruneError: where the data is empty or labels are out of range, a loss or
-            gradient is not finite, samples mix (seen in the last sample of the first
-            batch that has two), activations are checkpointed, or a parameter is hooked
-            or not of real floating-point numbers.
+        FisherpruneError: where the data is empty or labels are out of range, a loss,
+            gradient or F as float32 is not finite, samples mix (seen in the last sample
+            of the first batch that has two), activations are checkpointed, or a
+            parameter is hooked or not of real floating-point numbers.
 
     Reference:
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
         Gradient Descent", 2019, for F.
     """
     options = loss_fn, group_size, progress, losses
-    return _gradient_moments(checked_task(model, batches, parameters, *options))
+    found = _gradient_moments(checked_task(model, batches, parameters, *options))
+    if found.exponent:
+        check_finite(found.fisher, FISHER)
+        remedy = "prune and score count them exactly; here, scale the loss up"
+        warn_of_lost("gradient_moments", lost(found.mean, found.fisher), remedy)
+    return found
 
 
 @register_pass("moments", yields=("m", "F"))
@@ -180,12 +216,15 @@ def moments_pass(task: Task) -> ModelStatistics:
 
 
 def _gradient_moments(task: Task) -> GradientMoments:
-    sums = PerSampleSums(task, task.group_size)
-    forward = of_losses(task)
-    with evaluating(task.model, task.parameters.values()):
-        for each in tapped_passes("gradient_moments", task, forward, sums):
-            each.backward(each.result.sum())
-        sum, sum_sq = sums.sums()
-    check_finite(sum_sq, "the mean squared gradient")  # then the mean is finite too
+    op, forward = "gradient_moments", of_losses(task)
+
+    def run(exponent: int) -> PerSampleSums:
+        sums = PerSampleSums(task, task.group_size, scaled=exponent != 0)
+        with evaluating(task.model, task.parameters.values()):
+            for each in tapped_passes(op, task, forward, sums):
+                each.backward(scaled(each.result.sum(), exponent))
+        return sums
+
+    sums, exponent = in_range(op, FISHER, task.batches, run)
     counts = sums.samples, sums.groups, task.group_size
-    return GradientMoments(sum, sum_sq, *counts, sums.paths)
+    return GradientMoments(*sums.sums(), *counts, sums.paths, exponent)

@@ -23,7 +23,10 @@ class ModelStatistics:
     """What passes over the data found out: all that criteria read but weights."""
 
     parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Float32 tensors by parameter name, by the letter that formulas give them."""
+    """Float32 tensors by parameter name, by the letter that formulas give them.
+
+    They are times ``2**exponents[letter]`` where ``exponents`` has the letter.
+    """
     samples: int = 0
     """Samples that a pass saw; 0 without a pass."""
     group_size: int = 1
@@ -32,6 +35,8 @@ class ModelStatistics:
     """Wall time of the passes, when they were run."""
     cached: bool = False
     """Whether all of them were read from a cache."""
+    exponents: Mapping[str, int] = field(default_factory=dict)
+    """By letter, where float32 could not hold the values as they are."""
 
     @property
     def groups(self) -> int:
@@ -43,6 +48,10 @@ class ModelStatistics:
         """Return the names of the passes whose results are here."""
         return sorted(n for n, p in PASSES.items() if {*p.yields} <= self.parts.keys())
 
+    def scaled(self, **exponents: int) -> ModelStatistics:
+        """Return the same tensors, as values times powers of two."""
+        return replace(self, exponents={n: e for n, e in exponents.items() if e})
+
     def __or__(self, other: ModelStatistics) -> ModelStatistics:
         """Join the results of two passes over the same samples."""
         if not self.parts:
@@ -50,6 +59,7 @@ class ModelStatistics:
         return replace(
             self,
             parts={**self.parts, **other.parts},
+            exponents={**self.exponents, **other.exponents},
             seconds=self.seconds + other.seconds,
             cached=self.cached and other.cached,
         )

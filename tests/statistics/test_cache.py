@@ -86,7 +86,7 @@ DAMAGES = {
     "no number": _replace(b'"samples":"7"', b'"samples":"x"'),
     "the group size": _replace(b'"group_size":"2"', b'"group_size":"1"'),
     "no samples": _replace(b'"samples":"7"', b'"simples":"7"'),
-    "another version": _replace(b"statistics-2", b"statistics-1"),
+    "another version": _replace(b"statistics-3", b"statistics-1"),
     "masks": lambda path: fp.Masks({"a": torch.ones(3) > 0}).save(path),
     "no metadata": lambda path: save_file({"m/a": torch.ones(3, 4)}, path),
     "another key": lambda path: os.replace(path.with_stem("other"), path),

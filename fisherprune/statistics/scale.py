@@ -1,0 +1,128 @@
+"""Powers of two that bring squares of gradients into the range of float32.
+
+Gradients below 1e-19 have squares that float32 can't hold, those above 1e19 too. Then a
+pass runs again with its losses times a power of two, which changes no digit of a
+gradient, and the exponent goes with the sums.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fisherprune.errors import FisherpruneWarning
+from fisherprune.parameters import check_finite
+
+if TYPE_CHECKING:
+    from fisherprune.statistics.batches import Batches
+    from fisherprune.statistics.driver import PerSampleSums
+
+Named = Mapping[str, Tensor]
+
+CENTER = 40
+"""Exponent of the largest gradient of a scaled pass: 103 below can still be squared."""
+LEAP = 104
+"""From where all squares are zero or infinite to where some are in range."""
+LEAST = 2.0**-84
+"""Of a parameter's largest square: those of gradients 2e6 times smaller are normal."""
+
+
+def in_range(
+    op: str, what: str, batches: Batches, run: Callable[[int], PerSampleSums]
+) -> tuple[PerSampleSums, int]:
+    """Run a pass, and again with its losses scaled where squares leave float32's range.
+
+    Args:
+        op: named in a warning, where squares stay too small.
+        what: named in an error, where squares are not finite.
+        batches: of the pass; an iterator can't be read again.
+        run: the pass, of the exponent of its losses' factor.
+
+    Returns:
+        The sums, and the exponent of their losses' factor: 0 for ordinary networks.
+
+    Raises:
+        FisherpruneError: where squares are not finite.
+    """
+    found, exponent = run(0), 0
+    for _ in range(2):
+        other = _better(*found.sums(), exponent)
+        if other == exponent or isinstance(batches, Iterator):
+            break
+        again = run(other)
+        if _is_finite(found) and not _is_finite(again):
+            break  # float16 within the model
+        found, exponent = again, other
+    sums, squares = found.sums()
+    check_finite(squares, what)  # then the sums are finite too
+    remedy = "give batches that can be read again, as a list or a DataLoader can, or "
+    warn_of_lost(op, lost(sums, squares), f"{remedy}scale the loss up")
+    return found, exponent
+
+
+def _better(sums: Named, squares: Named, exponent: int) -> int:
+    """Return the exponent with which the squares would be in range."""
+    tops = _largest(squares).values()
+    if not all(map(math.isfinite, tops)):
+        return exponent if exponent < 0 else exponent - LEAP
+    if not lost(sums, squares):
+        return exponent
+    if not any(tops):
+        return exponent if exponent > 0 else exponent + LEAP
+    away = CENTER - math.frexp(max(tops))[1] // 2
+    return exponent + away if abs(away) > 8 else exponent
+
+
+def lost(sums: Named, squares: Named) -> list[str]:
+    """Return the names of parameters that have gradients, but squares out of range."""
+    small = [name for name, x in _largest(squares).items() if x < LEAST]
+    sizes = _largest({name: sums[name].abs() for name in small})
+    return [name for name, size in sizes.items() if size]
+
+
+def warn_of_lost(op: str, names: list[str], remedy: str) -> None:
+    """Warn of parameters whose squares are zero though their gradients are not."""
+    if names:
+        first = ", ".join(repr(name) for name in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"{op}: the squared gradients of {first}{more} are so small that float32 "
+            f"holds zero, or few digits, though the gradients are not zero: {remedy}",
+            FisherpruneWarning,
+            stacklevel=2,
+        )
+
+
+def scaled(loss: Tensor, exponent: int) -> Tensor:
+    """Return a loss times ``2**exponent``, whose gradients are those, exactly."""
+    if not exponent:
+        return loss
+    half = exponent // 2  # the factor itself may be out of range
+    return loss * 2.0**half * 2.0 ** (exponent - half)
+
+
+@torch.inference_mode(False)  # autograd may save what is not made in inference mode
+def shifted(tensors: Named, exponent: int) -> dict[str, Tensor]:
+    """Return float32 tensors times ``2**exponent``, rounded where they leave range."""
+    if not exponent:
+        return dict(tensors)
+    return {n: (t.double() * 2.0**exponent).float() for n, t in tensors.items()}
+
+
+def _largest(tensors: Named) -> dict[str, float]:
+    """Return the largest entry of each, with one wait for the device."""
+    tops = [t.max() if t.numel() else t.new_zeros(()) for t in tensors.values()]
+    if not tops:
+        return {}
+    values = torch.stack([top.to(tops[0].device) for top in tops]).tolist()
+    return dict(zip(tensors, values, strict=True))
+
+
+def _is_finite(found: PerSampleSums) -> bool:
+    _, squares = found.sums()
+    return all(map(math.isfinite, _largest(squares).values()))
