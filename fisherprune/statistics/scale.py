@@ -28,8 +28,10 @@ CENTER = 40
 """Exponent of the largest gradient of a scaled pass: 103 below can still be squared."""
 LEAP = 104
 """From where all squares are zero or infinite to where some are in range."""
-LEAST = 2.0**-84
-"""Of a parameter's largest square: those of gradients 2e6 times smaller are normal."""
+LEAST = 2.0**-102
+"""Of a parameter's largest square; below it, smaller ones have lost digits."""
+ENOUGH = 2.0**-60
+"""Of the largest square of all: gradients 1e10 times smaller still have theirs."""
 
 
 def in_range(
@@ -70,11 +72,12 @@ def _better(sums: Named, squares: Named, exponent: int) -> int:
     tops = _largest(squares).values()
     if not all(map(math.isfinite, tops)):
         return exponent if exponent < 0 else exponent - LEAP
-    if not lost(sums, squares):
+    top = max(tops)
+    if not lost(sums, squares) and (exponent or not 0 < top < ENOUGH):
         return exponent
-    if not any(tops):
+    if not top:
         return exponent if exponent > 0 else exponent + LEAP
-    away = CENTER - math.frexp(max(tops))[1] // 2
+    away = CENTER - math.frexp(top)[1] // 2
     return exponent + away if abs(away) > 8 else exponent
 
 
