@@ -33,6 +33,15 @@ LEAST = 2.0**-102
 ENOUGH = 2.0**-60
 """Of the largest square of all: gradients 1e10 times smaller still have theirs."""
 
+READ_ONCE = (
+    "give batches that can be read again, as a list or a DataLoader can, or scale the "
+    "loss up"
+)
+TOO_WIDE = (
+    "others are too much larger, or float16 overflows: pass over these parameters "
+    "alone, or in a wider dtype"
+)
+
 
 def in_range(
     op: str, what: str, batches: Batches, run: Callable[[int], PerSampleSums]
@@ -62,8 +71,8 @@ def in_range(
         found, exponent = again, other
     sums, squares = found.sums()
     check_finite(squares, what)  # then the sums are finite too
-    remedy = "give batches that can be read again, as a list or a DataLoader can, or "
-    warn_of_lost(op, lost(sums, squares), f"{remedy}scale the loss up")
+    once = isinstance(batches, Iterator)
+    warn_of_lost(op, lost(sums, squares), READ_ONCE if once else TOO_WIDE)
     return found, exponent
 
 
@@ -73,7 +82,8 @@ def _better(sums: Named, squares: Named, exponent: int) -> int:
     if not all(map(math.isfinite, tops)):
         return exponent if exponent < 0 else exponent - LEAP
     top = max(tops)
-    if not lost(sums, squares) and (exponent or not 0 < top < ENOUGH):
+    all_well = min(tops) >= LEAST or not lost(sums, squares)
+    if all_well and (exponent or not 0 < top < ENOUGH):
         return exponent
     if not top:
         return exponent if exponent > 0 else exponent + LEAP

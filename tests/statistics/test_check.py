@@ -1,6 +1,8 @@
 """The check before any pass: it promises what the pass then does."""
 
 import copy
+import doctest
+import inspect
 import warnings
 
 import pytest
@@ -60,6 +62,11 @@ def test_what_the_table_says():
     number = row[3]
     assert row == ["row", "1", "loop", number]
     assert f"  {number} {found.reasons['row']}" in lines and repr(found) == f"{found}"
+
+
+def test_the_example():
+    result = doctest.testmod(inspect.getmodule(fp.check))
+    assert result.attempted and not result.failed
 
 
 def test_like_parameters_share_a_row():

@@ -166,6 +166,23 @@ def test_what_can_be_read_only_once():
         fp.gradient_moments(model, iter([(x, y)]), times(1e22))
 
 
+def test_gradients_of_too_wide_a_range():
+    model, (x, y) = Mixing(lambda _, h: torch.tanh(h)), data((4,))
+    named = dict(model.named_parameters())
+
+    def losses(model, batch):
+        outputs = model(batch[0])
+        return outputs.detach().sum(1) + 1e-30 * outputs.sum(1) + model.head.bias[0]
+
+    match = "squared gradients of 'fc.weight', 'fc.bias', 'head.weight' .* others are"
+    with pytest.warns(fp.FisherpruneWarning, match=match):
+        fp.gradient_moments(model, [(x, y)], losses=losses, parameters=named)
+    alone = {"fc.weight": model.fc.weight}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.score(model, [(x, y)], "fts", losses=losses, parameters=alone)
+
+
 def test_gradients_of_float16_that_can_not_be_scaled():
     model, (x, y) = Mixing(lambda _, h: torch.tanh(h)), data((4,))
     one = {"fc.bias": model.fc.bias}
@@ -174,7 +191,7 @@ def test_gradients_of_float16_that_can_not_be_scaled():
         known = model(batch[0]).detach().logsumexp(1).half()
         return known + 1e-24 * model.fc.bias.sum()
 
-    with pytest.warns(fp.FisherpruneWarning, match="scale the loss up"):
+    with pytest.warns(fp.FisherpruneWarning, match="float16 overflows: pass over"):
         found = fp.gradient_moments(model, [(x, y)], losses=losses, parameters=one)
     assert found.exponent == 0
 
