@@ -131,7 +131,9 @@ def _kept_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for now, before in kept:
-            if [*now] != [*before] or any(now[n] is not b for n, b in before.items()):
+            if [*now.keys()] != [*before] or any(
+                now[n] is not b for n, b in before.items()
+            ):
                 now.clear()
                 now.update(before)
         _put_back(values)

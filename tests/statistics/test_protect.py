@@ -274,3 +274,14 @@ def test_attributes_are_put_back_when_a_pass_fails():
     refused(model, x, y + 5, "labels must lie in")
     copy.deepcopy(model)
     assert model.last == "nothing" and model.seen == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_torchscript_runs_sample_by_sample():
+    eager, (x, y) = conv_net().eval(), data((3, 9, 9))
+    model = torch.jit.script(eager)
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="once more for each sample alone"):
+        found = fp.gradient_moments(model, [(x, y)], parameters=named)
+    assert_moments(found, truth.moments(eager, x, y, [*named]))
+    assert set(fp.check(model, (x, y)).ways.values()) == {("loop",)}
