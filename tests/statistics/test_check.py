@@ -35,7 +35,12 @@ def mixed_net():
 @pytest.mark.parametrize("samples", [1, 2, 13])
 def test_the_ways_are_those_of_the_pass(make, shape, samples):
     model, (x, y) = make(), data(shape, samples)
+    before, modes = (
+        copy.deepcopy(model.state_dict()),
+        [m.training for m in model.modules()],
+    )
     found = fp.check(model, (x, y))
+    assert_as_before(model, before, modes)
     named = dict(model.named_parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fp.FisherpruneWarning)
@@ -106,6 +111,12 @@ class Recomputed(Mixing):
         return self.head(torch.tanh(h))
 
 
+def assert_as_before(model, before, modes):
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
 def norm_net(**options):
     norm = nn.BatchNorm1d(4, **options)
     return nn.Sequential(nn.Linear(4, 4), norm, nn.Dropout(), nn.Linear(4, 5))
@@ -144,10 +155,8 @@ def test_what_no_pass_can_do(make, reason, setting):
     assert found.reasons.keys() == found.ways.keys()
     assert all(reason in why for why in found.reasons.values())
     assert setting in "\n".join(found.settings)
-    assert [m.training for m in model.modules()] == modes
     assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters())
+    assert_as_before(model, before, modes)
 
 
 def test_which_settings_matter():

@@ -191,9 +191,29 @@ def test_gradients_of_float16_that_can_not_be_scaled():
         known = model(batch[0]).detach().logsumexp(1).half()
         return known + 1e-24 * model.fc.bias.sum()
 
+    read = Counted((x, y))
     with pytest.warns(fp.FisherpruneWarning, match="float16 overflows: pass over"):
-        found = fp.gradient_moments(model, [(x, y)], losses=losses, parameters=one)
-    assert found.exponent == 0
+        found = fp.gradient_moments(model, read, losses=losses, parameters=one)
+    assert (found.exponent, read.times) == (0, 2)
+
+
+class Counted:
+    """Batches that count how often they are read."""
+
+    def __init__(self, *batches):
+        self.batches, self.times = batches, 0
+
+    def __iter__(self):
+        self.times += 1
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("scale, times_read", [(1.0, 1), (1e-6, 1), (1e-19, 2)])
+def test_how_often_batches_are_read(scale, times_read):
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    read = Counted((x, y))
+    fp.score(model, read, "fts", loss_fn=times(scale))
+    assert read.times == times_read
 
 
 @pytest.mark.parametrize("scales", [(1e-25, 1e-21), (1e-25, 1.0), (1.0, 1e-23)])
