@@ -36,12 +36,14 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in arguments, in order, those in lists and tuples too."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from tensors_in(each)
+            if isinstance(each, Tensor):
+                yield each
+            elif isinstance(each, (list, tuple, dict)):
+                yield from tensors_in(each)
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from tensors_in(each)
+        yield from tensors_in([*value.values()])
 
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:

@@ -51,7 +51,7 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
         ({"lr_drops": (1, 2**31)}, "from 1 to 2147483647, got \\(1, 2147483648\\)"),
         *(
             ({name: 2**31}, f"^{name} must be at most 2147483647, got 2147483648$")
-            for name in WHOLE - {"image_size", "seed"}
+            for name in sorted(WHOLE - {"image_size", "seed"})
         ),
         ({"image_size": 2**31}, "image_size must be at most 65536, got 2147483648"),
         ({"epochs": 10**100}, r"epochs must be at most 2147483647, got 10+\.\.\.$"),
