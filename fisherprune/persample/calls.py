@@ -32,6 +32,12 @@ KEEP_ROWS = frozenset(
 """Functions whose result has the shape of their first argument."""
 
 
+READ_VALUES = frozenset(
+    "tolist item numpy __int__ __index__ __bool__ __array__".split()
+)
+"""Functions that give Python numbers, which may become sizes."""
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in arguments, in order, those in lists and tuples too."""
     if isinstance(value, Tensor):
@@ -83,6 +89,7 @@ class Tracking(TorchFunctionMode):
         self.computed: dict[int, Tensor] = {}  # kept: no other tensor gets their id
         self._calls: Counter[Hashable] = Counter()
         self._mark, self._uneven = object(), object()
+        self.has_read_values = False  # of samples, in Python
         self._inside = 0  # functions in whose place others run
         self.mark(list(batch))
 
@@ -122,6 +129,7 @@ class Tracking(TorchFunctionMode):
             output = self.run_other(func, (args, kwargs), tensors, shared)
         sources = _sources(func, tensors)
         if any(self.is_marked(t) for t in sources):
+            self.has_read_values |= func.__name__ in READ_VALUES
             if func is Tensor.__setitem__:
                 output, given = None, args[0]
                 self.mark(given, self.is_uneven(given))
@@ -153,7 +161,7 @@ class Tracking(TorchFunctionMode):
         name = func.__name__
         if self._inside or name == "_pad_packed_sequence":
             return False
-        if name in KEEP_ROWS or name.endswith("_"):
+        if name in KEEP_ROWS or is_in_place(func):
             sources = sources[:1]
         chosen = name == "__getitem__" and any(
             t.dtype in (torch.bool, torch.uint8) for t in sources[1:]
@@ -201,6 +209,12 @@ class Tracking(TorchFunctionMode):
                 self.keys[id(tensor)] = hash((key, i))
                 self.roots[id(tensor)] = roots
                 self.computed[id(tensor)] = tensor
+
+
+def is_in_place(func: Function) -> bool:
+    """Return whether a function changes its first argument: ``add_``."""
+    name = func.__name__
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _sources(func: Function, tensors: list[Tensor]) -> list[Tensor]:

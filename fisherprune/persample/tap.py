@@ -34,6 +34,7 @@ from fisherprune.persample.calls import (
     Function,
     Key,
     Tracking,
+    is_in_place,
     with_tensors,
     without_tensors,
 )
@@ -257,9 +258,8 @@ class LayerTap(Tracking):
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Any:
         """Run a call in which shared tensors meet samples."""
-        name = func.__name__
-        if name.endswith("_") and not name.endswith("__"):
-            twin = getattr(Tensor, name[:-1], None)
+        if is_in_place(func):
+            twin = getattr(Tensor, func.__name__[:-1], None)
             if twin is None or id(tensors[0]) in self.keys:
                 raise LayoutError("it changes a tensor in place")
             before = [tensors[0].clone(), *tensors[1:]]  # what is read may be saved
@@ -342,16 +342,17 @@ class LayerTap(Tracking):
             self.ways[name].add(way)
 
     def check_samples(self, result: Tensor) -> None:
-        """See by a backward pass of every other sample where rows are not as they seem.
+        """See by backward passes of every other sample where rows are not as they seem.
 
         Then their parameters are ``refused``: gradients reach the rows of the others.
 
         Args:
             result: of the forward pass, samples first.
         """
-        self.silent = torch.arange(self.samples, device=result.device) % 2 == 0
+        odd = torch.arange(self.samples, device=result.device) % 2 == 1
         try:
-            self.backward(result[~self.silent].sum(), again=True)
+            for self.silent in (odd, ~odd):
+                self.backward(result[~self.silent].sum(), again=True)
         finally:
             self.silent = None
 
@@ -366,8 +367,10 @@ class LayerTap(Tracking):
         return True
 
     @property
-    def has_rows(self) -> bool:
-        """Return whether a sample has several entries in an axis of samples."""
+    def must_check(self) -> bool:
+        """Return whether sizes that were read from values may have made rows uneven."""
+        if not self.has_read_values:
+            return False
         layouts = (known.layouts for known in self.known.values())
         return any(each and each.entries > 1 for some in layouts for each in some)
 

@@ -150,7 +150,6 @@ class _TappedRun:
     sums: PerSampleSums
     known: dict[object, dict] = field(default_factory=dict)
     """What was found out about calls, by the shapes of a batch."""
-    checked_rows: bool = False
 
     def tapped(self, batch: Batch) -> TappedBatch | None:
         """Run a batch; None where no parameter's gradients are seen."""
@@ -193,8 +192,7 @@ class _TappedRun:
                 return self._run(batch, made | tap.made)
             self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
-        if alone and tap.has_rows and not self.checked_rows:
-            self.checked_rows = True
+        if alone and tap.must_check:
             tap.check_samples(ran.result)
             tap.prepare(ran.result)
         return TappedBatch(ran.result, batch.size, tap, self.sums)
