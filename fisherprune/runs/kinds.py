@@ -50,6 +50,12 @@ def list_of(kind: Kind[T]) -> Kind[tuple[T, ...]]:
     )
 
 
+def named(*names: str) -> Kind[str]:
+    """Return the kind of some names, or of a single one."""
+    words = ", ".join(map(repr, names))
+    return Kind(words if len(names) == 1 else f"one of {words}", names.__contains__)
+
+
 NUMBER: Kind[float] = Kind("a number", _is_number, float)
 FINITE: Kind[float] = Kind(
     "a finite number", lambda value: _is_number(value) and math.isfinite(value), float
