@@ -9,19 +9,11 @@ from dataclasses import fields
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.store import StudyRun
-from fisherprune.runs.config import (
-    DataConfig,
-    Effect,
-    Seeded,
-    TrainConfig,
-    TrainingConfig,
-    about,
-    names,
-    resolve_device,
-)
-from fisherprune.runs.environment import device_name
+from fisherprune.runs.config import DataConfig, Seeded, TrainConfig, TrainingConfig
+from fisherprune.runs.device import device_name, resolve_device
 from fisherprune.runs.folder import CHECKPOINT, METRICS, RESULTS
 from fisherprune.runs.identity import distinct
+from fisherprune.runs.option import Effect, about, names
 from fisherprune.runs.reader import read_run
 
 ALIKE = {

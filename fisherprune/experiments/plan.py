@@ -12,7 +12,8 @@ from fisherprune.experiments.published import read_published
 from fisherprune.experiments.shard import ALL, Shard
 from fisherprune.experiments.store import StudyRun, check_folder
 from fisherprune.experiments.study import read_study
-from fisherprune.runs.config import TrainConfig, resolve_device
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.device import resolve_device
 
 SUFFIXES = (".json", ".toml")
 

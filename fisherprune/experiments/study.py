@@ -30,9 +30,10 @@ from fisherprune.errors import FisherpruneError, near
 from fisherprune.experiments.dense import collapsed
 from fisherprune.files import read_as
 from fisherprune.masks.densities import checked_densities, read_densities
-from fisherprune.runs.config import TrainConfig, about
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import identity
 from fisherprune.runs.kinds import KINDS, TEXT, Kind, list_of
+from fisherprune.runs.option import about
 from fisherprune.runs.section import Section, make_config
 
 if sys.version_info >= (3, 11):

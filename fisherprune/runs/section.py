@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from fisherprune.errors import FieldError, FisherpruneError, near, shown
 from fisherprune.files import read_json
-from fisherprune.runs.config import TrainConfig, names
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.kinds import Kind
+from fisherprune.runs.option import names
 
 T = TypeVar("T")
 TABLE: Kind[dict[str, Any]] = Kind(

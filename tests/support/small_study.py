@@ -10,7 +10,7 @@ import result_trees as trees
 import torch
 
 from fisherprune.experiments import store
-from fisherprune.runs.environment import device_name
+from fisherprune.runs.device import device_name
 
 STUDY = """
 name = "small"

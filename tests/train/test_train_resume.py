@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fisherprune import train
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs.environment import device_name
+from fisherprune.runs.device import device_name
 from fisherprune.runs.folder import RunFolder, read_config
 from fisherprune.runs.metrics import Metrics
 from fisherprune.train import steps, trainer
