@@ -17,6 +17,7 @@ from fisherprune.experiments.plan import Plan
 from fisherprune.experiments.store import StudyRun
 from fisherprune.files import read_json
 from fisherprune.runs import locks
+from fisherprune.runs.folder import ERROR
 from fisherprune.runs.words import duration
 
 SUMMARY = {
@@ -124,7 +125,7 @@ class Batch:
     def _check_failure(self, run: StudyRun) -> None:
         """Raise the error of a run that failed in another process since we began."""
         if store.failure(run) not in (None, self._failures[run.key]):
-            error = read_json(run.folder / store.ERROR).get("error")
+            error = read_json(run.folder / ERROR).get("error")
             raise FisherpruneError(f"{error} (in another process)")
 
     def _fits(self, run: StudyRun) -> bool:

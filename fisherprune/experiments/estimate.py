@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -38,8 +37,7 @@ def seconds_needed(run: StudyRun) -> float | None:
     same = [seconds for seconds, others in finished if others == epochs]
     rates = [seconds / max(1, others) for seconds, others in finished]
     whole = max(same) if same else max(rates) * max(1, epochs)
-    needed = whole * (1 - _done(run) / max(1, epochs))
-    return needed if math.isfinite(needed) else None
+    return whole * (1 - _done(run) / max(1, epochs))
 
 
 def _finished(run: StudyRun) -> Iterator[tuple[float, int]]:

@@ -29,6 +29,8 @@ from fisherprune.runs.tensorboard import Curves
 CONFIG, METRICS, MASKS = "config.json", "metrics.csv", "masks.safetensors"
 CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
 WEIGHTS = ("last.safetensors", "best.safetensors")
+ERROR = "error.json"
+"""Why a run of a study failed."""
 FILES = (CONFIG, METRICS, MASKS, *WEIGHTS, CHECKPOINT, RESULTS)
 LOCK = "run.lock"
 """Held by the process that does the run, for as long as it lives."""
@@ -243,7 +245,7 @@ def _check_same(path: Path, config: TrainConfig) -> None:
 
 def _remove_temporary(path: Path) -> None:
     """Delete the temporary files of a process that was killed while it wrote."""
-    for name in (*FILES, "error.json"):
+    for name in (*FILES, ERROR):
         for left in path.glob(f".{name}.*"):
             left.unlink(missing_ok=True)
 

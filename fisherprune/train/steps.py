@@ -256,7 +256,7 @@ class Steps:
         """
         form = self.trainer.form() | {
             "run": str,
-            "laps": dict.fromkeys(self.clock.laps, float),
+            "laps": self.clock.laps,
             "devices": [str],
             "scoring": (None, {"seconds": float, "samples": int, "cached": bool}),
             "best_sha256": (None, str),

@@ -114,18 +114,10 @@ class Trainer:
         masks = {
             n: torch.empty_like(p, dtype=torch.bool) for n, p in parameters.items()
         }
-        epochs, seconds = ({"warmup": kind, "train": kind} for kind in (int, float))
-        return {
-            "model": self.model.state_dict(),
+        return self.state() | {
             "optimizer": dict,
-            "order": self.batches.order.get_state(),
-            "augmentation": self.batches.chance.get_state(),
             "masks": (None, masks),
             "rows": [ROW],
-            "done": epochs,
-            "seconds": seconds,
-            "best_epoch": int,
-            "best_value": float,
         }
 
     def restore(self, state: State) -> None:

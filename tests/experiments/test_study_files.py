@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import result_trees as trees
 import torch
 
 from fisherprune.errors import FisherpruneError
@@ -139,17 +140,10 @@ def test_a_gpu_is_taken_where_there_is_one(exp, written, monkeypatch):
     ids=str,
 )
 def test_published_values_that_are_wrong(exp, written, place, value, message):
-    put(exp, place, value)
+    trees.put(exp, place.replace(".", "/"), value)
     path = written(exp)
     with pytest.raises(FisherpruneError, match=f"^{path}: {place} {message}"):
         read_published(path)
-
-
-def put(content, place, value):
-    *parents, name = place.split(".")
-    for parent in parents:
-        content = content[parent]
-    content[name] = value
 
 
 def test_published_values_that_are_wrong_together(exp, written):
@@ -174,11 +168,7 @@ def test_every_published_field_must_be_there(exp, written):
     whole = json.dumps(exp)
     for place in leaves(exp):
         content = json.loads(whole)
-        *parents, name = place.split(".")
-        table = content
-        for parent in parents:
-            table = table[parent]
-        del table[name]
+        trees.put(content, place.replace(".", "/"))
         with pytest.raises(FisherpruneError, match=f": {place} is missing; it must be"):
             read_published(written(content))
 
@@ -355,7 +345,7 @@ def test_numbers_that_nothing_can_hold_are_one_files_mistake(exp, written, tmp_p
     }
     for name, line in wrong.items():
         written(f"name = 'a'\n[run]\n{line}\n", name)
-    put(exp, "model.num_classes", 10**400)
+    trees.put(exp, "model/num_classes", 10**400)
     written(exp, "e.json")
     with pytest.raises(FisherpruneError) as caught:
         Plan([tmp_path], Overrides())
