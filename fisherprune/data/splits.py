@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fisherprune.data.dataset import Dataset, class_counts
+from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError
 
 VALIDATION_SHARE = 0.2
@@ -20,7 +20,7 @@ def train_validation_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
         FisherpruneError: where the images are too few to give both parts some of each
             class.
     """
-    counts = class_counts(dataset.labels, dataset.classes)
+    counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     fewest = min(range(len(counts)), key=counts.__getitem__)
     if counts[fewest] < 2:
         raise FisherpruneError(
