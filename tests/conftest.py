@@ -25,6 +25,20 @@ def one_thread():
 
 
 @pytest.fixture
+def mistake(capsys):
+    """Return what gives the line that a command ends in: all that it prints."""
+
+    def line(main, *arguments):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        return err
+
+    return line
+
+
+@pytest.fixture
 def small(tmp_path):
     """Return a run of one short epoch."""
     return TrainConfig(

@@ -73,16 +73,6 @@ def test_resizing_is_pillows(tree):
     assert train.augmentation.padding == 2
 
 
-def test_turned_photos_are_put_upright(tree):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # taken with the camera turned a quarter
-    path = tree / "train" / "cat" / "a.png"
-    Image.fromarray(noise(32, 32, 3)).save(path, exif=exif)
-    train, _ = load(tree)
-    turned = np.rot90(noise(32, 32, 3), -1)
-    assert np.array_equal(train.images[0].permute(1, 2, 0), turned)
-
-
 def with_exif(entries, image_format="JPEG"):
     """Return a small photo with the given EXIF entries: (tag, type, count, value)."""
     file = io.BytesIO()

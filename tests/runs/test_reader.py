@@ -222,6 +222,10 @@ def test_a_folder_without_a_configuration(tmp_path):
         read_config(tmp_path)
     folder = trees.add_unfinished(tmp_path, method="snip")
     assert read_config(folder).method == "snip"
+    (folder / CONFIG).write_text('{"epochs": "3"}')
+    message = f"^{folder}/config.json: epochs must be a whole number, got '3'$"
+    with pytest.raises(FieldError, match=message):
+        read_config(folder)
     (folder / CONFIG).write_text('{"epoch": 3}')
     with pytest.raises(
         FisherpruneError, match=f"^{folder}/config.json: epoch is no fi"

@@ -1,4 +1,3 @@
-import csv
 import json
 import math
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainings import images_of, rows
 
 import fisherprune as fp
 from fisherprune import models, train
@@ -23,25 +23,11 @@ from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train import masking, steps, trainer
 from fisherprune.train.__main__ import main
-from fisherprune.train.images import load_images
 
 CPU = torch.device("cpu")
 
 
-def images_of(config):
-    return load_images(config, config.score_samples, CPU, quiet=True)
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rows(result):
-    """Return metrics.csv without the wall times."""
-    with (result.folder / "metrics.csv").open() as file:
-        return [
-            {k: v for k, v in row.items() if k != "seconds"}
-            for row in csv.DictReader(file)
-        ]
 
 
 def same_files(a, b, name):
@@ -65,7 +51,7 @@ def test_a_run_writes_everything_and_keeps_pruned_weights_at_zero(small, capsys)
         weights = load_file(result.folder / f"{name}.safetensors")
         for key, mask in masks.items():
             assert torch.equal(weights[key] != 0, mask)
-    assert [row["phase"] for row in rows(result)] == ["warmup", "train", "train"]
+    assert [row["phase"] for row in rows(result.folder)] == ["warmup", "train", "train"]
     assert capsys.readouterr().out.count(" epoch ") == 3
     saved = json.loads((result.folder / "results.json").read_text())
     assert saved["test"]["best"]["accuracy"] == result.best.accuracy
@@ -77,7 +63,7 @@ def test_a_run_writes_everything_and_keeps_pruned_weights_at_zero(small, capsys)
 
 def test_the_best_weights_are_those_of_the_best_validation(small):
     result = train.run(replace(small, epochs=3, lr=0.05, train_samples=300), quiet=True)
-    accuracies = [float(row["validation_accuracy"]) for row in rows(result)]
+    accuracies = [float(row["validation_accuracy"]) for row in rows(result.folder)]
     assert result.best_epoch == accuracies.index(max(accuracies)) + 1
     images = images_of(result.config)
     network = models.create("resnet20", 10, 1)
@@ -132,7 +118,7 @@ def test_equal_seeds_give_equal_bits_and_leave_the_global_state(small):
     torch.manual_seed(2)
     second = train.run(small, quiet=True)
     other = train.run(replace(small, seed=1), quiet=True)
-    assert rows(first) == rows(second) and first.last == second.last
+    assert rows(first.folder) == rows(second.folder) and first.last == second.last
     for name in ("last.safetensors", "best.safetensors", "masks.safetensors"):
         assert same_files(first, second, name)
         assert not same_files(first, other, name)
@@ -144,7 +130,7 @@ def test_the_method_moves_neither_initialization_nor_order(small):
     dense = train.run(replace(small, method="none", sparsity=0.0), quiet=True)
     scored = train.run(replace(small, sparsity=0.0), quiet=True)
     random = train.run(replace(small, method="random", sparsity=0.0), quiet=True)
-    assert rows(dense) == rows(scored) == rows(random)
+    assert rows(dense.folder) == rows(scored.folder) == rows(random.folder)
     assert same_files(dense, scored, "last.safetensors")
     assert not (dense.folder / "masks.safetensors").exists()
     assert dense.sparsity == 0
@@ -208,7 +194,7 @@ def test_batchnorm_warmup_measures_exact_statistics(small):
 def test_warmup_goes_before_the_mask(small):
     warm = replace(small, warmup_epochs=1, epochs=0)
     a, b = (train.run(replace(warm, method=m), quiet=True) for m in ("snip", "random"))
-    assert rows(a) == rows(b)
+    assert rows(a.folder) == rows(b.folder)
     assert not same_files(a, b, "masks.safetensors")
 
 
@@ -225,8 +211,8 @@ def test_amp_trains_in_bfloat16(small):
         for amp in (False, True)
     )
     assert same_files(plain, amp, "masks.safetensors")
-    assert rows(plain) != rows(amp)
-    losses = [float(rows(result)[0]["train_loss"]) for result in (plain, amp)]
+    assert rows(plain.folder) != rows(amp.folder)
+    losses = [float(rows(result.folder)[0]["train_loss"]) for result in (plain, amp)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
@@ -360,12 +346,10 @@ def test_command_line(tmp_path, capsys):
         ),
     ],
 )
-def test_mistakes_end_in_one_line(options, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_in_one_line(options, message, tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
-    assert main([*SMALL_COMMAND, *options.split()]) == 2
-    out, err = capsys.readouterr()
+    err = mistake(main, *SMALL_COMMAND, "--quiet", *options.split())
     assert err.startswith("fisherprune.train: error: ") and message in err
-    assert err.count("\n") == 1 and "Traceback" not in out + err
 
 
 @pytest.mark.parametrize(
@@ -392,15 +376,6 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     )
 
 
-def test_interrupted(monkeypatch, capsys):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps, "run", interrupt)
-    assert main([]) == 130
-    assert capsys.readouterr().err == "fisherprune.train: interrupted\n"
-
-
 @pytest.mark.parametrize(
     "error, reason",
     [
@@ -415,24 +390,21 @@ def test_interrupted(monkeypatch, capsys):
         ),
     ],
 )
-def test_out_of_memory_is_a_mistake_too(error, reason, monkeypatch, capsys):
+def test_out_of_memory_is_a_mistake_too(error, reason, monkeypatch, mistake):
     def exhaust(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(steps, "run", exhaust)
-    assert main([]) == 2
-    err = capsys.readouterr().err
+    err = mistake(main)
     assert err.startswith(f"fisherprune.train: error: {reason}")
     assert "; a smaller --batch-size, --score-batch-size or --image-size needs" in err
-    assert err.count("\n") == 1 and "detail" not in err
+    assert "detail" not in err
 
 
-def test_more_memory_than_a_cpu_can_address(monkeypatch, capsys):
+def test_more_memory_than_a_cpu_can_address(monkeypatch, mistake):
     monkeypatch.setattr(steps, "run", lambda *_, **__: torch.empty(2**58))
-    assert main([]) == 2
-    err = capsys.readouterr().err
+    err = mistake(main)
     assert err.startswith("fisherprune.train: error: can't allocate memory: you tried")
-    assert err.count("\n") == 1
 
 
 def test_other_runtime_errors_are_shown_as_they_are(monkeypatch):
