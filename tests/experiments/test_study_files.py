@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.plan import Overrides, Plan
-from fisherprune.experiments.published import METHODS, SKIP, read_published
+from fisherprune.experiments.published import METHODS, SCHEMA, SKIP, read_published
 from fisherprune.experiments.study import FIELDS, read_study
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import identity
@@ -93,48 +94,26 @@ def test_a_gpu_is_taken_where_there_is_one(exp, written, monkeypatch):
 @pytest.mark.parametrize(
     "place, value, message",
     [
-        ("training.optimizer.learning_rate", "fast", "must be a number, got 'fast'"),
         ("training.optimizer.learning_rate", 0, "must be above 0 and finite, got 0.0"),
         ("training.optimizer.momentum", True, "must be a number, got True"),
         ("training.optimizer.lr_drops", [60, "x"], "must be a list of whole numbers"),
         ("training.optimizer.lr_drops", [90, 60], "must be growing numbers of epochs"),
         ("training.optimizer.class", "adam", "must be 'sgd', got 'adam'"),
         ("training.optimizer.nesterov", 1, "is unknown; the fields of training.optim"),
-        (
-            "training.optimizer.learning_rat",
-            1,
-            r"is unknown \(did you mean learning_rate",
-        ),
-        ("training.criterion.class", "MSE", "must be 'CE', got 'MSE'"),
+        ("training.optimizer.momenta", 1, r"is unknown \(did you mean momentum\?\)"),
         ("training.num_steps", 160.5, "must be a whole number, got 160.5"),
-        ("training.num_steps", True, "must be a whole number, got True"),
-        ("training.num_steps", -1, "must be at least 0, got -1"),
         ("training.compressor", None, "must be a table of fields, got None"),
-        (
-            "training.compressor.class",
-            "obd",
-            "must be one of 'none', 'random', .*'obd'",
-        ),
+        ("training.compressor.class", "obd", "must be one of 'none', .*, got 'obd'"),
         ("training.compressor.mask", "block", "must be one of 'global', 'layer'"),
-        ("training.compressor.sparsity", 1.5, r"must be a number in \[0, 1\], got 1.5"),
-        ("training.compressor.batch_size", 0, "must be at least 1, got 0"),
-        (
-            "training.compressor.warmup",
-            160,
-            "must be below num_steps, 160, which .* warm-up too, got 160",
-        ),
+        ("training.compressor.warmup", 160, "must be below num_steps, 160, .* got 160"),
         ("training.compressor.warmup", -2, "must be at least 0, got -2"),
         ("dataset.class", "mnist", "must be one of cifar10, cifar100, .*, got 'mnist'"),
-        ("dataset.batch_size", 1, "must be at least 2, got 1"),
         ("model.class", "CNN500k", "must be one of resnet18, .*, got 'CNN500k'"),
         ("model.num_classes", 100, "must be 10, the classes of cifar10, got 100"),
         ("validation.metric", "loss", "must be one of 'acc', 'f1', got 'loss'"),
         ("validation.frequency", 0, "must be at least 1, got 0"),
-        ("general.gpu.ngpus", True, "must be 0 or 1, a run takes one device, got True"),
         ("general.gpu.ngpus", 2, "must be 0 or 1, a run takes one device, got 2"),
         ("general.gpu.gpu_id", -1, "must be a whole number of at least 0, got -1"),
-        ("general.experiment", "lth", "must be 'pbt', got 'lth'"),
-        ("general.id", 3, "must be a string, got 3"),
         ("compressor", {}, "is unknown; the fields are general, dataset, model"),
     ],
     ids=str,
@@ -157,20 +136,26 @@ def test_published_values_that_are_wrong_together(exp, written):
         read_published(written(exp))
 
 
-def leaves(content, path=""):
-    for name, value in content.items():
-        yield f"{path}{name}"
-        if isinstance(value, dict):
-            yield from leaves(value, f"{path}{name}.")
+@pytest.mark.parametrize("place", SCHEMA)
+def test_every_published_field_must_be_there_and_of_its_kind(exp, written, place):
+    words = re.escape(SCHEMA[place][0].words)
+    trees.put(exp, place.replace(".", "/"), [True])
+    path = written(exp)
+    with pytest.raises(FisherpruneError, match=f"^{path}: {place} must be {words}, go"):
+        read_published(path)
+    trees.put(exp, place.replace(".", "/"))
+    missing = f": {place} is missing; it must be {words}$"
+    with pytest.raises(FisherpruneError, match=missing):
+        read_published(written(exp))
 
 
-def test_every_published_field_must_be_there(exp, written):
-    whole = json.dumps(exp)
-    for place in leaves(exp):
-        content = json.loads(whole)
-        trees.put(content, place.replace(".", "/"))
-        with pytest.raises(FisherpruneError, match=f": {place} is missing; it must be"):
-            read_published(written(content))
+def test_every_table_of_a_published_file_is_known(exp):
+    def leaves(content, path=""):
+        for name, value in content.items():
+            inside = isinstance(value, dict)
+            yield from leaves(value, f"{path}{name}.") if inside else [f"{path}{name}"]
+
+    assert sorted(leaves(exp)) == sorted(SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -285,22 +270,10 @@ def test_every_field_of_a_run_can_be_set_but_for_its_place():
         ("[run]\ndensities = 3", "run.densities must be a file's name or a table"),
         ("[grid]\nseed = []", "grid.seed must be a whole number, or a list whose .* i"),
         ("[grid]\nseed = [0, 1.5]", "grid.seed must be a whole number, or a list whos"),
-        (
-            "[grid]\nlr_drops = [[1], 2]",
-            "grid.lr_drops must be a list of whole numbers",
-        ),
-        (
-            "[grid]\nmethod = ['snip', 'obs']",
-            "grid.method must be one of .*, got 'obs'",
-        ),
-        (
-            "[run]\nseed = 1\n[grid]\nseed = [2]",
-            "grid.seed is set already: by run.seed",
-        ),
-        (
-            "[run]\nscope = 'densities'\ndensities = 'no.json'",
-            "run.densities: .*no.json",
-        ),
+        ("[grid]\nlr_drops = [[1], 2]", "grid.lr_drops must be a list of whole numb"),
+        ("[grid]\nmethod = ['snip', 'x']", "grid.method must be one of .*, got 'x'"),
+        ("[run]\nseed = 1\n[grid]\nseed = [2]", "grid.seed is set already: by run."),
+        ("[run]\ndensities = 'no.json'", "run.densities: .*no.json"),
     ],
 )
 def test_study_files_that_are_wrong(written, text, message):
