@@ -20,7 +20,7 @@ from fisherprune.files import check_writable, write_bytes, write_text
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import distinct, identity
-from fisherprune.runs.locks import Held, held
+from fisherprune.runs.locks import Held, held, sweep
 from fisherprune.runs.metrics import METRIC_NAMES, Metrics
 from fisherprune.runs.reader import read_run
 from fisherprune.runs.section import as_config, read_fields
@@ -229,6 +229,7 @@ def tidy(path: Path) -> None:
     """Delete what a finished run no longer needs, and what a killed process left."""
     (path / CHECKPOINT).unlink(missing_ok=True)
     _remove_temporary(path)
+    sweep(path)
 
 
 def _check_same(path: Path, config: TrainConfig) -> None:
