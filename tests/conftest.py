@@ -3,8 +3,12 @@
 import pytest
 import result_trees as trees
 import torch
+from hypothesis import settings
 
 from fisherprune.runs.config import TrainConfig
+
+settings.register_profile("no clock", deadline=None)  # no test depends on time
+settings.load_profile("no clock")
 
 
 @pytest.fixture(autouse=True)
