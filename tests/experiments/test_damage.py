@@ -128,15 +128,11 @@ def test_epochs_that_can_not_be_read_count_as_none(trained, batch, runs, text):
     assert seconds_needed(run) == 6.0
 
 
-REFERENCE = Path(__file__).parents[2] / "studies" / "reference" / "fts.json"
-
-
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b", ""])
-def test_an_output_folder_that_has_no_name(trained, batch, tmp_path, capsys, name):
-    content = json.loads(REFERENCE.read_text())
-    content["general"] |= {"output_dir": name, "gpu": {"ngpus": 0, "gpu_id": 0}}
+def test_an_output_folder_that_has_no_name(trained, batch, exp, tmp_path, capsys, name):
+    exp["general"] |= {"output_dir": name, "gpu": {"ngpus": 0, "gpu_id": 0}}
     late = tmp_path / "studies" / "late.json"
-    trained.before = {"none": lambda _: late.write_text(json.dumps(content))}
+    trained.before = {"none": lambda _: late.write_text(json.dumps(exp))}
     assert batch() == 1
     assert trained.done == ["none", "snip", "fts"]
     line = f"{late}: general.output_dir must be the name of a folder, got {name!r}"
