@@ -45,7 +45,6 @@ class Batch:
         self.limit = 60 * max_minutes
         self.start = time.monotonic()
         self.outcomes: dict[Key, Outcome] = {}
-        self.interrupted = False
         self._failures: dict[Key, bytes | None] = {}
         self._waiting: set[Key] = set()
         self._told: set[Key] = set()
@@ -58,13 +57,13 @@ class Batch:
             for folder in {run.locks for run in self.plan.runs}:
                 locks.sweep(folder)
         except KeyboardInterrupt:
-            self.interrupted = True
             self.say("interrupted; the same command goes on with the last epoch done")
+            return 130
         finally:
             self.executor.close()
         ends = self.counts()
         whole = not (ends[End.FAILED] or ends[End.LEFT] or self.plan.problems)
-        return 130 if self.interrupted else 0 if whole else 1
+        return 0 if whole else 1
 
     def counts(self) -> Counter[End]:
         """Return how many runs ended in which way; those without an end are left."""

@@ -106,8 +106,8 @@ class Plan:
 
     def _load(self, file: Path) -> list[StudyRun]:
         if file.suffix == ".json":
-            published = read_published(file)
-            configs, results = [published.config], published.output
+            configs = [read_published(file)]
+            results = Path(configs[0].output_dir)
         else:
             study = read_study(file)
             configs, results = list(study.runs), Path("results") / study.name

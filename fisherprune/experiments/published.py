@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +90,8 @@ PATHS = {field: path for path, (_, field) in SCHEMA.items() if field}
 Values = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class PublishedRun:
-    """One file: its run, and the results folder it names."""
-
-    config: TrainConfig
-    output: Path
-
-
-def read_published(path: Path) -> PublishedRun:
-    """Read one JSON file of the published schema.
+def read_published(path: Path) -> TrainConfig:
+    """Read one JSON file of the published schema: a run, in the folder that it names.
 
     Raises:
         FisherpruneError: where it can't be read, a field is missing, unknown or of
@@ -117,10 +108,9 @@ def read_published(path: Path) -> PublishedRun:
         "device": _device(found),
     }
     values |= _after_warmup(whole, values)
-    config = make_config(
+    return make_config(
         collapsed(values), lambda name: whole.place(PATHS.get(name, name))
     )
-    return PublishedRun(config, Path(config.output_dir))
 
 
 def _parse(text: str) -> object:

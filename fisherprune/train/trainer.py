@@ -76,12 +76,10 @@ class Trainer:
                 group["lr"] = self.config.learning_rate(self.done["train"])
             validation = self.epoch("train")
             if validation is not None:
-                self._judge(getattr(validation, self.config.validation_metric))
+                value = getattr(validation, self.config.validation_metric)
+                if value > self.best_value:
+                    self.best_epoch, self.best_value = self.done["train"], value
             save()
-
-    def _judge(self, value: float) -> None:
-        if value > self.best_value:
-            self.best_epoch, self.best_value = self.done["train"], value
 
     @property
     def is_best(self) -> bool:
