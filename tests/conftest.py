@@ -4,8 +4,7 @@ import pytest
 import result_trees as trees
 import torch
 from hypothesis import settings
-
-from fisherprune.runs.config import TrainConfig
+from trainings import small_run
 
 settings.register_profile("no clock", deadline=None)  # no test depends on time
 settings.load_profile("no clock")
@@ -45,15 +44,7 @@ def mistake(capsys):
 @pytest.fixture
 def small(tmp_path):
     """Return a run of one short epoch."""
-    return TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=65,
-        score_samples=20,
-        epochs=1,
-        device="cpu",
-        output_dir=str(tmp_path / "runs"),
-    )
+    return small_run(output_dir=str(tmp_path / "runs"))
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from fisherprune.experiments.estimate import seconds_needed
     "spoil, message",
     [
         (lambda path: path.write_text('{"form'), "is no JSON: truncated"),
-        (lambda path: trees.damage(path, "config/seed", 9), "config must be that of r"),
-        (lambda path: trees.damage(path, "config/lr", -1), "config.lr must be above 0"),
-        (lambda path: trees.damage(path, "seconds"), "seconds is missing"),
+        (lambda path: trees.change(path, "config/seed", 9), "config must be that of r"),
+        (lambda path: trees.change(path, "config/lr", -1), "config.lr must be above 0"),
+        (lambda path: trees.change(path, "seconds"), "seconds is missing"),
     ],
 )
 def test_damaged_results_are_told_and_left_alone(

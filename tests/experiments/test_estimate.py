@@ -64,7 +64,7 @@ def test_results_that_are_damaged_tell_nothing_of_other_runs(
     trained, batch, runs, place, value
 ):
     assert batch() == 0
-    trees.damage(runs["none"].folder / "results.json", place, value)
+    trees.change(runs["none"].folder / "results.json", place, value)
     assert seconds_needed(runs["fts"]) == 6.0
     shutil.rmtree(runs["fts"].folder)
     assert batch("--max-minutes", "1") == 1

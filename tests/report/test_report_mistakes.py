@@ -19,8 +19,8 @@ pytest.importorskip("matplotlib")
     "spoil, message",
     [
         (lambda path: path.write_text("{"), "is no JSON: truncated"),
-        (lambda path: trees.damage(path, "test/last"), "test.last is missing"),
-        (lambda path: trees.damage(path, "config/lr", "x"), "config.lr must be a numb"),
+        (lambda path: trees.change(path, "test/last"), "test.last is missing"),
+        (lambda path: trees.change(path, "config/lr", "x"), "config.lr must be a numb"),
     ],
 )
 def test_broken_results(spoil, message, tmp_path):

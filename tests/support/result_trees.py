@@ -110,8 +110,8 @@ def put(content, place, *value):
         del content[name]
 
 
-def damage(path, place, *value):
-    """Put a value into a file of JSON."""
+def change(path, place, *value):
+    """Put a value into a file of JSON, or take it out."""
     content = json.loads(path.read_text())
     put(content, place, *value)
     write(path, content)

@@ -6,7 +6,20 @@ import pytest
 import torch
 
 from fisherprune import train
+from fisherprune.runs.config import TrainConfig
 from fisherprune.train.images import load_images
+
+SMALL_COMMAND = (
+    "--dataset digits --model resnet20 --train-samples 40 --score-samples 20 "
+    "--epochs 1 --device cpu"
+).split()
+
+
+def small_run(**fields):
+    """Return a run of one short epoch."""
+    small = {"model": "resnet20", "dataset": "digits", "train_samples": 65}
+    small |= {"score_samples": 20, "epochs": 1, "device": "cpu"}
+    return TrainConfig(**small | fields)
 
 
 class Stop(Exception):

@@ -9,11 +9,10 @@ import zipfile
 
 import pytest
 import torch
-from trainings import stopped
+from trainings import small_run, stopped
 
 from fisherprune import train
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs.config import TrainConfig
 from fisherprune.train import checkpoint, steps
 from fisherprune.train.checkpoint import MAGIC, Checkpoint
 
@@ -140,15 +139,7 @@ def test_that_of_another_run_is_refused(path):
 def interrupted(tmp_path_factory):
     """Return a run that was stopped after its first epoch, and its state."""
     folder = tmp_path_factory.mktemp("run") / "a"
-    config = TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=40,
-        score_samples=10,
-        warmup_epochs=1,
-        epochs=2,
-        device="cpu",
-    )
+    config = small_run(warmup_epochs=1, epochs=2)
     stopped(config, folder, 3)
     path = folder / "checkpoint.pt"
     state = torch.load(io.BytesIO(path.read_bytes()[len(MAGIC) + 32 :]))

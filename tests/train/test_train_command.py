@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import SMALL_COMMAND
 
 from fisherprune import train
 from fisherprune.errors import FisherpruneError
@@ -14,10 +15,6 @@ from fisherprune.train import steps
 from fisherprune.train.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL_COMMAND = (
-    "--dataset digits --model resnet20 --train-samples 40 "
-    "--score-samples 10 --epochs 1 --device cpu"
-).split()
 
 
 def test_command_line(tmp_path, capsys):
