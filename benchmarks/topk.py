@@ -36,7 +36,7 @@ from benchmarks.harness import (
 )
 from benchmarks.record import arguments, at_least_one, finish, program
 from fisherprune import ops, select_masks
-from fisherprune.masks.select import keep_count
+from fisherprune.masks.counts import keep_count
 
 Masks = list[list[Tensor]]
 Select = Callable[[Sequence[Tensor], int], list[Tensor]]

@@ -8,7 +8,7 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
       "int[] stride, int[] padding, int[] dilation, int groups, int group_size, "
       "bool allow_tf32=False) -> ()");
   m.def(
-      "global_topk(Tensor[] scores, int[] keep) "
+      "global_topk(Tensor[] scores, int[] keep, int[] ranks=[]) "
       "-> (Tensor[] masks, Tensor thresholds, Tensor nonfinite)");
   m.def(
       "topk_histogram(Tensor[] scores, int prefix, int prefix_bits, int digit_bits) "

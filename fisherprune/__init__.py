@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fisherprune.lazy import lazily
 
 if TYPE_CHECKING:
-    from fisherprune import baselines, models
+    from fisherprune import baselines, losses, models
     from fisherprune.errors import (
         FisherpruneError,
         FisherpruneWarning,
@@ -38,6 +38,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "criteria": "fisherprune.scoring.criteria",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
+            "losses": "fisherprune.losses",
             "measure_batchnorm": "fisherprune.statistics.batchnorm",
             "models": "fisherprune.models",
             "prunable_parameters": "fisherprune.parameters",
@@ -62,6 +63,7 @@ __all__ = [
     "criteria",
     "gauss_newton_diagonal",
     "gradient_moments",
+    "losses",
     "measure_batchnorm",
     "models",
     "prunable_parameters",

@@ -8,10 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from fisherprune.errors import FieldError, FisherpruneError, FisherpruneWarning, shown
+from fisherprune.modules import (
+    checked_kinds,
+    classifier_of,
+    is_embedding,
+    layer_kinds,
+    named_modules,
+    weights_of,
+    without,
+    wrapped,
+)
 
 Parameters = dict[str, nn.Parameter]
 
@@ -35,7 +44,7 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
     Raises:
         FisherpruneError: where the model is no module or has lazy layers that never
             ran, or ``parameters`` is no dict of parameters of the model, each of them
-            once, float32 and not frozen.
+            once and of real floating-point numbers.
     """
     _check_shapes_known(checked_model(model))
     if parameters is None:
@@ -72,13 +81,10 @@ def _check_shapes_known(model: nn.Module) -> None:
 
 
 def _check_usable(name: str, parameter: nn.Parameter) -> None:
-    if not parameter.requires_grad:
-        raise FisherpruneError(
-            f"parameters: {name!r} is frozen (requires_grad=False): unfreeze it or "
-            "leave it out"
+    if not parameter.is_floating_point():
+        raise FieldError(
+            f"parameters: {name!r}", "of floating-point numbers", parameter.dtype
         )
-    if parameter.dtype != torch.float32:
-        raise FieldError(f"parameters: {name!r}", "float32", parameter.dtype)
 
 
 def check_unhooked(parameters: Parameters) -> None:
@@ -116,26 +122,10 @@ def plain_parameters(model: nn.Module) -> Parameters:
     ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` put components
     ``_orig_mod`` and ``module`` into the names, which are left out here.
     """
-    inside = set()
-    for name, module in model.named_modules():
-        if isinstance(module, DataParallel | DistributedDataParallel):
-            inside.add(f"{name}.module".lstrip("."))
-        elif "_orig_mod" in module._modules:
-            inside.add(f"{name}._orig_mod".lstrip("."))
+    inside = wrapped(model)
     named = dict(model.named_parameters())
-    plain = (
-        {_without(name, inside): p for name, p in named.items()} if inside else named
-    )
+    plain = {without(name, inside): p for name, p in named.items()} if inside else named
     return plain if len(plain) == len(named) else named
-
-
-def _without(name: str, inside: set[str]) -> str:
-    """Leave out the components of a name at which the paths ``inside`` end."""
-    parts = name.split(".")
-    paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return ".".join(
-        p for p, path in zip(parts, paths, strict=True) if path not in inside
-    )
 
 
 def fitted_names(names: Iterable[str], own: Iterable[str]) -> dict[str, str] | None:
@@ -164,58 +154,97 @@ def _unwrapped(names: list[str]) -> Iterator[list[str]]:
 
 
 def prunable_parameters(
-    model: nn.Module, skip: Sequence[str] | None = None
+    model: nn.Module,
+    skip: Sequence[str] | None = None,
+    *,
+    modules: type[nn.Module] | Sequence[type[nn.Module]] | None = None,
 ) -> dict[str, nn.Parameter]:
     """Return the parameters to prune, by name, in ``named_parameters()`` order.
 
+    By default these are the weights of convolutions, transposed ones too, of Linear
+    modules and of Hugging Face's ``Conv1D``, except the classifier's. The classifier is
+    the module that the model's ``get_output_embeddings()`` returns, as language models
+    of Hugging Face have it; otherwise the last Linear whose weight is also an
+    embedding's; otherwise the last Linear in the order of ``model.modules()``:
+    ``fisherprune.parameters.classifier_name(model)`` is its name.
+
+    Other weights, of attention, of recurrent layers or of experts in one tensor of
+    three dimensions, are then not chosen; a ``FisherpruneWarning`` says so where they
+    are more than half, embeddings and the classifier not counted: ``modules`` or
+    ``skip`` choose them.
+
     Frozen parameters (``requires_grad`` False) are never chosen: they are not trained
     and have no gradient that could score them. Names are those of the model that
-    ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` wraps.
-
-    The choice does not depend on a criterion. So it has the weights of Conv3d, which
-    data-free criteria score; the others refuse them, naming the parameter, unless
-    ``register_layer`` has made the gradients of ``F.conv3d`` known.
+    ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` wraps. The choice
+    does not depend on a criterion.
 
     Args:
         model: any module.
-        skip: by default the weights of Conv and Linear modules are chosen except the
-            classifier's (the last Linear). So other weights are not, of attention, of
-            recurrent layers or of experts in one tensor of three dimensions; a
-            ``FisherpruneWarning`` says so where they are more than half, embeddings
-            and the classifier not counted. With name parts to skip, all parameters
-            whose names contain none of them: ``skip=("bias", "linear", "bn")`` is the
-            choice of the published FTS code, which also prunes the BatchNorm weights
-            inside of ``shortcut``. A part that no name contains is a
-            ``FisherpruneWarning`` while others are in some.
+        skip: parts of names. All parameters whose names contain none of them are
+            chosen, with ``modules`` those among its weights; the classifier is left out
+            where a part says so. ``skip=("bias", "linear", "bn")`` is the choice of the
+            published FTS code, which also prunes the BatchNorm weights inside of
+            ``shortcut``. A part that no name contains is a ``FisherpruneWarning`` while
+            others are in some.
+        modules: classes of modules, in place of the default ones, subclasses included.
+            Their weights are the parameters of their own but for biases; those of
+            modules within them belong to these. Without ``skip``, the classifier is
+            left out. A class of which the model has no module is a
+            ``FisherpruneWarning`` while it has some of others.
 
     Raises:
-        FisherpruneError: where nothing is left to prune, or no name contains any part
-            of ``skip``; by default also where a weight is computed from other
-            parameters (``weight_norm``, ``spectral_norm``, ``torch.nn.utils.prune``):
-            which of those to prune only you can say.
+        FisherpruneError: where nothing is left to prune, no name contains any part of
+            ``skip``, or no module is of any class of ``modules``; where modules are
+            chosen by their class also where a weight is computed from other parameters
+            (``weight_norm``, ``spectral_norm``, ``torch.nn.utils.prune``): which of
+            those to prune only you can say.
 
     Example:
         >>> from torch import nn
-        >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
-        >>> list(prunable_parameters(net))
-        ['0.weight']
+        >>> net = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+        >>> list(prunable_parameters(net)), classifier_name(net)
+        (['0.weight'], '2')
         >>> list(prunable_parameters(net, skip=["bias"]))
-        ['0.weight', '2.weight']
+        ['0.weight', '1.weight', '2.weight']
+        >>> list(prunable_parameters(net, modules=(nn.Linear, nn.LayerNorm)))
+        ['0.weight', '1.weight']
+        >>> list(prunable_parameters(net, modules=(nn.Linear,), skip=["0."]))
+        ['2.weight']
     """
     named = plain_parameters(checked_model(model))
-    if skip is None:
-        found = _of_layers(model, named)
-    else:
-        parts = _checked_parts(skip, named)
-        found = {n: p for n, p in named.items() if not any(part in n for part in parts)}
-    chosen = {name: p for name, p in found.items() if p.requires_grad}
+    parts = () if skip is None else _checked_parts(skip, named)
+    kinds = None if modules is None else checked_kinds(modules, model)
+    head = classifier_of(model) if skip is None else None
+    found = {n: p for n, p in named.items() if not any(part in n for part in parts)}
+    if skip is None or kinds:
+        weights = weights_of(model, kinds or layer_kinds(), head, parts)
+        found = {name: p for name, p in found.items() if id(p) in weights}
+        if skip is kinds is None:
+            _warn_of_others(model, named, weights, head)
+    chosen = {n: p for n, p in found.items() if p.requires_grad}
     if not chosen:
         frozen = f"; {len(found)} are frozen: unfreeze some" if found else ""
+        of = f", modules={shown([k.__name__ for k in kinds])}" if kinds else ""
         raise FisherpruneError(
             f"prunable_parameters: {type(model).__name__} has no prunable parameters "
-            f"among its {len(named)} (skip={skip!r}){frozen}"
+            f"among its {len(named)} (skip={skip!r}{of}){frozen}"
         )
     return chosen
+
+
+def classifier_name(model: nn.Module) -> str | None:
+    """Return the name of the module that is taken for a model's classifier.
+
+    ``prunable_parameters`` leaves its weights out unless ``skip`` is given; None where
+    there is none.
+
+    Example:
+        >>> from torch import nn
+        >>> classifier_name(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)))
+        '2'
+    """
+    head = classifier_of(checked_model(model))
+    return next((n for n, module in named_modules(model) if module is head), None)
 
 
 def checked_model(model: nn.Module) -> nn.Module:
@@ -253,25 +282,17 @@ def _nearest(part: str, names: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _of_layers(model: nn.Module, named: Parameters) -> Parameters:
-    """Return the weights of Conv and Linear modules but for the last Linear's."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
-    linear = [m for _, m in layers if isinstance(m, nn.Linear)]
-    classifier = linear[-1] if linear else None
-    chosen = {id(_own_weight(n, m)) for n, m in layers if m is not classifier}
-    known = set(chosen)
-    for module in model.modules():
-        if module is classifier or isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            known |= {id(p) for p in module.parameters()}
-    _warn_of_others(
-        model, {n: p for n, p in named.items() if id(p) not in known}, chosen
-    )
-    return {name: p for name, p in named.items() if id(p) in chosen}
-
-
-def _warn_of_others(model: nn.Module, others: Parameters, chosen: set[int]) -> None:
+def _warn_of_others(
+    model: nn.Module, named: Parameters, chosen: set[int], head: nn.Module | None
+) -> None:
     """Warn where most weights are not chosen: other kinds of modules own them."""
+    known = chosen | {
+        id(p)
+        for module in model.modules()
+        if module is head or is_embedding(module)
+        for p in module.parameters()
+    }
+    others = {n: p for n, p in named.items() if id(p) not in known}
     others = {n: p for n, p in others.items() if p.dim() > 1 and p.requires_grad}
     left = sum(p.numel() for p in others.values())
     covered = sum(p.numel() for p in model.parameters() if id(p) in chosen)
@@ -286,18 +307,6 @@ def _warn_of_others(model: nn.Module, others: Parameters, chosen: set[int]) -> N
             FisherpruneWarning,
             stacklevel=2,
         )
-
-
-def _own_weight(name: str, layer: nn.Module) -> nn.Parameter:
-    # Not ``layer.weight``: reading a computed one computes it and may change buffers.
-    weight = layer._parameters.get("weight")
-    if weight is None:
-        raise FisherpruneError(
-            f"prunable_parameters: the weight of {name!r} must be a parameter of that "
-            f"{type(layer).__name__}, got one computed from others: choose yourself, "
-            "by skip=(...) or parameters={name: parameter, ...}"
-        )
-    return weight
 
 
 def owner(model: nn.Module, parameter: nn.Parameter) -> str:

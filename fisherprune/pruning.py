@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from torch import nn
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.masks.counts import kept_counts
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.select import checked_ties, kept_counts, select_counted
+from fisherprune.masks.select import select_counted
+from fisherprune.masks.ties import checked_ties
 from fisherprune.parameters import Parameters, fitted_names, plain_parameters
 from fisherprune.scoring.score import score_task, scoring_criteria
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.losses import LossFn
+from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import checked_task
 
 
@@ -42,6 +44,7 @@ def prune(
     *,
     densities: Mapping[str, float] | None = None,
     loss_fn: LossFn | None = None,
+    losses: Losses | None = None,
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
@@ -53,13 +56,14 @@ def prune(
     Where no weight of a layer is kept, a ``LayerCollapseWarning`` names the layer.
 
     Args:
-        model: float32 module; but for the zeros it is left as found.
+        model: any module; but for the zeros it is left as found.
         batches: iterable of ``(inputs, labels)``, as in ``score``.
         criterion: one of ``criteria()``.
         sparsity: fraction of the weights removed, in [0, 1]; see ``keep_count``.
         scope: "global", "layer", "erk" or "densities", as in ``select_masks``.
         densities: by parameter name, for scope "densities" alone.
         loss_fn: as in ``gradient_moments``; cross-entropy by default.
+        losses: as in ``gradient_moments``.
         group_size: samples whose mean gradient is squared, as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
         seed: of the random criterion.
@@ -85,7 +89,8 @@ def prune(
     """
     checked_ties(ties)
     chosen = scoring_criteria([criterion])
-    task = checked_task(model, batches, parameters, loss_fn, group_size, progress)
+    options = loss_fn, group_size, progress, losses
+    task = checked_task(model, batches, parameters, *options)
     names = _plain_names(model, task.parameters)
     shapes = {name: p.shape for name, p in task.parameters.items()}
     counts = kept_counts(shapes, sparsity, scope, densities=densities)

@@ -113,6 +113,8 @@ def check_topk(name: str, count: int, device: str) -> None:
     expected = reference.global_topk(scores, keep)
     verify(name, [[m.cpu() for m in each] for each in masks], expected[0])
     verify(f"{name}, thresholds", thresholds.cpu(), expected[1])
+    _, thresholds = ops.global_topk(placed, keep[:1], ranks=keep[1:])
+    verify(f"{name}, ranks", thresholds.cpu(), expected[1])
     histogram = ops.topk_histogram(placed, 0, 0, 11).cpu()
     verify(f"{name}, counts", histogram, reference.topk_histogram(scores, 0, 0, 11))
     ties = [1] * len(scores)

@@ -23,7 +23,7 @@ from benchmarks.gpu.measure import (
 )
 from benchmarks.harness import ceilings, race, verify
 from fisherprune import ops
-from fisherprune.masks.select import keep_count
+from fisherprune.masks.counts import keep_count
 
 READS = 4  # of every score in one selection: three histograms and the masks
 # Positions of a layer from which on its rate can be held to that of a matrix product.

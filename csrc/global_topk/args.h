@@ -44,10 +44,11 @@ inline ScoreList score_list(const char* op, const std::vector<Tensor>& tensors) 
   return list;
 }
 
-inline void check_keep(const char* op, const std::vector<int64_t>& keep,
-                       int64_t total) {
-  for (const int64_t k : keep)
-    check(k >= 0 && k <= total, op, ": keep must lie in [0, ", total, "], got ", k);
+inline void check_ranks(const char* op, const char* name,
+                        const std::vector<int64_t>& ranks, int64_t total) {
+  for (const int64_t k : ranks)
+    check(k >= 0 && k <= total, op, ": ", name, " must lie in [0, ", total, "], got ",
+          k);
 }
 
 inline void check_digits(const char* op, int64_t prefix, int64_t prefix_bits,

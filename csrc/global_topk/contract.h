@@ -2,9 +2,10 @@
 //
 // Which entries are kept: over all score tensors taken together, in order, exactly the
 // k largest; of entries that equal the k-th largest, those of the lowest flat index. +0
-// and -0 are equal. The result is one bool mask per tensor, never a list of indices.
-// NaN and infinities are counted per tensor. The caller must refuse them: the masks are
-// then unspecified.
+// and -0 are equal. The result is one bool mask per tensor, never a list of indices,
+// and the threshold, which is the k-th largest value. Of further ranks the caller gets
+// the thresholds alone: no masks are written for them. NaN and infinities are counted
+// per tensor. The caller must refuse them: the masks are then unspecified.
 //
 // The selection works on keys: integers in the same order as the floats. So no
 // floating-point mode, such as flushed denormals, changes it. A GPU selects digit by

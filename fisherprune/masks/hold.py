@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.parameters import WRAPPERS
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -34,22 +35,27 @@ class Hold:
     def __init__(
         self,
         model: nn.Module,
-        pruned: Mapping[nn.Parameter, Tensor],
+        pruned: Mapping[str, tuple[nn.Parameter, Tensor]],
         optimizer: Optimizer | None = None,
     ) -> None:
         """Register all hooks or, where one can't be, none; then set the zeros.
 
         Args:
             model: has the parameters.
-            pruned: inverted masks by parameter.
+            pruned: parameters and their inverted masks, by name.
             optimizer: trains them.
+
+        Raises:
+            FisherpruneError: where ``optimizer`` is none, or does not train them.
         """
+        if optimizer is not None:
+            _check_trains(optimizer, {name: p for name, (p, _) in pruned.items()})
         self._masks: dict[Tensor, _Mask] = {}
         self._hooks = ExitStack()
         optimizers = list(_unwrapped(optimizer))
         with ExitStack() as undo:
             undo.callback(self.remove)
-            for parameter, out in pruned.items():
+            for parameter, out in pruned.values():
                 self._take(parameter, out)
             self._hook_modules(model)
             self._hook_steps(optimizers)
@@ -247,9 +253,14 @@ def _trained(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def trained_by(optimizer: Optimizer) -> set[int]:
-    """Return the ``id`` of each parameter an optimizer trains, or one in it does."""
-    return {id(p) for one in _unwrapped(optimizer) for p in _trained(one)}
+def _check_trains(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
+    """Refuse what is no optimizer, or trains not all the weights that are trained."""
+    if not isinstance(optimizer, Optimizer):
+        raise FieldError("hold: optimizer", "of torch.optim", shown(optimizer))
+    trained = {id(p) for one in _unwrapped(optimizer) for p in _trained(one)}
+    for name, weight in weights.items():
+        if weight.requires_grad and id(weight) not in trained:
+            raise FisherpruneError(f"hold: the optimizer does not train {name!r}")
 
 
 def _tensors(states: Iterable[object]) -> Iterator[Tensor]:

@@ -1,29 +1,19 @@
-"""Masks: which weights are kept, how they are compared, applied and written."""
+"""The masks of a model: which of its weights are kept."""
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from fisherprune.errors import (
-    FieldError,
-    FisherpruneError,
-    LayerCollapseWarning,
-    shown,
-)
-from fisherprune.files import write_bytes
-from fisherprune.masks.hold import Hold, trained_by
-from fisherprune.parameters import checked_model, fitted_names, plain_parameters
-
-FORMAT = "fisherprune-masks-1"
+from fisherprune.errors import FieldError, shown
+from fisherprune.masks.apply import pruned_weights, warn_of_collapse
+from fisherprune.masks.checks import checked_masks
+from fisherprune.masks.compare import count, overlaps, paired, share
+from fisherprune.masks.files import read_masks, write_masks
+from fisherprune.masks.hold import Hold
 
 
 class Masks(Mapping[str, Tensor]):
@@ -52,7 +42,7 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self._masks = _checked(masks, "Masks")
+        self._masks = checked_masks(masks, "Masks")
         self._warned = False
 
     def __getitem__(self, name: str) -> Tensor:
@@ -80,16 +70,21 @@ class Masks(Mapping[str, Tensor]):
     __hash__ = None  # type: ignore[assignment]  # the values can be changed
 
     def __and__(self, other: Mapping[str, Tensor]) -> Masks:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        pairs = self._paired(other, "&").items()
-        return Masks({name: mask & theirs for name, (mask, theirs) in pairs})
+        return self._combined(other, "&", torch.logical_and)
 
     def __or__(self, other: Mapping[str, Tensor]) -> Masks:
+        return self._combined(other, "|", torch.logical_or)
+
+    def _combined(
+        self,
+        other: Mapping[str, Tensor],
+        sign: str,
+        combine: Callable[[Tensor, Tensor], Tensor],
+    ) -> Masks:
         if not isinstance(other, Mapping):
             return NotImplemented
-        pairs = self._paired(other, "|").items()
-        return Masks({name: mask | theirs for name, (mask, theirs) in pairs})
+        pairs = paired(self, other, sign).items()
+        return Masks({name: combine(*pair) for name, pair in pairs})
 
     def __invert__(self) -> Masks:
         return Masks({name: ~mask for name, mask in self.items()})
@@ -120,8 +115,7 @@ class Masks(Mapping[str, Tensor]):
             >>> masks.kept()
             6
         """
-        # count_nonzero: sum first widens every bool to an int64
-        return sum(int(torch.count_nonzero(mask)) for mask in self.values())
+        return sum(map(count, self.values()))
 
     def total(self) -> int:
         """Return the number of weights under a mask.
@@ -141,8 +135,7 @@ class Masks(Mapping[str, Tensor]):
             >>> Masks({"a": torch.eye(4) > 0}).sparsity()
             0.75
         """
-        total = self.total()
-        return 1 - self.kept() / total if total else 0.0
+        return 1 - share(self.kept(), self.total())
 
     def density(self) -> dict[str, float]:
         """Return the fraction of weights kept in each parameter.
@@ -152,10 +145,7 @@ class Masks(Mapping[str, Tensor]):
             >>> Masks({"a": torch.ones(4) > 0, "b": torch.eye(2) > 0}).density()
             {'a': 1.0, 'b': 0.5}
         """
-        return {
-            name: int(torch.count_nonzero(mask)) / mask.numel() if mask.numel() else 1.0
-            for name, mask in self.items()
-        }
+        return {n: share(count(mask), mask.numel()) for n, mask in self.items()}
 
     def jaccard(self, other: Mapping[str, Tensor]) -> float:
         """Return the overlap with other masks: weights kept by both / by either.
@@ -172,8 +162,8 @@ class Masks(Mapping[str, Tensor]):
             >>> masks.jaccard({"a": torch.ones(2, 2) > 0})
             0.5
         """
-        counts = self._overlaps(other).values()
-        return _ratio(sum(b for b, _ in counts), sum(e for _, e in counts))
+        both, either = zip(*overlaps(self, other).values(), strict=True)
+        return share(sum(both), sum(either))
 
     def jaccard_by_layer(self, other: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the overlap of each parameter's masks; see ``jaccard``.
@@ -184,41 +174,7 @@ class Masks(Mapping[str, Tensor]):
             >>> masks.jaccard_by_layer({"a": masks["a"], "b": ~masks["b"]})
             {'a': 1.0, 'b': 0.0}
         """
-        counts = self._overlaps(other).items()
-        return {name: _ratio(both, either) for name, (both, either) in counts}
-
-    def _overlaps(self, other: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-        """Count the weights that both keep, and those that either keeps, by name."""
-        return {
-            name: (
-                int(torch.count_nonzero(mask & theirs)),
-                int(torch.count_nonzero(mask | theirs)),
-            )
-            for name, (mask, theirs) in self._paired(other, "jaccard").items()
-        }
-
-    def _paired(
-        self, other: Mapping[str, Tensor], where: str
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Pair own and other masks, on the own device; errors begin with ``where``."""
-        other = _checked(other, where)
-        names = fitted_names(self, other)
-        if names is None or len(self) != len(other):
-            odd = sorted(set(self) ^ set(other))
-            raise FisherpruneError(
-                f"{where}: masks must be of the same parameters, {odd[0]!r} is in one "
-                "of them alone"
-            )
-        pairs = {}
-        for name, mask in self.items():
-            theirs = other[names[name]]
-            if mask.shape != theirs.shape:
-                raise FisherpruneError(
-                    f"{where}: masks of {name!r} must have one shape, got "
-                    f"{list(mask.shape)} and {list(theirs.shape)}"
-                )
-            pairs[name] = mask, theirs.to(mask.device)
-        return pairs
+        return {name: share(*pair) for name, pair in overlaps(self, other).items()}
 
     def apply_(self, model: nn.Module) -> None:
         """Set the pruned weights of ``model`` to zero, once.
@@ -238,51 +194,16 @@ class Masks(Mapping[str, Tensor]):
             >>> layer.weight[0, 1].item()
             0.0
         """
-        pairs = self._pruned(model)
+        pairs = pruned_weights(self, model)
         with torch.no_grad():
-            for parameter, pruned in pairs:
+            for parameter, pruned in pairs.values():
                 parameter.masked_fill_(pruned, 0.0)
         self._warn_of_collapse()
 
-    def _pruned(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """Pair the model's parameters with the inverted masks on their devices."""
-        named, pairs = plain_parameters(checked_model(model)), []
-        names = fitted_names(self, named) or dict(zip(self, self, strict=True))
-        for name, mask in self.items():
-            parameter = named.get(names[name])
-            if parameter is None:
-                raise FisherpruneError(
-                    f"masks do not fit: {type(model).__name__} has no parameter "
-                    f"{name!r}"
-                )
-            if parameter.shape != mask.shape:
-                raise FisherpruneError(
-                    f"masks do not fit: {name!r} of {type(model).__name__} has shape "
-                    f"{list(parameter.shape)}, its mask {list(mask.shape)}"
-                )
-            pruned = torch.empty_like(parameter, dtype=torch.bool)
-            pairs.append((parameter, pruned.copy_(~mask)))  # strides as the weight's
-        return pairs
-
     def _warn_of_collapse(self) -> None:
-        """Name the layers that keep no weight; a bias is no layer."""
-        if self._warned:
-            return
-        self._warned = True
-        gone = [
-            name
-            for name, mask in self.items()
-            if not name.endswith("bias") and mask.numel() and not mask.any()
-        ]
-        if gone:
-            some = ", ".join(map(repr, gone[:8])) + (", ..." if len(gone) > 8 else "")
-            warnings.warn(
-                f"masks keep no weight of {len(gone)} of {len(self)} parameters, so "
-                f"nothing passes through these layers: {some}; a smaller sparsity or "
-                'scope "erk" or "layer" keeps some',
-                LayerCollapseWarning,
-                stacklevel=3,
-            )
+        if not self._warned:
+            self._warned = True
+            warn_of_collapse(self, stacklevel=3)
 
     def hold(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
@@ -344,15 +265,7 @@ class Masks(Mapping[str, Tensor]):
             >>> layer.weight[0, 1].item()
             0.0
         """
-        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-            raise FieldError("hold: optimizer", "of torch.optim", shown(optimizer))
-        pairs = self._pruned(model)
-        trained = None if optimizer is None else trained_by(optimizer)
-        for name, (parameter, _) in zip(self, pairs, strict=True):
-            missing = trained is not None and id(parameter) not in trained
-            if parameter.requires_grad and missing:
-                raise FisherpruneError(f"hold: the optimizer does not train {name!r}")
-        hold = Hold(model, dict(pairs), optimizer)
+        hold = Hold(model, pruned_weights(self, model), optimizer)
         self._warn_of_collapse()
         return hold
 
@@ -371,10 +284,7 @@ class Masks(Mapping[str, Tensor]):
             ...     Masks.load(f"{folder}/masks.safetensors") == masks
             True
         """
-        # One entry: safetensors writes several in an order that differs each time.
-        order = {FORMAT: json.dumps(list(self))}
-        tensors = {name: _apart(mask) for name, mask in self.items()}
-        write_bytes(_checked_path(path, "save"), save(tensors, metadata=order))
+        write_masks(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -392,72 +302,4 @@ class Masks(Mapping[str, Tensor]):
             ...     Masks.load(f"{folder}/bools")
             Masks(1 parameters, 2 of 4 weights kept)
         """
-        path = _checked_path(path, "load")
-        if not Path(path).is_file():
-            raise FisherpruneError(f"mask file {path!r} does not exist")
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = _saved_order(file)
-                masks = {name: file.get_tensor(name) for name in names or ()}
-        except (SafetensorError, OSError, TypeError, ValueError) as error:
-            raise FisherpruneError(
-                f"mask file {path!r} can't be read: {error}"
-            ) from None
-        if names is None:
-            raise FisherpruneError(f"{path!r} holds no masks")
-        return cls(masks)
-
-
-def _saved_order(file: safe_open) -> list[str] | None:
-    """Return the names of a file's masks as they were saved; None: it holds none."""
-    metadata = file.metadata() or {}
-    if FORMAT in metadata:
-        return json.loads(metadata[FORMAT])
-    # written by another program, or before the order was
-    names = list(file.keys())
-    bools = all(file.get_slice(name).get_dtype() == "BOOL" for name in names)
-    return names if names and bools else None
-
-
-def _checked_path(path: str | os.PathLike[str], where: str) -> str:
-    if not isinstance(path, str | os.PathLike):
-        raise FieldError(f"{where}: path", "a path", shown(path))
-    return os.fspath(path)
-
-
-def _apart(mask: Tensor) -> Tensor:
-    """Return a contiguous copy on the CPU: a file takes no memory that is shared."""
-    return mask.to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _checked(masks: object, where: str) -> dict[str, Tensor]:
-    """Return masks by name; errors begin with ``where``."""
-    if not isinstance(masks, Mapping):
-        raise FisherpruneError(
-            f"{where}: masks must map parameter names to bool tensors, got "
-            f"{shown(masks)}"
-        )
-    if not masks:
-        raise FisherpruneError(f"{where}: masks must hold at least one mask, got none")
-    for name, mask in masks.items():
-        if not isinstance(name, str):
-            raise FisherpruneError(f"{where}: names must be strings, got {shown(name)}")
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = mask.dtype if isinstance(mask, Tensor) else shown(mask)
-            raise FieldError(f"{where}: mask of {name!r}", "a bool tensor", got)
-        if kind := odd_kind(mask):
-            raise FieldError(f"{where}: mask of {name!r}", "a dense tensor", kind)
-    return dict(masks)
-
-
-def odd_kind(tensor: Tensor) -> str:
-    """Return what kind of tensor it is where it is not a dense one with values."""
-    if tensor.is_nested:
-        return "a nested one"
-    if tensor.layout != torch.strided:
-        return f"a sparse one ({tensor.layout})"
-    return "one on the meta device" if tensor.is_meta else ""
-
-
-def _ratio(both: int, either: int) -> float:
-    return both / either if either else 1.0
+        return cls(read_masks(path))

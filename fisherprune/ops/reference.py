@@ -54,18 +54,23 @@ def _flat_positions(x: Tensor) -> Tensor:
 
 
 def global_topk(
-    scores: Sequence[Tensor], keep: Sequence[int], names: Sequence[str] | None = None
+    scores: Sequence[Tensor],
+    keep: Sequence[int],
+    names: Sequence[str] | None = None,
+    *,
+    ranks: Sequence[int] = (),
 ) -> tuple[list[list[Tensor]], Tensor]:
     """Concatenate, sort stably from the largest down, keep the first k."""
     flat = torch.cat([s.reshape(-1) for s in scores])
     order = torch.sort(flat, descending=True, stable=True).indices
-    masks, thresholds = [], []
+    masks = []
     for k in keep:
         mask = torch.zeros_like(flat, dtype=torch.bool)
         mask[order[:k]] = True
         parts = mask.split([s.numel() for s in scores])
         masks.append([m.view(s.shape) for m, s in zip(parts, scores, strict=True)])
-        thresholds.append(flat[order[k - 1]].item() if k else float("inf"))
+    all_ranks = (*keep, *ranks)
+    thresholds = [flat[order[k - 1]].item() if k else float("inf") for k in all_ranks]
     return masks, flat.new_tensor(thresholds)
 
 

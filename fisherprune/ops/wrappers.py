@@ -101,7 +101,11 @@ def _positions_as_image(x: Tensor) -> Tensor:
 
 
 def global_topk(
-    scores: Sequence[Tensor], keep: Sequence[int], names: Sequence[str] | None = None
+    scores: Sequence[Tensor],
+    keep: Sequence[int],
+    names: Sequence[str] | None = None,
+    *,
+    ranks: Sequence[int] = (),
 ) -> tuple[list[list[Tensor]], Tensor]:
     """Select the ``keep`` largest entries over all score tensors taken together.
 
@@ -115,42 +119,49 @@ def global_topk(
         scores: float32 tensors of any shapes on one device.
         keep: how many entries to keep, each in ``[0, total]``.
         names: of the tensors, for messages.
+        ranks: further k, each in ``[0, total]``, whose k-th largest value is wanted,
+            but no masks.
 
     Returns:
-        For each k one list of bool masks shaped like the scores (True = kept), and the
-        k-th largest values, float32 ``[len(keep)]`` (infinity for k = 0).
+        For each k in ``keep`` one list of bool masks shaped like the scores (True =
+        kept), and the k-th largest values, those of ``keep`` and then of ``ranks``,
+        float32 ``[len(keep) + len(ranks)]`` (infinity for k = 0).
 
     Raises:
         FisherpruneError: where a score is NaN or infinite.
         RuntimeError: where k is out of range, or the scores are none, not float32, or
             on several devices.
+
+    Example:
+        >>> import torch
+        >>> scores = [torch.tensor([0.3, 0.1]), torch.tensor([0.2, 0.9])]
+        >>> [masks], thresholds = global_topk(scores, [2], ranks=[1, 4])
+        >>> [mask.tolist() for mask in masks], thresholds
+        ([[True, False], [False, True]], tensor([0.3000, 0.9000, 0.1000]))
     """
     scores = _score_list("global_topk", scores)
-    masks, thresholds, nonfinite = torch.ops.fisherprune.global_topk(scores, list(keep))
-    refuse_nonfinite([nonfinite], scores, names)
+    masks, thresholds, nonfinite = torch.ops.fisherprune.global_topk(
+        scores, list(keep), list(ranks)
+    )
+    refuse_nonfinite(nonfinite.tolist(), scores, names)
     n = len(scores)
     return [masks[i * n : (i + 1) * n] for i in range(len(keep))], thresholds
 
 
 def refuse_nonfinite(
-    counts: Sequence[Tensor], scores: Sequence[Tensor], names: Sequence[str] | None
+    counts: Sequence[int], scores: Sequence[Tensor], names: Sequence[str] | None
 ) -> None:
     """Refuse NaN and infinities that the op ``global_topk`` has counted.
 
-    Here the host waits for the device, once for all the counts.
-
     Args:
-        counts: the op's third results, int64 ``[tensors of the call]`` on any devices.
-        scores: the tensors of all calls in order, one for each count.
+        counts: the entries of the op's third result, one for each tensor.
+        scores: the tensors.
         names: of the tensors, for messages.
 
     Raises:
         FisherpruneError: where a count is not 0.
     """
-    if len(counts) > 1:
-        device = next((c.device for c in counts if c.is_cuda), counts[0].device)
-        counts = [torch.cat([c.to(device) for c in counts])]
-    for i, count in enumerate(counts[0].tolist()):
+    for i, count in enumerate(counts):
         if count:
             raise FisherpruneError(
                 f"global_topk: scores[{(names[i] if names else i)!r}] must be finite, "
@@ -250,11 +261,13 @@ def _(
 
 
 @torch.library.register_fake("fisherprune::global_topk")
-def _(scores: list[Tensor], keep: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor]:
+def _(
+    scores: list[Tensor], keep: Sequence[int], ranks: Sequence[int] = ()
+) -> tuple[list[Tensor], Tensor, Tensor]:
     _score_list("global_topk", scores)
     return (
         [s.new_empty(s.shape, dtype=torch.bool) for _ in keep for s in scores],
-        scores[0].new_empty(len(keep)),
+        scores[0].new_empty(len(keep) + len(ranks)),
         scores[0].new_empty(len(scores), dtype=torch.int64),
     )
 

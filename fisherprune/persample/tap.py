@@ -1,34 +1,48 @@
 """Taps the backward pass for per-sample gradients of watched parameters.
 
-While a ``LayerTap`` is active, a call of a supported function with a watched parameter
-runs through an autograd function whose backward computes the input gradient and, in
-place of the framework's weight gradient, reports a ``Contribution``. The tap sees calls
-of functions, not modules: functional use and tied weights are covered, nothing in the
-model is touched and no hook is left behind.
+While a ``LayerTap`` is active, a call in which watched parameters (or what is computed
+from them) meet samples runs so that its backward pass reports a ``Contribution`` in
+place of the framework's gradient. The tap sees calls of functions, not modules:
+functional use and tied weights are covered, nothing in the model is touched and no hook
+is left behind.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 
+import fisherprune.persample.layers  # noqa: F401  registers the kinds of layers
 from fisherprune.errors import FisherpruneError
-from fisherprune.parameters import owner
-from fisherprune.persample.contributions import Contribution, Gradients
-from fisherprune.persample.layers.base import (
-    CALLS,
-    LayerCall,
-    SamplesMixError,
-    known_functions,
+from fisherprune.persample.alone import Record, Records
+from fisherprune.persample.backward import (
+    TappedCall,
+    TappedLayer,
+    UnwatchedLayer,
+    has_own_functions,
+    has_taps,
 )
+from fisherprune.persample.calls import (
+    Arguments,
+    Function,
+    Key,
+    Tracking,
+    with_tensors,
+    without_tensors,
+)
+from fisherprune.persample.contributions import Contribution, Gradients
+from fisherprune.persample.joined import joined
+from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
+from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
+from fisherprune.persample.pulled import Pulled, Region, Regions
+from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
 
 RECOMPUTING = (
     "activation checkpointing runs layers again untapped, and other hooks on saved "
@@ -36,55 +50,76 @@ RECOMPUTING = (
 )
 
 
-class UnknownGradientsError(FisherpruneError):
-    """Parameters are used where the tap does not know their per-sample gradients."""
+class OwnGradientsError(Exception):
+    """The model takes gradients by itself through calls of these parameters."""
 
-    def __init__(self, op: str, refused: Mapping[str, str]) -> None:
-        """Say why the first is refused, and how to leave all of them out."""
-        first, *others = refused
-        also = f"; neither can {len(others)} more be scored" if others else ""
-        names = ", ".join(map(repr, refused))
-        super().__init__(
-            f"{op}: {refused[first]}{also}: leave {'them' if others else 'it'} out, by "
-            "parameters={name: p for name, p in fisherprune.prunable_parameters(model)"
-            f".items() if name not in {{{names}}}}}"
-        )
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(names)
+        self.names = names
 
 
-class LayerTap(TorchFunctionMode):
+@dataclass(frozen=True)
+class Known:
+    """What was found out about a call.
+
+    Attributes:
+        arguments: as for one sample alone, with an empty tensor in the place of each.
+        layouts: of its tensors, in order; None for what is none of the samples.
+        output: None where it is none of the samples, or not known yet.
+    """
+
+    arguments: Arguments
+    layouts: tuple[Layout | None, ...]
+    output: Layout | None = None
+
+    def of(self, samples: int) -> Known:
+        """Return the same for another number of samples."""
+        layouts = (each and replace(each, samples=samples) for each in self.layouts)
+        output = self.output and replace(self.output, samples=samples)
+        return Known(self.arguments, tuple(layouts), output)
+
+
+class LayerTap(Tracking):
     """Reports the gradients of each parameter, ``report(name, gradients)``.
 
     Args:
-        model: the one whose forward pass is tapped; read for messages alone.
         parameters: the watched parameters by name.
-        samples: N, the leading dimension that every watched layer's input must have.
+        batch: the tensors of the samples.
+        samples: N.
         report: called once per parameter and backward pass: during it where the
             parameter is used once, after it where several uses had to be joined.
         op: named in errors.
-        keep_last: whether to keep what each call reads of the last sample.
+        alone: the calls of the last sample alone; None where ``known`` has all calls
+            of batches of these shapes, or there is one sample.
+        known: what was found out about calls, to which this batch's are added.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        parameters: dict[str, nn.Parameter],
+        parameters: Mapping[str, nn.Parameter],
+        batch: Sequence[Tensor],
         samples: int,
         report: Callable[[str, Gradients], None],
         op: str,
-        keep_last: bool = False,
+        alone: Records | None = None,
+        known: dict[Key, Known] | None = None,
     ) -> None:
-        super().__init__()
-        self.names = {id(p): name for name, p in parameters.items()}
-        self.model = model
+        super().__init__(parameters, batch)
         self.parameters = parameters
         self.samples = samples
         self.report = report
-        self.op, self.keep_last = op, keep_last
-        self.uses: Counter[str] = Counter()
+        self.op = op
+        self.alone = alone
+        self.known = {} if known is None else known
+        self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}  # why, by name
-        self.hidden: str | None = None  # a parameter that was used without autograd
-        self.last_inputs: list[Tensor] = []  # of the last sample, a row for each call
-        self.several: dict[str, list[Contribution]] = defaultdict(list)
+        self.made = set[Key]()  # calls that give what is shared an axis of samples
+        self.hidden = ""  # a parameter that was used without autograd
+        self.met: Counter[int] = Counter()  # calls by the id of a shared tensor
+        self.versions: dict[int, int] = {}
+        self.contributions: dict[int, list[Contribution]] = defaultdict(list)
+        self.single: dict[int, str] = {}  # parameters that are used once, by id
+        self.silent: Tensor | None = None  # samples without a gradient, in a check
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -104,76 +139,278 @@ class LayerTap(TorchFunctionMode):
                 raise
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
 
-    def __torch_function__(
+    def run_other(
         self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
+        func: Function,
+        arguments: Arguments,
+        tensors: list[Tensor],
+        shared: list[Tensor],
     ) -> Any:
-        """Run supported functions of watched parameters through the tap."""
-        kwargs = kwargs or {}
-        if func not in CALLS:
-            return func(*args, **kwargs)
-        try:
-            call = CALLS[func](*args, **kwargs)
-        except SamplesMixError as error:
-            # One sample has none to mix with; other inputs are computed from weights.
-            if self.samples > 1 and len(error.input) == self.samples:
-                raise FisherpruneError(f"{self.op}: {error}") from None
-            return func(*args, **kwargs)
-        except FisherpruneError as error:
-            raise FisherpruneError(f"{self.op}: {error}") from None
-        operands = call.weight, call.bias
-        names = tuple(self.names.get(id(p)) for p in operands)
-        computed = tuple(
-            operand if not name and _is_computed(operand) else None
-            for name, operand in zip(names, operands, strict=True)
-        )
-        watched = [name for name in names if name]
-        if watched and (reason := self._unfit(call, func, watched[0])):
-            self.refused |= dict.fromkeys(watched, reason)
-            return func(*args, **kwargs)
-        if watched:
-            self._note(call, watched[0])
-            self.uses.update(watched)
-            return _TappedLayer.apply(
-                call.input, self.anchor, *computed, call, names, self
-            )
+        """Run a call that no gradient of a watched parameter needs."""
+        args, kwargs = arguments
+        if shared and any(self.is_marked(t) for t in tensors):
+            self.hidden = min(self.roots_of(shared))
+        call = self._sorted_out(func, arguments)
         # Where nothing is watched, the gradients of all parameters are autograd's.
-        unread = self.names and not call.reads_input
-        if unread and all(operand is None for operand in computed):
-            return _UnwatchedLayer.apply(call.input, call)
+        if call and self.keys and not call.reads_input:
+            if not any(_is_computed(p) for p in (call.weight, call.bias)):
+                return UnwatchedLayer.apply(call.input, call)
         return func(*args, **kwargs)
 
-    def _unfit(self, call: LayerCall, func: Callable[..., Any], name: str) -> str:
-        """Return why the call's per-sample gradients are not known, or nothing."""
-        shape, wanted = tuple(call.input.shape), call.weight_dims
-        if wanted and call.weight is not None and call.weight.dim() != wanted:
-            return (
-                f"the weight {name!r} of a {func.__name__} call must have {wanted} "
-                f"dimensions, got {call.weight.dim()}"
+    def _sorted_out(self, func: Function, arguments: Arguments) -> LayerCall | None:
+        """Return what kind of layer is called; None where there is no such kind."""
+        args, kwargs = arguments
+        if func not in CALLS:
+            return None
+        try:
+            return CALLS[func](*args, **kwargs)
+        except SamplesMixError as error:
+            # One sample has none to mix with; other inputs are computed from weights.
+            if self.samples > 1 and self.is_marked(error.input):
+                raise FisherpruneError(f"{self.op}: {error}") from None
+            return None
+        except FisherpruneError as error:
+            raise FisherpruneError(f"{self.op}: {error}") from None
+
+    def run_shared(
+        self,
+        func: Function,
+        arguments: Arguments,
+        tensors: list[Tensor],
+        shared: list[Tensor],
+    ) -> Any:
+        """Run a call with shared tensors: tapped where they meet samples."""
+        args, kwargs = arguments
+        key = self.key_of(func, shared)
+        try:
+            known = self._known(key, arguments, tensors)
+            if any(known.layouts):
+                return self._tapped(func, arguments, tensors, key)
+            output = func(*args, **kwargs)
+            if self._is_of_samples(key, output):
+                self.made.add(key)
+                return self._met(func, arguments, tensors, key)
+        except LayoutError as error:
+            for name in self.roots_of(shared):
+                self.refused.setdefault(name, f"{func.__name__}: {error}")
+            return func(*args, **kwargs)
+        self.note_computed(output, key, shared)
+        return output
+
+    def _known(self, key: Key, arguments: Arguments, tensors: list[Tensor]) -> Known:
+        """Find the samples in what a call reads.
+
+        Raises:
+            LayoutError: where they are not found.
+        """
+        if self.samples == 1:
+            layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
+            self.known[key] = Known(
+                without_tensors(arguments), tuple(layouts), Layout(0, 1)
             )
-        fits = len(shape) == call.dims if call.dims else len(shape) >= 2
-        if fits and shape[0] == self.samples:
-            return ""
+        elif any(self.is_uneven(t) for t in tensors):
+            raise LayoutError("it may read other numbers of rows of each sample")
+        elif key in self.known:
+            self.known[key] = known = self.known[key].of(self.samples)
+            for layout, tensor in zip(known.layouts, tensors, strict=True):
+                if layout and not layout.fits(tensor):
+                    raise LayoutError("it reads another number of rows in each batch")
+        else:
+            record = self._record(key)
+            found = map(self._layout, record.tensors, tensors)
+            self.known[key] = Known(record.arguments, tuple(found))
+        return self.known[key]
+
+    def _record(self, key: Key) -> Record:
+        record = self.alone.by_key.get(key) if self.alone else None
+        if record is None:
+            raise LayoutError("one sample alone leads to other calls than the batch")
+        return record
+
+    def _is_of_sample(self, tensor: Tensor) -> bool:
+        """Return whether a lone sample may be in it, or parts of the pass's graph."""
+        if id(tensor) in self.keys:
+            return False
+        return self.is_marked(tensor) or tensor.grad_fn is not None
+
+    def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
+        assert self.alone
+        layout = find_layout(alone, tensor, self.samples, self.alone.is_same)
+        if layout is None and id(tensor) not in self.keys:
+            if self.is_marked(tensor) and alone.value is not None:
+                if not self.alone.is_same(alone.value, tensor):
+                    raise LayoutError("it reads what all samples were reduced to")
+            if tensor.grad_fn and not self.is_marked(tensor) and has_taps(tensor):
+                raise LayoutError("where a tensor that it reads comes from is not seen")
+        return layout
+
+    def _is_of_samples(self, key: Key, output: object) -> bool:
+        """Return whether constants gave a result an axis of the samples."""
+        if self.samples == 1 or not isinstance(output, Tensor):
+            return False
+        if self.known[key].output:
+            return True
+        alone = self._record(key).output if self.alone else None
+        return alone is not None and alone.shape != output.shape
+
+    def _tapped(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Any:
+        """Run a call in which shared tensors meet samples."""
+        name = func.__name__
+        if name.endswith("_") and not name.endswith("__"):
+            twin = getattr(Tensor, name[:-1], None)
+            if twin is None or id(tensors[0]) in self.keys:
+                raise LayoutError("it changes a tensor in place")
+            before = [tensors[0].clone(), *tensors[1:]]  # what is read may be saved
+            arguments = with_tensors(arguments, iter(before))
+            return tensors[0].copy_(self._tapped(twin, arguments, before, key))
+        call = self._sorted_out(func, arguments)
+        layouts = {
+            id(t): layout
+            for t, layout in zip(tensors, self.known[key].layouts, strict=True)
+        }
+        if call and self._fits(call, tensors):
+            # What a call pads has the samples where they were.
+            layout = layouts.get(id(call.input)) or layouts[id(tensors[0])]
+            if layout:
+                return self._layer(func, call, layout)
+        return self._met(func, arguments, tensors, key)
+
+    def _fits(self, call: LayerCall, tensors: list[Tensor]) -> bool:
+        """Return whether the rule for a kind of layer covers this call of it."""
+        operands = [p for p in (call.weight, call.bias) if p is not None]
+        known = {id(p) for p in operands}
         return (
-            f"the input of the layer of {name!r} must have the batch's {self.samples} "
-            f"samples as its first dimension, got shape {list(shape)}"
+            call.input.dim() == (call.dims or call.input.dim())
+            and call.input.dim() >= 2
+            and all(id(t) in known for t in tensors if id(t) in self.keys)
+            and (
+                call.weight is None
+                or call.weight.dim() == (call.weight_dims or call.weight.dim())
+            )
         )
 
-    def _note(self, call: LayerCall, name: str) -> None:
-        if not torch.is_grad_enabled():
-            self.hidden = name
-        if self.keep_last:
-            self.last_inputs.append(call.input[-1].detach().clone())
+    def _layer(self, func: Function, call: LayerCall, layout: Layout) -> Tensor:
+        operands = call.weight, call.bias
+        shared = tuple(id(p) if id(p) in self.keys else None for p in operands)
+        computed = tuple(
+            operand if not own and _is_computed(operand) else None
+            for own, operand in zip(shared, operands, strict=True)
+        )
+        for operand, own in zip(operands, shared, strict=True):
+            if operand is not None and own:
+                self._note(operand, func.__name__)
+        return TappedLayer.apply(
+            call.input, self.anchor, *computed, call, shared, layout, self
+        )
 
-    def collect(self, name: str, contribution: Contribution) -> None:
+    def _met(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Tensor:
+        """Run a call of any function, by its rule or by its own gradient."""
+        rule = RULES.get(func) or multiplied_out
+        own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}
+        for i in own:
+            self._note(tensors[i], "vmap" if rule is multiplied_out else func.__name__)
+        cut = [t.detach() if i in own else t for i, t in enumerate(tensors)]
+        args, kwargs = with_tensors(arguments, iter(cut))
+        output = func(*args, **kwargs)
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise LayoutError("its result is no tensor of floating-point numbers")
+        known = self.known[key]
+        if known.output is None:
+            alone = self._record(key).output
+            layout = self._layout(alone, output) if alone else None
+            if layout is None:
+                raise LayoutError("its result is none of the samples")
+            self.known[key] = known = replace(known, output=layout)
+        assert known.output
+        meeting = Meeting(
+            func, known.arguments, known.layouts, tuple(own), known.output, _autocast()
+        )
+        output = TappedCall.apply(
+            output, self.anchor, meeting, rule, own, self, *(t.detach() for t in cut)
+        )
+        self.mark(output)
+        return output
+
+    def _note(self, shared: Tensor, way: str) -> None:
+        self.met[id(shared)] += 1
+        self.versions.setdefault(id(shared), shared._version)
+        for name in self.roots[id(shared)]:
+            self.ways[name].add(way)
+
+    def check_samples(self, result: Tensor) -> None:
+        """See by a backward pass of every other sample where rows are not as they seem.
+
+        Then their parameters are ``refused``: gradients reach the rows of the others.
+
+        Args:
+            result: of the forward pass, samples first.
+        """
+        self.silent = torch.arange(self.samples, device=result.device) % 2 == 0
+        try:
+            self.backward(result[~self.silent].sum(), again=True)
+        finally:
+            self.silent = None
+
+    def is_checking(self, layout: Layout, grad: Tensor, shared: Sequence[int]) -> bool:
+        """Check a gradient in a backward pass of ``check_samples``."""
+        if self.silent is None:
+            return False
+        if layout.apart(grad)[self.silent.to(grad.device)].any():
+            reason = "a row that seems to be of one sample is of another"
+            for name in frozenset[str]().union(*(self.roots[each] for each in shared)):
+                self.refused.setdefault(name, reason)
+        return True
+
+    @property
+    def has_rows(self) -> bool:
+        """Return whether a sample has several entries in an axis of samples."""
+        layouts = (known.layouts for known in self.known.values())
+        return any(each and each.entries > 1 for some in layouts for each in some)
+
+    def check_running(self, shared: int) -> None:
+        """Refuse gradients that the model or the loss takes by itself."""
+        if not self.running:
+            raise OwnGradientsError(self.roots[shared])
+
+    def collect(self, shared: int, contribution: Contribution) -> None:
         """Hand one use's contribution to ``report``, or keep it to join the uses."""
-        if self.uses[name] == 1:
-            self.report(name, contribution)
-        else:
-            self.several[name].append(contribution)
+        if shared in self.single:
+            self.report(self.single[shared], contribution)
+        elif self.wants(shared):
+            self.contributions[shared].append(contribution)
+
+    def wants(self, shared: int) -> bool:
+        """Return whether the gradients of a shared tensor are of use."""
+        return any(name not in self.refused for name in self.roots[shared])
+
+    def prepare(self, loss: Tensor) -> None:
+        """See which parameters' gradients the tap does not know: ``refused``.
+
+        Raises:
+            FisherpruneError: where layers may be computed again in the backward pass.
+        """
+        own_functions, leaves = has_own_functions(loss)
+        outside = [n for n, p in self.parameters.items() if id(p) in leaves]
+        if self.hidden and own_functions and self.hidden not in outside:
+            raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
+        for name in outside:
+            self.refused.setdefault(name, "its gradient comes from other calls, too")
+        for id_, tensor in self.computed.items():
+            if self.versions.get(id_, tensor._version) != tensor._version:
+                reason = "what is computed from it is changed in place"
+                self.refused |= dict.fromkeys(self.roots[id_], reason)
+        uses = Counter[str]()
+        for id_, count in self.met.items():
+            uses.update({name: count for name in self.roots[id_]})
+        self.single = {
+            id(p): name
+            for name, p in self.parameters.items()
+            if self.met[id(p)] == uses[name] == 1 and name not in self.refused
+        }
 
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Run the backward pass of ``loss``; nothing receives a ``.grad``.
@@ -181,18 +418,11 @@ class LayerTap(TorchFunctionMode):
         Args:
             loss: a scalar.
             again: whether another backward pass through the same calls follows.
-
-        Raises:
-            UnknownGradientsError: where watched parameters are reached by another way
-                than the tapped layers, or an input of one has not the samples first.
         """
-        if self.hidden and _has_own_functions(loss):
-            raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
-        inputs = [self.anchor, *self.parameters.values()]
         self.running = True
         try:
-            outside = torch.autograd.grad(
-                loss, inputs, allow_unused=True, retain_graph=again
+            torch.autograd.grad(
+                loss, [self.anchor], allow_unused=True, retain_graph=again
             )
         except RuntimeError as error:
             if "use_reentrant=True" not in str(error):
@@ -200,41 +430,48 @@ class LayerTap(TorchFunctionMode):
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
         finally:
             self.running = False
-        for name, grad in zip(self.parameters, outside[1:], strict=True):
-            if grad is not None:
-                self.refused.setdefault(name, self._outside(name))
-        if self.refused:
-            raise UnknownGradientsError(self.op, self.refused)
-        while self.several:
-            name, (first, *others) = self.several.popitem()
-            self.report(name, first.join(others))
+        uses = {id_: joined(few) for id_, few in self.contributions.items()}
+        self.contributions.clear()
+        for name, parameter in self.parameters.items():
+            if name not in self.refused and id(parameter) not in self.single:
+                if gradients := self._gradients(name, parameter, uses):
+                    self.report(name, gradients)
 
-    def _outside(self, name: str) -> str:
-        where = owner(self.model, self.parameters[name])
-        return (
-            f"{name!r}, of {where}, is used outside of {known_functions()} calls (in a "
-            "fused or another kind of layer, or to compute a weight), where its "
-            "per-sample gradients are not known"
+    def _gradients(
+        self, name: str, parameter: nn.Parameter, uses: Mapping[int, Contribution]
+    ) -> Gradients | None:
+        """Return all that a parameter and what is computed from it contributes."""
+        direct = uses.get(id(parameter))
+        computed = [
+            (gradients, self.computed[id_])
+            for id_, gradients in uses.items()
+            if id_ in self.computed and name in self.roots[id_]
+        ]
+        if not computed:
+            return direct
+        if not direct and (regions := _regions(computed, parameter)):
+            return regions
+        pulled = [Pulled(*each, parameter) for each in computed]
+        return joined([direct, *pulled] if direct else pulled)
+
+
+def _regions(
+    computed: Sequence[tuple[Contribution, Tensor]], parameter: Tensor
+) -> Regions | None:
+    """Return the gradients of views; None where they are others, or overlap."""
+    places = defaultdict(list)
+    for gradients, view in computed:
+        region = Region.of(gradients, view, parameter)
+        if region is None:
+            return None
+        places[region.size, region.stride, region.offset].append(region)
+    regions = Regions(
+        tuple(
+            replace(same[0], gradients=joined([each.gradients for each in same]))
+            for same in places.values()
         )
-
-
-def _has_own_functions(loss: Tensor) -> bool:
-    """Return whether autograd passes functions written in Python that are not ours.
-
-    Such functions may run layers in their forward pass without autograd, and again,
-    untapped, in their backward pass: reentrant checkpointing, reversible blocks.
-    """
-    ours = (_TappedLayer._backward_cls, _UnwatchedLayer._backward_cls)
-    todo, seen = [loss.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        if isinstance(node, BackwardCFunction) and not isinstance(node, ours):
-            return True
-        seen.add(node)
-        todo += [following for following, _ in node.next_functions]
-    return False
+    )
+    return regions if regions.are_apart else None
 
 
 def _is_computed(operand: Tensor | None) -> bool:
@@ -242,82 +479,9 @@ def _is_computed(operand: Tensor | None) -> bool:
     return operand is not None and not operand.is_leaf
 
 
-def _values(call: LayerCall) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias cut off from autograd."""
-    weight, bias = (p if p is None else p.detach() for p in (call.weight, call.bias))
-    return weight, bias
-
-
-class _UnwatchedLayer(torch.autograd.Function):
-    """A layer that nobody watches and whose gradient does not read its input.
-
-    Then the input is not kept: of BatchNorm layers, that is half of what the backward
-    pass of many networks keeps.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, call: LayerCall) -> Tensor:
-        ctx.layer = call.layer
-        weight, bias = _values(call)
-        ctx.save_for_backward(weight)
-        return call.layer.forward(input, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.input_grad(grad, None, *ctx.saved_tensors), None
-
-
-class _TappedLayer(torch.autograd.Function):
-    """A layer whose watched parameters' gradients go to the tap, not to autograd.
-
-    A ``weight`` or ``bias`` that is computed gets its ordinary gradient: so autograd
-    finds the watched parameters that it is computed from.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        anchor: Tensor,
-        computed_weight: Tensor | None,
-        computed_bias: Tensor | None,
-        call: LayerCall,
-        names: tuple[str | None, str | None],
-        tap: LayerTap,
-    ) -> Tensor:
-        weight, bias = _values(call)
-        output = call.layer.forward(input, weight, bias)
-        if output._is_view():  # of a tensor nobody has; autograd forbids to change it
-            output = torch.ops.aten._unsafe_view(output, output.shape)
-        # Not the call itself: its input would live until the whole backward pass ends.
-        ctx.layer, ctx.names, ctx.tap = call.layer, names, tap
-        # Under autocast the layer ran in the output's dtype: so must its backward.
-        ctx.save_for_backward(
-            input.to(output.dtype), None if weight is None else weight.to(output.dtype)
-        )
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight_name, bias_name = ctx.names
-        if not ctx.tap.running:
-            raise FisherpruneError(
-                f"{ctx.tap.op}: the model or the loss takes gradients through the "
-                f"layer of {weight_name or bias_name!r} by itself, which are no "
-                "gradients of the samples' losses: leave it out of parameters"
-            )
-        input, weight = ctx.saved_tensors
-        layer, shape = ctx.layer, None if weight is None else tuple(weight.shape)
-        input_grad = weight_grad = bias_grad = None
-        if weight_name:
-            ctx.tap.collect(weight_name, layer.weight_grads(grad, input, shape))
-        elif ctx.needs_input_grad[2]:
-            weight_grad = layer.weight_grads(grad, input, shape).total().view(shape)
-        if bias_name:
-            ctx.tap.collect(bias_name, layer.bias_grads(grad))
-        elif ctx.needs_input_grad[3]:
-            bias_grad = layer.bias_grads(grad).total()
-        if ctx.needs_input_grad[0]:
-            input_grad = layer.input_grad(grad, input, weight)
-        return input_grad, None, weight_grad, bias_grad, None, None, None
+def _autocast() -> tuple[str, torch.dtype] | None:
+    """Return the device and dtype of autocast, where it is on."""
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None

@@ -17,8 +17,9 @@ from dataclasses import Field, dataclass, fields
 from fisherprune import models
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, shown
+from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
 from fisherprune.masks.densities import checked_densities
-from fisherprune.masks.select import SCOPES, TIES, checked_scope, checked_sparsity
+from fisherprune.masks.ties import TIES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
 from fisherprune.runs.option import Effect, about, by_dataset, option
 from fisherprune.scoring.criteria import CRITERIA

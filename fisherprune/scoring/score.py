@@ -11,7 +11,7 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.scoring.criteria import Criterion, Statistics, get_criterion
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.losses import LossFn
+from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import ModelStatistics, Task, checked_task
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream
@@ -23,6 +23,7 @@ def score(
     criterion: str = "fts",
     *,
     loss_fn: LossFn | None = None,
+    losses: Losses | None = None,
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
@@ -30,18 +31,18 @@ def score(
 ) -> dict[str, Tensor]:
     """Score every weight; higher is kept. Scores do not depend on a sparsity.
 
-    Criteria that read the mean gradient alone (snip, grad_norm) score parameters of any
-    layer: where some are outside of the layers of ``gradient_moments``, the gradient of
-    all comes from plain autograd. Then that samples mix is seen in the model's outputs
-    and losses alone.
+    Criteria that read the mean gradient alone (snip, grad_norm) never run the model for
+    each sample: where ``gradient_moments`` would, the gradient of all parameters comes
+    from plain autograd. Then that samples mix is seen in outputs and losses alone.
 
     Args:
-        model: float32 module; run in eval mode and left as found.
+        model: any module; run in eval mode and left as found.
         batches: iterable of ``(inputs, labels)``; not read by data-free criteria. GraSP
             reads it twice, as snip and grad_norm may (an iterator that can be read only
             once is held in memory).
         criterion: one of ``criteria()``.
         loss_fn: as in ``gradient_moments``; cross-entropy by default, OBD's only one.
+        losses: as in ``gradient_moments``.
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
         seed: of the random criterion; a parameter's scores depend on it, the
@@ -53,13 +54,14 @@ def score(
 
     Raises:
         FisherpruneError: where the criterion is unknown, a score is NaN or infinite, or
-            for any reason of ``gradient_moments``, but for the layers as above.
+            for any reason of ``gradient_moments``.
     """
     return score_all(
         model,
         batches,
         [criterion],
         loss_fn=loss_fn,
+        losses=losses,
         group_size=group_size,
         parameters=parameters,
         seed=seed,
@@ -73,6 +75,7 @@ def score_all(
     criteria: Iterable[str],
     *,
     loss_fn: LossFn | None = None,
+    losses: Losses | None = None,
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
@@ -93,7 +96,8 @@ def score_all(
             "takes one"
         )
     chosen = scoring_criteria(criteria)
-    task = checked_task(model, batches, parameters, loss_fn, group_size, progress)
+    options = loss_fn, group_size, progress, losses
+    task = checked_task(model, batches, parameters, *options)
     return score_task(task, chosen, seed)
 
 
@@ -167,5 +171,5 @@ def _known(
 ) -> Statistics:
     """Return what formulas read of one parameter."""
     parts = {letter: named[name] for letter, named in found.parts.items()}
-    weight = parameter.detach()
+    weight = parameter.detach().float()
     return Statistics(weight, found.group_size, stream(seed, name), **parts)

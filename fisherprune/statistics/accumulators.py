@@ -75,10 +75,8 @@ class Accumulator:
     """Both sums of one parameter, and the sum over a group that is still open."""
 
     def __init__(self, parameter: Tensor, group_size: int) -> None:
-        """Begin with zeros of the parameter's shape, dtype and device, contiguous."""
-        self.sum = torch.zeros_like(
-            parameter, memory_format=torch.contiguous_format, requires_grad=False
-        )
+        """Begin with zeros of the parameter's shape, on its device; float32."""
+        self.sum = torch.zeros(parameter.shape, device=parameter.device)
         self.sum_sq = torch.zeros_like(self.sum)
         self._sums = BlockSum([self.sum, self.sum_sq])
         self.group_size = group_size
@@ -154,7 +152,7 @@ class Accumulators:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], group_size: int) -> None:
-        self.parameters, self.group_size = parameters, group_size
+        self.parameters, self.group_size = dict(parameters), group_size
         self.samples = 0
         self._used: dict[str, Accumulator] = {}
         self.begin(0)
@@ -192,6 +190,12 @@ class Accumulators:
             each.finish(self.samples % self.group_size)
         sums = {name: each.sum for name, each in every.items()}
         return sums, {name: each.sum_sq for name, each in every.items()}
+
+    def hand_over(self, name: str, other: Accumulators) -> None:
+        """Let ``other``, which saw as many samples, go on with a parameter."""
+        other.parameters[name] = self.parameters.pop(name)
+        if name in self._used:
+            other._used[name] = self._used.pop(name)
 
     def _of(self, name: str) -> Accumulator:
         if name not in self._used:

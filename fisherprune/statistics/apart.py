@@ -2,73 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.persample.tap import LayerTap
+from fisherprune.persample.alone import Recorder, Records
+from fisherprune.persample.calls import Key
+from fisherprune.statistics.batches import Batch, reason
+from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Results of a forward pass: outputs, the head's, and the calls' last inputs."""
+class Alone:
+    """What came of the last sample alone."""
 
-    outputs: Tensor
-    result: Tensor
-    last_inputs: list[Tensor]
-    refused: dict[str, str]
-    """Why, by parameter: calls of these are not among those of ``last_inputs``."""
+    ran: Ran
+    records: Records
 
 
 def run_last(
     op: str,
     task: Task,
-    inputs: Tensor,
-    labels: Tensor,
-    head: Callable[[Tensor, Tensor], Tensor],
-) -> Seen | FisherpruneError:
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    forward: Forward,
+    made: Collection[Key] = (),
+) -> Alone | FisherpruneError:
     """Run the last sample alone; return why where that fails.
 
     The last one, because what a sequence, a queue or a limited capacity makes of a
-    sample depends on the samples before it.
+    sample depends on the samples before it. For ``made`` see ``Recorder``.
     """
-    tap = LayerTap(task.model, task.parameters, 1, lambda *_: None, op, keep_last=True)
+    one = batch.last()
+    recorder = Recorder(parameters, one.tensors, made)
     try:
-        with tap.forward():
-            outputs = task.model(inputs[-1:].clone())
-            result = head(outputs, labels[-1:])
+        with recorder:
+            ran = forward(task.model, one)
     except Exception as error:
-        reason = f"{error}".partition("\n")[0] or type(error).__name__
         failure = FisherpruneError(
             f"{op}: the model must run with one sample, by which is seen whether "
-            f"samples mix; alone, the last of the first batch fails: {reason}"
+            f"samples mix; alone, the last of the first batch fails: "
+            f"{reason(error)}"
         )
         failure.__cause__ = error
         return failure
-    return Seen(outputs.detach(), result.detach(), tap.last_inputs, tap.refused)
+    return Alone(ran.detached(), recorder.records)
 
 
-def check_apart(op: str, alone: Seen, together: Seen) -> None:
+def check_apart(op: str, alone: Ran, together: Ran) -> None:
     """Refuse where the last sample's results differ, alone and in its batch.
 
-    A small loss, or a layer's input that is nearly zero, has the rounding errors of the
-    larger numbers from which it was computed.
+    A small loss has the rounding errors of the outputs from which it was computed.
     """
-    size = float(together.outputs[-1].detach().float().norm())
-    inputs = max((float(x.float().norm()) for x in together.last_inputs), default=0.0)
-    pairs = [
-        ("the model's output for", 0.0, alone.outputs[-1], together.outputs[-1]),
-        ("the loss of", size, alone.result[-1], together.result[-1]),
-    ]
-    if alone.refused == together.refused == {}:  # else these may be different calls
-        calls = zip(alone.last_inputs, together.last_inputs, strict=False)
-        pairs += [("what a layer reads of", 1e-3 * inputs, *pair) for pair in calls]
-    tolerance = _tolerance(together.outputs)
+    outputs, pairs, size = together.outputs, [], 0.0
+    if alone.outputs is not None and outputs is not None:
+        size = float(outputs[-1].detach().float().norm())
+        pairs.append(("the model's output for", 0.0, alone.outputs[-1], outputs[-1]))
+    pairs.append(("the loss of", size, alone.result[-1], together.result[-1]))
+    tolerance = _tolerance(together.result if outputs is None else outputs)
     for what, least, one, other in pairs:
         if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
             raise FisherpruneError(
@@ -84,7 +80,7 @@ def _is_same(one: Tensor, other: Tensor, tolerance: float, least: float) -> bool
 
 def _tolerance(outputs: Tensor) -> float:
     """Return the relative error that other kernels for one sample may cause."""
-    if outputs.dtype != torch.float32:
+    if outputs.dtype not in (torch.float32, torch.float64):
         return 5e-2
     cuda, cpu = ("cuda.matmul", "cudnn.conv"), ("mkldnn.matmul", "mkldnn.conv")
     reduced = {"tf32": 1e-2, "bf16": 5e-2}

@@ -1,77 +1,190 @@
-"""Labelled batches, checked one by one and moved to the model's device."""
+"""Batches, checked one by one and moved to the model's device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, FisherpruneWarning
+from fisherprune.persample.tap import OwnGradientsError
 from fisherprune.progress import shown_bar
 from fisherprune.statistics.interrupts import deliver_interrupt
+from fisherprune.statistics.structure import (
+    count_samples,
+    described,
+    map_tensors,
+    moved,
+    named_tensors,
+    some_samples,
+    tensors_in,
+    twice,
+)
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Any]
+"""Of ``(inputs, labels)`` tensors; with a ``losses`` function, of any structure."""
 
 
 def checked_batches(
-    batches: Batches, device: torch.device, title: str = ""
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches on ``device``, each checked to be a labelled batch.
+    batches: Batches, device: torch.device, title: str = "", *, labelled: bool = True
+) -> Iterator[Batch]:
+    """Yield copies of the batches on ``device``, each checked to hold samples.
 
     Between batches a Ctrl-C takes effect. With a ``title`` a progress bar is shown.
+    Those that are ``labelled`` must be pairs of inputs and labels, others may have any
+    structure.
     """
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        of = "(inputs, labels) tensors" if labelled else "batches"
         raise FisherpruneError(
-            "batches must be an iterable of (inputs, labels) tensors, got "
-            f"{type(batches).__name__}"
+            f"batches must be an iterable of {of}, got {type(batches).__name__}"
         )
     for i, batch in enumerate(shown_bar(batches, title) if title else batches):
         deliver_interrupt()
-        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
-            raise FisherpruneError(
-                "batches must yield (inputs, labels) tensors, samples first; batch "
-                f"{i} is {_described(batch)}"
-            )
-        inputs, labels = batch
-        if len(inputs) != len(labels) or len(inputs) == 0:
-            raise FisherpruneError(
-                f"batch {i} must have at least one sample and one label for each, got "
-                f"{len(inputs)} inputs and {len(labels)} labels"
-            )
-        yield _own(inputs, device), _usable(labels, device)
+        _check(i, batch, labelled)
+        size = len(batch[0]) if labelled else count_samples(batch)
+        yield Batch(moved(batch, device), size, i)
 
 
-def several(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a lone sample twice, of which one counts: for autograd without the tap.
+@contextmanager
+def running(op: str, batch: Batch) -> Iterator[None]:
+    """Name the batch in errors of the forward pass inside.
 
-    On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a batch
-    of one whose gradient is expanded over positions.
+    Args:
+        op: named in errors.
+        batch: what the model is run on; a lone tensor and a pair's first are inputs.
+
+    Raises:
+        FisherpruneError: where something fails that is no error of this package, does
+            not say that memory ran out, and is no interrupt.
     """
-    if len(inputs) > 1:
-        return inputs, labels
-    return torch.cat([inputs, inputs]), torch.cat([labels, labels])
+    try:
+        yield
+    except (FisherpruneError, FisherpruneWarning, OwnGradientsError, MemoryError):
+        raise
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise
+        raise FisherpruneError(
+            f"{op}: the model failed on batch {batch.index} "
+            f"({_tensors(batch.content)}): "
+            f"{reason(error)}"
+        ) from error
 
 
-def _described(value: object) -> str:
-    """Say what came: ``tuple of (Tensor [8, 3], int)``."""
-    kind = type(value).__name__
-    if isinstance(value, Tensor):
-        return f"{kind} {list(value.shape)}"
-    if not isinstance(value, (tuple, list)):
+def reason(error: Exception) -> str:
+    """Return the first line of what the error says, and its kind where it matters."""
+    kind, line = type(error).__name__, f"{error}".partition("\n")[0]
+    if not line:
         return kind
-    items = [_described(item) for item in value[:4]] + ["..."] * (len(value) > 4)
-    return f"{kind} of ({', '.join(items)})"
+    return line if isinstance(error, RuntimeError) else f"{kind}: {line}"
 
 
-def _own(inputs: Tensor, device: torch.device) -> Tensor:
-    """Return the inputs on ``device``, a copy: the model may change them in place."""
-    moved = _usable(inputs, device)
-    return moved.clone() if moved is inputs else moved
+@dataclass(frozen=True)
+class Batch:
+    """A batch of samples on the model's device.
+
+    Attributes:
+        content: tensors in any structure; those of N entries hold the samples.
+        size: N.
+        index: its number.
+    """
+
+    content: Any
+    size: int
+    index: int = 0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors of the samples."""
+        return [t for t in tensors_in(self.content) if t.dim() and len(t) == self.size]
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """Return shapes and dtypes, but for the number of samples."""
+        every = tensors_in(self.content)
+        own = {id(t) for t in self.tensors}
+        return tuple((tuple(t.shape[id(t) in own :]), t.dtype) for t in every)
+
+    def last(self) -> Batch:
+        """Return a copy of the last sample."""
+        last = some_samples(self.content, slice(-1, None))
+        return replace(self, content=map_tensors(torch.clone, last), size=1)
+
+    def alone(self, i: int) -> Batch:
+        """Return a sample twice, of which one counts: for autograd without the tap.
+
+        On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a
+        batch of one whose gradient is expanded over positions.
+        """
+        one = some_samples(self.content, slice(i, i + 1))
+        return replace(self, content=twice(one), size=2)
 
 
-def _usable(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on ``device``, as one that autograd may save."""
-    tensor = tensor.to(device, non_blocking=True)
-    return tensor.clone() if tensor.is_inference() else tensor
+def _check(index: int, batch: Any, labelled: bool) -> None:
+    try:
+        _check_tensors(batch)
+        if not labelled:
+            count_samples(batch)
+    except FisherpruneError as error:
+        raise FisherpruneError(f"batch {index}: {error}") from None
+    if labelled:
+        _check_pair(index, batch)
+
+
+def _check_pair(index: int, batch: Any) -> None:
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
+        raise FisherpruneError(
+            "batches must yield (inputs, labels) tensors, samples first; batch "
+            f"{index} is {described(batch)}"
+        )
+    inputs, labels = batch
+    if len(inputs) != len(labels) or len(inputs) == 0:
+        raise FisherpruneError(
+            f"batch {index} must have at least one sample and one label for each, got "
+            f"{len(inputs)} inputs and {len(labels)} labels"
+        )
+
+
+def _check_tensors(batch: object) -> None:
+    """Refuse tensors of which samples can't be taken or computed with."""
+    for place, tensor in _named(batch):
+        layout = str(tensor.layout).removeprefix("torch.")
+        facts = {layout: tensor.layout != torch.strided, "nested": tensor.is_nested}
+        facts |= {"quantized": tensor.is_quantized, "meta": tensor.is_meta}
+        for kind in [kind for kind, is_so in facts.items() if is_so]:
+            raise FisherpruneError(
+                "tensors must be dense and hold data, not sparse, nested, quantized or "
+                f"meta, got {place} of kind {kind}"
+            )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = f"{error}"
+    is_allocator = "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and is_allocator
+    )
+
+
+def _named(batch: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors; a lone one and a pair's are called inputs and labels."""
+    if isinstance(batch, Tensor):
+        return iter([("inputs", batch)])
+    if type(batch) in (tuple, list) and len(batch) == 2:
+        batch = {"inputs": batch[0], "labels": batch[1]}
+    return named_tensors(batch)
+
+
+def _tensors(batch: object) -> str:
+    """Return the tensors' dtypes and shapes: ``inputs float32 [8, 3]``."""
+    texts = [
+        f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        for name, tensor in _named(batch)
+    ]
+    return ", ".join(texts[:4] + ["..."] * (len(texts) > 4))

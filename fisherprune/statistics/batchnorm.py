@@ -46,11 +46,11 @@ def measure_batchnorm(model: nn.Module, batches: Batches) -> None:
             norm.momentum = None  # the plain mean over the batches
         model.train()
         with torch.random.fork_rng(cuda):
-            for inputs, _ in checked_batches(batches, device):
-                if len(inputs) < 2:
+            for batch in checked_batches(batches, device):
+                if batch.size < 2:
                     wanted = "at least two samples in each batch, whose variance counts"
-                    raise FieldError("measure_batchnorm: batches", wanted, len(inputs))
-                model(inputs)
+                    raise FieldError("measure_batchnorm: batches", wanted, batch.size)
+                model(batch.content[0])
                 empty = False
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

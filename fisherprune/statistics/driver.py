@@ -1,77 +1,256 @@
-"""How a tapped pass over the batches runs."""
+"""How a pass over the batches runs: tapped, and sample by sample where need be."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import check_unhooked, device_of
-from fisherprune.persample.contributions import Gradients
-from fisherprune.persample.tap import LayerTap, UnknownGradientsError
-from fisherprune.statistics.apart import Seen, check_apart, run_last
-from fisherprune.statistics.batches import checked_batches, several
-from fisherprune.statistics.passes import Task
+from fisherprune.persample.calls import Key
+from fisherprune.persample.contributions import Rows
+from fisherprune.persample.tap import LayerTap, OwnGradientsError
+from fisherprune.statistics.accumulators import Accumulators, Sums
+from fisherprune.statistics.apart import check_apart, run_last
+from fisherprune.statistics.batches import Batch, checked_batches, running
+from fisherprune.statistics.forward import Forward
+from fisherprune.statistics.passes import LoopsError, Task
+
+
+class PerSampleSums:
+    """Sums over groups of samples, and which way each parameter's gradients came.
+
+    Attributes:
+        ways: by parameter the functions by whose rules its gradients are found, and
+            "vmap" where a function was differentiated for each sample.
+        reasons: why the whole model was, of the parameters where that was so.
+    """
+
+    def __init__(self, task: Task, group_size: int) -> None:
+        parameters, self.may_loop = task.parameters, task.may_loop
+        self.tapped = Accumulators(parameters, group_size)
+        self.looped = Accumulators({}, group_size)
+        self.ways: dict[str, set[str]] = {name: set() for name in parameters}
+        self.reasons: dict[str, str] = {}
+
+    @property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Return the ways by parameter; that of a looped one is one."""
+        return {
+            name: ("loop",) if name in self.reasons else tuple(sorted(ways))
+            for name, ways in self.ways.items()
+        }
+
+    @property
+    def samples(self) -> int:
+        """Number of samples seen."""
+        return max(self.tapped.samples, self.looped.samples)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups, a partial last one included."""
+        return -(-self.samples // self.tapped.group_size)
+
+    def loop_over(self, reasons: Mapping[str, str]) -> None:
+        """From now on, run samples one by one for these parameters."""
+        for name in sorted(reasons):
+            if name in self.tapped.parameters:
+                if not self.may_loop:
+                    raise LoopsError
+                self.tapped.hand_over(name, self.looped)
+                self.reasons[name] = reasons[name]
+
+    def sums(self) -> tuple[Sums, Sums]:
+        """Close the last group; return the sums over groups of means and squares."""
+        sums, squares = self.tapped.sums()
+        more_sums, more_squares = self.looped.sums()
+        sums, squares = sums | more_sums, squares | more_squares
+        return {n: sums[n] for n in self.ways}, {n: squares[n] for n in self.ways}
+
+
+@dataclass
+class TappedBatch:
+    """A batch whose forward pass was tapped."""
+
+    result: Tensor
+    size: int
+    tap: LayerTap
+    sums: PerSampleSums
+
+    def backward(self, loss: Tensor, *, again: bool = False) -> None:
+        """Add the moments of the gradients of ``loss``, a sum over the samples."""
+        both = self.sums.tapped, self.sums.looped
+        active = both if not self.sums.looped.parameters else both[:1]
+        for each in active:
+            each.begin(self.size)
+        self.tap.backward(loss, again=again)
+        for each in active:
+            each.end()
+
+
+@dataclass
+class LoneSample:
+    """A sample that was run alone."""
+
+    result: Tensor
+    sums: PerSampleSums
+
+    def backward(self, loss: Tensor, *, again: bool = False) -> None:
+        """Add the gradient of ``loss``, and its square."""
+        looped = self.sums.looped
+        grads = torch.autograd.grad(
+            loss,
+            [*looped.parameters.values()],
+            retain_graph=again,
+            materialize_grads=True,
+        )
+        looped.begin(1)
+        for name, grad in zip(looped.parameters, grads, strict=True):
+            looped.add(name, Rows(grad.unsqueeze(0)))
+        looped.end()
 
 
 def tapped_passes(
-    op: str,
-    task: Task,
-    head: Callable[[Tensor, Tensor], Tensor],
-    report: Callable[[str, Gradients], None] = lambda name, gradients: None,
-    *,
-    watch: bool = True,
-) -> Iterator[tuple[LayerTap, int, Tensor]]:
+    op: str, task: Task, forward: Forward, sums: PerSampleSums
+) -> Iterator[TappedBatch | LoneSample]:
     """Run the forward pass of each batch; the caller runs the backward pass.
 
     Args:
         op: named in errors.
         task: its model is within ``evaluating``, its parameters are watched.
-        head: ``(outputs, labels) -> Tensor``, from which the caller goes backward.
-        report: as of ``LayerTap``.
-        watch: whether parameters are watched; else autograd has their gradients.
-
-    Yields:
-        the tap, the number of samples, and what ``head`` returned.
+        forward: from whose result the caller goes backward.
+        sums: to which what is yielded adds.
 
     Raises:
-        FisherpruneError: where there is no batch, samples mix, or a parameter is hooked
-            or used outside of the supported layers.
+        FisherpruneError: where there is no batch, samples mix, or a parameter is
+            hooked.
     """
+    run = _TappedRun(op, task, forward, sums)
+    for batch in batches_of(op, task):
+        if run.sums.tapped.parameters and (tapped := run.tapped(batch)):
+            yield tapped
+        if run.sums.looped.parameters:
+            for i in range(batch.size):
+                with running(op, batch):
+                    ran = forward(task.model, batch.alone(i))
+                yield LoneSample(ran.result[:1], sums)
+    _warn_of_loops(op, sums)
+
+
+@dataclass
+class _TappedRun:
+    op: str
+    task: Task
+    forward: Forward
+    sums: PerSampleSums
+    known: dict[object, dict] = field(default_factory=dict)
+    """What was found out about calls, by the shapes of a batch."""
+    checked_rows: bool = False
+
+    def tapped(self, batch: Batch) -> TappedBatch | None:
+        """Run a batch; None where no parameter's gradients are seen."""
+        while self.sums.tapped.parameters:
+            try:
+                found = self._run(batch)
+            except OwnGradientsError as error:
+                reason = "the model or the loss takes gradients of it by itself"
+                self.sums.loop_over(dict.fromkeys(error.names, reason))
+                continue
+            self.sums.loop_over(found.tap.refused)
+            for name, ways in found.tap.ways.items():
+                self.sums.ways[name] |= ways
+            return found if self.sums.tapped.parameters else None
+        return None
+
+    def _run(self, batch: Batch, made: frozenset[Key] = frozenset()) -> TappedBatch:
+        alone = known = None
+        tapped = self.sums.tapped.parameters
+        parameters = {n: p for n, p in self.task.parameters.items() if n in tapped}
+        if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
+            # Before the batch, whose graph must not save what this one changes.
+            alone = run_last(self.op, self.task, parameters, batch, self.forward, made)
+        tap = LayerTap(
+            parameters,
+            batch.tensors,
+            batch.size,
+            self.sums.tapped.add,
+            self.op,
+            None if alone is None or isinstance(alone, Exception) else alone.records,
+            known,
+        )
+        with running(self.op, batch), tap.forward():
+            ran = self.forward(self.task.model, batch)
+        if isinstance(alone, FisherpruneError):  # the whole batch runs
+            raise alone
+        if alone:
+            check_apart(self.op, alone.ran, ran)
+            if tap.refused and tap.made - made:
+                return self._run(batch, made | tap.made)
+            self.known[batch.shapes] = tap.known
+        tap.prepare(ran.result)
+        if alone and tap.has_rows and not self.checked_rows:
+            self.checked_rows = True
+            tap.check_samples(ran.result)
+            tap.prepare(ran.result)
+        return TappedBatch(ran.result, batch.size, tap, self.sums)
+
+
+def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, Tensor]]:
+    """Run the forward pass of each batch for plain autograd.
+
+    Yields:
+        the number of samples, and the result.
+
+    Raises:
+        FisherpruneError: as in ``tapped_passes``; that samples mix is seen in the
+            outputs and losses alone.
+    """
+    checked = False
+    for batch in batches_of(op, task):
+        check = not checked and batch.size > 1
+        alone = run_last(op, task, {}, batch, forward) if check else None
+        with running(op, batch):
+            ran = forward(task.model, batch if batch.size > 1 else batch.alone(0))
+        if isinstance(alone, FisherpruneError):
+            raise alone
+        if alone:
+            check_apart(op, alone.ran, ran)
+            checked = True
+        yield batch.size, ran.result[: batch.size]
+
+
+def batches_of(op: str, task: Task) -> Iterator[Batch]:
+    """Yield the batches of a task, at least one."""
     _warn_of_ranks(op)
     check_unhooked(task.parameters)
-    device = device_of(task.parameters)
-    if not watch:
-        task = replace(task, parameters={})
-    model, parameters = task.model, task.parameters
-    empty, checked = True, False
-    title = op if task.progress else ""
-    for inputs, labels in checked_batches(task.batches, device, title):
-        empty, n = False, len(inputs)
-        check = not checked and n > 1
-        # Before the batch, whose graph must not save what this forward pass changes.
-        one = run_last(op, task, inputs, labels, head) if check else None
-        tap = LayerTap(model, parameters, n, report, op, keep_last=check)
-        if not watch:
-            inputs, labels = several(inputs, labels)
-        with tap.forward():
-            outputs = model(inputs)
-            result = head(outputs, labels)
-            result = result if watch else result[:n]
-        if isinstance(one, FisherpruneError):  # the whole batch runs
-            raise UnknownGradientsError(op, tap.refused) if tap.refused else one
-        if one is not None:
-            whole = Seen(outputs, result, tap.last_inputs, tap.refused)
-            check_apart(op, one, whole)
-            tap.refused = one.refused | tap.refused
-            tap.last_inputs, checked, one = [], True, None
-        yield tap, n, result
+    empty = True
+    device, title = device_of(task.parameters), op if task.progress else ""
+    labelled = task.losses is None
+    for batch in checked_batches(task.batches, device, title, labelled=labelled):
+        empty = False
+        yield batch
     if empty:
         raise FisherpruneError(f"{op}: batches must hold samples, got none")
+
+
+def _warn_of_loops(op: str, sums: PerSampleSums) -> None:
+    """Warn of parameters for which the model ran sample by sample."""
+    if not sums.reasons:
+        return
+    first, *others = (f"{n!r} ({why})" for n, why in islice(sums.reasons.items(), 3))
+    left = len(sums.reasons) - 1 - len(others)
+    named = ", ".join([first, *others]) + (f" and {left} more" if left else "")
+    warnings.warn(
+        f"{op}: the model ran once more for each sample alone, slowly but exactly, "
+        f"for the gradients of {named}",
+        FisherpruneWarning,
+        stacklevel=2,
+    )
 
 
 def _warn_of_ranks(op: str) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, check_finite
-from fisherprune.statistics.accumulators import Accumulators
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import tapped_passes
+from fisherprune.statistics.driver import PerSampleSums, tapped_passes
+from fisherprune.statistics.forward import of_outputs
 from fisherprune.statistics.losses import checked_outputs
 from fisherprune.statistics.passes import (
     ModelStatistics,
@@ -66,31 +66,28 @@ def gauss_newton_diagonal(
 
 
 def _check_loss(task: Task) -> None:
-    if task.loss_fn is not None:
+    if task.loss_fn is not None or task.losses is not None:
         raise FisherpruneError(
-            "loss_fn must be left out for the Gauss-Newton diagonal (criterion obd), "
-            "which is that of cross-entropy"
+            "loss_fn and losses must be left out for the Gauss-Newton diagonal "
+            "(criterion obd), which is that of cross-entropy"
         )
 
 
 @register_pass("gauss_newton", yields=("H",), check=_check_loss)
 def gauss_newton_pass(task: Task) -> ModelStatistics:
     """Yield the diagonal; the group size plays no part in it."""
-    accumulators, samples = Accumulators(task.parameters, group_size=1), 0
-    with evaluating(task.model):
-        for tap, n, scores in tapped_passes(
-            "gauss_newton_diagonal", task, _class_scores, accumulators.add
-        ):
-            samples += n
-            last = scores.shape[1] - 2
+    op, classes = "gauss_newton_diagonal", 2
+    sums = PerSampleSums(task, group_size=1)
+    with evaluating(task.model, task.parameters.values()):
+        for each in tapped_passes(op, task, of_outputs(_class_scores), sums):
+            scores, classes = each.result, each.result.shape[1]
             for c, column in enumerate(softmax_hessian_root(scores.detach())):
-                accumulators.begin(n)
-                tap.backward((scores.float() * column).sum(), again=c < last)
-                accumulators.end()
-        columns = accumulators.samples  # of all samples' roots
-        _, squares = accumulators.sums()
+                loss = (scores.float() * column).sum()
+                each.backward(loss, again=c < classes - 2)
+        samples = sums.samples // (classes - 1)
+        _, squares = sums.sums()
         for diagonal in squares.values():
-            diagonal.div_(columns).mul_(columns / samples)
+            diagonal.div_(samples)
     check_finite(squares, "the Gauss-Newton diagonal")
     return ModelStatistics({"H": squares}, samples, task.group_size)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import fisherprune.statistics.moments  # noqa: F401  registers the pass of that name
 from fisherprune.parameters import check_finite
-from fisherprune.statistics.driver import tapped_passes
-from fisherprune.statistics.losses import SampleLosses
+from fisherprune.statistics.driver import plain_passes
+from fisherprune.statistics.forward import of_losses
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
 
@@ -24,9 +24,8 @@ def gradient_pass(task: Task) -> ModelStatistics:
     op, weights = "mean_gradient", [*task.parameters.values()]
     every, last = ([w.detach().double().zero_() for w in weights] for _ in range(2))
     seen, size = 0, task.group_size
-    with evaluating(task.model):
-        losses_of = SampleLosses(task.loss_fn)
-        for _, n, losses in tapped_passes(op, task, losses_of, watch=False):
+    with evaluating(task.model, task.parameters.values()):
+        for n, losses in plain_passes(op, task, of_losses(task)):
             seen += n
             closed = max(0, n - seen % size)  # samples of groups that end in the batch
             if closed:

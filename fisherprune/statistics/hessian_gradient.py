@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, device_of
 from fisherprune.statistics.accumulators import BlockSum
-from fisherprune.statistics.batches import Batches, checked_batches, several
-from fisherprune.statistics.losses import LossFn, sample_losses
+from fisherprune.statistics.batches import Batches, checked_batches, running
+from fisherprune.statistics.forward import of_losses
+from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.moments import GradientMoments
 from fisherprune.statistics.passes import (
     ModelStatistics,
@@ -34,6 +35,7 @@ def hessian_gradient_product(
     moments: GradientMoments,
     loss_fn: LossFn | None = None,
     *,
+    losses: Losses | None = None,
     parameters: Parameters | None = None,
 ) -> dict[str, Tensor]:
     r"""Compute :math:`H m`, the Hessian of the mean loss times its gradient.
@@ -47,7 +49,9 @@ def hessian_gradient_product(
         FisherpruneError: where the batches hold other samples this time, by their
             number or by their gradient.
     """
-    task = checked_task(model, batches, parameters, loss_fn, moments.group_size)
+    task = checked_task(
+        model, batches, parameters, loss_fn, moments.group_size, losses=losses
+    )
     task = replace(task, found=moments.statistics)
     return dict(hessian_gradient_pass(task).parts["Hm"])
 
@@ -59,15 +63,20 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
     vector = [task.found.parts["m"][name] for name in names]
     seen = 0
     # Attention's fused kernels have no second derivative.
-    with evaluating(task.model), sdpa_kernel(SDPBackend.MATH):
-        product, gradient = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+        product, gradient = (
+            [torch.zeros_like(w, dtype=torch.float32) for w in weights]
+            for _ in range(2)
+        )
         sums = BlockSum([*product, *gradient])
         device = device_of(task.parameters)
         title = "hessian_gradient_product" if task.progress else ""
-        for inputs, labels in checked_batches(task.batches, device, title):
-            n = len(inputs)
-            inputs, labels = several(inputs, labels)
-            losses = sample_losses(task.model(inputs), labels, task.loss_fn)[:n]
+        labelled, forward = task.losses is None, of_losses(task)
+        for batch in checked_batches(task.batches, device, title, labelled=labelled):
+            n = batch.size
+            with running("hessian_gradient_product", batch):
+                ran = forward(task.model, batch if n > 1 else batch.alone(0))
+            losses = ran.result[:n]
             share = _sample_weights(seen, n, task.found).to(losses)
             parts = _vector_hessian(losses @ share, weights, vector)
             sums.make_room(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError, FisherpruneWarning, shown
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
+"""``(outputs, labels) -> loss``."""
+
+Losses = Callable[[nn.Module, Any], Tensor]
+"""``(model, batch) -> losses``, one for each of the batch's samples."""
 
 
 def checked_loss(loss_fn: LossFn | None) -> LossFn | None:
@@ -39,6 +44,35 @@ def checked_loss(loss_fn: LossFn | None) -> LossFn | None:
             " which divides the loss of one sample by its class's weight again"
         )
     return loss_fn
+
+
+def checked_losses(losses: Losses) -> Losses:
+    """Return ``losses`` if it is a function.
+
+    Raises:
+        FisherpruneError: where it can't be called, or is a class or a module.
+    """
+    if not callable(losses) or isinstance(losses, type | nn.Module):
+        raise FisherpruneError(
+            "losses must be a function (model, batch) -> Tensor [N], such as "
+            f"fisherprune.losses.classification, got {shown(losses)}"
+        )
+    return losses
+
+
+def sample_losses_of(loss_fn: LossFn | None) -> Losses:
+    """Return the function ``losses`` of labelled batches that ``loss_fn`` makes.
+
+    Its batches are ``(inputs, labels)``, its losses ``loss_fn`` of single samples as of
+    ``sample_losses``; a ``loss_fn`` of the first batch as a whole is compared.
+    """
+    of_outputs = SampleLosses(checked_loss(loss_fn))
+
+    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, labels = batch
+        return of_outputs(model(inputs), labels)
+
+    return losses
 
 
 class SampleLosses:
@@ -94,6 +128,33 @@ def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Te
         losses = _cross_entropies(outputs, labels)
     else:
         losses = _each_sample(loss_fn, outputs, labels)
+    return _checked_values(losses)
+
+
+def checked_sample_losses(losses: Tensor, samples: int) -> Tensor:
+    """Return what a function ``losses`` returned if it is a loss for each sample.
+
+    Args:
+        losses: floating-point ``[N]``.
+        samples: N, the batch's.
+
+    Raises:
+        FisherpruneError: where it has another type or shape, or a loss is not finite or
+            depends on no parameter.
+    """
+    tensor = isinstance(losses, Tensor)
+    if not tensor or losses.shape != (samples,) or not losses.is_floating_point():
+        got = type(losses).__name__
+        if tensor:
+            got = f"{str(losses.dtype).removeprefix('torch.')} {list(losses.shape)}"
+        raise FisherpruneError(
+            f"losses must return one floating-point loss for each of the batch's "
+            f"{samples} samples, a tensor [{samples}], got {got}"
+        )
+    return _checked_values(losses)
+
+
+def _checked_values(losses: Tensor) -> Tensor:
     finite = losses.detach().isfinite()
     if not finite.all():
         bad = int((~finite).nonzero()[0, 0])

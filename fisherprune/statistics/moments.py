@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FieldError
 from fisherprune.parameters import Parameters, check_finite
-from fisherprune.statistics.accumulators import Accumulators, Sums
+from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import tapped_passes
-from fisherprune.statistics.losses import LossFn, SampleLosses
+from fisherprune.statistics.driver import PerSampleSums, tapped_passes
+from fisherprune.statistics.forward import of_losses
+from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import (
     ModelStatistics,
     Task,
@@ -36,6 +37,10 @@ class GradientMoments:
         samples: number of samples seen.
         groups: J.
         group_size: samples averaged in one group.
+        paths: by parameter name, in which ways its gradients were found: the names of
+            functions for whose calls there is a rule ("linear", "conv2d", ...), "vmap"
+            where a function without one was differentiated for each sample, "loop"
+            where the whole model was; none where no loss depends on it.
     """
 
     sum: Sums
@@ -43,6 +48,7 @@ class GradientMoments:
     samples: int
     groups: int
     group_size: int
+    paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def mean(self) -> dict[str, Tensor]:
@@ -85,6 +91,10 @@ class GradientMoments:
             self.samples + other.samples,
             self.groups + other.groups,
             self.group_size,
+            {
+                n: tuple(sorted({*self.paths.get(n, ()), *other.paths.get(n, ())}))
+                for n in self.sum
+            },
         )
 
     @property
@@ -104,6 +114,7 @@ def gradient_moments(
     batches: Batches,
     loss_fn: LossFn | None = None,
     *,
+    losses: Losses | None = None,
     group_size: int = 1,
     parameters: Parameters | None = None,
     progress: bool = False,
@@ -119,19 +130,26 @@ def gradient_moments(
     up in float64, so a million samples lose no more digits than 512.
 
     Args:
-        model: float32 module; runs in eval mode, and its samples must not mix.
-        batches: iterable of ``(inputs, labels)``, samples first; tensors are moved to
-            the model's device. The global random state is put back after the pass: two
-            passes over a shuffling DataLoader see the samples in the same order.
+        model: any module; runs in eval mode, and its samples must not mix. Weights may
+            be of any floating-point dtype: gradients are those of the model's own
+            arithmetic, added up in float32.
+        batches: iterable of ``(inputs, labels)``, samples first, or with ``losses`` of
+            batches of any structure; tensors are moved to the model's device. The
+            global random state is put back after the pass: two passes over a shuffling
+            DataLoader see the samples in the same order.
         loss_fn: ``(outputs, labels) -> loss``, cross-entropy by default. The loss of a
             sample is ``loss_fn`` of the batch made of it alone, summed up: so mean and
             sum over the *samples* mean the same. A mean over a sample's positions stays
             one, as does a mean over the positions that ``ignore_index`` leaves; class
             weights need ``reduction="sum"``.
+        losses: in place of ``loss_fn``, ``(model, batch) -> losses``, one for each of
+            the batch's samples, ``[N]``: it runs the model itself, so batches may be
+            dictionaries, tuples, data classes. ``fisherprune.losses`` has the usual.
         group_size: samples whose mean gradient is squared as one; 1 is the exact
             empirical Fisher diagonal.
-        parameters: by name, ``prunable_parameters(model)`` by default; of Conv1d,
-            Conv2d, Linear and BatchNorm layers, weights and biases.
+        parameters: by name, ``prunable_parameters(model)`` by default; any that the
+            losses depend on, frozen ones too. ``paths`` of the result says in which way
+            the gradients of each were found.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
 
     Passes of several threads run one after the other, whatever their models: a pass
@@ -144,16 +162,15 @@ def gradient_moments(
     Raises:
         FisherpruneError: where the data is empty or labels are out of range, a loss or
             gradient is not finite, samples mix (seen in the last sample of the first
-            batch that has two), activations are checkpointed, or a parameter is frozen,
-            hooked, not float32 or used outside of the supported layers.
+            batch that has two), activations are checkpointed, or a parameter is hooked
+            or not of real floating-point numbers.
 
     Reference:
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
         Gradient Descent", 2019, for F.
     """
-    return _gradient_moments(
-        checked_task(model, batches, parameters, loss_fn, group_size, progress)
-    )
+    options = loss_fn, group_size, progress, losses
+    return _gradient_moments(checked_task(model, batches, parameters, *options))
 
 
 @register_pass("moments", yields=("m", "F"))
@@ -163,15 +180,12 @@ def moments_pass(task: Task) -> ModelStatistics:
 
 
 def _gradient_moments(task: Task) -> GradientMoments:
-    accumulators = Accumulators(task.parameters, task.group_size)
-    with evaluating(task.model):
-        for tap, n, losses in tapped_passes(
-            "gradient_moments", task, SampleLosses(task.loss_fn), accumulators.add
-        ):
-            accumulators.begin(n)
-            tap.backward(losses.sum())
-            accumulators.end()
-        sum, sum_sq = accumulators.sums()
+    sums = PerSampleSums(task, task.group_size)
+    forward = of_losses(task)
+    with evaluating(task.model, task.parameters.values()):
+        for each in tapped_passes("gradient_moments", task, forward, sums):
+            each.backward(each.result.sum())
+        sum, sum_sq = sums.sums()
     check_finite(sum_sq, "the mean squared gradient")  # then the mean is finite too
-    samples, groups = accumulators.samples, accumulators.groups
-    return GradientMoments(sum, sum_sq, samples, groups, task.group_size)
+    counts = sums.samples, sums.groups, task.group_size
+    return GradientMoments(sum, sum_sq, *counts, sums.paths)

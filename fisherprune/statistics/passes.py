@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, checked_parameters, eager
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.losses import LossFn, checked_loss
+from fisherprune.statistics.losses import (
+    Losses,
+    LossFn,
+    checked_loss,
+    checked_losses,
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,19 @@ class Task:
     parameters: Parameters
     loss_fn: LossFn | None = None
     """Cross-entropy where it is None."""
+    losses: Losses | None = None
+    """In its place, for batches of any structure."""
     group_size: int = 1
     progress: bool = False
     """Whether passes show a bar."""
     found: ModelStatistics = field(default_factory=ModelStatistics)
     """What the passes that this one needs have found."""
+    may_loop: bool = True
+    """Whether the model may run once more for each sample alone, where need be."""
+
+
+class LoopsError(Exception):
+    """A pass would have to run the model for each sample alone, which it may not."""
 
 
 def checked_task(
@@ -73,6 +86,7 @@ def checked_task(
     loss_fn: LossFn | None = None,
     group_size: int = 1,
     progress: bool = False,
+    losses: Losses | None = None,
 ) -> Task:
     """Return the task if a pass can work on it: what public functions begin with.
 
@@ -82,12 +96,17 @@ def checked_task(
         FisherpruneError: where an argument is not what ``gradient_moments`` takes.
     """
     parameters, loss_fn = checked_parameters(model, parameters), checked_loss(loss_fn)
+    if losses is not None:
+        losses = checked_losses(losses)
+        if loss_fn is not None:
+            raise FieldError("loss_fn", "left out where losses is given", loss_fn)
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole or group_size < 1:
         raise FieldError("group_size", "an integer of at least 1", shown(group_size))
     if group_size >= 2**63:
         raise FieldError("group_size", "below 2^63", shown(group_size))
-    return Task(eager(model), batches, parameters, loss_fn, group_size, progress)
+    options = loss_fn, losses, group_size, progress
+    return Task(eager(model), batches, parameters, *options)
 
 
 PassFunction = Callable[[Task], ModelStatistics]
@@ -105,7 +124,7 @@ class StatisticsPass:
         yields: letters of the parts of its result, one for each tensor of a parameter.
         check: raises where it can't work on a task; called before any pass is run.
         within: name of a pass that yields the same and more: it is run in this one's
-            place, unless it does not know some parameters' per-sample gradients.
+            place, unless it would run the model for each sample alone.
     """
 
     name: str

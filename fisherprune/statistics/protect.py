@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -17,8 +17,10 @@ _PASSES = threading.RLock()
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Eval mode with gradients on; what the model's forward may change is put back.
+
+    Frozen ones of the parameters have gradients in the meantime.
 
     That is modes, buffers, embeddings that it scales, attributes in which it leaves
     tensors of the pass's graph, and the global random state.
@@ -30,7 +32,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     thread, of a loss function say, is let in. Ctrl-C takes effect at the next batch or
     the end of the pass, a second one at once.
     """
-    with deferred_interrupts() as interrupts, _one_at_a_time(), _evaluating(model):
+    with (
+        deferred_interrupts() as interrupts,
+        _one_at_a_time(),
+        _evaluating(model),
+        _thawed(parameters),
+    ):
         if interrupts:
             interrupts.inside = True
         try:
@@ -48,6 +55,18 @@ def _one_at_a_time() -> Iterator[None]:
         yield
     finally:
         _PASSES.release()
+
+
+@contextmanager
+def _thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    frozen = [p for p in parameters if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

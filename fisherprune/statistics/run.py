@@ -10,10 +10,10 @@ from functools import partial
 import torch
 
 from fisherprune.parameters import device_of
-from fisherprune.persample.tap import UnknownGradientsError
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import (
     PASSES,
+    LoopsError,
     ModelStatistics,
     StatisticsPass,
     Task,
@@ -59,8 +59,9 @@ def _result(
     """Read the result of a pass or run it, or the one that it is within."""
     if each.within:
         try:
-            return _result(PASSES[each.within], task, cache, key)
-        except UnknownGradientsError:
+            whole = replace(task, may_loop=False)
+            return _result(PASSES[each.within], whole, cache, key)
+        except LoopsError:
             pass
     run = partial(_timed, each, task)
     like = dict.fromkeys(each.yields, task.parameters)

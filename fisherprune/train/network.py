@@ -7,7 +7,7 @@ from torch import nn
 from fisherprune import models
 from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FieldError
-from fisherprune.masks.select import kept_counts
+from fisherprune.masks.counts import kept_counts
 from fisherprune.parameters import prunable_parameters
 from fisherprune.runs.config import DataConfig, MaskConfig
 from fisherprune.streams import stream_seed

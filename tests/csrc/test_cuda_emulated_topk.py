@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def topk(cases, folder, **options):
-    """Run (scores, keep) cases, yield each one's masks, thresholds and nonfinite."""
+    """Run (scores, keep) or (scores, keep, ranks) cases, yield what the op yields."""
     encoded = [drive.topk_case(*c, **options) for c in cases]
     arrays = iter(drive.run(encoded, folder))
-    for scores, keep in cases:
+    for scores, keep, *_ in cases:
         thresholds = np.frombuffer(next(arrays), np.float32)
         nonfinite = np.frombuffer(next(arrays), np.int64)
         masks = [
@@ -28,11 +28,11 @@ def topk(cases, folder, **options):
 
 
 def check_topk(cases, folder, **options):
-    for (scores, keep), (masks, thresholds, nonfinite) in zip(
+    for (scores, keep, *ranks), (masks, thresholds, nonfinite) in zip(
         cases, topk(cases, folder, **options), strict=True
     ):
         tensors = [torch.from_numpy(s) for s in scores]
-        expected, levels = reference.global_topk(tensors, keep)
+        expected, levels = reference.global_topk(tensors, keep, ranks=sum(ranks, []))
         assert not nonfinite.any()
         np.testing.assert_array_equal(thresholds, levels.numpy())
         for got, want in zip(masks, expected, strict=True):
@@ -44,6 +44,19 @@ def check_topk(cases, folder, **options):
 def test_topk_of_every_case(which, tmp_path):
     cases = [case(name, 1500) for name in VALUES]
     check_topk([(scores, keep[which]) for scores, keep in cases], tmp_path)
+
+
+@pytest.mark.parametrize("masked", [0, 1, 3])
+def test_topk_of_ranks_without_masks(masked, tmp_path):
+    cases = [case(name, 1500) for name in VALUES]
+    split = [(scores, keep[:masked], keep[masked:6]) for scores, keep in cases]
+    check_topk(split, tmp_path)
+
+
+def test_topk_of_ranks_beside_ties_over_several_chunks(tmp_path):
+    cases = [case(name, 30000) for name in ("few_distinct", "late_ties", "all_equal")]
+    split = [(scores, keep[4:6], keep[6:]) for scores, keep in cases]
+    check_topk(split, tmp_path, multiprocessors=1)
 
 
 def test_topk_over_several_chunks(tmp_path):

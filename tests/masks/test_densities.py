@@ -4,7 +4,7 @@ import itertools
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fisherprune as fp
@@ -50,6 +50,7 @@ def exact_shares(layers, keep):
     raise AssertionError("no set of dense layers fits")
 
 
+@settings(deadline=None)
 @given(LAYERS, st.fractions(0, 1))
 def test_counts_sum_exactly_and_are_proportional_up_to_dense(layers, share):
     most = sum(n for n, r in layers if r > 0)
@@ -62,6 +63,7 @@ def test_counts_sum_exactly_and_are_proportional_up_to_dense(layers, share):
         assert 0 <= count <= n and abs(count - exact) < 1
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=4),
     st.fractions(0, 1),

@@ -7,12 +7,12 @@ import pytest
 
 import fisherprune as fp
 from fisherprune import parameters
-from fisherprune.masks import masks, select
+from fisherprune.masks import counts, masks, select
 from fisherprune.masks.masks import Masks
 
 
 @pytest.mark.parametrize(
-    "module", [masks, select, parameters, inspect.getmodule(fp.prune)]
+    "module", [counts, masks, select, parameters, inspect.getmodule(fp.prune)]
 )
 def test_examples_show_what_comes(module):
     result = doctest.testmod(module)
@@ -40,7 +40,7 @@ def test_examples_show_what_comes(module):
         ),
         *(
             select.select_masks,
-            select.keep_count,
+            counts.keep_count,
             parameters.prunable_parameters,
             fp.prune,
         ),

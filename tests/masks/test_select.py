@@ -1,84 +1,17 @@
-"""Keep counts and selection."""
-
-import math
-from fractions import Fraction
+"""Selection."""
 
 import numpy as np
 import pytest
 import torch
 import truth
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_cases import scores_of
 
 import fisherprune as fp
-from fisherprune.masks import select
+from fisherprune.masks.counts import SCOPES, keep_count
 from fisherprune.masks.densities import erk_densities, keep_counts
-from fisherprune.masks.select import SCOPES, checked_sparsity, keep_count, kept_counts
-
-
-@pytest.mark.parametrize(
-    ("n", "sparsity", "expected"),
-    [
-        (10, 0.9, 1),  # 0.09999999999999998 of 10 in floating point
-        (100, 0.29, 71),
-        (1000, 0.999, 1),
-        (11_164_352, 0.98, 223_287),
-        (5, 0.0, 5),
-        (5, 1.0, 1),
-        (5, 1, 1),
-        (3, 0.9, 1),
-        (0, 0.5, 0),
-        (10**12 + 1, 0.1, 900_000_000_000),
-        (7, np.float64(0.5), 3),
-    ],
-)
-def test_keep_count(n, sparsity, expected):
-    assert keep_count(n, sparsity) == expected
-
-
-@given(st.integers(1, 10**10), st.decimals(0, 1, places=4))
-def test_keep_count_is_exact_for_decimals(n, sparsity):
-    exact = math.floor((1 - Fraction(sparsity)) * n)
-    assert keep_count(n, float(sparsity)) == max(1, exact)
-
-
-@given(st.integers(2, 10**9), st.data())
-def test_a_sparsity_that_was_computed_means_its_fraction(n, data):
-    k = data.draw(st.integers(0, n))
-    removed = n - k
-    for sparsity in (
-        removed / n,
-        1 - k / n,
-        1.0 - (1.0 - removed / n),
-        0.5 + (removed / n - 0.5),
-        float(Fraction(removed, n)),
-        np.linspace(0, 1, n + 1)[removed] if n < 1000 else removed / n,
-        math.nextafter(removed / n, 1) if removed < n else 1.0,
-    ):
-        assert keep_count(n, sparsity) == max(1, k)
-
-
-def test_a_sparsity_of_one_third_rounding_error():
-    assert keep_count(10, 1 - 0.7) == 7
-    assert keep_count(10, 0.1 + 0.2) == 7
-    assert keep_count(1000, 1 - 0.001) == 1
-    assert keep_count(3, 1 / 3) == 2 and keep_count(3, 1 - 1 / 3) == 1
-    assert keep_count(10, sum([0.1] * 3)) == 7
-    assert keep_count(100, checked_sparsity(np.float32(0.98))) == 2
-    assert keep_count(10, 0.3 + 1e-14) == 6  # more than rounding
-
-
-@pytest.mark.parametrize("n", [10, 999, 269_722, 11_164_352, 400_000_001])
-def test_decimal_sparsities_keep_what_they_did(n):
-    for digits in range(1, 7):
-        for tenth in (1, 3, 5, 7, 9, 98, 99, 999, 9999, 123457):
-            decimal = Fraction(tenth % 10**digits, 10**digits)
-            wanted = max(1, math.floor((1 - decimal) * n))
-            assert keep_count(n, float(decimal)) == wanted
-
-
-def scores_of(*shapes):
-    return {f"layer{i}": torch.randn(shape) for i, shape in enumerate(shapes)}
+from fisherprune.masks.devices import select_over_devices
 
 
 def test_global_keeps_the_largest_over_all():
@@ -197,6 +130,7 @@ def test_strided_scores_and_scores_that_require_grad():
     assert all(torch.equal(masks[n], wanted[n]) for n in scores)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 60))
 def test_selection_over_devices_equals_the_one_on_a_device(n, values, keep):
     tensors = {
@@ -206,7 +140,7 @@ def test_selection_over_devices_equals_the_one_on_a_device(n, values, keep):
     }
     total = n + 22
     keep = max(1, min(keep, total))
-    found = select.select_over_devices(tensors, keep)
+    found = select_over_devices(tensors, keep)
     wanted = truth.keep_largest(tensors, keep)
     assert all(torch.equal(found[name], wanted[name]) for name in tensors)
 
@@ -231,7 +165,7 @@ def test_scores_that_are_not_finite_name_the_parameter(bad):
         with pytest.raises(fp.FisherpruneError, match=match):
             fp.select_masks(scores, 0.5, scope, densities=given)
     with pytest.raises(fp.FisherpruneError, match=match):
-        select.select_over_devices(scores, 3)
+        select_over_devices(scores, 3)
 
 
 def test_other_bad_arguments():
@@ -245,122 +179,6 @@ def test_other_bad_arguments():
             fp.FisherpruneError, match=f"'a' must be float32, got {dtype}"
         ):
             fp.select_masks({"a": torch.ones(3).to(dtype)}, 0.5)
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("sparsity", [0.0, 0.55, 0.9])
-def test_kept_counts_are_those_of_the_masks(scope, sparsity):
-    scores = scores_of((20, 3, 3, 3), (7,), (0,), (30, 11))
-    given = {"densities": dict.fromkeys(scores, 0.5)} if scope == "densities" else {}
-    shapes = {name: s.shape for name, s in scores.items()}
-    counts = kept_counts(shapes, sparsity, scope, **given)
-    masks = fp.select_masks(scores, sparsity, scope, **given)
-    if scope == "global":
-        assert counts == masks.kept()
-    else:
-        assert counts == {name: int(mask.sum()) for name, mask in masks.items()}
-
-
-def test_kept_counts_refuse_what_the_selection_would():
-    shapes = {"a": (4,), "b": (6,)}
-    for options, match in [
-        ({"sparsity": 1.5}, "sparsity must be a number in"),
-        ({"scope": "channel"}, "scope must be one of"),
-        ({"scope": "densities"}, "densities must be given"),
-        ({"scope": "densities", "densities": {"a": 1}}, "they lack 'b'"),
-        ({"scope": "densities", "densities": {"a": 1, "b": 0}}, "at most 4 weights"),
-        ({"shapes": {"a": (0, 3)}}, "at least one entry"),
-    ]:
-        with pytest.raises(fp.FisherpruneError, match=match):
-            kept_counts(**{"shapes": shapes, "sparsity": 0.2} | options)
-
-
-def tied(tensors, keep):
-    """Say from sorted scores whether position decides too much."""
-    ordered = torch.cat([t.flatten() for t in tensors.values()]).sort().values.flip(0)
-    n = len(ordered)
-    if not 0 < keep < n:
-        return False
-    threshold = ordered[keep - 1]
-    kept = int((ordered[:keep] == threshold).sum())
-    removed = int((ordered[keep:] == threshold).sum())
-    some = max(10, keep // 20 + 1)
-    return min(kept, removed) >= some or kept + removed == n
-
-
-@given(
-    st.integers(1, 400), st.integers(0, 400), st.integers(1, 40), st.integers(0, 460)
-)
-def test_ties_are_refused_where_they_decide(n, zeros, values, keep):
-    tensors = {
-        "a": torch.cat([torch.randn(n), torch.zeros(zeros)]),
-        "b": torch.randint(-values, values + 1, (60,)) / 4,
-    }
-    total = n + zeros + 60
-    keep = max(1, min(keep, total))
-    sparsity = 1 - keep / total
-    wanted = truth.keep_largest(tensors, keep)
-    found = fp.select_masks(tensors, sparsity, ties="position")
-    assert all(torch.equal(found[name], wanted[name]) for name in tensors)
-    if tied(tensors, keep):
-        for choose in (
-            lambda: fp.select_masks(tensors, sparsity),
-            lambda: fp.select_masks(tensors, [0.0, sparsity]),
-            lambda: select.select_over_devices(tensors, keep, "error"),
-        ):
-            with pytest.raises(fp.FisherpruneError, match="scores must decide which"):
-                choose()
-    else:
-        assert fp.select_masks(tensors, sparsity) == found
-        assert found == select.select_over_devices(tensors, keep, "error")
-
-
-@pytest.mark.parametrize("keep", [30, 199, 200, 400])
-def test_how_many_ties_decide(keep):
-    """More than a twentieth of the kept weights and at least 10, on either side."""
-    some = {30: 10, 199: 10, 200: 11, 400: 21}[keep]
-    for kept, removed in ((some, some), (some - 1, some), (some, some - 1)):
-        above, below = torch.rand(keep - kept) + 2, torch.rand(500)
-        scores = {"a": torch.cat([above, below, torch.ones(kept + removed)])}
-        options = {"sparsity": 1 - keep / scores["a"].numel()}
-        if (kept, removed) == (some, some):
-            with pytest.raises(fp.FisherpruneError, match="scores must decide"):
-                fp.select_masks(scores, **options)
-        else:
-            assert fp.select_masks(scores, **options).kept() == keep
-
-
-def test_the_message_names_the_parameters_with_the_most_ties():
-    scores = {"a": torch.rand(100), "b": torch.zeros(2000), "c": torch.zeros(3000)}
-    with pytest.raises(
-        fp.FisherpruneError,
-        match=r"but 5,000 equal scores of 0 compete for 2,450 places, most of them in "
-        r"'c' \(3,000\), 'b' \(2,000\): such are .* ties=.position. keeps the first",
-    ):
-        fp.select_masks(scores, 0.5)
-    assert fp.select_masks(scores, 0.99).kept() == 51  # decided by the others
-    for scope in ("layer", "erk"):
-        with pytest.raises(fp.FisherpruneError, match="in 'c' .3,000., 'b' .2,000.:"):
-            fp.select_masks(scores, 0.5, scope)
-        masks = fp.select_masks(scores, 0.5, scope, ties="position")
-        assert masks["b"][: int(masks["b"].sum())].all()
-
-
-def test_scores_that_tie_and_decide():
-    """Rounding, masks from before, scores of a whole layer, all or nothing kept."""
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(200_000, generator=generator) ** 2
-    for power in (1, 4):
-        rounded = {"a": (scores**power).bfloat16()}
-        for sparsity in (0.5, 0.8, 0.9, 0.98, 0.999):
-            fp.select_masks(rounded, sparsity)
-    masked = scores * (torch.rand(200_000, generator=generator) < 0.4)
-    fp.select_masks({"a": masked}, [0.7, 0.9])
-    fp.select_masks({"a": torch.zeros(1000), "b": torch.rand(9000)}, 0.5)
-    fp.select_masks({"a": torch.rand(500).repeat(2)}, 0.499)
-    fp.select_masks({"a": torch.zeros(1000)}, 0.0)
-    fp.select_masks({"a": torch.zeros(0), "b": torch.rand(5)}, 0.5, "layer")
-    fp.select_masks({"a": torch.rand(1000), "b": torch.ones(20)}, 1.0)
 
 
 def test_scores_of_other_kinds_are_named():

@@ -219,9 +219,9 @@ def test_mixed_devices_are_refused():
 # ---- global_topk ----
 
 
-def assert_topk(scores, keep):
-    masks, thresholds = ops.global_topk([s.cuda() for s in scores], keep)
-    expected, levels = reference.global_topk(scores, keep)
+def assert_topk(scores, keep, ranks=()):
+    masks, thresholds = ops.global_topk([s.cuda() for s in scores], keep, ranks=ranks)
+    expected, levels = reference.global_topk(scores, keep, ranks=ranks)
     assert torch.equal(thresholds.cpu(), levels)
     for got, want in zip(masks, expected, strict=True):
         assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
@@ -232,7 +232,10 @@ def assert_topk(scores, keep):
 @pytest.mark.parametrize("name", VALUES)
 def test_topk(name, n):
     scores, keep = case(name, n)
-    assert_topk([torch.from_numpy(s) for s in scores], keep)
+    scores = [torch.from_numpy(s) for s in scores]
+    assert_topk(scores, keep)
+    assert_topk(scores, keep[:2], ranks=keep[2:])
+    assert_topk(scores, [], ranks=keep)
 
 
 @needs_gpu
@@ -284,6 +287,7 @@ def test_opcheck_of_topk():
     scores = [torch.randn(5, 3), torch.randn(0), torch.randn(8, 2).T]
     scores, op = [s.cuda() for s in scores], torch.ops.fisherprune
     opcheck(op.global_topk, (scores, [0, 4, 31]))
+    opcheck(op.global_topk, (scores, [4], [0, 31]))
     opcheck(op.topk_histogram, (scores, 1, 1, 8))
     opcheck(op.topk_masks, (scores, 0.5, [1, 0, 2]))
 
@@ -322,7 +326,7 @@ def test_ops_run_in_a_captured_graph():
 
     def step():
         ops.grad_moments(input, grad, *sums, **options)
-        return torch.ops.fisherprune.global_topk(sums, keep)
+        return torch.ops.fisherprune.global_topk(sums, keep, keep)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -333,10 +337,10 @@ def test_ops_run_in_a_captured_graph():
         s.zero_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        masks, _, _ = step()
+        masks, thresholds, _ = step()
     graph.replay()
-    captured = [x.clone() for x in (*sums, *masks)]
+    captured = [x.clone() for x in (*sums, *masks, thresholds)]
     for s in sums:
         s.zero_()
-    masks, _, _ = step()
-    assert all(map(torch.equal, captured, (*sums, *masks)))
+    masks, thresholds, _ = step()
+    assert all(map(torch.equal, captured, (*sums, *masks, thresholds)))

@@ -62,8 +62,26 @@ def test_equals_reference_on_any_lists(data):
     lists = data.draw(st.lists(st.lists(value, max_size=20), min_size=1, max_size=5))
     scores = [torch.tensor(x, dtype=torch.float32) for x in lists]
     total = sum(s.numel() for s in scores)
-    keep = data.draw(st.lists(st.integers(0, total), max_size=4))
+    numbers = st.lists(st.integers(0, total), max_size=4)
+    keep, ranks = data.draw(numbers), data.draw(numbers)
+    found = ops.global_topk(scores, keep, ranks=ranks)
+    assert_same(found, reference.global_topk(scores, keep, ranks=ranks))
     assert_same(ops.global_topk(scores, keep), reference.global_topk(scores, keep))
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("name", topk_cases.VALUES)
+def test_ranks_give_thresholds_alone(name, n):
+    """The masks are those of calls without ranks, the thresholds those of masks."""
+    arrays, keep = topk_cases.case(name, n)
+    scores = tensors_of(arrays)
+    masks, thresholds = ops.global_topk(scores, keep)
+    found = ops.global_topk(scores, keep[:3], ranks=keep[3:])
+    assert_same(found, (masks[:3], thresholds))
+    assert_same(ops.global_topk(scores, [], ranks=keep), ([], thresholds))
+    sorted_ = torch.cat([s.flatten() for s in scores]).sort(descending=True).values
+    levels = [float(sorted_[k - 1]) if k else float("inf") for k in keep]
+    assert thresholds.tolist() == levels
 
 
 @pytest.mark.parametrize("name", ["gaussian", "few_distinct", "late_ties", "extremes"])
@@ -121,21 +139,24 @@ def test_scalars_empty_tensors_and_no_k():
     assert masks == [] and thresholds.shape == (0,)
     masks, thresholds = ops.global_topk([torch.empty(0)], [0])
     assert masks[0][0].shape == (0,) and thresholds.tolist() == [float("inf")]
+    masks, thresholds = ops.global_topk([torch.empty(0)] * 2, [], ranks=[0, 0])
+    assert masks == [] and thresholds.tolist() == [float("inf")] * 2
 
 
 @pytest.mark.parametrize("n", [5, 100_000])
+@pytest.mark.parametrize("ranks", [[], [0], [2, 0]])
 @pytest.mark.parametrize("keep", [[], [0], [3], [1, 2, 4]])
-def test_nonfinite_entries_are_counted_per_tensor(n, keep):
+def test_nonfinite_entries_are_counted_per_tensor(n, keep, ranks):
     bad = [float("nan"), float("inf"), -float("inf"), -float("nan")]
     scores = [torch.randn(n) for _ in range(4)]
     for i, count in enumerate([0, 1, n // 2, n]):
         places = torch.randperm(n)[:count]
         scores[i][places] = torch.tensor(bad)[torch.randint(4, (count,))]
-    nonfinite = torch.ops.fisherprune.global_topk(scores, keep)[2]
+    nonfinite = torch.ops.fisherprune.global_topk(scores, keep, ranks)[2]
     assert nonfinite.tolist() == [0, 1, n // 2, n]
     message = rf"scores\[1\] must be finite, 1 of {n} entries are NaN or infinite"
     with pytest.raises(FisherpruneError, match=message):
-        ops.global_topk(scores, keep)
+        ops.global_topk(scores, keep, ranks=ranks)
 
 
 @pytest.mark.parametrize("digit_bits", [1, 8, 11, 16])
@@ -197,6 +218,8 @@ def test_opcheck():
     scores = [torch.randn(5, 3), torch.randn(0), torch.randn(8, 2).T]
     op = torch.ops.fisherprune
     opcheck(op.global_topk, (scores, [0, 4, 31]))
+    opcheck(op.global_topk, (scores, [4], [0, 31]))
+    opcheck(op.global_topk, (scores, [], [5]))
     opcheck(op.topk_histogram, (scores, 1, 1, 8))
     opcheck(op.topk_masks, (scores, 0.5, [1, 0, 2]))
 
@@ -213,6 +236,10 @@ X = torch.zeros(4)
          "global_topk: keep must lie in [0, 4], got -1"),
         (lambda: ops.global_topk([X, X], [1, 9]),
          "global_topk: keep must lie in [0, 8], got 9"),
+        (lambda: ops.global_topk([X], [1], ranks=[2, -1]),
+         "global_topk: ranks must lie in [0, 4], got -1"),
+        (lambda: ops.global_topk([X, X], [1], ranks=[9]),
+         "global_topk: ranks must lie in [0, 8], got 9"),
         (lambda: ops.global_topk([], [1]),
          "global_topk: scores must hold at least one tensor"),
         (lambda: ops.global_topk([X, X.to("meta")], [1]),
@@ -267,8 +294,9 @@ def test_every_capability_selects_alike(capability):
         "print(kernels.cpu_capability())\n"
         "for n in (5, 1000, 70_001, 300_000):\n"
         "    s = [torch.randn(n), torch.randn(n).round(decimals=1)]\n"
-        "    keep = [1, n // 3, n, 2 * n]\n"
-        "    found, wanted = (o.global_topk(s, keep) for o in (ops, reference))\n"
+        "    keep, ranks = [1, n // 3, n, 2 * n], [2, n // 2]\n"
+        "    call = lambda o: o.global_topk(s, keep, ranks=ranks)\n"
+        "    found, wanted = call(ops), call(reference)\n"
         "    assert torch.equal(found[1], wanted[1])\n"
         "    for a, b in zip(found[0], wanted[0]):\n"
         "        assert all(torch.equal(x, y) for x, y in zip(a, b))\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import truth
-from checks import assert_moments, refused
+from checks import assert_moments
 from nets import Mixing, batches, data
 from torch import nn
 from torch.overrides import wrap_torch_function
@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherprune as fp
 from fisherprune.persample import LayerCall, Rows
-from fisherprune.persample.layers import base, conv
+from fisherprune.persample import registry as base
+from fisherprune.persample.layers import conv
 
 
 @pytest.fixture
@@ -66,15 +67,19 @@ class Scaled(Mixing):
 def test_a_layer_of_ones_own(group_size, registry):
     model, (x, y) = Scaled(), data((3, 4))
     parameters = dict(model.named_parameters())
-    refused(model, x, y, "'scale', of Scaled, is used outside", parameters=parameters)
+    expected = truth.moments(model, x, y, parameters, group_size)
+    options = {"parameters": parameters, "group_size": group_size}
+    without = fp.gradient_moments(model, batches(x, y, 5), **options)
+    assert_moments(without, expected)
+    assert without.paths["scale"] == ("vmap",)
 
     @fp.register_layer(scaled)
     def sort_out(input, weight, shift=None):
         return LayerCall(Scaling(), input, weight, shift, reads_input=False)
 
-    expected = truth.moments(model, x, y, parameters, group_size)
-    options = {"parameters": parameters, "group_size": group_size}
-    assert_moments(fp.gradient_moments(model, batches(x, y, 5), **options), expected)
+    found = fp.gradient_moments(model, batches(x, y, 5), **options)
+    assert_moments(found, expected)
+    assert found.paths["scale"] == ("scaled",)
     diagonal = fp.gauss_newton_diagonal(model, [(x, y)], parameters=parameters)
     for name, wanted in truth.gauss_newton_diagonal(model, x, parameters).items():
         assert truth.relative_error(diagonal[name], wanted) < 1e-4, name
@@ -85,37 +90,48 @@ def test_a_layer_of_ones_own(group_size, registry):
     )
 
 
-class Volume:
-    """conv3d without padding, by per-sample gradients that are multiplied out."""
+@dataclass(frozen=True)
+class Distances:
+    """cdist: how far features are from centers, ``[N, in] -> [N, out]``."""
+
+    centers: torch.Tensor
 
     def forward(self, input, weight, bias):
-        return F.conv3d(input, weight, bias)
+        return torch.cdist(input, weight)
+
+    def directions(self, input):
+        difference = input.unsqueeze(1) - self.centers
+        return difference / difference.norm(dim=2, keepdim=True)
 
     def input_grad(self, grad, input, weight):
-        return F.conv_transpose3d(grad, weight)
+        return (grad.unsqueeze(2) * self.directions(input)).sum(1)
 
     def weight_grads(self, grad, input, shape):
-        patches = input
-        for dim, size in enumerate(shape[2:], 2):
-            patches = patches.unfold(dim, size, 1)
-        return Rows(torch.einsum("nopqr,ncpqrxyz->nocxyz", grad, patches))
-
-    def bias_grads(self, grad):
-        return Rows(grad.sum((2, 3, 4)))
+        return Rows(-grad.unsqueeze(2) * self.directions(input))
 
 
-def test_a_conv3d_that_was_registered_is_scored(registry):
-    @fp.register_layer(F.conv3d)
-    def sort_out(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return LayerCall(Volume(), input, weight, bias, dims=5, weight_dims=5)
+class Prototypes(nn.Module):
+    def __init__(self, features, count):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, features))
 
-    net = nn.Sequential(nn.Conv3d(2, 3, 2), nn.Tanh(), nn.Conv3d(3, 2, 2))
-    model = nn.Sequential(net, nn.Flatten(), nn.Linear(16, 5))
-    x, y = data((2, 4, 4, 4))
+    def forward(self, x):
+        return torch.cdist(x, self.weight)
+
+
+def test_a_function_of_torch_that_was_registered_is_scored(registry):
+    @fp.register_layer(torch.cdist)
+    def sort_out(x1, x2, p=2.0, compute_mode=None):
+        return LayerCall(Distances(x2.detach()), x1, x2, None, dims=2, weight_dims=2)
+
+    net = nn.Sequential(nn.Linear(4, 6), Prototypes(6, 7), nn.Tanh(), Prototypes(7, 5))
+    model, (x, y) = nn.Sequential(net, nn.Linear(5, 5)), data((4,))
     parameters = dict(model.named_parameters())
     found = fp.gradient_moments(model, batches(x, y, 5), parameters=parameters)
     assert_moments(found, truth.moments(model, x, y, parameters))
-    assert fp.score(model, [(x, y)], "grasp").keys() == {"0.0.weight", "0.2.weight"}
+    chosen = fp.prunable_parameters(model, modules=(Prototypes,))
+    scores = fp.score(model, [(x, y)], "fts", parameters=chosen)
+    assert scores.keys() == {"0.1.weight", "0.3.weight"}
 
 
 def test_a_function_is_registered_once(registry):

@@ -9,7 +9,7 @@ from torch import nn
 
 import fisherprune as fp
 from fisherprune import models
-from fisherprune.masks.select import keep_count
+from fisherprune.masks.counts import keep_count
 from fisherprune.scoring.criteria import CRITERIA, Statistics, get_criterion
 from fisherprune.streams import stream
 

@@ -6,13 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 import truth
-from checks import assert_moments, refused
+from checks import assert_losses, assert_moments, refused
 from nets import Mixing, batches, data
 from torch import nn
 
 import fisherprune as fp
 from fisherprune.errors import FisherpruneWarning
 from fisherprune.statistics.hessian_gradient import hessian_gradient_product
+from fisherprune.statistics.losses import (
+    checked_losses,
+    checked_sample_losses,
+    sample_losses_of,
+)
 
 
 def network():
@@ -134,15 +139,88 @@ def test_positions_and_classes_of_one_number_are_asked_for():
     fp.gradient_moments(net, [(x, y)], F.cross_entropy, parameters=named(net))
 
 
-def test_a_loss_that_is_not_of_its_samples_is_told():
-    net, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.randint(3, (50,))
-    weight = torch.tensor([1.0, 1.1, 1.0])
+def unlikely():
+    """Return a network, samples and weights, both greatest for the rarest class."""
+    net, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.arange(50) % 3
+    with torch.no_grad():
+        net.bias[1] -= 9
 
     def weighted(outputs, labels):
-        return F.cross_entropy(outputs, labels, weight)
+        return F.cross_entropy(outputs, labels, torch.tensor([1.0, 1.5, 1.0]))
 
+    return net, (x, y), weighted
+
+
+def test_a_loss_that_is_not_of_its_samples_is_told():
+    net, batch, weighted = unlikely()
     with pytest.warns(FisherpruneWarning, match="loss_fn: of the first batch"):
-        fp.gradient_moments(net, [(x, y)], weighted, parameters=named(net))
+        fp.gradient_moments(net, [batch], weighted, parameters=named(net))
+
+
+@pytest.mark.parametrize("loss_fn", [None, F.cross_entropy, nn.CrossEntropyLoss()])
+def test_losses_of_a_function_of_outputs(loss_fn):
+    net, x, y = nn.Linear(4, 3), torch.randn(7, 4), torch.randint(3, (7,))
+    losses = sample_losses_of(loss_fn)
+    assert_losses(
+        losses, net, (x, y), lambda m, one: F.cross_entropy(m(one[0]), one[1])
+    )
+
+
+def test_losses_of_a_function_of_outputs_are_checked_as_ever():
+    with pytest.raises(fp.FisherpruneError, match="loss_fn must be a function"):
+        sample_losses_of("cross_entropy")
+    net, batch, weighted = unlikely()
+    losses = sample_losses_of(weighted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses(net, (batch[0][:1], batch[1][:1]))  # a lone sample is no batch
+    with pytest.warns(FisherpruneWarning, match="loss_fn: of the first batch it is"):
+        losses(net, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses(net, batch)  # not the first one
+    with pytest.raises(fp.FisherpruneError, match=r"labels must lie in \[0, 3\)"):
+        sample_losses_of(None)(net, (batch[0], batch[1] + 1))
+
+
+@pytest.mark.parametrize("losses", [None, "losses", nn.Linear, nn.CrossEntropyLoss()])
+def test_losses_of_batches_that_are_no_functions(losses):
+    match = r"losses must be a function \(model, batch\) -> Tensor \[N\], .*, got "
+    with pytest.raises(fp.FisherpruneError, match=match):
+        checked_losses(losses)
+    assert checked_losses(fp.losses.binary) is fp.losses.binary
+
+
+@pytest.mark.parametrize(
+    "returned, got",
+    [
+        (None, "NoneType"),
+        ([1.0] * 4, "list"),
+        (torch.zeros(()), r"float32 \[\]"),
+        (torch.zeros(3), r"float32 \[3\]"),
+        (torch.zeros(4, 1), r"float32 \[4, 1\]"),
+        (torch.zeros(4, dtype=torch.long), r"int64 \[4\]"),
+        (torch.zeros(4, dtype=torch.cfloat), r"complex64 \[4\]"),
+    ],
+)
+def test_results_that_are_not_a_loss_for_each_sample(returned, got):
+    match = rf"one floating-point loss for each of the batch's 4 .*\[4\], got {got}$"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        checked_sample_losses(returned, 4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_results_that_are_not_finite(bad):
+    losses = torch.rand(4, requires_grad=True) * torch.tensor([1, 1, bad, 1])
+    with pytest.raises(fp.FisherpruneError, match=f"finite, got {bad} for sample 2 of"):
+        checked_sample_losses(losses, 4)
+
+
+def test_results_that_depend_on_nothing():
+    with pytest.raises(fp.FisherpruneError, match="depend on any parameter of the mod"):
+        checked_sample_losses(torch.rand(4), 4)
+    losses = torch.rand(4, dtype=torch.float64, requires_grad=True)
+    assert checked_sample_losses(losses, 4) is losses
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

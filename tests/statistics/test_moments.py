@@ -349,9 +349,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("uses, groups, group_size", [(3, 1, 1), (5, 3, 2), (4, 1, 13)])
 def test_many_uses_of_a_layer(uses, groups, group_size, joined_bytes, monkeypatch):
     # By the smaller number of bytes, every group is joined by itself.
-    monkeypatch.setattr(
-        "fisherprune.persample.contributions.JOINED_BYTES", joined_bytes
-    )
+    monkeypatch.setattr("fisherprune.persample.factors.STREAM_BYTES", joined_bytes)
     model, (x, y) = Recurrent(uses, groups), data((3, 5, 5))
     parameters = dict(model.named_parameters())
     expected = truth.moments(model, x, y, parameters, group_size)

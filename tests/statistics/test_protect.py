@@ -37,13 +37,19 @@ def test_bad_arguments():
 
 def test_bad_parameters():
     x, y = data((3, 9, 9))
-    model = conv_net()
-    chosen = fp.prunable_parameters(model)
-    model[3].weight.requires_grad_(False)
-    match = r"'3.weight' is frozen \(requires_grad=False\)"
-    refused(model, x, y, match, parameters=chosen)
-    for dtype in (torch.float64, torch.bfloat16, torch.complex64):
-        refused(conv_net().to(dtype), x, y, f"must be float32, got {dtype}")
+    match = "'0.weight' must be of floating-point numbers, got torch.complex64"
+    refused(conv_net().to(torch.complex64), x, y, match)
+
+
+def test_frozen_parameters_stay_frozen():
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    chosen = dict(model.named_parameters())
+    expected = truth.moments(model, x, y, chosen)
+    model.requires_grad_(False)
+    model[3].weight.requires_grad_(True)
+    assert_moments(fp.gradient_moments(model, [(x, y)], parameters=chosen), expected)
+    refused(model, x, y + 5, "labels must lie in", parameters=chosen)
+    assert [n for n, p in chosen.items() if p.requires_grad] == ["3.weight"]
 
 
 def test_models_that_are_none():
@@ -145,7 +151,7 @@ def test_buffers_are_left_as_found(criterion):
     fp.score(model, batches(x, y, 5), criterion)
     assert model.seen == 0 and model.average is average and (average == 1).all()
     model.forward = lambda x: 0 / 0
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(fp.FisherpruneError, match="ZeroDivisionError"):
         fp.score(model, [(x, y)], criterion)
     assert model.seen == 0 and model.average is average
 

@@ -1,9 +1,14 @@
-"""Masks to try, and what must hold under them."""
+"""Scores and masks to try, and what must hold under them."""
 
 import torch
 
 import fisherprune as fp
 from fisherprune.masks.masks import Masks
+
+
+def scores_of(*shapes):
+    """Return random scores by name."""
+    return {f"layer{i}": torch.randn(shape) for i, shape in enumerate(shapes)}
 
 
 def half_masks(model):

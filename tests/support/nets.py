@@ -9,7 +9,7 @@ from torch import nn
 def randomized(model):
     """Give BatchNorm layers statistics as after training, so that eval mode shows."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -85,6 +85,33 @@ class Mixing(nn.Module):
 
     def forward(self, x):
         return self.head(self.mix(self, self.fc(x)))
+
+
+class Own(nn.Module):
+    """A module of given parts and a given forward pass, ``forward(module, x)``."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.run = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+class RowByRow(nn.Module):
+    """Runs a layer for each sample by itself, so no call has all; inputs [N, T, 4]."""
+
+    def __init__(self, mix=lambda h: h):
+        super().__init__()
+        self.fc, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.head, self.mix = nn.Linear(6, 5), mix
+        randomized(self)
+
+    def forward(self, x):
+        h = torch.stack([torch.tanh(self.fc(row)).sum(0) for row in x])
+        return self.head(self.mix(self.norm(h)))
 
 
 def batches(x, y, size):

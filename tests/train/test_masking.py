@@ -10,7 +10,7 @@ from trainings import images_of
 import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
-from fisherprune.masks.select import keep_count
+from fisherprune.masks.counts import keep_count
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed

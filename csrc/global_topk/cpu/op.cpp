@@ -16,6 +16,8 @@
 namespace fisherprune::cpu::global_topk {
 namespace {
 
+constexpr float kAboveAll = std::numeric_limits<float>::infinity();  // of rank 0
+
 Task task_of(const ScoreList& list) { return Task(list.scores, in_parallel); }
 
 // To touch fresh memory for the first time, in pages of 4 KB, is a large part of a
@@ -53,26 +55,31 @@ std::vector<uint8_t*> bytes_of(const std::vector<Tensor>& masks) {
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk_op(
-    std::vector<Tensor> scores, std::vector<int64_t> keep) {
+    std::vector<Tensor> scores, std::vector<int64_t> keep, std::vector<int64_t> ranks) {
   const ScoreList list = score_list("global_topk", scores);
-  check_keep("global_topk", keep, list.total);
+  check_ranks("global_topk", "keep", keep, list.total);
+  check_ranks("global_topk", "ranks", ranks, list.total);
   std::vector<Tensor> masks;
   std::vector<Query> queries;
   for (const int64_t k : keep) {
     const std::vector<Tensor> own = empty_masks(list);
     masks.insert(masks.end(), own.begin(), own.end());
-    queries.push_back(
-        k ? Query(k, bytes_of(own))
-          : fixed_query(bytes_of(own), std::numeric_limits<float>::infinity()));
+    queries.push_back(k ? Query(k, bytes_of(own))
+                        : fixed_query(bytes_of(own), kAboveAll));
   }
+  for (const int64_t k : ranks)
+    if (k) queries.push_back(Query(k, {}));
   const std::vector<int64_t> bad = select(task_of(list), queries);
   Tensor nonfinite = torch::stable::new_empty(
       scores[0], {static_cast<int64_t>(scores.size())}, ScalarType::Long);
   std::copy(bad.begin(), bad.end(), static_cast<int64_t*>(nonfinite.data_ptr()));
   Tensor thresholds = torch::stable::new_empty(
-      scores[0], {static_cast<int64_t>(keep.size())}, ScalarType::Float);
+      scores[0], {static_cast<int64_t>(keep.size() + ranks.size())}, ScalarType::Float);
   float* threshold = static_cast<float*>(thresholds.data_ptr());
-  for (const Query& q : queries) *threshold++ = value_of(q.threshold);
+  const Query* query = queries.data();
+  for (size_t i = 0; i < keep.size(); ++i) *threshold++ = value_of(query++->threshold);
+  for (const int64_t k : ranks)
+    *threshold++ = k ? value_of(query++->threshold) : kAboveAll;
   return {masks, thresholds, nonfinite};
 }
 

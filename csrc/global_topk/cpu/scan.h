@@ -79,8 +79,8 @@ struct Inside {
 struct BlockLoops {
   // Writes the codes of the block's scores, returns how many are NaN or infinite.
   int64_t (*encode)(Block& block, Coding coding);
-  // Writes the block's mask, 1 where a score is above the range and 0 elsewhere; lists
-  // the scores inside; returns how many are above.
+  // Writes the block's mask, 1 where a score is above the range and 0 elsewhere, unless
+  // it is null; lists the scores inside; returns how many are above.
   int64_t (*split)(const Block& block, CodeRange range, uint8_t* mask, Inside& inside);
   // Makes masks that were written past the caches visible to all threads.
   void (*publish)();
@@ -130,7 +130,7 @@ FISHERPRUNE_INLINE int64_t split_loop(const Block& block, CodeRange range,
     in[j] = static_cast<uint8_t>(block.code[j] - range.low) <= width;
     above += over[j];
   }
-  memcpy(mask, over, block.size);
+  if (mask) memcpy(mask, over, block.size);
   memset(in + block.size, 0, tuning::kBlock - block.size);
   inside.count = 0;
   for (int64_t j = 0; j < block.size; j += 64) {

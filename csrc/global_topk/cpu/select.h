@@ -56,7 +56,7 @@ inline int64_t count_of(const Inside& inside) {
   return count;
 }
 
-// One query in one chunk.
+// One query in one chunk; its mask is null where it has none.
 struct Share {
   Candidates& candidates;
   bool collects;
@@ -67,7 +67,8 @@ struct Share {
   // or collects it, too.
   void take(const Block& block, CodeRange range) {
     Inside inside;
-    find.counts.above += block_loops().split(block, range, mask + block.at, inside);
+    uint8_t* const own = mask ? mask + block.at : nullptr;
+    find.counts.above += block_loops().split(block, range, own, inside);
     find.counts.inside +=
         collects ? append(block, inside, candidates) : count_of(inside);
   }
@@ -96,8 +97,8 @@ struct Collection {
     const Chunk& chunk = task.chunks[c];
     std::vector<Share> shares;  // other threads write beside the queries' own finds
     for (size_t q = 0; q < queries.size(); ++q) {
-      uint8_t* const mask = queries[q]->masks[chunk.tensor] + chunk.first;
-      shares.push_back({*candidates[q], collects(q), mask, Find()});
+      shares.push_back(
+          {*candidates[q], collects(q), queries[q]->mask_of(chunk), Find()});
       shares[q].find.in = candidates[q];
       shares[q].find.first = candidates[q]->keys.size();
     }
@@ -247,10 +248,11 @@ inline void settle(const Find& find, uint32_t threshold, uint8_t* mask) {
   }
 }
 
-// Completes the masks inside the bracket.
+// Completes the masks inside the bracket, where there are masks.
 inline void finish_chunk(const Task& task, int64_t c, Query& q) {
   const Chunk& chunk = task.chunks[c];
-  uint8_t* const mask = q.masks[chunk.tensor] + chunk.first;
+  uint8_t* const mask = q.mask_of(chunk);
+  if (mask == nullptr) return;
   if (q.next.bracket.single())
     keep_ties(task, chunk, q.finds[c], q.threshold, mask);
   else

@@ -62,13 +62,13 @@ struct Find {
   const uint32_t* end() const { return begin() + count; }
 };
 
-// The masks of the `keep` largest entries, and the state of the search for their
-// threshold.
+// The masks of the `keep` largest entries, or no masks, and the state of the search for
+// their threshold.
 struct Query {
   Query(int64_t k, std::vector<uint8_t*> bytes) : keep(k), masks(std::move(bytes)) {}
 
   int64_t keep;
-  std::vector<uint8_t*> masks;  // one per tensor
+  std::vector<uint8_t*> masks;  // one per tensor; none for the threshold alone
   bool fixed = false;           // the threshold is given: there is no search
   bool done = false;
   Known known;
@@ -77,6 +77,10 @@ struct Query {
   std::vector<std::unique_ptr<Candidates>> candidates;  // one per thread
   uint32_t threshold = 0;
 
+  // Null where the query has no masks.
+  uint8_t* mask_of(const Chunk& chunk) const {
+    return masks.empty() ? nullptr : masks[chunk.tensor] + chunk.first;
+  }
   bool collects() const { return !done && !next.crowded; }
   bool counts() const { return !done && next.crowded; }
 };

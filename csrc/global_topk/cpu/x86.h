@@ -36,7 +36,8 @@ FISHERPRUNE_AVX2 inline int64_t split_avx2(const Block& block, CodeRange range,
       const __m256i up_to_high = _mm256_cmpeq_epi8(_mm256_min_epu8(code, high), code);
       const __m256i from_low = _mm256_cmpeq_epi8(_mm256_max_epu8(code, low), code);
       const __m256i bytes = _mm256_andnot_si256(up_to_high, one);
-      whole_lines ? _mm256_stream_si256(to, bytes) : _mm256_storeu_si256(to, bytes);
+      if (mask)
+        whole_lines ? _mm256_stream_si256(to, bytes) : _mm256_storeu_si256(to, bytes);
       const uint32_t within =
           _mm256_movemask_epi8(_mm256_and_si256(up_to_high, from_low));
       above += 32 - __builtin_popcount(_mm256_movemask_epi8(up_to_high));
@@ -133,7 +134,7 @@ FISHERPRUNE_AVX512 inline int64_t split_avx512(const Block& block, CodeRange ran
     uint64_t over = _mm512_cmpgt_epu8_mask(code, high);
     uint64_t in = _mm512_mask_cmpge_epu8_mask(~over, code, low);
     if (count < 64) over = _bzhi_u64(over, count), in = _bzhi_u64(in, count);
-    write_mask(over, count, mask + j);
+    if (mask) write_mask(over, count, mask + j);
     above += __builtin_popcountll(over);
     inside.word[j / 64] = in;
     inside.listed[listed] = static_cast<uint8_t>(j / 64);

@@ -19,26 +19,28 @@ inline int64_t chunks_of(const std::vector<Scores>& scores) {
   return chunks;
 }
 
-// The device memory of up to TOPK_KEEPS selections that share their passes: where each
-// part begins, in words. The first launch fills it with zeros up to `entries`, and
-// stores the host's tables behind them. There is a cut for each selection, or for each
-// tensor. Bins take 16 KiB and 32 KiB for each selection; ties take 256 bytes for each
-// selection and 2^20 scores.
+// The device memory of up to TOPK_KEEPS selections that share their passes, the first
+// `masked` of them with masks: where each part begins, in words. The first launch fills
+// it with zeros up to `entries`, and stores the host's tables behind them. There is a
+// cut for each selection with masks, or for each tensor. Bins take 16 KiB and 32 KiB
+// for each selection; ties take 256 bytes for each one with masks and 2^20 scores.
 struct TopkWorkspace {
-  int64_t bins, tickets, entries, selections, masks, cuts, ties, words;
+  int64_t masked, bins, tickets, entries, selections, masks, cuts, ties, words;
 
   static constexpr int64_t TICKETS = 4;  // three histograms and the ties
 
-  TopkWorkspace(const std::vector<Scores>& scores, int64_t n, int64_t bins_) {
+  TopkWorkspace(const std::vector<Scores>& scores, int64_t n, int64_t masked_,
+                int64_t bins_) {
     const int64_t tensors = static_cast<int64_t>(scores.size());
+    masked = masked_;
     bins = 0;
     tickets = bins + bins_;
     entries = tickets + TICKETS;
     selections = entries + tensors * sizeof(ScoreEntry) / sizeof(int64_t);
     masks = selections + n * sizeof(Selection) / sizeof(int64_t);
-    cuts = masks + n * tensors;
-    ties = cuts + std::max(n, tensors) * sizeof(Cut) / sizeof(int64_t);
-    words = ties + ceil_div(n * chunks_of(scores), 4);
+    cuts = masks + masked * tensors;
+    ties = cuts + std::max(masked, tensors) * sizeof(Cut) / sizeof(int64_t);
+    words = ties + ceil_div(masked * chunks_of(scores), 4);
   }
 };
 
@@ -75,7 +77,7 @@ struct TopkCall {
   int64_t* masks;
   Cut* cuts;
   uint16_t* ties;
-  int n;
+  int n, masked;
   unsigned grid;
   Stream stream;
 
@@ -83,7 +85,9 @@ struct TopkCall {
   TopkCall(const std::vector<Scores>& scores, const std::vector<int64_t>* ties_kept,
            const std::vector<Selection>& wanted, Zeros zeros, int64_t* memory,
            const TopkWorkspace& at, int multiprocessors, Stream on)
-      : n(static_cast<int>(wanted.size())), stream(on) {
+      : n(static_cast<int>(wanted.size())),
+        masked(static_cast<int>(at.masked)),
+        stream(on) {
     const std::vector<ScoreEntry> entries = entries_of(scores, ties_kept);
     std::vector<uint64_t> words;  // in the workspace's order
     append(words, entries);
@@ -146,10 +150,11 @@ inline void find_thresholds(const TopkCall& call, unsigned long long* nonfinite,
 }
 
 inline TieRule rule_of(const TopkCall& call, bool per_tensor) {
-  return {call.selections, call.n, per_tensor};
+  return {call.selections, call.masked, per_tensor};
 }
 
 inline void find_cuts(const TopkCall& call, bool per_tensor) {
+  if (call.masked == 0) return;
   launch(topk_count_ties_kernel, dim3(call.grid), TOPK_THREADS, TIES_BYTES, call.stream,
          call.table, rule_of(call, per_tensor), call.ties, call.cuts, call.tickets + 3);
 }
@@ -157,7 +162,7 @@ inline void find_cuts(const TopkCall& call, bool per_tensor) {
 // `masks` holds the masks of all tensors for the first selection, then for the next.
 inline void write_masks(const TopkCall& call, const std::vector<bool*>& masks,
                         bool per_tensor) {
-  if (call.n == 0) return;
+  if (call.masked == 0) return;
   std::vector<uint64_t> words;
   append(words, masks);
   upload(words, call.masks, call.stream);
@@ -168,32 +173,33 @@ inline void write_masks(const TopkCall& call, const std::vector<bool*>& masks,
 
 // ---- global_topk: up to TOPK_KEEPS selections a call ----
 
-inline TopkWorkspace topk_workspace(const std::vector<Scores>& scores, int64_t n) {
-  return {scores, n, (1 + 2 * n) * MOST_BINS};
+inline TopkWorkspace topk_workspace(const std::vector<Scores>& scores, int64_t n,
+                                    int64_t masked) {
+  return {scores, n, masked, (1 + 2 * n) * MOST_BINS};
 }
 
 // Does all but the masks: write_masks(..., false) must follow. The caller can allocate
-// the masks while the device works. `nonfinite` has a count for each tensor, or is null
-// where an earlier call has counted.
+// the masks, those of the first `masked` ranks, while the device works. `nonfinite` has
+// a count for each tensor, or is null where an earlier call has counted.
 inline TopkCall start_topk(const std::vector<Scores>& scores,
-                           const std::vector<int64_t>& keep, float* thresholds,
-                           int64_t* nonfinite, int64_t* memory, int multiprocessors,
-                           Stream stream) {
+                           const std::vector<int64_t>& ranks, int64_t masked,
+                           float* thresholds, int64_t* nonfinite, int64_t* memory,
+                           int multiprocessors, Stream stream) {
   std::vector<Selection> wanted;
-  for (const int64_t k : keep) wanted.push_back({k, k, 0, 0});
+  for (const int64_t k : ranks) wanted.push_back({k, k, 0, 0});
   const Zeros zeros{nonfinite, nonfinite ? static_cast<int64_t>(scores.size()) : 0};
   const TopkCall call(scores, nullptr, wanted, zeros, memory,
-                      topk_workspace(scores, static_cast<int64_t>(keep.size())),
-                      multiprocessors, stream);
+                      topk_workspace(scores, ranks.size(), masked), multiprocessors,
+                      stream);
   find_thresholds(call, reinterpret_cast<unsigned long long*>(nonfinite), thresholds);
-  if (call.n > 0) find_cuts(call, false);
+  find_cuts(call, false);
   return call;
 }
 
 // ---- topk_histogram ----
 
 inline TopkWorkspace histogram_workspace(const std::vector<Scores>& scores) {
-  return {scores, 1, 0};
+  return {scores, 1, 0, 0};
 }
 
 inline void run_topk_histogram(const std::vector<Scores>& scores, uint64_t prefix,
@@ -213,7 +219,7 @@ inline void run_topk_histogram(const std::vector<Scores>& scores, uint64_t prefi
 // ---- topk_masks ----
 
 inline TopkWorkspace masks_workspace(const std::vector<Scores>& scores) {
-  return {scores, 1, 0};
+  return {scores, 1, 1, 0};
 }
 
 inline void run_topk_masks(const std::vector<Scores>& scores, float threshold,

@@ -32,29 +32,34 @@ std::vector<bool*> add_masks(const ScoreList& list, size_t n,
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> global_topk_op(
-    std::vector<Tensor> scores, std::vector<int64_t> keep) {
+    std::vector<Tensor> scores, std::vector<int64_t> keep, std::vector<int64_t> ranks) {
   const ScoreList list = score_list("global_topk", scores);
-  check_keep("global_topk", keep, list.total);
+  check_ranks("global_topk", "keep", keep, list.total);
+  check_ranks("global_topk", "ranks", ranks, list.total);
+  const size_t masked = keep.size();
+  std::vector<int64_t> all = std::move(keep);
+  all.insert(all.end(), ranks.begin(), ranks.end());
   const DeviceGuard guard(scores[0].get_device_index());
   const Tensor nonfinite = empty_words(list, static_cast<int64_t>(scores.size()));
   const Tensor thresholds =
-      empty_tensor(list.op, scores[0], {static_cast<int64_t>(keep.size())},
+      empty_tensor(list.op, scores[0], {static_cast<int64_t>(all.size())},
                    aoti_torch_dtype_float32());
   std::vector<Tensor> masks;
   size_t first = 0;
   do {  // once with no selection, too: it counts what is not finite
-    const size_t last = std::min(first + TOPK_KEEPS, keep.size());
-    const std::vector<int64_t> some(keep.begin() + first, keep.begin() + last);
-    const Tensor memory = empty_words(
-        list, topk_workspace(list.scores, static_cast<int64_t>(some.size())).words);
+    const size_t last = std::min(first + TOPK_KEEPS, all.size());
+    const std::vector<int64_t> some(all.begin() + first, all.begin() + last);
+    const size_t own = std::clamp(masked, first, last) - first;
+    const Tensor memory =
+        empty_words(list, topk_workspace(list.scores, some.size(), own).words);
     const TopkCall call = start_topk(
-        list.scores, some, static_cast<float*>(thresholds.data_ptr()) + first,
+        list.scores, some, own, static_cast<float*>(thresholds.data_ptr()) + first,
         first == 0 ? words_of(nonfinite) : nullptr, words_of(memory), multiprocessors(),
         current_stream(scores[0]));
     // These are hundreds of allocations, while the device finds the thresholds.
-    write_masks(call, add_masks(list, some.size(), masks), false);
+    write_masks(call, add_masks(list, own, masks), false);
     first = last;
-  } while (first < keep.size());
+  } while (first < all.size());
   return {masks, thresholds, nonfinite};
 }
 

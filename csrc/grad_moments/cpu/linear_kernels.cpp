@@ -5,42 +5,9 @@
 
 namespace fisherprune::cpu::grad_moments::linear {
 
-#if defined(__x86_64__)
-namespace avx512 {
-#define FISHERPRUNE_TARGET __attribute__((target("avx512f")))
-#define FISHERPRUNE_LANES 16
-#define FISHERPRUNE_WIDE 1
-#include "grad_moments/cpu/linear_body.h"
-#undef FISHERPRUNE_TARGET
-#undef FISHERPRUNE_LANES
-#undef FISHERPRUNE_WIDE
-}  // namespace avx512
+#define FISHERPRUNE_BODY "grad_moments/cpu/linear_body.h"
+#include "grad_moments/cpu/each_capability.h"
 
-namespace avx2 {
-#define FISHERPRUNE_TARGET __attribute__((target("avx2,fma")))
-#define FISHERPRUNE_LANES 8
-#define FISHERPRUNE_WIDE 0
-#include "grad_moments/cpu/linear_body.h"
-#undef FISHERPRUNE_TARGET
-#undef FISHERPRUNE_LANES
-#undef FISHERPRUNE_WIDE
-}  // namespace avx2
-#endif
-
-namespace portable {
-#define FISHERPRUNE_TARGET
-#define FISHERPRUNE_LANES 4
-#define FISHERPRUNE_WIDE 0
-#include "grad_moments/cpu/linear_body.h"
-}  // namespace portable
-
-const Kernels& kernels(Capability capability) {
-#if defined(__x86_64__)
-  if (capability == Capability::avx512) return avx512::kTable;
-  if (capability == Capability::avx2) return avx2::kTable;
-#endif
-  (void)capability;
-  return portable::kTable;
-}
+const Kernels& kernels(Capability capability) { return table_of(capability); }
 
 }  // namespace fisherprune::cpu::grad_moments::linear

@@ -1,5 +1,4 @@
-// Compiles the micro-kernels for each set of vector instructions. It needs no compiler
-// flag: one binary serves all processors of an architecture.
+// Compiles the micro-kernels for each set of vector instructions.
 #include "grad_moments/cpu/microkernel.h"
 
 #include <numeric>
@@ -35,45 +34,14 @@ constexpr bool fits(const Microkernels& k) {
 
 }  // namespace
 
-#if defined(__x86_64__)
-namespace avx512 {
-#define FISHERPRUNE_TARGET __attribute__((target("avx512f")))
-#define FISHERPRUNE_LANES 16
-#define FISHERPRUNE_WIDE 1
-#include "grad_moments/cpu/microkernel_body.h"
-#undef FISHERPRUNE_TARGET
-#undef FISHERPRUNE_LANES
-#undef FISHERPRUNE_WIDE
-static_assert(fits(kTable));
-}  // namespace avx512
+#define FISHERPRUNE_BODY "grad_moments/cpu/microkernel_body.h"
+#include "grad_moments/cpu/each_capability.h"
 
-namespace avx2 {
-#define FISHERPRUNE_TARGET __attribute__((target("avx2,fma")))
-#define FISHERPRUNE_LANES 8
-#define FISHERPRUNE_WIDE 0
-#include "grad_moments/cpu/microkernel_body.h"
-#undef FISHERPRUNE_TARGET
-#undef FISHERPRUNE_LANES
-#undef FISHERPRUNE_WIDE
-static_assert(fits(kTable));
-}  // namespace avx2
+static_assert(fits(portable::kTable));
+#if defined(__x86_64__)
+static_assert(fits(avx2::kTable) && fits(avx512::kTable));
 #endif
 
-namespace portable {
-#define FISHERPRUNE_TARGET
-#define FISHERPRUNE_LANES 4
-#define FISHERPRUNE_WIDE 0
-#include "grad_moments/cpu/microkernel_body.h"
-static_assert(fits(kTable));
-}  // namespace portable
-
-const Microkernels& microkernels(Capability capability) {
-#if defined(__x86_64__)
-  if (capability == Capability::avx512) return avx512::kTable;
-  if (capability == Capability::avx2) return avx2::kTable;
-#endif
-  (void)capability;
-  return portable::kTable;
-}
+const Microkernels& microkernels(Capability capability) { return table_of(capability); }
 
 }  // namespace fisherprune::cpu::grad_moments

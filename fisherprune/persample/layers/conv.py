@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.contributions import Factors, Rows, summed_positions
-from fisherprune.persample.layers.base import LayerCall, register_layer
+from fisherprune.persample.contributions import Rows, summed_positions
+from fisherprune.persample.factors import Factors
+from fisherprune.persample.registry import LayerCall, register_layer
 
 Sizes = int | Sequence[int]
-Pair = tuple[int, int]
 
 
-def _pair(value: Sizes) -> Pair:
-    first, *rest = (value,) if isinstance(value, int) else value
-    return first, rest[0] if rest else first
+def numbers(value: Sizes, count: int) -> tuple[int, ...]:
+    """Return a size for each of ``count`` dimensions."""
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    return sizes * count if len(sizes) == 1 else sizes
 
 
 CPU_BYTES = 2 << 20
@@ -37,13 +39,34 @@ def _samples_at_once(input: Tensor) -> int:
     return max(1, bytes_at_once // (input[0].numel() * input.element_size()))
 
 
+def input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Tensor:
+    """Return the gradient of a convolution's input, some samples at a time.
+
+    ``size`` is stride, padding, dilation, transposed, output padding and groups.
+    """
+    at_once = _samples_at_once(input)
+    if at_once >= len(input):
+        return _input_grads(grad, input, weight, *size)
+    result = torch.empty_like(input)
+    parts = (t.split(at_once) for t in (result, grad, input))
+    for part, some_grad, some_input in zip(*parts, strict=True):
+        part.copy_(_input_grads(some_grad, some_input, weight, *size))
+    return result
+
+
+def _input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Tensor:
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, None, *size, (True, False, False)
+    )[0]
+
+
 @dataclass(frozen=True)
 class _Conv2d:
     """conv2d, zero-padded alike on both sides."""
 
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,20 +76,8 @@ class _Conv2d:
         )
 
     def input_grad(self, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        at_once = _samples_at_once(input)
-        if at_once >= len(input):
-            return self._input_grad(grad, input, weight)
-        result = torch.empty_like(input)
-        parts = (t.split(at_once) for t in (result, grad, input))
-        for part, some_grad, some_input in zip(*parts, strict=True):
-            part.copy_(self._input_grad(some_grad, some_input, weight))
-        return result
-
-    def _input_grad(self, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
         size = self.stride, self.padding, self.dilation, False, (0, 0), self.groups
-        return torch.ops.aten.convolution_backward(
-            grad, input, weight, None, *size, (True, False, False)
-        )[0]
+        return input_grads(grad, input, weight, *size)
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
@@ -102,7 +113,7 @@ class _Conv1d:
         return summed_positions(grad)
 
 
-def _padded(
+def padded(
     input: Tensor, weight: Tensor, padding: Sizes | str, dilation: Sequence[int]
 ) -> tuple[Tensor, Sizes]:
     """Turn "same" and "valid" into numbers; an uneven "same" pads the input itself."""
@@ -128,10 +139,10 @@ def conv1d(
     groups: int = 1,
 ) -> LayerCall:
     """Sort the arguments of ``F.conv1d`` out."""
-    (step, _), (spread, _) = _pair(stride), _pair(dilation)
-    input, numbers = _padded(input, weight, padding, [spread])
-    image = _Conv2d((1, step), (0, _pair(numbers)[0]), (1, spread), groups)
-    return LayerCall(_Conv1d(image), input, weight, bias, dims=3)
+    (step,), (spread,) = numbers(stride, 1), numbers(dilation, 1)
+    input, sides = padded(input, weight, padding, [spread])
+    image = _Conv2d((1, step), (0, *numbers(sides, 1)), (1, spread), groups)
+    return LayerCall(_Conv1d(image), input, weight, bias, dims=3, positions=False)
 
 
 @register_layer(F.conv2d)
@@ -145,7 +156,7 @@ def conv2d(
     groups: int = 1,
 ) -> LayerCall:
     """Sort the arguments of ``F.conv2d`` out."""
-    spread = _pair(dilation)
-    input, numbers = _padded(input, weight, padding, spread)
-    layer = _Conv2d(_pair(stride), _pair(numbers), spread, groups)
-    return LayerCall(layer, input, weight, bias, dims=4)
+    spread = numbers(dilation, 2)
+    input, sides = padded(input, weight, padding, spread)
+    layer = _Conv2d(numbers(stride, 2), numbers(sides, 2), spread, groups)
+    return LayerCall(layer, input, weight, bias, dims=4, positions=False)

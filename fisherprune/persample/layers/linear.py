@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.contributions import Factors, Rows, summed_positions
-from fisherprune.persample.layers.base import LayerCall, register_layer
+from fisherprune.persample.contributions import Rows, summed_positions
+from fisherprune.persample.factors import Factors
+from fisherprune.persample.registry import LayerCall, register_layer
 
 
 class _Linear:

@@ -120,20 +120,22 @@ void require_kept(const Case& c, const Masks& masks, int64_t keep) {
   c.require(got == kept, "masks");
 }
 
+// All queries but the last two have masks.
 void test_select(const Case& c, int threads, const topk::Sample& sample) {
   const int64_t n = c.size();
-  const std::vector<int64_t> keep{n / 10, 1, n, n / 2, n / 10, n - n / 3};
-  std::vector<Masks> masks(keep.size());
+  const std::vector<int64_t> keep{n / 10, 1, n, n / 2, n / 10, n - n / 3, n / 2 + 1, 1};
+  const size_t masked = keep.size() - 2;
+  std::vector<Masks> masks(masked);
   std::vector<topk::Query> queries;
   for (size_t q = 0; q < keep.size(); ++q) {
-    const auto bytes = bytes_of(c, masks[q]);
+    const auto bytes = q < masked ? bytes_of(c, masks[q]) : std::vector<uint8_t*>();
     queries.push_back(keep[q] ? topk::Query(keep[q], bytes)
                               : topk::fixed_query(bytes, INFINITY));
   }
   for (const int64_t bad : topk::select(task_of(c, threads), queries, sample))
     c.require(bad == 0, "nonfinite counts");
   for (size_t q = 0; q < keep.size(); ++q) {
-    require_kept(c, masks[q], keep[q]);
+    if (q < masked) require_kept(c, masks[q], keep[q]);
     if (keep[q])
       c.require(value_of(queries[q].threshold) == c.values[c.order[keep[q] - 1]],
                 "threshold");
@@ -258,6 +260,10 @@ void test_loops(const topk::BlockLoops& loops, int64_t size) {
   c.require(found == static_cast<int64_t>(places.size()) && found >= 50,
             "count inside");
   c.require(topk::count_of(inside) == found, "count inside");
+  topk::Inside same;
+  c.require(loops.split(block, range, nullptr, same) == above &&
+                topk::count_of(same) == found,
+            "counts without a mask");
   for (int64_t i = 0; i < found; ++i) {
     c.require(*candidates.places.at(i) == places[i], "places");
     c.require(*candidates.keys.at(i) == key_of(c.values[places[i]]), "keys");

@@ -132,13 +132,15 @@ std::vector<bool*> pointers(std::vector<Array>& masks) {
 
 void topk_case(Files& files) {
   const ScoreArrays list(files);
-  const std::vector<int64_t> keep = files.numbers();
+  const std::vector<int64_t> keep = files.numbers(), ranks = files.numbers();
+  std::vector<int64_t> all = keep;
+  all.insert(all.end(), ranks.begin(), ranks.end());
   std::vector<Array> masks = mask_arrays(list.scores, keep.size());
-  Array thresholds(keep.size() * 4), nonfinite(list.scores.size() * 8);
-  Array memory(topk_workspace(list.scores, keep.size()).words * 8);
-  const TopkCall call =
-      start_topk(list.scores, keep, thresholds.as<float>(), nonfinite.as<int64_t>(),
-                 memory.as<int64_t>(), multiprocessors(), nullptr);
+  Array thresholds(all.size() * 4), nonfinite(list.scores.size() * 8);
+  Array memory(topk_workspace(list.scores, all.size(), keep.size()).words * 8);
+  const TopkCall call = start_topk(list.scores, all, keep.size(),
+                                   thresholds.as<float>(), nonfinite.as<int64_t>(),
+                                   memory.as<int64_t>(), multiprocessors(), nullptr);
   write_masks(call, pointers(masks), false);
   files.write(thresholds);
   files.write(nonfinite);

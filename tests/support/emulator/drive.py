@@ -134,10 +134,11 @@ def _scores(scores: list[np.ndarray], shift: int) -> bytes:
 
 
 def topk_case(
-    scores, keep, *, shift: int = 0, multiprocessors: int = 2, seed: int = 1
+    scores, keep, ranks=(), *, shift: int = 0, multiprocessors: int = 2, seed: int = 1
 ) -> bytes:
     """Encode a call of global_topk; `shift` moves the scores by bytes."""
-    return words(1, seed, multiprocessors) + _scores(scores, shift) + numbers(keep)
+    place = words(1, seed, multiprocessors) + _scores(scores, shift)
+    return place + numbers(keep) + numbers(ranks)
 
 
 def histogram_case(scores, prefix: int, prefix_bits: int, digit_bits: int) -> bytes:

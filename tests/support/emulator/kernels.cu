@@ -14,7 +14,7 @@ void every_grad_moments(const GradMoments& m, bool allow_tf32, float* workspace)
 
 void every_topk(const std::vector<Scores>& scores, const std::vector<int64_t>& numbers,
                 const std::vector<bool*>& masks, float* floats, int64_t* words) {
-  write_masks(start_topk(scores, numbers, floats, words, words, 1, nullptr), masks,
+  write_masks(start_topk(scores, numbers, 1, floats, words, words, 1, nullptr), masks,
               false);
   run_topk_histogram(scores, 0, DIGITS[0], words, words, 1, nullptr);
   run_topk_masks(scores, 0.f, numbers, masks, words, 1, nullptr);

@@ -1,4 +1,4 @@
-"""What a kind of layer must say about itself, and how it is registered."""
+"""The kinds of layers: what each must say about itself, and how it is registered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.persample.contributions import Contribution
+from fisherprune.persample.contributions import LayerContribution
 
 Operand = Any
 """A Tensor, or None where the call has none: which of them, each layer knows."""
@@ -29,10 +29,10 @@ class Layer(Protocol):
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
-    ) -> Contribution:
+    ) -> LayerContribution:
         """Return the per-sample gradients of the weight, which has this shape."""
 
-    def bias_grads(self, grad: Tensor) -> Contribution:
+    def bias_grads(self, grad: Tensor) -> LayerContribution:
         """Return the per-sample gradients of the bias."""
 
 
@@ -46,6 +46,9 @@ class LayerCall:
         weight: the first parameter.
         bias: the second one.
         dims: dimensions that the input must have; None: at least two.
+        positions: whether there may be any number of dimensions between the samples and
+            the features. Else what is several rows of a sample comes as several samples
+            to the layer, whose contributions are merged.
         weight_dims: dimensions that a weight must have; None: any.
         reads_input: whether ``layer.input_grad`` reads the input. Where it does not,
             no input is kept for a call whose parameters nobody watches.
@@ -56,6 +59,7 @@ class LayerCall:
     weight: Tensor | None
     bias: Tensor | None
     dims: int | None = None
+    positions: bool = True
     weight_dims: int | None = None
     reads_input: bool = True
 
@@ -73,9 +77,9 @@ class SamplesMixError(FisherpruneError):
         self.input = input
 
 
-SortOut = TypeVar("SortOut", bound=Callable[..., LayerCall])
+SortOut = TypeVar("SortOut", bound=Callable[..., LayerCall | None])
 
-CALLS: dict[Callable[..., Any], Callable[..., LayerCall]] = {}
+CALLS: dict[Callable[..., Any], Callable[..., LayerCall | None]] = {}
 """From a layer function to the one that sorts its arguments out."""
 
 
@@ -111,7 +115,34 @@ def register_layer(function: Callable[..., Any]) -> Callable[[SortOut], SortOut]
     return register
 
 
-def known_functions() -> str:
-    """Name the registered functions: ``conv1d, conv2d, linear and batch_norm``."""
-    *first, last = (function.__name__ for function in CALLS)
-    return f"{', '.join(first)} and {last}"
+REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""From a function to one that computes the same by functions that have rules."""
+
+
+def register_rewrite(
+    function: Callable[..., Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Run the decorated function, in which calls are seen, in place of another.
+
+    Args:
+        function: whose arguments the decorated one takes, and whose result it returns.
+
+    Raises:
+        FisherpruneError: where the function is registered already.
+    """
+    if function in REWRITES:
+        raise FisherpruneError(
+            "register_rewrite: function must be one that is not registered yet, got "
+            f"{function.__name__}"
+        )
+
+    def register(rewrite: Callable[..., Any]) -> Callable[..., Any]:
+        REWRITES[function] = rewrite
+        return rewrite
+
+    return register
+
+
+def inside_of(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return what to run, and to look into, in place of a function."""
+    return REWRITES.get(function)

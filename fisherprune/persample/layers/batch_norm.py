@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fisherprune.persample.contributions import Rows, summed_positions
-from fisherprune.persample.layers.base import LayerCall, SamplesMixError, register_layer
+from fisherprune.persample.registry import LayerCall, SamplesMixError, register_layer
 
 
 @dataclass(frozen=True)
@@ -64,4 +64,4 @@ def batch_norm(
             input,
         )
     layer = _BatchNorm(running_mean, running_var, eps)
-    return LayerCall(layer, input, weight, bias, reads_input=False)
+    return LayerCall(layer, input, weight, bias, positions=False, reads_input=False)

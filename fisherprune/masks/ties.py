@@ -1,0 +1,66 @@
+"""Equal scores on both sides of the threshold: whether they decide too much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from fisherprune.errors import FieldError, FisherpruneError, shown
+
+TIES = ("error", "position")
+"""What to do where equal scores at the threshold decide what is kept."""
+
+DECIDED_BY_POSITION = Fraction(1, 20)
+"""Share of the kept weights that ties may decide. Scores in bfloat16, of three digits,
+tie for fewer by their rounding alone; scores that can't tell weights apart, zeros of a
+dead layer for instance, tie for most of them."""
+
+FEW_TIES = 10
+"""Ties that may decide in any case."""
+
+
+def checked_ties(ties: str) -> str:
+    """Return ``ties`` if it is one of ``TIES``.
+
+    Raises:
+        FisherpruneError: where it is not.
+    """
+    if not isinstance(ties, str) or ties not in TIES:
+        raise FieldError("ties", f"one of {TIES}", shown(ties))
+    return ties
+
+
+def tie_ranks(k: int, total: int) -> tuple[int, int]:
+    """Return two ranks around the k-th largest score; ties decide where they tie.
+
+    Then so many scores on either side of the threshold are equal, or all are. Of no
+    score, or all, there is nothing to decide: rank 0 has no score.
+    """
+    if not 0 < k < total:
+        return 0, 0
+    some = max(FEW_TIES, math.floor(k * DECIDED_BY_POSITION) + 1)
+    return (k - some + 1, k + some) if some <= min(k, total - k) else (1, total)
+
+
+def refuse_ties(ties: Sequence[tuple[Mapping[str, Tensor], int, float]]) -> None:
+    """Name the parameters with the most ties, of scores, keep counts and thresholds."""
+    equal, places = dict[str, int](), 0
+    for tensors, keep, threshold in ties:
+        places += keep
+        for name, s in tensors.items():
+            equal[name] = int(torch.count_nonzero(s == threshold))
+            places -= int(torch.count_nonzero(s > threshold))
+    most = sorted((n for n in equal if equal[n]), key=lambda name: -equal[name])
+    named = ", ".join(f"{name!r} ({equal[name]:,})" for name in most[:3])
+    raise FisherpruneError(
+        "select_masks: scores must decide which weights are kept, but "
+        f"{sum(equal.values()):,} equal scores of {ties[0][2]:g} compete for "
+        f"{places:,} places, most of them in {named}: such are the scores of dead "
+        "layers, of layers initialized to zero and of squares below float32's range; "
+        "more samples, a warm-up, another criterion or leaving these parameters out "
+        'may help, and ties="position" keeps the first of them'
+    )

@@ -1,0 +1,192 @@
+"""Autograd functions by which a tap sees the gradients of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.autograd.graph import Node
+
+from fisherprune.persample.layout import Layout
+from fisherprune.persample.meeting import Front, Meeting, Rule, multiplied_out
+from fisherprune.persample.registry import LayerCall
+
+if TYPE_CHECKING:
+    from fisherprune.persample.tap import LayerTap
+
+
+def has_taps(tensor: Tensor) -> bool:
+    """Return whether a tensor comes from tapped calls."""
+    return any(_is_ours(node) for node in _nodes(tensor))
+
+
+def has_own_functions(loss: Tensor) -> tuple[bool, set[int]]:
+    """Return whether functions in Python that are not ours are passed, and the leaves.
+
+    Such functions may run layers in their forward pass without autograd, and again,
+    untapped, in their backward pass: reentrant checkpointing, reversible blocks.
+
+    Returns:
+        whether there are such, and the ids of the leaves that gradients reach.
+    """
+    own, leaves = False, set()
+    for node in _nodes(loss):
+        if isinstance(node, BackwardCFunction) and not _is_ours(node):
+            own = True
+        elif hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+    return own, leaves
+
+
+def _is_ours(node: Node) -> bool:
+    """Return whether it is of this package, whose functions run no layer again."""
+    function = getattr(node, "_forward_cls", None)
+    return getattr(function, "__module__", "").startswith("fisherprune.")
+
+
+def _nodes(tensor: Tensor) -> Iterator[Node]:
+    """Yield the nodes of the graph that leads to a tensor."""
+    todo, seen = [tensor.grad_fn], set[Node]()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        todo += [following for following, _ in node.next_functions]
+
+
+def _values(call: LayerCall) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias cut off from autograd."""
+    weight, bias = (p if p is None else p.detach() for p in (call.weight, call.bias))
+    return weight, bias
+
+
+def _owned(output: Tensor) -> Tensor:
+    """Return the output as one that may be changed in place."""
+    return torch.ops.aten._unsafe_view(output, output.shape)
+
+
+class UnwatchedLayer(torch.autograd.Function):
+    """A layer that nobody watches and whose gradient does not read its input.
+
+    Then the input is not kept: of BatchNorm layers, that is half of what the backward
+    pass of many networks keeps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, call: LayerCall) -> Tensor:
+        """Run the layer."""
+        ctx.layer = call.layer
+        weight, bias = _values(call)
+        ctx.save_for_backward(weight)
+        return call.layer.forward(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the input's gradient."""
+        return ctx.layer.input_grad(grad, None, *ctx.saved_tensors), None
+
+
+class TappedLayer(torch.autograd.Function):
+    """A layer whose shared weight or bias goes to the tap, not to autograd.
+
+    A ``weight`` or ``bias`` that is computed from samples or from what nobody watches
+    gets its ordinary gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        anchor: Tensor,
+        computed_weight: Tensor | None,
+        computed_bias: Tensor | None,
+        call: LayerCall,
+        shared: tuple[int | None, int | None],
+        layout: Layout,
+        tap: LayerTap,
+    ) -> Tensor:
+        """Run the layer."""
+        weight, bias = _values(call)
+        output = call.layer.forward(input, weight, bias)
+        if output._is_view():  # of a tensor nobody has; autograd forbids to change it
+            output = _owned(output)
+        # Not the call itself: its input would live until the whole backward pass ends.
+        ctx.layer, ctx.shared, ctx.tap = call.layer, shared, tap
+        ctx.layout, ctx.positions = layout, call.positions
+        # Under autocast the layer ran in the output's dtype: so must its backward.
+        ctx.save_for_backward(
+            input.to(output.dtype), None if weight is None else weight.to(output.dtype)
+        )
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Tell the tap what is shared; return the other gradients."""
+        of_weight, of_bias = ctx.shared
+        ctx.tap.check_running(of_weight or of_bias)
+        input, weight = ctx.saved_tensors
+        layer, shape = ctx.layer, None if weight is None else tuple(weight.shape)
+        input_grad = weight_grad = bias_grad = None
+        shared = [each for each in ctx.shared if each]
+        checking = ctx.tap.is_checking(ctx.layout, grad, shared)
+        if checking:
+            of_weight = of_bias = None
+        if of_weight or of_bias:
+            front = Front(ctx.positions)
+            own_grad = front.moved(grad, ctx.layout)
+        if of_weight:
+            own_input = front.moved(input, ctx.layout)
+            own = layer.weight_grads(own_grad, own_input, shape)
+            ctx.tap.collect(of_weight, front.merged(own))
+        elif ctx.needs_input_grad[2]:
+            weight_grad = layer.weight_grads(grad, input, shape).total().view(shape)
+        if of_bias:
+            ctx.tap.collect(of_bias, front.merged(layer.bias_grads(own_grad)))
+        elif ctx.needs_input_grad[3]:
+            bias_grad = layer.bias_grads(grad).total()
+        if ctx.needs_input_grad[0]:
+            input_grad = layer.input_grad(grad, input, weight)
+        return input_grad, None, weight_grad, bias_grad, None, None, None, None
+
+
+class TappedCall(torch.autograd.Function):
+    """Passes the output of a call on, and tells the tap its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        anchor: Tensor,
+        meeting: Meeting,
+        rule: Rule,
+        shared: dict[int, int],
+        tap: LayerTap,
+        *tensors: Tensor,
+    ) -> Tensor:
+        """Return the output, in a tensor of its own."""
+        ctx.meeting, ctx.rule, ctx.shared, ctx.tap = meeting, rule, shared, tap
+        ctx.others = 5 + len(tensors)
+        ctx.save_for_backward(*tensors)
+        # The function itself may have saved its output.
+        lent = output._is_view() or rule is multiplied_out
+        return output.clone() if lent else _owned(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Tell the tap; return the gradient as it came."""
+        ctx.tap.check_running(next(iter(ctx.shared.values())))
+        shared = [*ctx.shared.values()]
+        checking = ctx.tap.is_checking(ctx.meeting.output, grad, shared)
+        if not checking and any(ctx.tap.wants(each) for each in shared):
+            found = ctx.rule(ctx.meeting, grad, ctx.saved_tensors)
+            for i, contribution in found.items():
+                if i in ctx.shared:
+                    ctx.tap.collect(ctx.shared[i], contribution)
+        return grad, *(None for _ in range(ctx.others))

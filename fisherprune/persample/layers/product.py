@@ -1,0 +1,57 @@
+"""Products with a weight ``[in, out]``: Hugging Face's ``Conv1D``, ``x @ weight``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisherprune.persample.contributions import Rows, summed_positions
+from fisherprune.persample.factors import Factors
+from fisherprune.persample.registry import LayerCall, register_layer
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A linear layer whose weight is stored transposed."""
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``[N, *, in] -> [N, *, out]``."""
+        if bias is None:
+            return input @ weight
+        return torch.addmm(bias, input, weight)
+
+    def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
+        return grad @ weight.mT
+
+    def weight_grads(
+        self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
+    ) -> Factors:
+        return Factors(grad, input, shape)
+
+    def bias_grads(self, grad: Tensor) -> Rows:
+        return summed_positions(grad.movedim(-1, 1))
+
+
+@register_layer(torch.addmm)
+def addmm(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> LayerCall | None:
+    """Sort the arguments of ``torch.addmm`` out: the bias comes first."""
+    if beta != 1 or alpha != 1 or input.dim() != 1:
+        return None
+    return LayerCall(_Product(), mat1, mat2, input, dims=None, weight_dims=2)
+
+
+@register_layer(torch.matmul)
+def matmul(input: Tensor, other: Tensor) -> LayerCall | None:
+    """Sort the arguments of ``torch.matmul`` out."""
+    if other.dim() != 2 or input.dim() < 2:
+        return None
+    return LayerCall(_Product(), input, other, None, weight_dims=2)
+
+
+register_layer(torch.mm)(matmul)
+register_layer(Tensor.matmul)(matmul)
+register_layer(Tensor.mm)(matmul)

@@ -1,0 +1,131 @@
+"""Where the samples are in a tensor: found by comparing with a sample run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axis of a tensor that N samples share, k entries each.
+
+    Of one sample, the whole tensor.
+
+    Attributes:
+        axis: of N * k entries.
+        samples: N.
+        entries: k.
+        samples_first: whether a sample's k entries lie together, ``N * k``, or those of
+            one position do, ``k * N``.
+    """
+
+    axis: int
+    samples: int
+    entries: int = 1
+    samples_first: bool = True
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Return whether a tensor has as many entries there."""
+        dims, size = tensor.dim(), self.samples * self.entries
+        return self.samples == 1 or dims > self.axis and tensor.shape[self.axis] == size
+
+    def apart(self, tensor: Tensor) -> Tensor:
+        """Return ``[N, *shape]``, the shape being that of one sample's tensor."""
+        if self.samples == 1:
+            return tensor.unsqueeze(0)
+        sizes = self.samples, self.entries
+        split = tensor.unflatten(
+            self.axis, sizes if self.samples_first else sizes[::-1]
+        )
+        return split.movedim(self.axis + (not self.samples_first), 0)
+
+    def leading(self, tensor: Tensor) -> Tensor:
+        """Return ``[N, *]``: as ``apart``, without an axis of one entry."""
+        if self.axis == 0 and tensor.shape[0] == self.samples:
+            return tensor
+        apart = self.apart(tensor)
+        single = self.samples > 1 and self.entries == 1
+        return apart.squeeze(1 + self.axis) if single else apart
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What is known of a tensor of the sample that was run alone."""
+
+    shape: tuple[int, ...]
+    value: Tensor | None = None
+
+
+class LayoutError(Exception):
+    """Says why the samples are not found in a tensor."""
+
+
+def find_layout(
+    alone: Alone, tensor: Tensor, samples: int, same: Callable[[Tensor, Tensor], bool]
+) -> Layout | None:
+    """Find the axis of the samples in a tensor of a batch of at least two.
+
+    Args:
+        alone: of the tensor in the same call for the last sample alone.
+        tensor: of the batch.
+        samples: N.
+        same: whether two tensors are equal up to rounding.
+
+    Returns:
+        the layout; None where the tensor is none of the samples.
+
+    Raises:
+        LayoutError: where no axis has N times the entries, or their values are not
+            those of the sample alone.
+    """
+    shape, batch = alone.shape, tuple(tensor.shape)
+    if shape == batch:
+        return None
+    alone = _padded(alone, batch)
+    shape = alone.shape
+    axes = [a for a, (k, n) in enumerate(zip(shape, batch, strict=False)) if k != n]
+    if (
+        len(shape) != len(batch)
+        or len(axes) != 1
+        or batch[axes[0]] != samples * shape[axes[0]]
+    ):
+        raise LayoutError(
+            f"one sample alone has the shape {list(shape)} where the batch of "
+            f"{samples} has {list(batch)}"
+        )
+    (axis,) = axes
+    layouts = [Layout(axis, samples, shape[axis])]
+    if shape[axis] > 1:
+        layouts.append(replace(layouts[0], samples_first=False))
+    if alone.value is None or not prod(shape):
+        return layouts[0]
+    value = alone.value
+    fitting = [each for each in layouts if same(value, each.apart(tensor)[-1])]
+    if len(fitting) == 2 and not torch.equal(*(each.apart(tensor) for each in layouts)):
+        raise LayoutError("samples and positions can't be told apart by values")
+    if not fitting:
+        raise LayoutError(
+            "the rows of the last sample alone are not its rows in the batch"
+        )
+    return fitting[0]
+
+
+def _padded(alone: Alone, batch: tuple[int, ...]) -> Alone:
+    """Add zeros at the end, as a batch pads the shorter ones of its sequences.
+
+    That is where samples come first, and one sample alone has fewer positions.
+    """
+    shape, value = alone.shape, alone.value
+    if value is None or len(shape) != len(batch) or shape[:1] != (1,):
+        return alone
+    missing = [n - k for k, n in zip(shape[1:], batch[1:], strict=True)]
+    if not any(missing) or min(missing) < 0:
+        return alone
+    sides = [side for size in reversed(missing) for side in (0, size)]
+    return Alone((1, *batch[1:]), F.pad(value, sides))

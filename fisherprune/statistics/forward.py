@@ -1,0 +1,59 @@
+"""Forward passes: what a pass over the data computes of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from fisherprune.statistics.batches import Batch
+from fisherprune.statistics.losses import SampleLosses, checked_sample_losses
+
+if TYPE_CHECKING:
+    from fisherprune.statistics.passes import Task
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a forward pass.
+
+    Attributes:
+        result: what gradients are taken of, samples first: their losses, or scores.
+        outputs: the model's, samples first; None where they are not known.
+    """
+
+    result: Tensor
+    outputs: Tensor | None = None
+
+    def detached(self) -> Ran:
+        """Return the same without a graph."""
+        outputs = None if self.outputs is None else self.outputs.detach()
+        return Ran(self.result.detach(), outputs)
+
+
+Forward = Callable[[nn.Module, Batch], Ran]
+
+
+def of_outputs(head: Callable[[Tensor, Tensor], Tensor]) -> Forward:
+    """Return the forward pass of ``(inputs, labels)`` whose outputs ``head`` reads."""
+
+    def forward(model: nn.Module, batch: Batch) -> Ran:
+        inputs, labels = batch.content
+        outputs = model(inputs)
+        return Ran(head(outputs, labels), outputs)
+
+    return forward
+
+
+def of_losses(task: Task) -> Forward:
+    """Return the forward pass whose result are the losses of the samples, ``[N]``."""
+    losses = task.losses
+    if losses is None:
+        return of_outputs(SampleLosses(task.loss_fn))
+
+    def forward(model: nn.Module, batch: Batch) -> Ran:
+        return Ran(checked_sample_losses(losses(model, batch.content), batch.size))
+
+    return forward
