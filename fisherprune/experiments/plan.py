@@ -67,13 +67,10 @@ class Plan:
         """Return all files, in order."""
         files = []
         for path in self.paths:
-            found = (
-                sorted(
-                    p for p in path.glob("*") if p.suffix in SUFFIXES and p.is_file()
-                )
-                if path.is_dir()
-                else [path]
-            )
+            found = [path]
+            if path.is_dir():
+                inside = sorted(path.glob("*"))
+                found = [p for p in inside if p.suffix in SUFFIXES and p.is_file()]
             if strict:
                 _check_path(path, found)
             files += found

@@ -116,11 +116,8 @@ def _run_folders(
         folders.sort(key=lambda name: (os.path.islink(os.path.join(where, name)), name))
         if any(name in files for name in RUN_FILES):
             folder = Path(where)
-            yield folder, _name(root) if folder == root else _below(folder, root)
-
-
-def _below(folder: Path, root: Path) -> str:
-    return folder.relative_to(root).as_posix()
+            below = folder.relative_to(root).as_posix()
+            yield folder, _name(root) if folder == root else below
 
 
 def _add(found: FoundRuns, folder: Path, name: str, *, strict: bool) -> None:
