@@ -160,7 +160,7 @@ def test_images_are_decoded_once(tree):
     assert torch.equal(first.labels, again.labels)
 
 
-@pytest.mark.parametrize("change", ["content", "new file", "renamed", "damaged cache"])
+@pytest.mark.parametrize("change", ["content", "new file", "renamed"])
 def test_the_cache_is_left_when_the_files_change(tree, change):
     before, _ = load(tree)
     path = tree / "train" / "cat" / "a.png"
@@ -169,17 +169,16 @@ def test_the_cache_is_left_when_the_files_change(tree, change):
         os.utime(path, ns=(0, 1))
     elif change == "new file":
         Image.fromarray(noise(4, 4, 3)).save(path.with_name("0.png"))
-    elif change == "renamed":
-        path.rename(path.with_name("z.png"))
     else:
-        cache = folder.cache_file(tree, 32)
-        cache.write_bytes(cache.read_bytes()[:1000])
+        path.rename(path.with_name("z.png"))
     after, _ = load(tree)
-    assert torch.equal(after.images, before.images) == (change == "damaged cache")
+    assert not torch.equal(after.images, before.images)
     assert len(list(folder.cache_file(tree, 32).parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["a byte", "fewer images", "one channel", "a pipe"])
+@pytest.mark.parametrize(
+    "damage", ["a byte", "cut", "fewer images", "one channel", "a pipe"]
+)
 def test_a_damaged_cache_is_not_used(tree, damage):
     before, _ = load(tree)
     cache = folder.cache_file(tree, 32)
@@ -189,8 +188,8 @@ def test_a_damaged_cache_is_not_used(tree, damage):
     content = bytearray(cache.read_bytes())
     content[-5000] ^= 1
     cache.unlink()
-    if damage == "a byte":
-        cache.write_bytes(content)
+    if damage in ("a byte", "cut"):
+        cache.write_bytes(content[: 1000 if damage == "cut" else None])
     elif damage == "a pipe":
         os.mkfifo(cache)
     else:
