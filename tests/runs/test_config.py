@@ -5,7 +5,8 @@ import torch
 
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs.config import BATCH_SIZES, TrainConfig, resolve_device
+from fisherprune.runs.config import BATCH_SIZES, TrainConfig
+from fisherprune.runs.device import resolve_device
 from fisherprune.runs.kinds import KINDS
 from fisherprune.train import options
 
