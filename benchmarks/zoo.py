@@ -259,7 +259,7 @@ def row_of_peer(
     rounds: int,
 ) -> dict:
     """Race one batch with a peer."""
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "fisherprune": partial(ours, model, [batch], F.cross_entropy),
         name: partial(peers.materialize, model, *batch),
     }
