@@ -1,10 +1,10 @@
 """Gradient moments of all parameters of many kinds of networks.
 
 ``python -m benchmarks.zoo`` compares a pass over a few batches with a plain forward and
-backward pass over them, for each network, and on one batch with the peers that can run
-it. Before anything is timed, the Fisher diagonal of a few samples is compared with a
-float64 loop over them. Language models are those of transformers, built from
-configurations; without it, or a peer, these rows are left out.
+backward pass over them, for each network, and on one batch with torch.func, which makes
+all per-sample gradients. Before anything is timed, the Fisher diagonal of a few samples
+is compared with a float64 loop over them. Language models are those of transformers,
+built from configurations; without it, their rows are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 import fisherprune as fp
-from benchmarks import peers
-from benchmarks.harness import Timing, ceilings, peak_extra_bytes, race, verify
+from benchmarks.harness import ceilings, peak_extra_bytes, race, verify
 from benchmarks.record import arguments, finish, program
 
+PEER = "vmap(grad)"
 PASS = 4  # batches in a pass
 LOOKED_AT = 3  # samples of the float64 loop
 TOLERANCE = 1e-3
@@ -46,7 +46,7 @@ class Network:
         inputs: draws as many samples' inputs as it is asked for.
         classes: of the labels; 0: the next token is the label.
         batch: samples in a batch.
-        peers: which of the others can run it.
+        peer: whether vmap(grad) can run it.
     """
 
     name: str
@@ -54,8 +54,7 @@ class Network:
     inputs: Callable[[int], Tensor]
     batch: int
     classes: int = 10
-    peers: tuple[str, ...] = ("vmap(grad)",)
-    options: dict[str, Any] = field(default_factory=dict)
+    peer: bool = True
 
     def batches(self, count: int) -> list[Batch]:
         """Draw batches."""
@@ -156,7 +155,7 @@ def language_models() -> Iterator[Network]:
         ("Llama-like", hf.LlamaForCausalLM, llama),
     ):
         build = lambda kind=kind, config=config: Logits(kind(config))  # noqa: E731
-        yield Network(name, build, tokens(128, 8192), 8, 0, ())
+        yield Network(name, build, tokens(128, 8192), 8, 0)
 
 
 def networks(small: bool) -> Iterator[Network]:
@@ -175,7 +174,8 @@ def networks(small: bool) -> Iterator[Network]:
         yield torchvision(name, size, batch)
     yield torchvision("googlenet", size, batch, aux_logits=False, init_weights=False)
     yield Network("vit, 6 blocks of 384", small_vit, images(64), batch)
-    yield Network("LSTM, 2 layers of 256", Recurrent, tokens(64, 1000), 2 * batch)
+    lstm = "LSTM, 2 layers of 256", Recurrent, tokens(64, 1000)
+    yield Network(*lstm, 2 * batch, peer=False)
     of = lambda n: torch.randn(n, 64, 128)  # noqa: E731
     yield Network("einsum, 4 layers of 128", Einsums, of, 2 * batch)
     try:
@@ -238,6 +238,7 @@ def compare(network: Network, device: str, rounds: int) -> list[dict]:
     row = {
         "network": network.name,
         "batch": network.batch,
+        "what": "fisherprune",
         "weights": sum(p.numel() for p in model.parameters()),
         "ways": ", ".join(f"{way} {n}" for way, n in ways.most_common()),
         "error": error,
@@ -245,30 +246,35 @@ def compare(network: Network, device: str, rounds: int) -> list[dict]:
         **memory(model, batches[0], loss, device),
     }
     rows = [row | times["fisherprune"].row()]
-    for peer in network.peers:
-        rows.append(row_of_peer(network, peer, model, batches[0], device, rounds))
+    if network.peer:
+        rows.append(row_of_peer(network, model, batches[0], loss, rounds))
     return rows
 
 
 def row_of_peer(
-    network: Network,
-    name: str,
-    model: nn.Module,
-    batch: Batch,
-    device: str,
-    rounds: int,
+    network: Network, model: nn.Module, batch: Batch, loss: Any, rounds: int
 ) -> dict:
-    """Race one batch with a peer."""
+    """Race one batch with all per-sample gradients at once."""
     calls: dict[str, Callable[[], Any]] = {
-        "fisherprune": partial(ours, model, [batch], F.cross_entropy),
-        name: partial(peers.materialize, model, *batch),
+        "fisherprune": partial(ours, model, [batch], loss),
+        PEER: partial(materialize, model, batch, loss),
     }
-    times: dict[str, Timing] = race(
-        calls, lambda *_: None, device=device, rounds=rounds
-    )
-    ratio = times[name].median / times["fisherprune"].median
-    row = {"network": network.name, "batch": network.batch, "what": name}
-    return row | {"over ours": ratio, **times[name].row()}
+    device = batch[0].device
+    times = race(calls, lambda *_: None, device=device, rounds=rounds)
+    ratio = times[PEER].median / times["fisherprune"].median
+    row = {"network": network.name, "batch": network.batch, "what": PEER}
+    return row | {"over ours": ratio, **times[PEER].row()}
+
+
+def materialize(model: nn.Module, batch: Batch, loss: Any) -> dict[str, Tensor]:
+    """Return the Fisher diagonal from all per-sample gradients, by torch.func."""
+    named = {name: p.detach() for name, p in model.named_parameters()}
+
+    def of_one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss(torch.func.functional_call(model, weights, (x[None],)), y[None])
+
+    grads = torch.func.vmap(torch.func.grad(of_one), (None, 0, 0))(named, *batch)
+    return {name: g.square_().mean(0) for name, g in grads.items()}
 
 
 def memory(model: nn.Module, batch: Batch, loss: Any, device: str) -> dict[str, float]:
