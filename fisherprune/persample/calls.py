@@ -191,6 +191,10 @@ class Tracking(TorchFunctionMode):
         args, kwargs = arguments
         return func(*args, **kwargs)
 
+    def is_shared(self, tensor: Tensor) -> bool:
+        """Return whether all samples share a tensor."""
+        return id(tensor) in self.keys
+
     def roots_of(self, shared: Sequence[Tensor]) -> frozenset[str]:
         """Return the names of the parameters that shared tensors come from."""
         return frozenset[str]().union(*(self.roots[id(t)] for t in shared))
