@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -69,6 +69,17 @@ def without_tensors(arguments: Arguments) -> Arguments:
     return with_tensors(arguments, repeat(torch.empty(0)))
 
 
+MARK = "_fisherprune"
+"""An attribute of tensors that come from samples."""
+
+
+def unmark(values: Iterable[object]) -> None:
+    """Take the marks from those of the values that are tensors."""
+    for value in values:
+        if isinstance(value, Tensor):
+            value.__dict__.pop(MARK, None)
+
+
 class Tracking(TorchFunctionMode):
     """Sees which tensors all samples share, and which are of samples.
 
@@ -97,16 +108,16 @@ class Tracking(TorchFunctionMode):
         """Note that tensors are of samples, maybe in uneven numbers of rows."""
         mark = self._uneven if uneven else self._mark
         for tensor in tensors_in(value):
-            tensor.__dict__["_fisherprune"] = mark
+            tensor.__dict__[MARK] = mark
 
     def is_marked(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of samples."""
-        mark = tensor.__dict__.get("_fisherprune")
+        mark = tensor.__dict__.get(MARK)
         return mark is self._mark or mark is self._uneven
 
     def is_uneven(self, tensor: Tensor) -> bool:
         """Return whether the samples may have uneven numbers of rows in a tensor."""
-        return tensor.__dict__.get("_fisherprune") is self._uneven
+        return tensor.__dict__.get(MARK) is self._uneven
 
     def __torch_function__(
         self,
