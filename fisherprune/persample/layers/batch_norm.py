@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,18 +28,19 @@ class _BatchNorm:
             input, self.mean, self.var, weight, bias, False, 0.0, self.eps
         )
 
+    @cached_property
     def _scale(self) -> Tensor:
         return (self.var + self.eps).rsqrt()
 
     def input_grad(
         self, grad: Tensor, input: Tensor | None, weight: Tensor | None
     ) -> Tensor:
-        scale = self._scale() if weight is None else self._scale() * weight
+        scale = self._scale if weight is None else self._scale * weight
         return grad * _of_channels(scale, grad)
 
     def weight_grads(self, grad: Tensor, input: Tensor, shape: tuple[int, ...]) -> Rows:
         centered = input - _of_channels(self.mean, input)
-        return Rows(summed_positions(centered.mul_(grad)).rows * self._scale())
+        return Rows(summed_positions(centered.mul_(grad)).rows * self._scale)
 
     def bias_grads(self, grad: Tensor) -> Rows:
         return summed_positions(grad)
