@@ -10,7 +10,7 @@ is left behind.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,11 +28,13 @@ from fisherprune.persample.backward import (
     UnwatchedLayer,
     has_own_functions,
     has_taps,
+    of_other_taps,
 )
 from fisherprune.persample.calls import (
     Arguments,
     Function,
     Key,
+    Rows,
     Tracking,
     with_tensors,
     without_tensors,
@@ -119,7 +121,7 @@ class LayerTap(Tracking):
         self.versions: dict[int, int] = {}
         self.contributions: dict[int, list[Contribution]] = defaultdict(list)
         self.single: dict[int, str] = {}  # parameters that are used once, by id
-        self.silent: Tensor | None = None  # samples without a gradient, in a check
+        self.factors: Tensor | None = None  # of the samples' gradients, in a check
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -208,9 +210,16 @@ class LayerTap(Tracking):
             self.known[key] = Known(
                 without_tensors(arguments), tuple(layouts), Layout(0, 1)
             )
-        elif any(self.is_uneven(t) for t in tensors):
+        elif (rows := self.rows_of(tensors)) == Rows.UNEVEN:
             raise LayoutError("it may read other numbers of rows of each sample")
-        elif key in self.known:
+        else:
+            self.moved |= rows == Rows.MOVED
+            self._find(key, arguments, tensors)
+        return self.known[key]
+
+    def _find(self, key: Key, arguments: Arguments, tensors: list[Tensor]) -> None:
+        """Find the samples in what a call of a batch reads: ``known``."""
+        if key in self.known:
             self.known[key] = known = self.known[key].of(self.samples)
             for layout, tensor in zip(known.layouts, tensors, strict=True):
                 if layout and not layout.fits(tensor):
@@ -219,7 +228,6 @@ class LayerTap(Tracking):
             record = self._record(key)
             found = map(self._layout, record.tensors, tensors)
             self.known[key] = Known(record.arguments, tuple(found))
-        return self.known[key]
 
     def _record(self, key: Key) -> Record:
         record = self.alone.by_key.get(key) if self.alone else None
@@ -342,28 +350,53 @@ class LayerTap(Tracking):
             self.ways[name].add(way)
 
     def check_samples(self, result: Tensor) -> None:
-        """See by a backward pass of every other sample where rows are not as they seem.
+        """See where rows are of other samples than they seem to be.
 
-        Then their parameters are ``refused``: gradients reach the rows of the others.
+        Backward passes in which samples have factors of their own, powers of two, must
+        lead to gradients with the same factors. If not, parameters are ``refused``.
 
         Args:
             result: of the forward pass, samples first.
         """
-        self.silent = torch.arange(self.samples, device=result.device) % 2 == 0
+        numbers = torch.arange(self.samples, device=result.device)
+        digits = [torch.zeros_like(numbers)]  # the gradients to compare with
+        while 8 ** (len(digits) - 1) < self.samples:
+            digits.append(numbers // 8 ** (len(digits) - 1) % 8)
         try:
-            self.backward(result[~self.silent].sum(), again=True)
+            for digit in digits:
+                self.factors = 2.0**digit
+                factors = self.factors.view(-1, *(1 for _ in result.shape[1:]))
+                self.backward((result * factors).sum(), again=True)
         finally:
-            self.silent = None
+            self.factors = None
 
-    def is_checking(self, layout: Layout, grad: Tensor, shared: Sequence[int]) -> bool:
-        """Check a gradient in a backward pass of ``check_samples``."""
-        if self.silent is None:
+    def is_checking(
+        self, call: Any, layout: Layout, grad: Tensor, shared: Iterable[int]
+    ) -> bool:
+        """Check a gradient in a backward pass of ``check_samples``.
+
+        Args:
+            call: keeps the gradients' norms from the first of these passes on.
+            layout: of the gradient.
+            grad: of the call's output.
+            shared: ids of the shared tensors of the call.
+        """
+        if self.factors is None:
             return False
-        if layout.apart(grad)[self.silent.to(grad.device)].any():
+        apart = layout.apart(grad).flatten(1).float()
+        norms = torch.linalg.vector_norm(apart, dim=1) / self.factors.to(grad.device)
+        if not hasattr(call, "norms"):
+            call.norms = norms
+        wanted = call.norms
+        if ((norms - wanted).abs() > 1e-3 * wanted + 1e-5 * wanted.max()).any():
             reason = "a row that seems to be of one sample is of another"
-            for name in frozenset[str]().union(*(self.roots[each] for each in shared)):
+            for name in self.names_of(shared):
                 self.refused.setdefault(name, reason)
         return True
+
+    def names_of(self, shared: Iterable[int]) -> frozenset[str]:
+        """Return the parameters that shared tensors come from, by their ids."""
+        return frozenset[str]().union(*(self.roots[each] for each in shared))
 
     @property
     def has_rows(self) -> bool:
@@ -399,6 +432,8 @@ class LayerTap(Tracking):
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
         for name in outside:
             self.refused.setdefault(name, "its gradient comes from other calls, too")
+        for name in of_other_taps(loss, self):
+            self.refused.setdefault(name, "what an earlier batch computed is kept")
         for id_, tensor in self.computed.items():
             if self.versions.get(id_, tensor._version) != tensor._version:
                 reason = "what is computed from it is changed in place"

@@ -193,7 +193,8 @@ class _TappedRun:
                 return self._run(batch, made | tap.made)
             self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
-        if alone and tap.has_rows and not self.checked_rows:
+        first = alone and tap.has_rows and not self.checked_rows
+        if batch.size > 1 and (first or tap.moved):
             self.checked_rows = True
             tap.check_samples(ran.result)
             tap.prepare(ran.result)
