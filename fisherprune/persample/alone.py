@@ -13,6 +13,7 @@ from fisherprune.persample.calls import (
     Function,
     Key,
     Tracking,
+    is_transformed,
     without_tensors,
 )
 from fisherprune.persample.layout import Alone
@@ -82,6 +83,8 @@ class Recorder(Tracking):
         shared: list[Tensor],
     ) -> object:
         """Record the call, as it was before it ran."""
+        if any(map(is_transformed, tensors)):  # it has no values of its own
+            return super().run_other(func, arguments, tensors, shared)
         key = self.key_of(func, shared)
         before = [self._alone(t, id(t) in self.keys) for t in tensors]
         args, kwargs = arguments

@@ -81,6 +81,11 @@ def without_tensors(arguments: Arguments) -> Arguments:
     return with_tensors(arguments, repeat(torch.empty(0)))
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Return whether it is one of ``torch.func``: batched, or differentiated."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 class Tracking(TorchFunctionMode):
     """Sees which tensors all samples share, and which are of samples.
 

@@ -36,6 +36,7 @@ from fisherprune.persample.calls import (
     Key,
     Rows,
     Tracking,
+    is_transformed,
     with_tensors,
     without_tensors,
 )
@@ -205,6 +206,8 @@ class LayerTap(Tracking):
         Raises:
             LayoutError: where they are not found.
         """
+        if any(map(is_transformed, tensors)):
+            raise LayoutError("it runs inside of a transform of torch.func")
         if self.samples == 1:
             layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
             self.known[key] = Known(
@@ -290,7 +293,8 @@ class LayerTap(Tracking):
         operands = [p for p in (call.weight, call.bias) if p is not None]
         known = {id(p) for p in operands}
         return (
-            call.input.dim() == (call.dims or call.input.dim())
+            not any(p.is_complex() for p in (call.input, *operands))
+            and call.input.dim() == (call.dims or call.input.dim())
             and call.input.dim() >= 2
             and all(id(t) in known for t in tensors if id(t) in self.keys)
             and (
