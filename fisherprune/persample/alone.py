@@ -36,8 +36,13 @@ class Record:
 
 @dataclass
 class Records:
-    """All calls with shared tensors."""
+    """All calls with shared tensors while one sample ran alone.
 
+    Attributes:
+        sample: its number in the batch.
+    """
+
+    sample: int = -1
     by_key: dict[Key, Record] = field(default_factory=dict)
     largest: float = 0.0
     """The largest norm of a tensor that they read."""
@@ -62,6 +67,7 @@ class Recorder(Tracking):
     Args:
         parameters: the watched ones, by name.
         batch: the tensors of the sample.
+        sample: its number in the batch.
         made: calls whose results are known to be of samples, though what they read is
             shared: copies for each sample.
     """
@@ -70,10 +76,11 @@ class Recorder(Tracking):
         self,
         parameters: Mapping[str, nn.Parameter],
         batch: Sequence[Tensor],
+        sample: int = -1,
         made: Collection[Key] = (),
     ) -> None:
         super().__init__(parameters, batch)
-        self.records, self.made = Records(), made
+        self.records, self.made = Records(sample), made
 
     def run_shared(
         self,

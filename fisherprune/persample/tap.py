@@ -92,7 +92,7 @@ class LayerTap(Tracking):
         report: called once per parameter and backward pass: during it where the
             parameter is used once, after it where several uses had to be joined.
         op: named in errors.
-        alone: the calls of the last sample alone; None where ``known`` has all calls
+        alone: the calls of a sample alone; None where ``known`` has all calls
             of batches of these shapes, or there is one sample.
         known: what was found out about calls, to which this batch's are added.
     """
@@ -117,6 +117,7 @@ class LayerTap(Tracking):
         self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}  # why, by name
         self.made = set[Key]()  # calls that give what is shared an axis of samples
+        self.has_others = False  # whether there are calls that one sample had not
         self.hidden = ""  # a parameter that was used without autograd
         self.met: Counter[int] = Counter()  # calls by the id of a shared tensor
         self.versions: dict[int, int] = {}
@@ -235,6 +236,7 @@ class LayerTap(Tracking):
     def _record(self, key: Key) -> Record:
         record = self.alone.by_key.get(key) if self.alone else None
         if record is None:
+            self.has_others = True
             raise LayoutError("one sample alone leads to other calls than the batch")
         return record
 
@@ -246,7 +248,9 @@ class LayerTap(Tracking):
 
     def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
         assert self.alone
-        layout = find_layout(alone, tensor, self.samples, self.alone.is_same)
+        layout = find_layout(
+            alone, tensor, self.samples, self.alone.sample, self.alone.is_same
+        )
         if layout is None and id(tensor) not in self.keys:
             if self.is_marked(tensor) and alone.value is not None:
                 if not self.alone.is_same(alone.value, tensor):

@@ -26,14 +26,13 @@ def images(make, size=32, channels=3):
     ]
 
 
-def library(name, **options):
-    """Return a model of torchvision by its name."""
-    return getattr(torchvision.models, name)(num_classes=CLASSES, **options)
-
-
 def residual():
+    """Return a ResNet of two stages."""
     block = torchvision.models.resnet.Bottleneck
-    return torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=CLASSES, width_per_group=16)
+    model = torchvision.models.ResNet(block, [1, 1, 1, 1], width_per_group=16)
+    model.layer3 = model.layer4 = nn.Identity()
+    model.fc = nn.Linear(512, CLASSES)
+    return model
 
 
 def mobilenet():
@@ -84,22 +83,13 @@ def swin(version):
 
 
 def video_residual():
-    from torchvision.models.video.resnet import (
-        BasicBlock,
-        BasicStem,
-        Conv2Plus1D,
-        Conv3DSimple,
-        VideoResNet,
-    )
+    """Return the first layers of a video network."""
+    from torchvision.models.video import resnet as lib
 
-    model = VideoResNet(
-        BasicBlock,
-        [Conv3DSimple, Conv2Plus1D, Conv3DSimple, Conv3DSimple],
-        [1, 0, 0, 0],
-        BasicStem,
-        num_classes=CLASSES,
-    )
-    return model
+    kinds = [lib.Conv2Plus1D, *[lib.Conv3DSimple] * 3]
+    net = lib.VideoResNet(lib.BasicBlock, kinds, [1, 1, 1, 1], lib.BasicStem)
+    pool = nn.AdaptiveAvgPool3d(1), nn.Flatten()
+    return nn.Sequential(net.stem, net.layer1, *pool, nn.Linear(64, CLASSES))
 
 
 def multiscale_video():
@@ -214,7 +204,7 @@ VISION = {
         ),
         16,
     ),
-    "r3d": lambda: images(video_residual, (4, 10, 10)),
+    "r3d": lambda: images(video_residual, (2, 8, 8)),
     "mvit": lambda: images(multiscale_video, (4, 16, 16)),
     "lraspp": lambda: images(Segmentation, 16),
     "unet": lambda: images(UNet, 16),

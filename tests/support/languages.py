@@ -80,6 +80,7 @@ def llama(tied):
 
 
 def mixtral():
+    """Return a model with experts; grouped products of matrices are float32's alone."""
     experts = {"num_local_experts": 3, "num_experts_per_tok": 2}
     return made("MixtralForCausalLM", "MixtralConfig", **GROUPED, **experts)
 

@@ -20,7 +20,10 @@ from fisherprune.statistics.structure import (
 
 def in_double(model):
     """Return a float64 copy of ``model`` in eval mode."""
-    return copy.deepcopy(model).double().eval()
+    model = copy.deepcopy(model).double().eval()
+    if hasattr(getattr(model, "config", None), "_experts_implementation"):
+        model.config._experts_implementation = "eager"  # that of others is float32's
+    return model
 
 
 def run(model, x):
