@@ -92,7 +92,8 @@ def find_layout(
     shape, batch = alone.shape, tuple(tensor.shape)
     if shape == batch:
         return None
-    alone = _padded(alone, batch)
+    if batch[:1] == (samples,):
+        alone = _padded(alone, batch)
     shape = alone.shape
     axes = [a for a, (k, n) in enumerate(zip(shape, batch, strict=False)) if k != n]
     if (
@@ -115,9 +116,7 @@ def find_layout(
     if len(fitting) == 2 and not torch.equal(*(each.apart(tensor) for each in layouts)):
         raise LayoutError("samples and positions can't be told apart by values")
     if not fitting:
-        raise LayoutError(
-            "the rows of a sample alone are not its rows in the batch"
-        )
+        raise LayoutError("the rows of a sample alone are not its rows in the batch")
     return fitting[0]
 
 

@@ -252,9 +252,8 @@ class LayerTap(Tracking):
             alone, tensor, self.samples, self.alone.sample, self.alone.is_same
         )
         if layout is None and id(tensor) not in self.keys:
-            if self.is_marked(tensor) and alone.value is not None:
-                if not self.alone.is_same(alone.value, tensor):
-                    raise LayoutError("it reads what all samples were reduced to")
+            if self.is_marked(tensor):
+                raise LayoutError("it reads what all samples were reduced to")
             if tensor.grad_fn and not self.is_marked(tensor) and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")
         return layout

@@ -45,9 +45,10 @@ def run_alone(
         with recorder:
             ran = forward(task.model, one)
     except Exception as error:
+        which = "the last" if sample else "one"
         failure = FisherpruneError(
             f"{op}: the model must run with one sample, by which is seen whether "
-            f"samples mix; alone, {'the last' if sample else 'one'} of the first batch fails: "
+            f"samples mix; alone, {which} of the first batch fails: "
             f"{reason(error)}"
         )
         failure.__cause__ = error

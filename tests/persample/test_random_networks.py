@@ -167,9 +167,7 @@ def prelu(draw, net):
 def scaled(draw, net):
     shape = draw(st.sampled_from([(), (net.width,), (net.length, 1), (1, net.width)]))
     i = owned(net, *shape)
-    how = draw(
-        st.sampled_from([torch.mul, torch.add, torch.sub, lambda x, p: p - x])
-    )
+    how = draw(st.sampled_from([torch.mul, torch.add, torch.sub, lambda x, p: p - x]))
     return lambda m, x, _: how(x, m.own[i])
 
 
@@ -177,9 +175,7 @@ def token(draw, net):
     """Put a token in front; positions are added to all."""
     i, j = owned(net, 1, 1, net.width), owned(net, net.length + 1, net.width)
     net.length += 1
-    return lambda m, x, _: (
-        torch.cat([m.own[i].expand(len(x), -1, -1), x], 1) + m.own[j]
-    )
+    return lambda m, x, _: torch.cat([m.own[i].expand(len(x), -1, -1), x], 1) + m.own[j]
 
 
 def multiplied(draw, net):
@@ -247,7 +243,9 @@ def losses(model, batch):
 )
 def test_moments(model, sizes, group_size, seed):
     torch.manual_seed(seed)
-    length = model.length - sum(step.__qualname__.startswith("token") for step in model.steps)
+    length = model.length - sum(
+        step.__qualname__.startswith("token") for step in model.steps
+    )
     batches = [
         (
             torch.randn(n, length, model.width),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from nets import Own, randomized
+from nets import randomized
 from torch import nn
 
 CLASSES, TOKENS = 5, 31

@@ -83,8 +83,7 @@ def moments_of_batches(model, batches, names, group_size):
 def moments_of_losses(model, batches, names, losses, group_sizes):
     """Return {group size: {name: (m, F)}} of batches of any structure.
 
-    Args:
-        losses: ``(model, batch) -> [N]``; of each sample by itself, as of ``run``.
+    ``losses(model, batch)`` returns ``[N]``; each sample is by itself, as in ``run``.
     """
     model = in_double(model).requires_grad_()
     weights = [dict(model.named_parameters())[name] for name in names]
