@@ -8,7 +8,14 @@ from torch import Tensor
 
 from fisherprune.persample.alone import Record, Records
 from fisherprune.persample.backward import has_taps
-from fisherprune.persample.calls import Arguments, Key, Tracking, without_tensors
+from fisherprune.persample.calls import (
+    Arguments,
+    Key,
+    Rows,
+    Tracking,
+    is_transformed,
+    without_tensors,
+)
 from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
 
 
@@ -56,6 +63,7 @@ class Finder:
     ) -> None:
         self.tracking, self.samples = tracking, samples
         self.alone, self.known = alone, known
+        self.has_others = False  # calls that the sample alone does not lead to
 
     @property
     def has_several_entries(self) -> bool:
@@ -69,10 +77,13 @@ class Finder:
         Raises:
             LayoutError: where they are not found.
         """
+        if any(map(is_transformed, tensors)):
+            raise LayoutError("it runs inside of a transform of torch.func")
+        rows = self.tracking.rows_of(tensors)
         if self.samples == 1:
             layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
             found = Known(without_tensors(arguments), tuple(layouts), Layout(0, 1))
-        elif any(self.tracking.is_uneven(t) for t in tensors):
+        elif rows == Rows.UNEVEN:
             raise LayoutError("it may read other numbers of rows of each sample")
         elif key in self.known:
             found = self.known[key].of(self.samples)
@@ -83,6 +94,8 @@ class Finder:
             record = self._record(key)
             layouts = [*map(self._layout, record.tensors, tensors)]
             found = Known(record.arguments, tuple(layouts))
+        if self.samples > 1:
+            self.tracking.moved |= rows == Rows.MOVED
         self.known[key] = found
         return found
 
@@ -116,6 +129,7 @@ class Finder:
     def _record(self, key: Key) -> Record:
         record = self.alone.by_key.get(key) if self.alone else None
         if record is None:
+            self.has_others = True
             raise LayoutError("one sample alone leads to other calls than the batch")
         return record
 
@@ -127,12 +141,13 @@ class Finder:
 
     def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
         assert self.alone
-        layout = find_layout(alone, tensor, self.samples, self.alone.is_same)
+        layout = find_layout(
+            alone, tensor, self.samples, self.alone.sample, self.alone.is_same
+        )
         if layout is None and not self.tracking.is_shared(tensor):
             marked = self.tracking.is_marked(tensor)
-            if marked and alone.value is not None:
-                if not self.alone.is_same(alone.value, tensor):
-                    raise LayoutError("it reads what all samples were reduced to")
-            if not marked and tensor.grad_fn and has_taps(tensor):
+            if marked:
+                raise LayoutError("it reads what all samples were reduced to")
+            if tensor.grad_fn and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")
         return layout

@@ -10,7 +10,7 @@ is left behind.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from fisherprune.persample.backward import (
     TappedLayer,
     UnwatchedLayer,
     has_own_functions,
+    of_other_taps,
 )
 from fisherprune.persample.calls import (
     Arguments,
@@ -67,7 +68,7 @@ class LayerTap(Tracking):
         report: called once per parameter and backward pass: during it where the
             parameter is used once, after it where several uses had to be joined.
         op: named in errors.
-        alone: the calls of the last sample alone; None where ``known`` has all calls
+        alone: the calls of a sample alone; None where ``known`` has all calls
             of batches of these shapes, or there is one sample.
         known: what was found out about calls, to which this batch's are added.
     """
@@ -97,7 +98,7 @@ class LayerTap(Tracking):
         self.versions: dict[int, int] = {}
         self.contributions: dict[int, list[Contribution]] = defaultdict(list)
         self.single: dict[int, str] = {}  # parameters that are used once, by id
-        self.silent: Tensor | None = None  # samples without a gradient, in a check
+        self.factors: Tensor | None = None  # of the samples' gradients, in a check
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -179,7 +180,7 @@ class LayerTap(Tracking):
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Any:
         """Run a call in which shared tensors meet samples."""
-        if is_in_place(func):
+        if is_in_place(func.__name__):
             twin = getattr(Tensor, func.__name__[:-1], None)
             if twin is None or id(tensors[0]) in self.keys:
                 raise LayoutError("it changes a tensor in place")
@@ -203,7 +204,8 @@ class LayerTap(Tracking):
         operands = [p for p in (call.weight, call.bias) if p is not None]
         known = {id(p) for p in operands}
         return (
-            call.input.dim() == (call.dims or call.input.dim())
+            not any(p.is_complex() for p in (call.input, *operands))
+            and call.input.dim() == (call.dims or call.input.dim())
             and call.input.dim() >= 2
             and all(id(t) in known for t in tensors if id(t) in self.keys)
             and (
@@ -258,29 +260,53 @@ class LayerTap(Tracking):
             self.ways[name].add(way)
 
     def check_samples(self, result: Tensor) -> None:
-        """See by backward passes of every other sample where rows are not as they seem.
+        """See where rows are of other samples than they seem to be.
 
-        Then their parameters are ``refused``: gradients reach the rows of the others.
+        Backward passes in which samples have factors of their own, powers of two, must
+        lead to gradients with the same factors. If not, parameters are ``refused``.
 
         Args:
             result: of the forward pass, samples first.
         """
-        odd = torch.arange(self.samples, device=result.device) % 2 == 1
+        numbers = torch.arange(self.samples, device=result.device)
+        digits = [torch.zeros_like(numbers)]  # the gradients to compare with
+        while 8 ** (len(digits) - 1) < self.samples:
+            digits.append(numbers // 8 ** (len(digits) - 1) % 8)
         try:
-            for self.silent in (odd, ~odd):
-                self.backward(result[~self.silent].sum(), again=True)
+            for digit in digits:
+                self.factors = 2.0**digit
+                factors = self.factors.view(-1, *(1 for _ in result.shape[1:]))
+                self.backward((result * factors).sum(), again=True)
         finally:
-            self.silent = None
+            self.factors = None
 
-    def is_checking(self, layout: Layout, grad: Tensor, shared: Sequence[int]) -> bool:
-        """Check a gradient in a backward pass of ``check_samples``."""
-        if self.silent is None:
+    def is_checking(
+        self, call: Any, layout: Layout, grad: Tensor, shared: Iterable[int]
+    ) -> bool:
+        """Check a gradient in a backward pass of ``check_samples``.
+
+        Args:
+            call: keeps the gradients' norms from the first of these passes on.
+            layout: of the gradient.
+            grad: of the call's output.
+            shared: ids of the shared tensors of the call.
+        """
+        if self.factors is None:
             return False
-        if layout.apart(grad)[self.silent.to(grad.device)].any():
+        apart = layout.apart(grad).flatten(1).float()
+        norms = torch.linalg.vector_norm(apart, dim=1) / self.factors.to(grad.device)
+        if not hasattr(call, "norms"):
+            call.norms = norms
+        wanted = call.norms
+        if ((norms - wanted).abs() > 1e-3 * wanted + 1e-5 * wanted.max()).any():
             reason = "a row that seems to be of one sample is of another"
-            for name in frozenset[str]().union(*(self.roots[each] for each in shared)):
+            for name in self.names_of(shared):
                 self.refused.setdefault(name, reason)
         return True
+
+    def names_of(self, shared: Iterable[int]) -> frozenset[str]:
+        """Return the parameters that shared tensors come from, by their ids."""
+        return frozenset[str]().union(*(self.roots[each] for each in shared))
 
     @property
     def must_check(self) -> bool:
@@ -315,6 +341,8 @@ class LayerTap(Tracking):
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
         for name in outside:
             self.refused.setdefault(name, "its gradient comes from other calls, too")
+        for name in of_other_taps(loss, self):
+            self.refused.setdefault(name, "what an earlier batch computed is kept")
         for id_, tensor in self.computed.items():
             if self.versions.get(id_, tensor._version) != tensor._version:
                 reason = "what is computed from it is changed in place"

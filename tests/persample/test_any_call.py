@@ -335,6 +335,28 @@ WAYS = {
         ),
         {"w": ("linear",), "s": ("mul",)},
     ),
+    "complex numbers": (
+        lambda: read(
+            lambda m, x: (
+                (
+                    x.to(torch.promote_types(x.dtype, torch.complex64))
+                    @ torch.complex(m.real, m.imaginary)
+                )
+                .abs()
+                .mean(1)
+            ),
+            real=drawn(8, 8),
+            imaginary=drawn(8, 8),
+        ),
+        {"real": ("loop",), "head.weight": ("linear",)},
+    ),
+    "a transform of torch.func": (
+        lambda: read(
+            lambda m, x: torch.func.vmap(lambda row: m.fc(row).tanh().mean(0))(x),
+            fc=nn.Linear(8, 8),
+        ),
+        {"fc.weight": ("loop",), "head.weight": ("linear",)},
+    ),
     "set at an index": (
         lambda: read(lambda m, x: written(x, m.row).tanh().mean(1), row=drawn(8)),
         {"row": ("loop",)},
