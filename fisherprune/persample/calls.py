@@ -167,7 +167,8 @@ class Tracking(TorchFunctionMode):
         if any(self.is_marked(t) for t in sources):
             self.has_read_values |= func.__name__ in READ_VALUES
             written = args[0] if func is Tensor.__setitem__ else output
-            self.mark(written, self._rows_made(func, args, kwargs, sources))
+            if isinstance(written, (Tensor, tuple, list)):
+                self.mark(written, self._rows_made(func, args, kwargs, sources))
         elif func is torch.randperm:  # an order of the samples, maybe
             self.mark(output)
         return output
