@@ -13,6 +13,7 @@ from fisherprune.persample.calls import (
     Function,
     Key,
     Tracking,
+    is_transformed,
     without_tensors,
 )
 from fisherprune.persample.layout import Alone
@@ -35,8 +36,13 @@ class Record:
 
 @dataclass
 class Records:
-    """All calls with shared tensors."""
+    """All calls with shared tensors while one sample ran alone.
 
+    Attributes:
+        sample: its number in the batch.
+    """
+
+    sample: int = -1
     by_key: dict[Key, Record] = field(default_factory=dict)
     largest: float = 0.0
     """The largest norm of a tensor that they read."""
@@ -61,6 +67,7 @@ class Recorder(Tracking):
     Args:
         parameters: the watched ones, by name.
         batch: the tensors of the sample.
+        sample: its number in the batch.
         made: calls whose results are known to be of samples, though what they read is
             shared: copies for each sample.
     """
@@ -69,10 +76,11 @@ class Recorder(Tracking):
         self,
         parameters: Mapping[str, nn.Parameter],
         batch: Sequence[Tensor],
+        sample: int = -1,
         made: Collection[Key] = (),
     ) -> None:
         super().__init__(parameters, batch)
-        self.records, self.made = Records(), made
+        self.records, self.made = Records(sample), made
 
     def run_shared(
         self,
@@ -82,6 +90,8 @@ class Recorder(Tracking):
         shared: list[Tensor],
     ) -> object:
         """Record the call, as it was before it ran."""
+        if any(map(is_transformed, tensors)):  # it has no values of its own
+            return super().run_other(func, arguments, tensors, shared)
         key = self.key_of(func, shared)
         before = [self._alone(t, id(t) in self.keys) for t in tensors]
         args, kwargs = arguments

@@ -41,6 +41,26 @@ def has_own_functions(loss: Tensor) -> tuple[bool, set[int]]:
     return own, leaves
 
 
+def of_other_taps(loss: Tensor, tap: LayerTap) -> frozenset[str]:
+    """Return the parameters of calls that ran under another tap, in an earlier batch.
+
+    That is where a model keeps what it computed from them.
+    """
+    found = frozenset[str]()
+    for node in _nodes(loss):
+        other = getattr(node, "tap", tap) if _is_ours(node) else tap
+        if other is not tap:
+            found |= other.names_of(_shared_by(node))
+    return found
+
+
+def _shared_by(call: Any) -> list[int]:
+    """Return the ids of a call's shared tensors."""
+    shared = call.shared
+    ids = shared.values() if isinstance(shared, dict) else shared
+    return [each for each in ids if each]
+
+
 def _is_ours(node: Node) -> bool:
     """Return whether it is of this package, whose functions run no layer again."""
     function = getattr(node, "_forward_cls", None)
@@ -133,8 +153,7 @@ class TappedLayer(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         layer, shape = ctx.layer, None if weight is None else tuple(weight.shape)
         input_grad = weight_grad = bias_grad = None
-        shared = [each for each in ctx.shared if each]
-        checking = ctx.tap.is_checking(ctx.layout, grad, shared)
+        checking = ctx.tap.is_checking(ctx, ctx.layout, grad, _shared_by(ctx))
         if checking:
             of_weight = of_bias = None
         if of_weight or of_bias:
@@ -182,8 +201,8 @@ class TappedCall(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Tell the tap; return the gradient as it came."""
         ctx.tap.check_running(next(iter(ctx.shared.values())))
-        shared = [*ctx.shared.values()]
-        checking = ctx.tap.is_checking(ctx.meeting.output, grad, shared)
+        shared = _shared_by(ctx)
+        checking = ctx.tap.is_checking(ctx, ctx.meeting.output, grad, shared)
         if not checking and any(ctx.tap.wants(each) for each in shared):
             found = ctx.rule(ctx.meeting, grad, ctx.saved_tensors)
             for i, contribution in found.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from enum import IntEnum
 from itertools import repeat
 from typing import Any
 
@@ -19,11 +20,30 @@ Key = tuple[Hashable, int]
 """Names a call in each run of a model: what is called on what, and the how manieth."""
 
 
+class Rows(IntEnum):
+    """What is known of the rows of samples in a tensor."""
+
+    PLAIN = 0
+    MOVED = 1
+    """Values decide which row is of which sample: sorted, looked up, written."""
+    UNEVEN = 2
+    """Values decide how many rows a sample has."""
+
+
 CHOOSE_ROWS = frozenset(
-    "argwhere masked_select nonzero repeat_interleave unique unique_consecutive "
+    "argwhere masked_select nonzero unique unique_consecutive "
     "_pack_padded_sequence".split()
 )
 """Functions the shape of whose result depends on values."""
+
+SORT_ROWS = frozenset("msort sort topk".split())
+"""Functions that order what they read by its values."""
+
+INDEX_ROWS = frozenset(
+    "__getitem__ __setitem__ embedding gather index_add index_copy index_put "
+    "index_select put scatter scatter_add scatter_reduce take take_along_dim".split()
+)
+"""Functions that read rows, or write them, at given places."""
 
 KEEP_ROWS = frozenset(
     "index_add index_copy index_fill index_put masked_scatter scatter scatter_add "
@@ -32,16 +52,24 @@ KEEP_ROWS = frozenset(
 """Functions whose result has the shape of their first argument."""
 
 
+READ_VALUES = frozenset(
+    "tolist item numpy __int__ __index__ __bool__ __array__".split()
+)
+"""Functions that give Python numbers, which may become sizes."""
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in arguments, in order, those in lists and tuples too."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from tensors_in(each)
+            if isinstance(each, Tensor):
+                yield each
+            elif isinstance(each, (list, tuple, dict)):
+                yield from tensors_in(each)
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from tensors_in(each)
+        yield from tensors_in([*value.values()])
 
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
@@ -59,6 +87,22 @@ def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
 def without_tensors(arguments: Arguments) -> Arguments:
     """Return arguments with an empty tensor in each place, which takes no memory."""
     return with_tensors(arguments, repeat(torch.empty(0)))
+
+
+MARK = "_fisherprune"
+"""An attribute of tensors that come from samples."""
+
+
+def unmark(values: Iterable[object]) -> None:
+    """Take the marks from those of the values that are tensors."""
+    for value in values:
+        if isinstance(value, Tensor):
+            value.__dict__.pop(MARK, None)
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Return whether it is one of ``torch.func``: batched, or differentiated."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 class Tracking(TorchFunctionMode):
@@ -80,24 +124,25 @@ class Tracking(TorchFunctionMode):
         self.roots = {id(p): frozenset([n]) for n, p in parameters.items()}
         self.computed: dict[int, Tensor] = {}  # kept: no other tensor gets their id
         self._calls: Counter[Hashable] = Counter()
-        self._mark, self._uneven = object(), object()
+        self._run = object()
+        self.has_read_values = False  # of samples, in Python
         self._inside = 0  # functions in whose place others run
+        self.moved = False  # whether values decide whose rows a shared tensor meets
         self.mark(list(batch))
 
-    def mark(self, value: object, uneven: bool = False) -> None:
-        """Note that tensors are of samples, maybe in uneven numbers of rows."""
-        mark = self._uneven if uneven else self._mark
+    def mark(self, value: object, rows: Rows = Rows.PLAIN) -> None:
+        """Note that tensors are of samples, and what is known of their rows."""
         for tensor in tensors_in(value):
-            tensor.__dict__["_fisherprune"] = mark
+            tensor.__dict__[MARK] = self._run, rows
 
     def is_marked(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of samples."""
-        mark = tensor.__dict__.get("_fisherprune")
-        return mark is self._mark or mark is self._uneven
+        return tensor.__dict__.get(MARK, (None,))[0] is self._run
 
-    def is_uneven(self, tensor: Tensor) -> bool:
-        """Return whether the samples may have uneven numbers of rows in a tensor."""
-        return tensor.__dict__.get("_fisherprune") is self._uneven
+    def rows_of(self, tensors: Sequence[Tensor]) -> Rows:
+        """Return the least that is known of the samples' rows in tensors."""
+        marked = (t.__dict__[MARK] for t in tensors if self.is_marked(t))
+        return max((rows for _, rows in marked), default=Rows.PLAIN)
 
     def __torch_function__(
         self,
@@ -120,11 +165,12 @@ class Tracking(TorchFunctionMode):
             output = self.run_other(func, (args, kwargs), tensors, shared)
         sources = _sources(func, tensors)
         if any(self.is_marked(t) for t in sources):
-            if func is Tensor.__setitem__:
-                output, given = None, args[0]
-                self.mark(given, self.is_uneven(given))
-            else:
-                self.mark(output, self._makes_uneven(func, sources))
+            self.has_read_values |= func.__name__ in READ_VALUES
+            written = args[0] if func is Tensor.__setitem__ else output
+            if isinstance(written, (Tensor, tuple, list)):
+                self.mark(written, self._rows_made(func, args, kwargs, sources))
+        elif func is torch.randperm:  # an order of the samples, maybe
+            self.mark(output)
         return output
 
     def _run_inside(
@@ -135,30 +181,52 @@ class Tracking(TorchFunctionMode):
         tensors: list[Tensor],
     ) -> Any:
         """Run what is in a function's place; it knows which rows are whose."""
-        uneven = any(self.is_uneven(t) for t in tensors)
+        rows = self.rows_of(tensors)
+        self.moved |= rows != Rows.PLAIN
         self._inside += 1
         try:
             with self:
                 output = inner(*args, **kwargs)
         finally:
             self._inside -= 1
-        if uneven:  # then the first result is so as well: packed sequences
-            self.mark(next(tensors_in(output)), uneven=True)
+        if rows == Rows.UNEVEN:  # then the first result is so as well
+            self.mark(output, Rows.MOVED)
+            self.mark(next(tensors_in(output)), Rows.UNEVEN)
+        elif rows == Rows.MOVED:
+            self.mark(output, Rows.MOVED)
         return output
 
-    def _makes_uneven(self, func: Function, sources: list[Tensor]) -> bool:
-        """Return whether values decide how many rows of a sample a result has."""
-        name = func.__name__
-        if self._inside or name == "_pad_packed_sequence":
-            return False
-        if name in KEEP_ROWS or name.endswith("_"):
-            sources = sources[:1]
-        chosen = name == "__getitem__" and any(
-            t.dtype in (torch.bool, torch.uint8) for t in sources[1:]
-        )
-        alone = name == "where" and len(sources) == 1
-        chooses = chosen or alone or name in CHOOSE_ROWS
-        return chooses or any(self.is_uneven(t) for t in sources)
+    def _rows_made(
+        self,
+        func: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sources: list[Tensor],
+    ) -> Rows:
+        """Return what is known of the samples' rows in a result."""
+        if self._inside:
+            return Rows.PLAIN
+        name, kept = func.__name__, self.rows_of(sources)
+        if name == "_pad_packed_sequence":
+            return Rows.MOVED
+        if _writes(name):  # its result has the rows that it had
+            kept = max(self.rows_of(sources[:1]), min(kept, Rows.MOVED))
+        plain = name if name.startswith("__") else name.rstrip("_")
+        if _chooses(plain, args, kwargs):
+            return Rows.UNEVEN
+        return max(kept, Rows.MOVED) if self._moves(plain, sources) else kept
+
+    def _moves(self, name: str, sources: list[Tensor]) -> bool:
+        """Return whether values of samples decide where rows are in a result."""
+        if name in SORT_ROWS:
+            return True
+        places = sources[:1] if name == "embedding" else sources[1:]
+        if name.endswith("item__"):  # samples are where the first index is
+            places = places[:1]
+        computed = any(self.is_marked(t) and not t.is_floating_point() for t in places)
+        if name == "embedding":  # of what is computed from samples
+            computed = computed and self.is_marked(sources[1])
+        return name in INDEX_ROWS and computed
 
     def run_shared(
         self,
@@ -181,6 +249,10 @@ class Tracking(TorchFunctionMode):
         args, kwargs = arguments
         return func(*args, **kwargs)
 
+    def is_shared(self, tensor: Tensor) -> bool:
+        """Return whether all samples share a tensor."""
+        return id(tensor) in self.keys
+
     def roots_of(self, shared: Sequence[Tensor]) -> frozenset[str]:
         """Return the names of the parameters that shared tensors come from."""
         return frozenset[str]().union(*(self.roots[id(t)] for t in shared))
@@ -199,6 +271,29 @@ class Tracking(TorchFunctionMode):
                 self.keys[id(tensor)] = hash((key, i))
                 self.roots[id(tensor)] = roots
                 self.computed[id(tensor)] = tensor
+
+
+def is_in_place(name: str) -> bool:
+    """Return whether a function changes its first argument: ``add_``."""
+    return name.endswith("_") and not name.startswith("__")
+
+
+def _writes(name: str) -> bool:
+    """Return whether a function's result is its first argument, or like it."""
+    in_place = name == "__setitem__" or name.startswith("__i")
+    return in_place or is_in_place(name) or name in KEEP_ROWS
+
+
+def _chooses(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether values decide how many rows a result has."""
+    if name == "__getitem__":
+        index = tensors_in(args[1:])
+        return any(t.dtype in (torch.bool, torch.uint8) for t in index)
+    if name == "repeat_interleave":
+        return not any(isinstance(n, int) for n in (*args[1:2], kwargs.get("repeats")))
+    if name == "where":
+        return len(args) + len(kwargs) == 1
+    return name in CHOOSE_ROWS
 
 
 def _sources(func: Function, tensors: list[Tensor]) -> list[Tensor]:

@@ -67,14 +67,19 @@ class LayoutError(Exception):
 
 
 def find_layout(
-    alone: Alone, tensor: Tensor, samples: int, same: Callable[[Tensor, Tensor], bool]
+    alone: Alone,
+    tensor: Tensor,
+    samples: int,
+    sample: int,
+    same: Callable[[Tensor, Tensor], bool],
 ) -> Layout | None:
     """Find the axis of the samples in a tensor of a batch of at least two.
 
     Args:
-        alone: of the tensor in the same call for the last sample alone.
+        alone: of the tensor in the same call for one sample alone.
         tensor: of the batch.
         samples: N.
+        sample: which of them ran alone.
         same: whether two tensors are equal up to rounding.
 
     Returns:
@@ -87,7 +92,8 @@ def find_layout(
     shape, batch = alone.shape, tuple(tensor.shape)
     if shape == batch:
         return None
-    alone = _padded(alone, batch)
+    if batch[:1] == (samples,):
+        alone = _padded(alone, batch)
     shape = alone.shape
     axes = [a for a, (k, n) in enumerate(zip(shape, batch, strict=False)) if k != n]
     if (
@@ -106,13 +112,11 @@ def find_layout(
     if alone.value is None or not prod(shape):
         return layouts[0]
     value = alone.value
-    fitting = [each for each in layouts if same(value, each.apart(tensor)[-1])]
+    fitting = [each for each in layouts if same(value, each.apart(tensor)[sample])]
     if len(fitting) == 2 and not torch.equal(*(each.apart(tensor) for each in layouts)):
         raise LayoutError("samples and positions can't be told apart by values")
     if not fitting:
-        raise LayoutError(
-            "the rows of the last sample alone are not its rows in the batch"
-        )
+        raise LayoutError("the rows of a sample alone are not its rows in the batch")
     return fitting[0]
 
 

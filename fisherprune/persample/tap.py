@@ -10,9 +10,8 @@ is left behind.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,28 +20,29 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 
 import fisherprune.persample.layers  # noqa: F401  registers the kinds of layers
 from fisherprune.errors import FisherpruneError
-from fisherprune.persample.alone import Record, Records
+from fisherprune.persample.alone import Records
 from fisherprune.persample.backward import (
     TappedCall,
     TappedLayer,
     UnwatchedLayer,
     has_own_functions,
-    has_taps,
+    of_other_taps,
 )
 from fisherprune.persample.calls import (
     Arguments,
     Function,
     Key,
     Tracking,
+    is_in_place,
     with_tensors,
-    without_tensors,
 )
 from fisherprune.persample.contributions import Contribution, Gradients
 from fisherprune.persample.factors import Factors
+from fisherprune.persample.finder import Finder, Known
 from fisherprune.persample.joined import joined
-from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
+from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
-from fisherprune.persample.pulled import Pulled, Region, Regions
+from fisherprune.persample.pulled import all_of
 from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
 
 RECOMPUTING = (
@@ -59,27 +59,6 @@ class OwnGradientsError(Exception):
         self.names = names
 
 
-@dataclass(frozen=True)
-class Known:
-    """What was found out about a call.
-
-    Attributes:
-        arguments: as for one sample alone, with an empty tensor in the place of each.
-        layouts: of its tensors, in order; None for what is none of the samples.
-        output: None where it is none of the samples, or not known yet.
-    """
-
-    arguments: Arguments
-    layouts: tuple[Layout | None, ...]
-    output: Layout | None = None
-
-    def of(self, samples: int) -> Known:
-        """Return the same for another number of samples."""
-        layouts = (each and replace(each, samples=samples) for each in self.layouts)
-        output = self.output and replace(self.output, samples=samples)
-        return Known(self.arguments, tuple(layouts), output)
-
-
 class LayerTap(Tracking):
     """Reports the gradients of each parameter, ``report(name, gradients)``.
 
@@ -90,7 +69,7 @@ class LayerTap(Tracking):
         report: called once per parameter and backward pass: during it where the
             parameter is used once, after it where several uses had to be joined.
         op: named in errors.
-        alone: the calls of the last sample alone; None where ``known`` has all calls
+        alone: the calls of a sample alone; None where ``known`` has all calls
             of batches of these shapes, or there is one sample.
         known: what was found out about calls, to which this batch's are added.
         balances: whether factors are balanced, for losses that are scaled.
@@ -112,9 +91,9 @@ class LayerTap(Tracking):
         self.samples = samples
         self.report = report
         self.op = op
-        self.alone = alone
         self.balances = balances
         self.known = {} if known is None else known
+        self.finder = Finder(self, samples, alone, self.known)
         self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}  # why, by name
         self.made = set[Key]()  # calls that give what is shared an axis of samples
@@ -123,7 +102,7 @@ class LayerTap(Tracking):
         self.versions: dict[int, int] = {}
         self.contributions: dict[int, list[Contribution]] = defaultdict(list)
         self.single: dict[int, str] = {}  # parameters that are used once, by id
-        self.silent: Tensor | None = None  # samples without a gradient, in a check
+        self.factors: Tensor | None = None  # of the samples' gradients, in a check
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -187,11 +166,11 @@ class LayerTap(Tracking):
         args, kwargs = arguments
         key = self.key_of(func, shared)
         try:
-            known = self._known(key, arguments, tensors)
+            known = self.finder.find(key, arguments, tensors)
             if any(known.layouts):
                 return self._tapped(func, arguments, tensors, key)
             output = func(*args, **kwargs)
-            if self._is_of_samples(key, output):
+            if self.finder.makes_samples(key, output):
                 self.made.add(key)
                 return self._met(func, arguments, tensors, key)
         except LayoutError as error:
@@ -201,69 +180,12 @@ class LayerTap(Tracking):
         self.note_computed(output, key, shared)
         return output
 
-    def _known(self, key: Key, arguments: Arguments, tensors: list[Tensor]) -> Known:
-        """Find the samples in what a call reads.
-
-        Raises:
-            LayoutError: where they are not found.
-        """
-        if self.samples == 1:
-            layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
-            self.known[key] = Known(
-                without_tensors(arguments), tuple(layouts), Layout(0, 1)
-            )
-        elif any(self.is_uneven(t) for t in tensors):
-            raise LayoutError("it may read other numbers of rows of each sample")
-        elif key in self.known:
-            self.known[key] = known = self.known[key].of(self.samples)
-            for layout, tensor in zip(known.layouts, tensors, strict=True):
-                if layout and not layout.fits(tensor):
-                    raise LayoutError("it reads another number of rows in each batch")
-        else:
-            record = self._record(key)
-            found = map(self._layout, record.tensors, tensors)
-            self.known[key] = Known(record.arguments, tuple(found))
-        return self.known[key]
-
-    def _record(self, key: Key) -> Record:
-        record = self.alone.by_key.get(key) if self.alone else None
-        if record is None:
-            raise LayoutError("one sample alone leads to other calls than the batch")
-        return record
-
-    def _is_of_sample(self, tensor: Tensor) -> bool:
-        """Return whether a lone sample may be in it, or parts of the pass's graph."""
-        if id(tensor) in self.keys:
-            return False
-        return self.is_marked(tensor) or tensor.grad_fn is not None
-
-    def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
-        assert self.alone
-        layout = find_layout(alone, tensor, self.samples, self.alone.is_same)
-        if layout is None and id(tensor) not in self.keys:
-            if self.is_marked(tensor) and alone.value is not None:
-                if not self.alone.is_same(alone.value, tensor):
-                    raise LayoutError("it reads what all samples were reduced to")
-            if tensor.grad_fn and not self.is_marked(tensor) and has_taps(tensor):
-                raise LayoutError("where a tensor that it reads comes from is not seen")
-        return layout
-
-    def _is_of_samples(self, key: Key, output: object) -> bool:
-        """Return whether constants gave a result an axis of the samples."""
-        if self.samples == 1 or not isinstance(output, Tensor):
-            return False
-        if self.known[key].output:
-            return True
-        alone = self._record(key).output if self.alone else None
-        return alone is not None and alone.shape != output.shape
-
     def _tapped(
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Any:
         """Run a call in which shared tensors meet samples."""
-        name = func.__name__
-        if name.endswith("_") and not name.endswith("__"):
-            twin = getattr(Tensor, name[:-1], None)
+        if is_in_place(func.__name__):
+            twin = getattr(Tensor, func.__name__[:-1], None)
             if twin is None or id(tensors[0]) in self.keys:
                 raise LayoutError("it changes a tensor in place")
             before = [tensors[0].clone(), *tensors[1:]]  # what is read may be saved
@@ -277,7 +199,7 @@ class LayerTap(Tracking):
         if call and self._fits(call, tensors):
             # What a call pads has the samples where they were.
             layout = layouts.get(id(call.input)) or layouts[id(tensors[0])]
-            if layout:
+            if layout and (call.positions or layout.axis == 0):
                 return self._layer(func, call, layout)
         return self._met(func, arguments, tensors, key)
 
@@ -286,7 +208,8 @@ class LayerTap(Tracking):
         operands = [p for p in (call.weight, call.bias) if p is not None]
         known = {id(p) for p in operands}
         return (
-            call.input.dim() == (call.dims or call.input.dim())
+            not any(p.is_complex() for p in (call.input, *operands))
+            and call.input.dim() == (call.dims or call.input.dim())
             and call.input.dim() >= 2
             and all(id(t) in known for t in tensors if id(t) in self.keys)
             and (
@@ -302,12 +225,15 @@ class LayerTap(Tracking):
             operand if not own and _is_computed(operand) else None
             for own, operand in zip(shared, operands, strict=True)
         )
+        output = TappedLayer.apply(
+            call.input, self.anchor, *computed, call, shared, layout, self
+        )
+        if not layout.fits(output):
+            raise LayoutError("its result has not the samples where its input has")
         for operand, own in zip(operands, shared, strict=True):
             if operand is not None and own:
                 self._note(operand, func.__name__)
-        return TappedLayer.apply(
-            call.input, self.anchor, *computed, call, shared, layout, self
-        )
+        return output
 
     def _met(
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
@@ -320,15 +246,7 @@ class LayerTap(Tracking):
         cut = [t.detach() if i in own else t for i, t in enumerate(tensors)]
         args, kwargs = with_tensors(arguments, iter(cut))
         output = func(*args, **kwargs)
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise LayoutError("its result is no tensor of floating-point numbers")
-        known = self.known[key]
-        if known.output is None:
-            alone = self._record(key).output
-            layout = self._layout(alone, output) if alone else None
-            if layout is None:
-                raise LayoutError("its result is none of the samples")
-            self.known[key] = known = replace(known, output=layout)
+        known = self.finder.find_output(key, output)
         assert known.output
         meeting = Meeting(
             func, known.arguments, known.layouts, tuple(own), known.output, _autocast()
@@ -346,34 +264,58 @@ class LayerTap(Tracking):
             self.ways[name].add(way)
 
     def check_samples(self, result: Tensor) -> None:
-        """See by a backward pass of every other sample where rows are not as they seem.
+        """See where rows are of other samples than they seem to be.
 
-        Then their parameters are ``refused``: gradients reach the rows of the others.
+        Backward passes in which samples have factors of their own, powers of two, must
+        lead to gradients with the same factors. If not, parameters are ``refused``.
 
         Args:
             result: of the forward pass, samples first.
         """
-        self.silent = torch.arange(self.samples, device=result.device) % 2 == 0
+        numbers = torch.arange(self.samples, device=result.device)
+        digits = [torch.zeros_like(numbers)]  # the gradients to compare with
+        while 8 ** (len(digits) - 1) < self.samples:
+            digits.append(numbers // 8 ** (len(digits) - 1) % 8)
         try:
-            self.backward(result[~self.silent].sum(), again=True)
+            for digit in digits:
+                self.factors = 2.0**digit
+                factors = self.factors.view(-1, *(1 for _ in result.shape[1:]))
+                self.backward((result * factors).sum(), again=True)
         finally:
-            self.silent = None
+            self.factors = None
 
-    def is_checking(self, layout: Layout, grad: Tensor, shared: Sequence[int]) -> bool:
-        """Check a gradient in a backward pass of ``check_samples``."""
-        if self.silent is None:
+    def is_checking(
+        self, call: Any, layout: Layout, grad: Tensor, shared: Iterable[int]
+    ) -> bool:
+        """Check a gradient in a backward pass of ``check_samples``.
+
+        Args:
+            call: keeps the gradients' norms from the first of these passes on.
+            layout: of the gradient.
+            grad: of the call's output.
+            shared: ids of the shared tensors of the call.
+        """
+        if self.factors is None:
             return False
-        if layout.apart(grad)[self.silent.to(grad.device)].any():
+        apart = layout.apart(grad).flatten(1).float()
+        norms = torch.linalg.vector_norm(apart, dim=1) / self.factors.to(grad.device)
+        if not hasattr(call, "norms"):
+            call.norms = norms
+        wanted = call.norms
+        if ((norms - wanted).abs() > 1e-3 * wanted + 1e-5 * wanted.max()).any():
             reason = "a row that seems to be of one sample is of another"
-            for name in frozenset[str]().union(*(self.roots[each] for each in shared)):
+            for name in self.names_of(shared):
                 self.refused.setdefault(name, reason)
         return True
 
+    def names_of(self, shared: Iterable[int]) -> frozenset[str]:
+        """Return the parameters that shared tensors come from, by their ids."""
+        return frozenset[str]().union(*(self.roots[each] for each in shared))
+
     @property
-    def has_rows(self) -> bool:
-        """Return whether a sample has several entries in an axis of samples."""
-        layouts = (known.layouts for known in self.known.values())
-        return any(each and each.entries > 1 for some in layouts for each in some)
+    def must_check(self) -> bool:
+        """Return whether sizes that were read from values may have made rows uneven."""
+        return self.has_read_values and self.finder.has_several_entries
 
     def check_running(self, shared: int) -> None:
         """Refuse gradients that the model or the loss takes by itself."""
@@ -405,6 +347,8 @@ class LayerTap(Tracking):
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
         for name in outside:
             self.refused.setdefault(name, "its gradient comes from other calls, too")
+        for name in of_other_taps(loss, self):
+            self.refused.setdefault(name, "what an earlier batch computed is kept")
         for id_, tensor in self.computed.items():
             if self.versions.get(id_, tensor._version) != tensor._version:
                 reason = "what is computed from it is changed in place"
@@ -439,45 +383,16 @@ class LayerTap(Tracking):
         uses = {id_: joined(few) for id_, few in self.contributions.items()}
         self.contributions.clear()
         for name, parameter in self.parameters.items():
-            if name not in self.refused and id(parameter) not in self.single:
-                if gradients := self._gradients(name, parameter, uses):
-                    self.report(name, gradients)
-
-    def _gradients(
-        self, name: str, parameter: nn.Parameter, uses: Mapping[int, Contribution]
-    ) -> Gradients | None:
-        """Return all that a parameter and what is computed from it contributes."""
-        direct = uses.get(id(parameter))
-        computed = [
-            (gradients, self.computed[id_])
-            for id_, gradients in uses.items()
-            if id_ in self.computed and name in self.roots[id_]
-        ]
-        if not computed:
-            return direct
-        if not direct and (regions := _regions(computed, parameter)):
-            return regions
-        pulled = [Pulled(*each, parameter) for each in computed]
-        return joined([direct, *pulled] if direct else pulled)
-
-
-def _regions(
-    computed: Sequence[tuple[Contribution, Tensor]], parameter: Tensor
-) -> Regions | None:
-    """Return the gradients of views; None where they are others, or overlap."""
-    places = defaultdict(list)
-    for gradients, view in computed:
-        region = Region.of(gradients, view, parameter)
-        if region is None:
-            return None
-        places[region.size, region.stride, region.offset].append(region)
-    regions = Regions(
-        tuple(
-            replace(same[0], gradients=joined([each.gradients for each in same]))
-            for same in places.values()
-        )
-    )
-    return regions if regions.are_apart else None
+            if name in self.refused or id(parameter) in self.single:
+                continue
+            computed = [
+                (gradients, self.computed[id_])
+                for id_, gradients in uses.items()
+                if id_ in self.computed and name in self.roots[id_]
+            ]
+            gradients = all_of(parameter, uses.get(id(parameter)), computed)
+            if gradients is not None:
+                self.report(name, gradients)
 
 
 def _is_computed(operand: Tensor | None) -> bool:

@@ -1,4 +1,4 @@
-"""The check that samples of a batch don't mix: the last one is run alone, too."""
+"""The check that samples of a batch don't mix: one is run alone, too."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ from fisherprune.statistics.passes import Task
 
 @dataclass(frozen=True)
 class Alone:
-    """What came of the last sample alone."""
+    """What came of a sample alone."""
 
     ran: Ran
     records: Records
 
 
-def run_last(
+def run_alone(
     op: str,
     task: Task,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
     forward: Forward,
+    sample: int = -1,
     made: Collection[Key] = (),
 ) -> Alone | FisherpruneError:
-    """Run the last sample alone; return why where that fails.
+    """Run a sample alone; return why where that fails.
 
-    The last one, because what a sequence, a queue or a limited capacity makes of a
-    sample depends on the samples before it. For ``made`` see ``Recorder``.
+    The last one first, because what a sequence, a queue or a limited capacity makes of
+    a sample depends on the samples before it. For ``made`` see ``Recorder``.
     """
-    one = batch.last()
-    recorder = Recorder(parameters, one.tensors, made)
+    one = batch.one(sample)
+    recorder = Recorder(parameters, one.tensors, sample, made)
     try:
         with recorder:
             ran = forward(task.model, one)
     except Exception as error:
+        which = "the last" if sample else "one"
         failure = FisherpruneError(
             f"{op}: the model must run with one sample, by which is seen whether "
-            f"samples mix; alone, the last of the first batch fails: "
+            f"samples mix; alone, {which} of the first batch fails: "
             f"{reason(error)}"
         )
         failure.__cause__ = error
@@ -54,19 +56,20 @@ def run_last(
     return Alone(ran.detached(), recorder.records)
 
 
-def check_apart(op: str, alone: Ran, together: Ran) -> None:
-    """Refuse where the last sample's results differ, alone and in its batch.
+def check_apart(op: str, alone: Alone, together: Ran) -> None:
+    """Refuse where a sample's results differ, alone and in its batch.
 
     A small loss has the rounding errors of the outputs from which it was computed.
     """
     outputs, pairs, size = together.outputs, [], 0.0
-    if alone.outputs is not None and outputs is not None:
-        size = float(outputs[-1].detach().float().norm())
-        pairs.append(("the model's output for", 0.0, alone.outputs[-1], outputs[-1]))
-    pairs.append(("the loss of", size, alone.result[-1], together.result[-1]))
+    one, i = alone.ran, alone.records.sample
+    if one.outputs is not None and outputs is not None:
+        size = float(outputs[i].detach().float().norm())
+        pairs.append(("the model's output for", 0.0, one.outputs[0], outputs[i]))
+    pairs.append(("the loss of", size, one.result[0], together.result[i]))
     tolerance = _tolerance(together.result if outputs is None else outputs)
-    for what, least, one, other in pairs:
-        if not _is_same(one.detach().float(), other.detach().float(), tolerance, least):
+    for what, least, own, other in pairs:
+        if not _is_same(own.detach().float(), other.detach().float(), tolerance, least):
             raise FisherpruneError(
                 f"{op}: samples mix: {what} a sample alone is another than in a batch "
                 "(or it is random in eval mode, or samples change places on the way)"

@@ -110,10 +110,10 @@ class Batch:
         own = {id(t) for t in self.tensors}
         return tuple((tuple(t.shape[id(t) in own :]), t.dtype) for t in every)
 
-    def last(self) -> Batch:
-        """Return a copy of the last sample."""
-        last = some_samples(self.content, slice(-1, None))
-        return replace(self, content=map_tensors(torch.clone, last), size=1)
+    def one(self, i: int) -> Batch:
+        """Return a copy of a sample."""
+        one = some_samples(self.content, slice(i, i + 1 or None))
+        return replace(self, content=map_tensors(torch.clone, one), size=1)
 
     def alone(self, i: int) -> Batch:
         """Return a sample twice, of which one counts: for autograd without the tap.

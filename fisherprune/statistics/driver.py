@@ -16,7 +16,7 @@ from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.statistics.accumulators import Accumulators, Sums
-from fisherprune.statistics.apart import check_apart, run_last
+from fisherprune.statistics.apart import check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward
 from fisherprune.statistics.passes import LoopsError, Task
@@ -152,7 +152,6 @@ class _TappedRun:
     sums: PerSampleSums
     known: dict[object, dict] = field(default_factory=dict)
     """What was found out about calls, by the shapes of a batch."""
-    checked_rows: bool = False
 
     def tapped(self, batch: Batch) -> TappedBatch | None:
         """Run a batch; None where no parameter's gradients are seen."""
@@ -169,13 +168,17 @@ class _TappedRun:
             return found if self.sums.tapped.parameters else None
         return None
 
-    def _run(self, batch: Batch, made: frozenset[Key] = frozenset()) -> TappedBatch:
+    def _run(
+        self, batch: Batch, sample: int = -1, made: frozenset[Key] = frozenset()
+    ) -> TappedBatch:
         alone = known = None
         tapped = self.sums.tapped.parameters
         parameters = {n: p for n, p in self.task.parameters.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
             # Before the batch, whose graph must not save what this one changes.
-            alone = run_last(self.op, self.task, parameters, batch, self.forward, made)
+            alone = run_alone(
+                self.op, self.task, parameters, batch, self.forward, sample, made
+            )
         tap = LayerTap(
             parameters,
             batch.tensors,
@@ -191,13 +194,14 @@ class _TappedRun:
         if isinstance(alone, FisherpruneError):  # the whole batch runs
             raise alone
         if alone:
-            check_apart(self.op, alone.ran, ran)
+            check_apart(self.op, alone, ran)
             if tap.refused and tap.made - made:
-                return self._run(batch, made | tap.made)
+                return self._run(batch, sample, made | tap.made)
+            if tap.finder.has_others and sample:  # one that is padded, maybe
+                return self._run(batch, 0, made)
             self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
-        if alone and tap.has_rows and not self.checked_rows:
-            self.checked_rows = True
+        if alone and tap.must_check or batch.size > 1 and tap.moved:
             tap.check_samples(ran.result)
             tap.prepare(ran.result)
         return TappedBatch(ran.result, batch.size, tap, self.sums)
@@ -216,13 +220,13 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
     checked = False
     for batch in batches_of(op, task):
         check = not checked and batch.size > 1
-        alone = run_last(op, task, {}, batch, forward) if check else None
+        alone = run_alone(op, task, {}, batch, forward) if check else None
         with running(op, batch):
             ran = forward(task.model, batch if batch.size > 1 else batch.alone(0))
         if isinstance(alone, FisherpruneError):
             raise alone
         if alone:
-            check_apart(op, alone.ran, ran)
+            check_apart(op, alone, ran)
             checked = True
         yield batch.size, ran.result[: batch.size]
 

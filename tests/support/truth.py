@@ -10,10 +10,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fisherprune.statistics.structure import (
+    count_samples,
+    map_tensors,
+    some_samples,
+    twice,
+)
+
 
 def in_double(model):
     """Return a float64 copy of ``model`` in eval mode."""
-    return copy.deepcopy(model).double().eval()
+    model = copy.deepcopy(model).double().eval()
+    if hasattr(getattr(model, "config", None), "_experts_implementation"):
+        model.config._experts_implementation = "eager"  # that of others is float32's
+    return model
 
 
 def run(model, x):
@@ -66,10 +76,39 @@ def moments_of_batches(model, batches, names, group_size):
     ]
     found = {}
     for name, column in zip(names, zip(*rows, strict=True), strict=True):
-        groups = torch.stack(column).split(group_size)
-        means = torch.stack([group.mean(0) for group in groups])
-        found[name] = means.mean(0), means.square().mean(0)
+        found[name] = grouped(torch.stack(column), group_size)
     return found
+
+
+def moments_of_losses(model, batches, names, losses, group_sizes):
+    """Return {group size: {name: (m, F)}} of batches of any structure.
+
+    ``losses(model, batch)`` returns ``[N]``; each sample is by itself, as in ``run``.
+    """
+    model = in_double(model).requires_grad_()
+    weights = [dict(model.named_parameters())[name] for name in names]
+    rows = []
+    for batch in batches:
+        for i in range(count_samples(batch)):
+            one = map_tensors(in_float64, some_samples(batch, slice(i, i + 1)))
+            loss = losses(model, twice(one))[0]
+            rows.append(torch.autograd.grad(loss, weights, materialize_grads=True))
+    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return {
+        size: {n: grouped(c, size) for n, c in zip(names, columns, strict=True)}
+        for size in group_sizes
+    }
+
+
+def grouped(rows, group_size):
+    """Return m and F of per-sample gradients."""
+    means = torch.stack([group.mean(0) for group in rows.split(group_size)])
+    return means.mean(0), means.square().mean(0)
+
+
+def in_float64(tensor):
+    """Return floating-point numbers as float64."""
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def hessian_gradient(model, x, y, names, group_size=1):

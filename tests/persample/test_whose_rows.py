@@ -1,0 +1,193 @@
+"""Rows of a batch that are not where they seem to be, or of one sample each."""
+
+import pytest
+import torch
+import truth
+from nets import Own
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fisherprune as fp
+from fisherprune.losses import classification
+
+CLASSES = 5
+
+
+def read(forward, width=6, **parts):
+    """Return a module that reads ``[N, T, 8]``, a layer of 6 features in it."""
+    parts = {"fc": nn.Linear(8, 6), "head": nn.Linear(width, CLASSES)} | parts
+    return Own(forward, **parts)
+
+
+def drawn(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+def given(*sizes, length=4):
+    return [(torch.randn(n, length, 8), torch.randint(CLASSES, (n,))) for n in sizes]
+
+
+def in_order(m, x, order):
+    """Run a layer on the samples in another order."""
+    return m.head(torch.tanh(m.fc(x[order])).mean(1)[order.argsort()])
+
+
+def by_length(m, x):
+    """Sort sequences by their lengths, as packed ones must be."""
+    lengths, order = (1 + (x[:, 1:, 0] > 0).sum(1)).sort(descending=True)
+    packed = pack_padded_sequence(x[order], lengths, batch_first=True)
+    outputs, _ = pad_packed_sequence(m.layer(packed)[0], batch_first=True)
+    return m.head(outputs.sum(1)[order.argsort()])
+
+
+def routed(m, x):
+    """Sort all tokens by where they are sent to."""
+    rows = x.flatten(0, 1)
+    order = (rows[:, 0] > 1).long().argsort(stable=True)
+    h = torch.tanh(m.fc(rows[order]))[order.argsort()]
+    return m.head(h.unflatten(0, (len(x), -1)).mean(1))
+
+
+def split(m, x):
+    """Give the tokens, sorted, to two layers by their counts."""
+    rows, second = x.flatten(0, 1), (x[..., 0] > 0).flatten().long()
+    order = second.argsort(stable=True)
+    parts = rows[order].split(second.bincount(minlength=2).tolist())
+    h = torch.cat([torch.tanh(m.fc(parts[0])), torch.sigmoid(m.other(parts[1]))])
+    return m.head(h[order.argsort()].unflatten(0, (len(x), -1)).mean(1))
+
+
+def chosen(m, x):
+    """Run a layer on the two tokens of each sample with the largest scores."""
+    places = x[..., 0].topk(2, 1).indices
+    x = x.gather(1, places.unsqueeze(2).expand(-1, -1, 8))
+    return m.head(torch.tanh(m.fc(x)).mean(1))
+
+
+def masked(m, x):
+    h = x.new_zeros(*x.shape[:2], 6)
+    kept = x[..., 0] > 0
+    h[kept] = torch.tanh(m.fc(x[kept]))
+    return m.head(h.mean(1))
+
+
+def nonzero(m, x):
+    sample, position = (x[..., 0] > 0).nonzero(as_tuple=True)
+    rows = torch.tanh(m.fc(x[sample, position]))
+    return m.head(x.new_zeros(len(x), 6).index_add(0, sample, rows))
+
+
+def as_many(m, x):
+    """Take as many rows of all samples, by their places."""
+    sample, position = (x[..., 0].argsort(1).argsort(1) > 1).nonzero(as_tuple=True)
+    rows = torch.tanh(m.fc(x[sample, position]))
+    return m.head(rows.unflatten(0, (len(x), -1)).mean(1))
+
+
+MODELS = {
+    "sorted": lambda: read(lambda m, x: in_order(m, x, x[:, 0, 0].argsort())),
+    "sorted, samples second": lambda: read(
+        lambda m, x: in_order(
+            m,
+            x.transpose(0, 1)[:, x[:, 0, 0].argsort()].transpose(0, 1),
+            torch.arange(len(x)),
+        )[x[:, 0, 0].argsort().argsort()]
+    ),
+    "shuffled": lambda: read(lambda m, x: in_order(m, x, torch.randperm(len(x)))),
+    "turned around": lambda: read(
+        lambda m, x: in_order(m, x, torch.arange(len(x)).flip(0))
+    ),
+    "packed by length": lambda: read(by_length, layer=nn.GRU(8, 6, batch_first=True)),
+    "routed": lambda: read(routed),
+    "split by counts": lambda: read(split, other=nn.Linear(8, 6)),
+    "chosen": lambda: read(chosen),
+    "masked": lambda: read(masked),
+    "nonzero": lambda: read(nonzero),
+    "as many of each": lambda: read(as_many),
+}
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+@pytest.mark.parametrize("what", MODELS)
+@pytest.mark.filterwarnings("ignore::fisherprune.FisherpruneWarning")
+def test_moments(what, group_size):
+    # Small batches: the first one is in order by chance, later ones are not.
+    for _ in range(5):
+        model, batches = MODELS[what](), given(2, 2, 3, 1, 2)
+        named = dict(model.named_parameters())
+        expected = truth.moments_of_losses(
+            model, batches, [*named], classification, [group_size]
+        )[group_size]
+        found = fp.gradient_moments(
+            model, batches, parameters=named, group_size=group_size
+        )
+        for name, (mean, fisher) in expected.items():
+            if float(fisher.norm()):
+                assert truth.relative_error(found.mean[name], mean) < 1e-4, name
+                assert truth.relative_error(found.fisher[name], fisher) < 1e-4, name
+
+
+@pytest.mark.parametrize("what", ["sorted", "routed"])
+@pytest.mark.filterwarnings("ignore::fisherprune.FisherpruneWarning")
+def test_the_gauss_newton_diagonal(what):
+    model, batches = MODELS[what](), given(3, 3, 2)
+    named = dict(model.named_parameters())
+    found = fp.gauss_newton_diagonal(model, batches, parameters=named)
+    x = torch.cat([x for x, _ in batches])
+    for name, wanted in truth.gauss_newton_diagonal(model, x, named).items():
+        assert truth.relative_error(found[name], wanted) < 1e-4, name
+
+
+def kept(m, x):
+    """Keep what is computed from a parameter for the next batch of this size."""
+    if m.kept is None or len(m.kept) != len(x):
+        m.kept = m.start.expand(len(x), -1)
+    return m.head(torch.tanh(m.fc(x).mean(1) + m.kept))
+
+
+def test_what_a_model_keeps_between_batches():
+    model, batches = read(kept, start=drawn(1, 6), kept=None), given(3, 3, 2, 2)
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="'start' .what an earlier batch"):
+        found = fp.gradient_moments(model, batches, parameters=named, group_size=3)
+    model.kept = None
+    expected = truth.moments_of_losses(model, batches, [*named], classification, [3])
+    for name, (_, fisher) in expected[3].items():
+        assert truth.relative_error(found.fisher[name], fisher) < 1e-5, name
+
+
+def test_what_one_sample_gives_to_all_is_never_a_constant():
+    model = read(lambda m, x: m.head(torch.tanh(m.fc(x) + m.fc(x[-1:])).mean(1)))
+    named = dict(model.named_parameters())
+    with pytest.warns(
+        fp.FisherpruneWarning, match="'fc.weight' .linear: it reads what"
+    ):
+        found = fp.gradient_moments(model, given(3), parameters=named)
+    assert found.paths["fc.weight"] == ("loop",)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_mask_that_whole_sequences_do_not_need(first):
+    """A sample without padding, alone, leads to other calls than the batch."""
+
+    def forward(m, batch):
+        bias, real = m.bias, batch["mask"]
+        if not real.all():
+            bias = torch.where(real[:, None], bias, -1e9)
+        x = batch["x"]
+        return m.head(torch.tanh(m.fc((x @ x.mT + bias).softmax(2) @ x)).mean(1))
+
+    def losses(model, batch):
+        scores = model(batch)
+        return nn.functional.cross_entropy(scores, batch["labels"], reduction="none")
+
+    model = read(forward, bias=drawn(4, 4))
+    ((x, labels),) = given(3)
+    mask = torch.arange(4) < torch.tensor([2, 3, 4]).view(3, 1)
+    batches = [{"x": x, "mask": mask if first else mask.flip(0), "labels": labels}]
+    named = dict(model.named_parameters())
+    found = fp.gradient_moments(model, batches, losses=losses, parameters=named)
+    expected = truth.moments_of_losses(model, batches, [*named], losses, [1])[1]
+    for name, (_, fisher) in expected.items():
+        assert truth.relative_error(found.fisher[name], fisher) < 1e-5, name
+    assert all("loop" not in ways for ways in found.paths.values())
