@@ -117,7 +117,7 @@ class LayerTap(Tracking):
         self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}  # why, by name
         self.made = set[Key]()  # calls that give what is shared an axis of samples
-        self.has_others = False  # whether there are calls that one sample had not
+        self.is_unlike = False  # whether another sample alone may say more
         self.hidden = ""  # a parameter that was used without autograd
         self.met: Counter[int] = Counter()  # calls by the id of a shared tensor
         self.versions: dict[int, int] = {}
@@ -189,7 +189,13 @@ class LayerTap(Tracking):
         try:
             known = self._known(key, arguments, tensors)
             if any(known.layouts):
-                return self._tapped(func, arguments, tensors, key)
+                if not any(
+                    map(self.is_marked, tensors)
+                ):  # constants as many as samples
+                    self.made.add(key)
+                output = self._tapped(func, arguments, tensors, key)
+                self.mark(output)
+                return output
             output = func(*args, **kwargs)
             if self._is_of_samples(key, output):
                 self.made.add(key)
@@ -236,7 +242,7 @@ class LayerTap(Tracking):
     def _record(self, key: Key) -> Record:
         record = self.alone.by_key.get(key) if self.alone else None
         if record is None:
-            self.has_others = True
+            self.is_unlike = True
             raise LayoutError("one sample alone leads to other calls than the batch")
         return record
 
@@ -253,6 +259,7 @@ class LayerTap(Tracking):
         )
         if layout is None and id(tensor) not in self.keys:
             if self.is_marked(tensor):
+                self.is_unlike = True
                 raise LayoutError("it reads what all samples were reduced to")
             if tensor.grad_fn and not self.is_marked(tensor) and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")

@@ -195,7 +195,7 @@ class _TappedRun:
             check_apart(self.op, alone, ran)
             if tap.refused and tap.made - made:
                 return self._run(batch, sample, made | tap.made)
-            if tap.has_others and sample:  # one that is padded, maybe
+            if tap.is_unlike and sample:  # one that is padded, maybe
                 return self._run(batch, 0, made)
             self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)

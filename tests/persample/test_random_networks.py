@@ -233,7 +233,10 @@ def losses(model, batch):
     return F.cross_entropy(model(x, tokens), labels, reduction="none")
 
 
-@pytest.mark.filterwarnings("error::fisherprune.FisherpruneWarning")
+# Two of three samples with a token in front: their rows are alike in both orders.
+@pytest.mark.filterwarnings(
+    "error::fisherprune.FisherpruneWarning", "ignore:.*can't be told apart"
+)
 @settings(deadline=None, max_examples=200)
 @given(
     networks(),

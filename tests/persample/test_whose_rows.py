@@ -156,14 +156,11 @@ def test_what_a_model_keeps_between_batches():
         assert truth.relative_error(found.fisher[name], fisher) < 1e-5, name
 
 
-def test_what_one_sample_gives_to_all_is_never_a_constant():
+def test_what_the_last_sample_gives_to_all_is_refused():
     model = read(lambda m, x: m.head(torch.tanh(m.fc(x) + m.fc(x[-1:])).mean(1)))
     named = dict(model.named_parameters())
-    with pytest.warns(
-        fp.FisherpruneWarning, match="'fc.weight' .linear: it reads what"
-    ):
-        found = fp.gradient_moments(model, given(3), parameters=named)
-    assert found.paths["fc.weight"] == ("loop",)
+    with pytest.raises(fp.FisherpruneError, match="samples mix"):
+        fp.gradient_moments(model, given(3), parameters=named)
 
 
 @pytest.mark.parametrize("first", [True, False])
