@@ -66,6 +66,30 @@ def test_scores(what):
             assert error < 1e-3, (code, name)
 
 
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.filterwarnings("ignore::fisherprune.FisherpruneWarning")
+def test_embeddings_with_sparse_gradients(each):
+    """The same as with dense ones, where samples run alone, too."""
+
+    def forward(m, x):
+        if each:
+            return torch.stack([m.head(m.table(row).tanh().mean(0)) for row in x])
+        return m.head(m.table(x).tanh().mean(1))
+
+    model = Own(
+        forward, table=nn.Embedding(7, 6, sparse=True), head=nn.Linear(6, CLASSES)
+    )
+    batches = [(torch.randint(7, (n, 4)), torch.randint(CLASSES, (n,))) for n in (2, 3)]
+    options = {"parameters": dict(model.named_parameters())}
+    found = fp.score_all(model, batches, OF_ANY_LOSS, **options)
+    assert model.table.sparse
+    model.table.sparse = False
+    expected = fp.score_all(model, batches, OF_ANY_LOSS, **options)
+    for code, scores in expected.items():
+        for name, wanted in scores.items():
+            torch.testing.assert_close(found[code][name], wanted)
+
+
 @pytest.mark.parametrize("what", ["vit", "lstm"])
 def test_obd_of_the_default_loss(what):
     model, batches, _ = MODELS[what]()

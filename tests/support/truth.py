@@ -99,7 +99,7 @@ def moments_of_losses(model, batches, names, losses, group_sizes):
         torch.autograd.grad(loss, weights, materialize_grads=True)
         for loss in each_loss(model, batches, losses)
     ]
-    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    columns = [torch.stack(column).detach() for column in zip(*rows, strict=True)]
     return {
         size: {n: grouped(c, size) for n, c in zip(names, columns, strict=True)}
         for size in group_sizes
