@@ -118,6 +118,7 @@ class LayerTap(Tracking):
         self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}  # why, by name
         self.made = set[Key]()  # calls that give what is shared an axis of samples
+        self.is_unsure = False  # whether other batches must show whose rows are whose
         self.is_unlike = False  # whether another sample alone may say more
         self.hidden = ""  # a parameter that was used without autograd
         self.met: Counter[int] = Counter()  # calls by the id of a shared tensor
@@ -258,6 +259,8 @@ class LayerTap(Tracking):
         layout = find_layout(
             alone, tensor, self.samples, self.alone.sample, self.alone.is_same
         )
+        if layout and not layout.is_sure:
+            self.is_unsure = self.moved = True
         if layout is None and id(tensor) not in self.keys:
             if self.is_marked(tensor):
                 self.is_unlike = True

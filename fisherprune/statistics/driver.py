@@ -197,7 +197,8 @@ class _TappedRun:
                 return self._run(batch, sample, made | tap.made)
             if tap.is_unlike and sample:  # one that is padded, maybe
                 return self._run(batch, 0, made)
-            self.known[batch.shapes] = tap.known
+            if not tap.is_unsure:
+                self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
         first = alone and tap.has_rows and not self.checked_rows
         if batch.size > 1 and (first or tap.moved):

@@ -188,3 +188,24 @@ def test_a_mask_that_whole_sequences_do_not_need(first):
     for name, (_, fisher) in expected.items():
         assert truth.relative_error(found.fisher[name], fisher) < 1e-5, name
     assert all("loop" not in ways for ways in found.paths.values())
+
+
+def test_rows_that_are_all_the_same_in_the_first_batch():
+    """Nor has it gradients there: only later batches show whose rows are whose."""
+
+    def forward(m, x):
+        x = torch.relu(x)
+        rows = torch.tanh(m.fc(x.transpose(0, 1).flatten(0, 1)))
+        h = rows.unflatten(0, (x.shape[1], -1)).mean(0)
+        return m.head(h * x.sum((1, 2)).unsqueeze(1))
+
+    model, (first, second) = read(forward), given(3, 3)
+    batches, named = (
+        [(-first[0].abs(), first[1]), second],
+        dict(model.named_parameters()),
+    )
+    found = fp.gradient_moments(model, batches, parameters=named)
+    assert found.paths["fc.weight"] == ("linear",)
+    expected = truth.moments_of_losses(model, batches, [*named], classification, [1])[1]
+    for name, (_, fisher) in expected.items():
+        assert truth.relative_error(found.fisher[name], fisher) < 1e-5, name
