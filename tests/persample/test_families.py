@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import truth
+from checks import assert_moments
 from families import CLASSES, shaken
 from nets import Own
 from torch import nn
@@ -48,10 +49,7 @@ def assert_close(found, expected, tolerance):
     largest = max(float(fisher.max()) for _, fisher in expected.values())
     known = {n: m for n, m in expected.items() if float(m[1].max()) > 1e-20 * largest}
     assert len(known) > len(expected) / 2
-    for name, moments in known.items():
-        pairs = zip((found.mean[name], found.fisher[name]), moments, strict=True)
-        for ours, true in pairs:
-            assert truth.relative_error(ours, true) <= tolerance, name
+    assert_moments(found, known, tolerance)
 
 
 @pytest.mark.parametrize("name", families.VISION)
@@ -196,7 +194,9 @@ def test_a_compiled_model():
     found = fp.gradient_moments(
         compiled, batches, parameters=dict(compiled._orig_mod.named_parameters())
     )
-    assert_close(found, {n: (expected.mean[n], expected.fisher[n]) for n in named}, 0)
+    assert_close(
+        found, {n: (expected.mean[n], expected.fisher[n]) for n in named}, 1e-6
+    )
 
 
 def test_a_distributed_model(tmp_path):

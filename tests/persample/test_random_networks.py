@@ -237,7 +237,7 @@ def losses(model, batch):
 @pytest.mark.filterwarnings(
     "error::fisherprune.FisherpruneWarning", "ignore:.*can't be told apart"
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=500)
 @given(
     networks(),
     st.lists(st.integers(1, 5), min_size=1, max_size=4),
