@@ -1,7 +1,9 @@
 # Everything a newcomer needs, from a fresh clone: make demo, make test.
-# The tools live in .venv; PYTHON chooses the interpreter it is made from.
+# The tools live in .venv; PYTHON chooses the interpreter it is made from, WORKERS how
+# many processes run the tests.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # torch first, then build against it: no second torch in an isolated build.
@@ -41,7 +43,7 @@ demo: $(VENV)/installed
 		--lr-drops 12 17
 
 test: lint sanitize
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

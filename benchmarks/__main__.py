@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", action="store_true", help="draw PNGs as well")
     options = parser.parse_args(argv)
     arguments = ["--rounds", str(options.rounds)] + ["--plot"] * options.plot
-    for name in ("topk", "moments", "end_to_end", "curvature", "training"):
+    for name in ("topk", "moments", "end_to_end", "curvature", "zoo", "training"):
         print(f"\n# benchmarks.{name}\n", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
         if status := subprocess.run(command, check=False).returncode:

@@ -65,6 +65,25 @@ def curvature(record: dict) -> list[str]:
     return lines
 
 
+def zoo(record: dict) -> list[str]:
+    """Time, memory, errors and ways of all parameters of many networks."""
+    lines = [
+        "| network, batch | over plain | MB above | error | vmap(grad), times ours "
+        "| ways |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    peers = {r["network"]: r["over ours"] for r in record["rows"] if "over ours" in r}
+    for r in record["rows"]:
+        if r["what"] == "fisherprune":
+            peer = peers.get(r["network"])
+            lines.append(
+                f"| {r['network']}, {r['batch']} | {r['over plain']:.2f} "
+                f"| {r['MB above plain'] - r['accumulators MB']:.0f} "
+                f"| {r['error']:.0e} | {f'{peer:.1f}' if peer else ''} | {r['ways']} |"
+            )
+    return lines
+
+
 def source(record: dict) -> str:
     """Say where and with what a table was measured."""
     e = record["environment"]
@@ -122,7 +141,7 @@ def age(record: dict) -> list[str]:
 def bodies() -> dict[str, str]:
     """Return what stands between the marks, by mark, as far as there are results."""
     found = {}
-    for table in (end_to_end, topk, curvature):
+    for table in (end_to_end, topk, curvature, zoo):
         path = RESULTS / f"{table.__name__}-cpu.json"
         if path.exists():
             record = json.loads(path.read_text())

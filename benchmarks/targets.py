@@ -108,6 +108,17 @@ def epoch_over_bare(network: str) -> Callable[[Rows], float]:
     return lambda rows: one(rows, network=network, what="float32")["CPU over bare"]
 
 
+def of_zoo(network: str, most: float) -> Target:
+    """Return the target of a pass over all parameters of a network, over plain."""
+    return Target(
+        f"{network}: pass over plain",
+        "zoo",
+        lambda rows: one(rows, network=network, what="fisherprune")["over plain"],
+        most,
+        "x",
+    )
+
+
 END, TOPK, TRAINING = "end_to_end", "topk", "training"
 TARGETS = [
     Target(
@@ -176,6 +187,16 @@ TARGETS = [
         1.05,
         "x",
     ),
+    *(of_zoo(name, 1.15) for name in ("resnet50", "densenet121", "convnext_tiny")),
+    *(of_zoo(name, 1.15) for name in ("vit, 6 blocks of 384", "swin_t")),
+    of_zoo("mobilenet_v3_small", 1.2),
+    of_zoo("shufflenet_v2_x1_0", 1.2),
+    of_zoo("regnet_y_400mf", 1.2),
+    of_zoo("squeezenet1_1", 1.2),
+    of_zoo("googlenet", 1.2),
+    of_zoo("GPT-2-like", 1.2),
+    of_zoo("Llama-like", 1.2),
+    of_zoo("LSTM, 2 layers of 256", 1.5),
 ]
 
 

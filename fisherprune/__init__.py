@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fisherprune.masks.masks import Masks
     from fisherprune.masks.select import select_masks
     from fisherprune.parameters import prunable_parameters
-    from fisherprune.persample import register_layer
+    from fisherprune.persample import Rows, register_gradients, register_layer
     from fisherprune.pruning import prune
     from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
@@ -34,6 +34,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "GradientMoments": "fisherprune.statistics.moments",
             "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
+            "Rows": "fisherprune.persample",
             "baselines": "fisherprune.baselines",
             "criteria": "fisherprune.scoring.criteria",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
@@ -44,6 +45,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "prunable_parameters": "fisherprune.parameters",
             "prune": "fisherprune.pruning",
             "register_criterion": "fisherprune.scoring.criteria",
+            "register_gradients": "fisherprune.persample",
             "register_layer": "fisherprune.persample",
             "score": "fisherprune.scoring.score",
             "score_all": "fisherprune.scoring.score",
@@ -59,6 +61,7 @@ __all__ = [
     "GradientMoments",
     "LayerCollapseWarning",
     "Masks",
+    "Rows",
     "baselines",
     "criteria",
     "gauss_newton_diagonal",
@@ -69,6 +72,7 @@ __all__ = [
     "prunable_parameters",
     "prune",
     "register_criterion",
+    "register_gradients",
     "register_layer",
     "score",
     "score_all",

@@ -100,29 +100,22 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def number(text: str) -> float:
-    """Read a number.
+def _of(read: Callable[[str], T], words: str) -> Callable[[str], T]:
+    """Return an option's type: what ``read`` reads must be ``words``."""
 
-    Raises:
-        ArgumentTypeError: where it is none.
-    """
-    return _read(float, text, "a number")
+    def argument(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}") from None
 
-
-def whole(text: str) -> int:
-    """Read a whole number.
-
-    Raises:
-        ArgumentTypeError: where it is none.
-    """
-    return _read(int, text, "a whole number")
+    return argument
 
 
-def _read(read: Callable[[str], T], text: str, words: str) -> T:
-    try:
-        return read(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}") from None
+number = _of(float, "a number")
+"""Reads a number."""
+whole = _of(int, "a whole number")
+"""Reads a whole number."""
 
 
 def prepare() -> None:

@@ -35,7 +35,7 @@ REINSTALL = "run `pip install --no-build-isolation .` in the source folder"
 
 
 @dataclass
-class Report:
+class Findings:
     """Lines of facts, and troubles with their remedies."""
 
     lines: list[str] = field(default_factory=list)
@@ -58,34 +58,34 @@ class Report:
         return "\n".join(["fisherprune doctor", "", *self.lines, "", verdict, *marks])
 
 
-def examine() -> Report:
+def examine() -> Findings:
     """Look at the installation and try the kernels."""
-    report = Report()
-    report.fact("python", f"{platform.python_version()} ({sys.executable})")
-    _packages(report)
+    findings = Findings()
+    findings.fact("python", f"{platform.python_version()} ({sys.executable})")
+    _packages(findings)
     try:
         from fisherprune.ops import kernels
     except ImportError as error:
-        report.trouble("the compiled kernels do not load", str(error), True)
-        return report
-    _build(report, kernels)
-    _devices(report, kernels)
-    return report
+        findings.trouble("the compiled kernels do not load", str(error), True)
+        return findings
+    _build(findings, kernels)
+    _devices(findings, kernels)
+    return findings
 
 
-def _packages(report: Report) -> None:
+def _packages(findings: Findings) -> None:
     for name in ("fisherprune", *PACKAGES):
         try:
-            report.fact(name, importlib.metadata.version(name))
+            findings.fact(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            report.fact(name, "not installed")
-            report.trouble(f"{name} is not installed", _remedy(name))
+            findings.fact(name, "not installed")
+            findings.trouble(f"{name} is not installed", _remedy(name))
     try:
         import torchvision  # noqa: F401
     except ModuleNotFoundError:
         pass  # said above
     except Exception as error:
-        report.trouble(
+        findings.trouble(
             f"torchvision does not import beside this torch: {error}",
             "install a matching pair: `pip install --upgrade torch torchvision`",
         )
@@ -95,41 +95,41 @@ def _remedy(name: str) -> str:
     return "run `pip install .`" if name == "fisherprune" else f"`pip install {name}`"
 
 
-def _build(report: Report, kernels: ModuleType) -> None:
-    report.fact("kernels", kernels.PATH)
-    report.fact("built with", f"torch {kernels.TORCH_VERSION}, {kernels.COMPILER}")
+def _build(findings: Findings, kernels: ModuleType) -> None:
+    findings.fact("kernels", kernels.PATH)
+    findings.fact("built with", f"torch {kernels.TORCH_VERSION}, {kernels.COMPILER}")
     if kernels.CUDA_VERSION:
         cuda = f"{kernels.CUDA_VERSION}, for {kernels.CUDA_ARCHS}"
     else:
         cuda = "not built: C++ kernels only"
-    report.fact("CUDA kernels", cuda)
+    findings.fact("CUDA kernels", cuda)
     from fisherprune.ops.sources import source_hash
 
     csrc = Path(__file__).resolve().parent.parent / "csrc"
     if csrc.is_dir() and source_hash(csrc) != kernels.SOURCE_HASH:
-        report.trouble(f"the kernels were not built from {csrc} as it is", REINSTALL)
+        findings.trouble(f"the kernels were not built from {csrc} as it is", REINSTALL)
 
 
-def _devices(report: Report, kernels: ModuleType) -> None:
+def _devices(findings: Findings, kernels: ModuleType) -> None:
     import torch
 
     threads = torch.get_num_threads()
     how = f"{kernels.cpu_capability()} kernels, {threads} threads"
-    report.fact("cpu", f"{_try_kernels(report, 'cpu')}, {how}")
+    findings.fact("cpu", f"{_try_kernels(findings, 'cpu')}, {how}")
     if not torch.cuda.is_available():
-        report.fact("cuda", _why_no_gpu())
+        findings.fact("cuda", _why_no_gpu())
         return
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         name = f"{torch.cuda.get_device_name(i)}, sm_{major}{minor}"
         if not kernels.CUDA_VERSION:
-            report.fact(f"cuda:{i}", f"{name}, no kernels")
-            report.trouble(
+            findings.fact(f"cuda:{i}", f"{name}, no kernels")
+            findings.trouble(
                 f"cuda:{i} has no kernels: fisherprune was built without CUDA",
                 f"with nvcc on the PATH, {REINSTALL}",
             )
         else:
-            report.fact(f"cuda:{i}", f"{_try_kernels(report, f'cuda:{i}')}, {name}")
+            findings.fact(f"cuda:{i}", f"{_try_kernels(findings, f'cuda:{i}')}, {name}")
 
 
 def _why_no_gpu() -> str:
@@ -140,7 +140,7 @@ def _why_no_gpu() -> str:
     return "none found: the C++ kernels run on the CPU"
 
 
-def _try_kernels(report: Report, device: str) -> str:
+def _try_kernels(findings: Findings, device: str) -> str:
     """Run both ops on a few numbers and compare with their PyTorch twins."""
     import torch
 
@@ -155,7 +155,9 @@ def _try_kernels(report: Report, device: str) -> str:
         ops.grad_moments(input.to(device), grad.to(device), *found, padding=(1, 1))
         masks, _ = ops.global_topk(found, [7])
     except Exception as error:
-        report.trouble(f"the kernels fail on {device}: {error}", REINSTALL, broken=True)
+        findings.trouble(
+            f"the kernels fail on {device}: {error}", REINSTALL, broken=True
+        )
         return "broken"
     reference.grad_moments(input, grad, *truth, padding=(1, 1))
     twins, _ = reference.global_topk([f.cpu() for f in found], [7])
@@ -164,7 +166,7 @@ def _try_kernels(report: Report, device: str) -> str:
         for mask, twin in zip(masks[0], twins[0], strict=True)
     )
     if not right:
-        report.trouble(f"the kernels compute wrongly on {device}", REINSTALL, True)
+        findings.trouble(f"the kernels compute wrongly on {device}", REINSTALL, True)
         return "broken"
     return "works"
 
@@ -182,9 +184,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(argv: list[str] | None) -> int:
     Parser("python -m fisherprune.doctor", description=DESCRIPTION).parse_args(argv)
-    report = examine()
-    print(report)
-    return int(report.broken)
+    findings = examine()
+    print(findings)
+    return int(findings.broken)
 
 
 if __name__ == "__main__":

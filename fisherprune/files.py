@@ -7,11 +7,14 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from fisherprune.errors import FisherpruneError, shown
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -85,20 +88,29 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def read_as(path: Path, parse: Callable[[str], T], wrong: str) -> T:
+    """Return what ``parse`` makes of a file of text.
+
+    Raises:
+        FisherpruneError: where it can't be read, or ``parse`` fails; then it says what
+            is ``wrong``.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FisherpruneError(f"{path}: can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FisherpruneError(f"{path}: {wrong}: {error}") from None
+
+
 def read_json(path: Path) -> dict:
     """Read a file that must hold a JSON object.
 
     Raises:
         FisherpruneError: where it can't be read, is cut off or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FisherpruneError(f"{path}: can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FisherpruneError(
-            f"{path}: is no JSON: truncated, or not written by fisherprune ({error})"
-        ) from None
+    wrong = "is no JSON: truncated, or not written by fisherprune"
+    content = read_as(path, json.loads, wrong)
     if not isinstance(content, dict):
         raise FisherpruneError(f"{path}: must be a JSON object, got {shown(content)}")
     return content

@@ -3,8 +3,11 @@
 import pytest
 import result_trees as trees
 import torch
+from hypothesis import settings
+from trainings import small_run
 
-from fisherprune.runs.config import TrainConfig
+settings.register_profile("no clock", deadline=None)  # no test depends on time
+settings.load_profile("no clock")
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +28,23 @@ def one_thread():
 
 
 @pytest.fixture
+def mistake(capsys):
+    """Return what gives the line that a command ends in: all that it prints."""
+
+    def line(main, *arguments):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        return err
+
+    return line
+
+
+@pytest.fixture
 def small(tmp_path):
     """Return a run of one short epoch."""
-    return TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=65,
-        score_samples=20,
-        epochs=1,
-        device="cpu",
-        output_dir=str(tmp_path / "runs"),
-    )
+    return small_run(output_dir=str(tmp_path / "runs"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from trainings import SMALL_COMMAND
 
 import fisherprune
 from fisherprune.__main__ import COMMANDS, main
@@ -23,8 +24,6 @@ class Interrupt:
 sys.meta_path.insert(0, Interrupt())
 """
 """A module that Python imports as it starts: presses Ctrl-C at an import."""
-SMALL = "--dataset digits --model resnet20 --device cpu --train-samples 40".split()
-SMALL += "--score-samples 20 --epochs 1 --quiet".split()
 
 
 @pytest.fixture
@@ -140,7 +139,8 @@ def test_ctrl_c_while_torch_is_imported(python, name):
 
 
 def test_ctrl_c_after_the_imports_is_told(python):
-    done = python("-m", "fisherprune.train", *SMALL, AT="sklearn.datasets")
+    command = ["fisherprune.train", *SMALL_COMMAND, "--quiet"]
+    done = python("-m", *command, AT="sklearn.datasets")
     assert done.returncode == 130 and done.stdout == ""
     assert done.stderr.startswith("fisherprune.train: interrupted")
 
@@ -162,8 +162,7 @@ def test_other_programs_handle_ctrl_c(python):
     ],
 )
 def test_a_run_goes_on_when_nobody_reads(python, tmp_path, shell):
-    options = [option for option in SMALL if option != "--quiet"]
-    done = python("-u", "-m", "fisherprune.train", *options, shell=shell)
+    done = python("-u", "-m", "fisherprune.train", *SMALL_COMMAND, shell=shell)
     assert done.returncode == 0 and done.stderr == ""
     assert len(list(tmp_path.glob("runs/*/results.json"))) == 1
 

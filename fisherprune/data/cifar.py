@@ -15,6 +15,7 @@ import torch
 from fisherprune.data.dataset import Augmentation, Dataset, resized
 from fisherprune.data.registry import Request, register_dataset
 from fisherprune.errors import FisherpruneError
+from fisherprune.packages import torchvision_for
 
 PATIENCE = 60.0
 """Seconds a server may be silent."""
@@ -89,13 +90,7 @@ def _source(name: str, mirror: str | None) -> Any:
 
     torchvision has no types.
     """
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:
-        raise FisherpruneError(
-            f"{name}: torchvision does not load beside torch {torch.__version__}: "
-            f"{error}; install the torchvision of the same release and build"
-        ) from error
+    datasets = torchvision_for(name, "datasets")
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     if mirror is None:
         return source

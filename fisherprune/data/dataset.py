@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -138,8 +138,3 @@ def resized(images: Tensor, size: int) -> Tensor:
     return torch.nn.functional.interpolate(
         images, (size, size), mode="bilinear", align_corners=False, antialias=True
     )
-
-
-def class_counts(labels: Tensor, classes: Sequence[str]) -> list[int]:
-    """Return how many labels each class has."""
-    return torch.bincount(labels, minlength=len(classes)).tolist()

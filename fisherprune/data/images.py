@@ -13,8 +13,6 @@ from fisherprune.errors import FisherpruneError
 if TYPE_CHECKING:
     from PIL import Image
 
-ORIENTATION = 0x0112
-"""The EXIF tag of how the camera was held."""
 UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -89,10 +87,10 @@ def _upright(image: Image.Image) -> Image.Image:
     Pillow's own ``exif_transpose`` also writes the EXIF anew, which fails for tags of
     a wrong type that no orientation depends on.
     """
-    from PIL import Image
+    from PIL import ExifTags, Image
 
     try:
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         turn = None
     return image if turn is None else image.transpose(Image.Transpose[turn])

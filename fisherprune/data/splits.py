@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fisherprune.data.dataset import Dataset, class_counts
+from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError
 
 VALIDATION_SHARE = 0.2
@@ -14,15 +14,13 @@ SPLIT_SEED = 42
 
 
 def train_validation_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """Split 80 to 20 by scikit-learn's ``train_test_split``, stratified, seed 42.
+    """Split 80 to 20, by ``split``.
 
     Raises:
         FisherpruneError: where the images are too few to give both parts some of each
             class.
     """
-    from sklearn.model_selection import train_test_split
-
-    counts = class_counts(dataset.labels, dataset.classes)
+    counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     fewest = min(range(len(counts)), key=counts.__getitem__)
     if counts[fewest] < 2:
         raise FisherpruneError(
@@ -30,21 +28,30 @@ def train_validation_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
             f"got {counts[fewest]} of {dataset.classes[fewest]!r}"
         )
     try:
-        train, validation = train_test_split(
-            torch.arange(len(dataset)).numpy(),
-            test_size=VALIDATION_SHARE,
-            stratify=dataset.labels.cpu().numpy(),
-            random_state=SPLIT_SEED,
-        )
+        return split(dataset, VALIDATION_SHARE)
     except ValueError as error:
         raise FisherpruneError(
             f"train/validation split: {len(dataset)} training images are too few for "
             f"{len(dataset.classes)} classes: {error}"
         ) from error
-    return (
-        dataset.subset(torch.from_numpy(train)),
-        dataset.subset(torch.from_numpy(validation)),
+
+
+def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """Split by scikit-learn's ``train_test_split``, stratified, seed 42.
+
+    Raises:
+        ValueError: where the images are too few.
+    """
+    from sklearn.model_selection import train_test_split
+
+    parts = train_test_split(
+        torch.arange(len(dataset)).numpy(),
+        test_size=share,
+        stratify=dataset.labels.cpu().numpy(),
+        random_state=SPLIT_SEED,
     )
+    first, second = (dataset.subset(torch.from_numpy(part)) for part in parts)
+    return first, second
 
 
 def stratified_choice(

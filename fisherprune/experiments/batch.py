@@ -17,6 +17,7 @@ from fisherprune.experiments.plan import Plan
 from fisherprune.experiments.store import StudyRun
 from fisherprune.files import read_json
 from fisherprune.runs import locks
+from fisherprune.runs.folder import ERROR
 from fisherprune.runs.words import duration
 
 SUMMARY = {
@@ -44,7 +45,6 @@ class Batch:
         self.limit = 60 * max_minutes
         self.start = time.monotonic()
         self.outcomes: dict[Key, Outcome] = {}
-        self.interrupted = False
         self._failures: dict[Key, bytes | None] = {}
         self._waiting: set[Key] = set()
         self._told: set[Key] = set()
@@ -57,13 +57,13 @@ class Batch:
             for folder in {run.locks for run in self.plan.runs}:
                 locks.sweep(folder)
         except KeyboardInterrupt:
-            self.interrupted = True
             self.say("interrupted; the same command goes on with the last epoch done")
+            return 130
         finally:
             self.executor.close()
         ends = self.counts()
         whole = not (ends[End.FAILED] or ends[End.LEFT] or self.plan.problems)
-        return 130 if self.interrupted else 0 if whole else 1
+        return 0 if whole else 1
 
     def counts(self) -> Counter[End]:
         """Return how many runs ended in which way; those without an end are left."""
@@ -124,7 +124,7 @@ class Batch:
     def _check_failure(self, run: StudyRun) -> None:
         """Raise the error of a run that failed in another process since we began."""
         if store.failure(run) not in (None, self._failures[run.key]):
-            error = read_json(run.folder / store.ERROR).get("error")
+            error = read_json(run.folder / ERROR).get("error")
             raise FisherpruneError(f"{error} (in another process)")
 
     def _fits(self, run: StudyRun) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fisherprune.runs.config import MaskConfig, names
+from fisherprune.runs.config import MaskConfig
+from fisherprune.runs.option import names
 
 
 def collapsed(values: dict[str, Any]) -> dict[str, Any]:

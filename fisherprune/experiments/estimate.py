@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.store import StudyRun
-from fisherprune.runs.config import (
-    DataConfig,
-    Effect,
-    Seeded,
-    TrainConfig,
-    TrainingConfig,
-    about,
-    names,
-    resolve_device,
-)
-from fisherprune.runs.environment import device_name
+from fisherprune.runs.config import DataConfig, Seeded, TrainConfig, TrainingConfig
+from fisherprune.runs.device import device_name, resolve_device
 from fisherprune.runs.folder import CHECKPOINT, METRICS, RESULTS
 from fisherprune.runs.identity import distinct
+from fisherprune.runs.option import Effect, about, names
 from fisherprune.runs.reader import read_run
 
 ALIKE = {
@@ -46,8 +37,7 @@ def seconds_needed(run: StudyRun) -> float | None:
     same = [seconds for seconds, others in finished if others == epochs]
     rates = [seconds / max(1, others) for seconds, others in finished]
     whole = max(same) if same else max(rates) * max(1, epochs)
-    needed = whole * (1 - _done(run) / max(1, epochs))
-    return needed if math.isfinite(needed) else None
+    return whole * (1 - _done(run) / max(1, epochs))
 
 
 def _finished(run: StudyRun) -> Iterator[tuple[float, int]]:

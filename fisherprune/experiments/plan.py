@@ -12,7 +12,8 @@ from fisherprune.experiments.published import read_published
 from fisherprune.experiments.shard import ALL, Shard
 from fisherprune.experiments.store import StudyRun, check_folder
 from fisherprune.experiments.study import read_study
-from fisherprune.runs.config import TrainConfig, resolve_device
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.device import resolve_device
 
 SUFFIXES = (".json", ".toml")
 
@@ -66,13 +67,10 @@ class Plan:
         """Return all files, in order."""
         files = []
         for path in self.paths:
-            found = (
-                sorted(
-                    p for p in path.glob("*") if p.suffix in SUFFIXES and p.is_file()
-                )
-                if path.is_dir()
-                else [path]
-            )
+            found = [path]
+            if path.is_dir():
+                inside = sorted(path.glob("*"))
+                found = [p for p in inside if p.suffix in SUFFIXES and p.is_file()]
             if strict:
                 _check_path(path, found)
             files += found
@@ -105,8 +103,8 @@ class Plan:
 
     def _load(self, file: Path) -> list[StudyRun]:
         if file.suffix == ".json":
-            published = read_published(file)
-            configs, results = [published.config], published.output
+            configs = [read_published(file)]
+            results = Path(configs[0].output_dir)
         else:
             study = read_study(file)
             configs, results = list(study.runs), Path("results") / study.name

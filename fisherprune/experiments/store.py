@@ -19,20 +19,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from fisherprune.errors import FieldError, FisherpruneError, shown
-from fisherprune.files import read_json, write_text
+from fisherprune.errors import FieldError, FisherpruneError
+from fisherprune.files import write_text
 from fisherprune.runs.config import TrainConfig
-from fisherprune.runs.folder import CHECKPOINT, CONFIG, RESULTS, read_config, run_name
+from fisherprune.runs.folder import (
+    CHECKPOINT,
+    CONFIG,
+    ERROR,
+    RESULTS,
+    WEIGHTS,
+    read_config,
+    run_name,
+)
 from fisherprune.runs.folder import tidy as tidy_folder
 from fisherprune.runs.identity import identity
-from fisherprune.runs.reader import read_run
+from fisherprune.runs.reader import check_format, read_run
 from fisherprune.runs.result import RunResult
+from fisherprune.runs.section import read_fields
 
 FORMAT = 1
 """Of a results folder."""
-ERROR = "error.json"
 MARK = "fisherprune-results.json"
-WEIGHTS = ("last.safetensors", "best.safetensors")
 State = Literal["finished", "failed", "resumable", "new"]
 
 
@@ -89,12 +96,10 @@ def check_folder(results: Path) -> None:
         raise FisherpruneError(f"{results}: results go into a folder, this is a file")
     if not marked:
         return
-    content = read_json(mark)
-    if content.get("format") != FORMAT:
-        raise FisherpruneError(
-            f"{mark}: format must be {FORMAT}, got {shown(content.get('format'))}: "
-            "these are results of another version; give another folder by --output"
-        )
+    try:
+        check_format(read_fields(mark), FORMAT)
+    except FieldError as error:
+        raise FisherpruneError(f"{error}; give another folder by --output") from None
 
 
 def make_folder(results: Path) -> None:

@@ -28,10 +28,12 @@ from typing import Any
 
 from fisherprune.errors import FisherpruneError, near
 from fisherprune.experiments.dense import collapsed
+from fisherprune.files import read_as
 from fisherprune.masks.densities import checked_densities, read_densities
-from fisherprune.runs.config import TrainConfig, about
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import identity
 from fisherprune.runs.kinds import KINDS, TEXT, Kind, list_of
+from fisherprune.runs.option import about
 from fisherprune.runs.section import Section, make_config
 
 if sys.version_info >= (3, 11):
@@ -65,7 +67,7 @@ def read_study(path: Path) -> Study:
         FisherpruneError: where it can't be read, a field is unknown or of another type,
             or no run can have its values; names file and field.
     """
-    whole = Section(str(path), _parse(path))
+    whole = Section(path, read_as(path, tomllib.loads, "must be a TOML file"))
     name = whole.get("name", TEXT)
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise whole.wrong("name", "letters, digits, '.', '_' or '-'", name)
@@ -79,15 +81,6 @@ def read_study(path: Path) -> Study:
             runs.setdefault(identity(config), config)
     whole.done()
     return Study(name, tuple(runs.values()))
-
-
-def _parse(path: Path) -> object:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FisherpruneError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FisherpruneError(f"{path}: must be a TOML file: {error}") from None
 
 
 def _grids(whole: Section) -> list[Section]:

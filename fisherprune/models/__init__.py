@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fisherprune.models import resolve
+from fisherprune.models.registry import MODELS
 from fisherprune.models.resnet import (
     ResNet,
     resnet18,
@@ -20,21 +20,13 @@ from fisherprune.models.resnet import (
     resnet101,
     resnet152,
 )
-from fisherprune.models.resolve import source_hash
+from fisherprune.models.resolve import (
+    build,
+    check_name,
+    check_outputs,
+    source_hash,
+)
 from fisherprune.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
-
-MODELS: dict[str, resolve.Builder] = {
-    "resnet18": resnet18,
-    "resnet20": resnet20,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-    "resnet152": resnet152,
-    "vgg11": vgg11,
-    "vgg13": vgg13,
-    "vgg16": vgg16,
-    "vgg19": vgg19,
-}
 
 __all__ = [
     "MODELS",
@@ -54,16 +46,6 @@ __all__ = [
     "vgg16",
     "vgg19",
 ]
-
-
-def check_name(name: str) -> None:
-    """Refuse what can't be the name of a network; nothing of the user's is imported.
-
-    Raises:
-        FieldError: where it is neither a key of ``MODELS`` nor of the form
-            torchvision:NAME, MODULE:FUNCTION or FILE.py:FUNCTION.
-    """
-    resolve.check_name(name, MODELS)
 
 
 def create(
@@ -108,7 +90,7 @@ def _create(name: str, *sizes: int) -> nn.Module:
     if name in MODELS:
         num_classes, in_channels, _ = sizes
         return MODELS[name](num_classes, in_channels)
-    network = resolve.build(name, *sizes)
+    network = build(name, *sizes)
     with torch.random.fork_rng(devices=[]):
-        resolve.check_outputs(name, network, *sizes)
+        check_outputs(name, network, *sizes)
     return network

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -20,28 +20,30 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, near, shown
+from fisherprune.models.registry import MODELS, Builder
+from fisherprune.packages import torchvision_for
 
-Builder = Callable[..., nn.Module]
 TORCHVISION = "torchvision:"
 IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 ARGUMENTS = "num_classes, and as far as it uses them in_channels and image_size"
 
 
-def check_name(name: str, ours: dict[str, Builder]) -> None:
-    """Refuse what can't be the name of a network; import nothing of the user's.
+def check_name(name: str) -> None:
+    """Refuse what can't be the name of a network; nothing of the user's is imported.
 
     Raises:
-        FieldError: with the nearest known name.
+        FieldError: where it is neither a key of ``MODELS`` nor of the form
+            torchvision:NAME, MODULE:FUNCTION or FILE.py:FUNCTION.
     """
-    known = list(ours)
+    known = list(MODELS)
     if name.startswith(TORCHVISION):
         known += [TORCHVISION + each for each in _torchvision_names()]
-        if len(known) == len(ours):  # torchvision does not load: create() says why
+        if len(known) == len(MODELS):  # torchvision does not load: create() says why
             return
     elif _is_users(name):
         return
     if name not in known:
-        words = f"one of {', '.join(ours)}, torchvision:NAME, MODULE:FUNCTION or "
+        words = f"one of {', '.join(MODELS)}, torchvision:NAME, MODULE:FUNCTION or "
         got = f"{shown(name)}{near(name, known)}"
         raise FieldError("model", f"{words}FILE.py:FUNCTION", got)
 
@@ -104,13 +106,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.
 
 def _torchvision(name: str, in_channels: int, sizes: dict[str, int]) -> Builder:
     """Return what builds a network of torchvision's, without auxiliary outputs."""
-    try:
-        from torchvision import models
-    except (ImportError, RuntimeError) as error:
-        raise FisherpruneError(
-            f"model {name}: torchvision does not load beside torch "
-            f"{torch.__version__}: {error}; install the torchvision of the same release"
-        ) from error
+    models = torchvision_for(f"model {name}", "models")
     if in_channels != 3:
         wanted = f"a network for images of {in_channels} channels; torchvision's take 3"
         raise FieldError("model", wanted, name)

@@ -5,6 +5,15 @@
 
 from fisherprune.persample.contributions import Contribution, Rows
 from fisherprune.persample.factors import Factors
+from fisherprune.persample.meeting import register_gradients
 from fisherprune.persample.registry import Layer, LayerCall, register_layer
 
-__all__ = ["Contribution", "Factors", "Layer", "LayerCall", "Rows", "register_layer"]
+__all__ = [
+    "Contribution",
+    "Factors",
+    "Layer",
+    "LayerCall",
+    "Rows",
+    "register_gradients",
+    "register_layer",
+]

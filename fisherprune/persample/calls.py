@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from itertools import repeat
 from typing import Any
@@ -52,16 +52,24 @@ KEEP_ROWS = frozenset(
 """Functions whose result has the shape of their first argument."""
 
 
+READ_VALUES = frozenset(
+    "tolist item numpy __int__ __index__ __bool__ __array__".split()
+)
+"""Functions that give Python numbers, which may become sizes."""
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in arguments, in order, those in lists and tuples too."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from tensors_in(each)
+            if isinstance(each, Tensor):
+                yield each
+            elif isinstance(each, (list, tuple, dict)):
+                yield from tensors_in(each)
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from tensors_in(each)
+        yield from tensors_in([*value.values()])
 
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
@@ -79,6 +87,17 @@ def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
 def without_tensors(arguments: Arguments) -> Arguments:
     """Return arguments with an empty tensor in each place, which takes no memory."""
     return with_tensors(arguments, repeat(torch.empty(0)))
+
+
+MARK = "_fisherprune"
+"""An attribute of tensors that come from samples."""
+
+
+def unmark(values: Iterable[object]) -> None:
+    """Take the marks from those of the values that are tensors."""
+    for value in values:
+        if isinstance(value, Tensor):
+            value.__dict__.pop(MARK, None)
 
 
 def is_transformed(tensor: Tensor) -> bool:
@@ -106,6 +125,7 @@ class Tracking(TorchFunctionMode):
         self.computed: dict[int, Tensor] = {}  # kept: no other tensor gets their id
         self._calls: Counter[Hashable] = Counter()
         self._run = object()
+        self.has_read_values = False  # of samples, in Python
         self._inside = 0  # functions in whose place others run
         self.moved = False  # whether values decide whose rows a shared tensor meets
         self.mark(list(batch))
@@ -113,15 +133,15 @@ class Tracking(TorchFunctionMode):
     def mark(self, value: object, rows: Rows = Rows.PLAIN) -> None:
         """Note that tensors are of samples, and what is known of their rows."""
         for tensor in tensors_in(value):
-            tensor.__dict__["_fisherprune"] = self._run, rows
+            tensor.__dict__[MARK] = self._run, rows
 
     def is_marked(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of samples."""
-        return tensor.__dict__.get("_fisherprune", (None,))[0] is self._run
+        return tensor.__dict__.get(MARK, (None,))[0] is self._run
 
     def rows_of(self, tensors: Sequence[Tensor]) -> Rows:
         """Return the least that is known of the samples' rows in tensors."""
-        marked = (t.__dict__["_fisherprune"] for t in tensors if self.is_marked(t))
+        marked = (t.__dict__[MARK] for t in tensors if self.is_marked(t))
         return max((rows for _, rows in marked), default=Rows.PLAIN)
 
     def __torch_function__(
@@ -145,8 +165,10 @@ class Tracking(TorchFunctionMode):
             output = self.run_other(func, (args, kwargs), tensors, shared)
         sources = _sources(func, tensors)
         if any(self.is_marked(t) for t in sources):
+            self.has_read_values |= func.__name__ in READ_VALUES
             written = args[0] if func is Tensor.__setitem__ else output
-            self.mark(written, self._rows_made(func, args, kwargs, sources))
+            if isinstance(written, (Tensor, tuple, list)):
+                self.mark(written, self._rows_made(func, args, kwargs, sources))
         elif func is torch.randperm:  # an order of the samples, maybe
             self.mark(output)
         return output
@@ -227,6 +249,10 @@ class Tracking(TorchFunctionMode):
         args, kwargs = arguments
         return func(*args, **kwargs)
 
+    def is_shared(self, tensor: Tensor) -> bool:
+        """Return whether all samples share a tensor."""
+        return id(tensor) in self.keys
+
     def roots_of(self, shared: Sequence[Tensor]) -> frozenset[str]:
         """Return the names of the parameters that shared tensors come from."""
         return frozenset[str]().union(*(self.roots[id(t)] for t in shared))
@@ -247,11 +273,15 @@ class Tracking(TorchFunctionMode):
                 self.computed[id(tensor)] = tensor
 
 
+def is_in_place(name: str) -> bool:
+    """Return whether a function changes its first argument: ``add_``."""
+    return name.endswith("_") and not name.startswith("__")
+
+
 def _writes(name: str) -> bool:
     """Return whether a function's result is its first argument, or like it."""
     in_place = name == "__setitem__" or name.startswith("__i")
-    in_place |= name.endswith("_") and not name.startswith("__")
-    return in_place or name in KEEP_ROWS
+    return in_place or is_in_place(name) or name in KEEP_ROWS
 
 
 def _chooses(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -81,10 +81,11 @@ class Rows:
 
     def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
         """Accumulate over a whole number of groups of samples."""
-        means = self.rows.float().unflatten(0, (-1, group_size)).mean(1)
-        means = means.view(len(means), *sum.shape)
-        sum += means.sum(0)
-        sum_sq += means.square().sum(0)
+        means = self.rows.float()
+        if group_size > 1:
+            means = means.unflatten(0, (-1, group_size)).mean(1)
+        sum += means.sum(0).view(sum.shape)
+        sum_sq += means.square().sum(0).view(sum.shape)
 
     def per_sample(self) -> Tensor:
         """Return the rows, float32."""

@@ -118,6 +118,9 @@ def register_gradients(
         def rule(
             meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
         ) -> Mapping[int, Contribution]:
+            axes = [each.axis for each in (*meeting.layouts, meeting.output) if each]
+            if not positions and any(axes):
+                return multiplied_out(meeting, grad, tensors)
             front = Front(positions)
             moved = [
                 front.moved(tensor, layout) if layout else tensor

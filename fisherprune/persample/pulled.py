@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fisherprune.persample.contributions import Contribution, add_streamed
+from fisherprune.persample.contributions import (
+    Contribution,
+    Gradients,
+    add_streamed,
+)
+from fisherprune.persample.joined import joined
 
 
 @dataclass(frozen=True)
@@ -120,3 +127,42 @@ class Regions:
         """Return whether no entry is between the ends of two of them."""
         spans = sorted(each.span for each in self.regions)
         return all(a[1] < b[0] for a, b in pairwise(spans))
+
+
+def all_of(
+    parameter: Tensor,
+    direct: Contribution | None,
+    computed: Sequence[tuple[Contribution, Tensor]],
+) -> Gradients | None:
+    """Return all gradients of a parameter; None where there are none.
+
+    Args:
+        parameter: the parameter.
+        direct: those of its own uses.
+        computed: those of tensors that are computed from it, and the tensors.
+    """
+    if not computed:
+        return direct
+    if not direct and (regions := _regions(computed, parameter)):
+        return regions
+    pulled = [Pulled(*each, parameter) for each in computed]
+    return joined([direct, *pulled] if direct else pulled)
+
+
+def _regions(
+    computed: Sequence[tuple[Contribution, Tensor]], parameter: Tensor
+) -> Regions | None:
+    """Return the gradients of views; None where they are others, or overlap."""
+    places = defaultdict(list)
+    for gradients, view in computed:
+        region = Region.of(gradients, view, parameter)
+        if region is None:
+            return None
+        places[region.size, region.stride, region.offset].append(region)
+    regions = Regions(
+        tuple(
+            replace(same[0], gradients=joined([each.gradients for each in same]))
+            for same in places.values()
+        )
+    )
+    return regions if regions.are_apart else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,30 +20,28 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 
 import fisherprune.persample.layers  # noqa: F401  registers the kinds of layers
 from fisherprune.errors import FisherpruneError
-from fisherprune.persample.alone import Record, Records
+from fisherprune.persample.alone import Records
 from fisherprune.persample.backward import (
     TappedCall,
     TappedLayer,
     UnwatchedLayer,
     has_own_functions,
-    has_taps,
     of_other_taps,
 )
 from fisherprune.persample.calls import (
     Arguments,
     Function,
     Key,
-    Rows,
     Tracking,
-    is_transformed,
+    is_in_place,
     with_tensors,
-    without_tensors,
 )
 from fisherprune.persample.contributions import Contribution, Gradients
+from fisherprune.persample.finder import Finder, Known
 from fisherprune.persample.joined import joined
-from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
+from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
-from fisherprune.persample.pulled import Pulled, Region, Regions
+from fisherprune.persample.pulled import all_of
 from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
 from fisherprune.persample.rows import RowCheck
 
@@ -60,27 +57,6 @@ class OwnGradientsError(Exception):
     def __init__(self, names: frozenset[str]) -> None:
         super().__init__(names)
         self.names = names
-
-
-@dataclass(frozen=True)
-class Known:
-    """What was found out about a call.
-
-    Attributes:
-        arguments: as for one sample alone, with an empty tensor in the place of each.
-        layouts: of its tensors, in order; None for what is none of the samples.
-        output: None where it is none of the samples, or not known yet.
-    """
-
-    arguments: Arguments
-    layouts: tuple[Layout | None, ...]
-    output: Layout | None = None
-
-    def of(self, samples: int) -> Known:
-        """Return the same for another number of samples."""
-        layouts = (each and replace(each, samples=samples) for each in self.layouts)
-        output = self.output and replace(self.output, samples=samples)
-        return Known(self.arguments, tuple(layouts), output)
 
 
 class LayerTap(Tracking):
@@ -113,13 +89,11 @@ class LayerTap(Tracking):
         self.samples = samples
         self.report = report
         self.op = op
-        self.alone = alone
         self.known = {} if known is None else known
+        self.finder = Finder(self, samples, alone, self.known)
         self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}  # why, by name
         self.made = set[Key]()  # calls that give what is shared an axis of samples
-        self.is_unsure = False  # whether other batches must show whose rows are whose
-        self.is_unlike = False  # whether another sample alone may say more
         self.hidden = ""  # a parameter that was used without autograd
         self.met: Counter[int] = Counter()  # calls by the id of a shared tensor
         self.versions: dict[int, int] = {}
@@ -189,17 +163,15 @@ class LayerTap(Tracking):
         args, kwargs = arguments
         key = self.key_of(func, shared)
         try:
-            known = self._known(key, arguments, tensors)
+            known = self.finder.find(key, arguments, tensors)
             if any(known.layouts):
-                if not any(
-                    map(self.is_marked, tensors)
-                ):  # constants as many as samples
+                if not any(map(self.is_marked, tensors)):  # as many as samples
                     self.made.add(key)
                 output = self._tapped(func, arguments, tensors, key)
                 self.mark(output)
                 return output
             output = func(*args, **kwargs)
-            if self._is_of_samples(key, output):
+            if self.finder.makes_samples(key, output):
                 self.made.add(key)
                 return self._met(func, arguments, tensors, key)
         except LayoutError as error:
@@ -209,82 +181,12 @@ class LayerTap(Tracking):
         self.note_computed(output, key, shared)
         return output
 
-    def _known(self, key: Key, arguments: Arguments, tensors: list[Tensor]) -> Known:
-        """Find the samples in what a call reads.
-
-        Raises:
-            LayoutError: where they are not found.
-        """
-        if any(map(is_transformed, tensors)):
-            raise LayoutError("it runs inside of a transform of torch.func")
-        if self.samples == 1:
-            layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
-            self.known[key] = Known(
-                without_tensors(arguments), tuple(layouts), Layout(0, 1)
-            )
-        elif (rows := self.rows_of(tensors)) == Rows.UNEVEN:
-            raise LayoutError("it may read other numbers of rows of each sample")
-        else:
-            self.moved |= rows == Rows.MOVED
-            self._find(key, arguments, tensors)
-        return self.known[key]
-
-    def _find(self, key: Key, arguments: Arguments, tensors: list[Tensor]) -> None:
-        """Find the samples in what a call of a batch reads: ``known``."""
-        if key in self.known:
-            self.known[key] = known = self.known[key].of(self.samples)
-            for layout, tensor in zip(known.layouts, tensors, strict=True):
-                if layout and not layout.fits(tensor):
-                    raise LayoutError("it reads another number of rows in each batch")
-        else:
-            record = self._record(key)
-            found = map(self._layout, record.tensors, tensors)
-            self.known[key] = Known(record.arguments, tuple(found))
-
-    def _record(self, key: Key) -> Record:
-        record = self.alone.by_key.get(key) if self.alone else None
-        if record is None:
-            self.is_unlike = True
-            raise LayoutError("one sample alone leads to other calls than the batch")
-        return record
-
-    def _is_of_sample(self, tensor: Tensor) -> bool:
-        """Return whether a lone sample may be in it, or parts of the pass's graph."""
-        if id(tensor) in self.keys:
-            return False
-        return self.is_marked(tensor) or tensor.grad_fn is not None
-
-    def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
-        assert self.alone
-        layout = find_layout(
-            alone, tensor, self.samples, self.alone.sample, self.alone.is_same
-        )
-        if layout and not layout.is_sure:
-            self.is_unsure = self.moved = True
-        if layout is None and id(tensor) not in self.keys:
-            if self.is_marked(tensor):
-                self.is_unlike = True
-                raise LayoutError("it reads what all samples were reduced to")
-            if tensor.grad_fn and not self.is_marked(tensor) and has_taps(tensor):
-                raise LayoutError("where a tensor that it reads comes from is not seen")
-        return layout
-
-    def _is_of_samples(self, key: Key, output: object) -> bool:
-        """Return whether constants gave a result an axis of the samples."""
-        if self.samples == 1 or not isinstance(output, Tensor):
-            return False
-        if self.known[key].output:
-            return True
-        alone = self._record(key).output if self.alone else None
-        return alone is not None and alone.shape != output.shape
-
     def _tapped(
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Any:
         """Run a call in which shared tensors meet samples."""
-        name = func.__name__
-        if name.endswith("_") and not name.endswith("__"):
-            twin = getattr(Tensor, name[:-1], None)
+        if is_in_place(func.__name__):
+            twin = getattr(Tensor, func.__name__[:-1], None)
             if twin is None or id(tensors[0]) in self.keys:
                 raise LayoutError("it changes a tensor in place")
             before = [tensors[0].clone(), *tensors[1:]]  # what is read may be saved
@@ -298,7 +200,7 @@ class LayerTap(Tracking):
         if call and self._fits(call, tensors):
             # What a call pads has the samples where they were.
             layout = layouts.get(id(call.input)) or layouts[id(tensors[0])]
-            if layout:
+            if layout and (call.positions or layout.axis == 0):
                 return self._layer(func, call, layout)
         return self._met(func, arguments, tensors, key)
 
@@ -324,12 +226,15 @@ class LayerTap(Tracking):
             operand if not own and _is_computed(operand) else None
             for own, operand in zip(shared, operands, strict=True)
         )
+        output = TappedLayer.apply(
+            call.input, self.anchor, *computed, call, shared, layout, self
+        )
+        if not layout.fits(output):
+            raise LayoutError("its result has not the samples where its input has")
         for operand, own in zip(operands, shared, strict=True):
             if operand is not None and own:
                 self._note(operand, func.__name__)
-        return TappedLayer.apply(
-            call.input, self.anchor, *computed, call, shared, layout, self
-        )
+        return output
 
     def _met(
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
@@ -342,15 +247,7 @@ class LayerTap(Tracking):
         cut = [t.detach() if i in own else t for i, t in enumerate(tensors)]
         args, kwargs = with_tensors(arguments, iter(cut))
         output = func(*args, **kwargs)
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise LayoutError("its result is no tensor of floating-point numbers")
-        known = self.known[key]
-        if known.output is None:
-            alone = self._record(key).output
-            layout = self._layout(alone, output) if alone else None
-            if layout is None:
-                raise LayoutError("its result is none of the samples")
-            self.known[key] = known = replace(known, output=layout)
+        known = self.finder.find_output(key, output)
         assert known.output
         meeting = Meeting(
             func, known.arguments, known.layouts, tuple(own), known.output, _autocast()
@@ -405,10 +302,9 @@ class LayerTap(Tracking):
         return frozenset[str]().union(*(self.roots[each] for each in shared))
 
     @property
-    def has_rows(self) -> bool:
-        """Return whether a sample has several entries in an axis of samples."""
-        layouts = (known.layouts for known in self.known.values())
-        return any(each and each.entries > 1 for some in layouts for each in some)
+    def must_check(self) -> bool:
+        """Return whether sizes that were read from values may have made rows uneven."""
+        return self.has_read_values and self.finder.has_several_entries
 
     def check_running(self, shared: int) -> None:
         """Refuse gradients that the model or the loss takes by itself."""
@@ -474,45 +370,16 @@ class LayerTap(Tracking):
         uses = {id_: joined(few) for id_, few in self.contributions.items()}
         self.contributions.clear()
         for name, parameter in self.parameters.items():
-            if name not in self.refused and id(parameter) not in self.single:
-                if gradients := self._gradients(name, parameter, uses):
-                    self.report(name, gradients)
-
-    def _gradients(
-        self, name: str, parameter: nn.Parameter, uses: Mapping[int, Contribution]
-    ) -> Gradients | None:
-        """Return all that a parameter and what is computed from it contributes."""
-        direct = uses.get(id(parameter))
-        computed = [
-            (gradients, self.computed[id_])
-            for id_, gradients in uses.items()
-            if id_ in self.computed and name in self.roots[id_]
-        ]
-        if not computed:
-            return direct
-        if not direct and (regions := _regions(computed, parameter)):
-            return regions
-        pulled = [Pulled(*each, parameter) for each in computed]
-        return joined([direct, *pulled] if direct else pulled)
-
-
-def _regions(
-    computed: Sequence[tuple[Contribution, Tensor]], parameter: Tensor
-) -> Regions | None:
-    """Return the gradients of views; None where they are others, or overlap."""
-    places = defaultdict(list)
-    for gradients, view in computed:
-        region = Region.of(gradients, view, parameter)
-        if region is None:
-            return None
-        places[region.size, region.stride, region.offset].append(region)
-    regions = Regions(
-        tuple(
-            replace(same[0], gradients=joined([each.gradients for each in same]))
-            for same in places.values()
-        )
-    )
-    return regions if regions.are_apart else None
+            if name in self.refused or id(parameter) in self.single:
+                continue
+            computed = [
+                (gradients, self.computed[id_])
+                for id_, gradients in uses.items()
+                if id_ in self.computed and name in self.roots[id_]
+            ]
+            gradients = all_of(parameter, uses.get(id(parameter)), computed)
+            if gradients is not None:
+                self.report(name, gradients)
 
 
 def _is_computed(operand: Tensor | None) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fisherprune.errors import FieldError, FisherpruneError, shown
-from fisherprune.experiments.store import ERROR, MARK
+from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.store import FORMAT as FOLDER_FORMAT
+from fisherprune.experiments.store import MARK
 from fisherprune.report.printable import one_line
-from fisherprune.runs.folder import CONFIG, METRICS, RESULTS
+from fisherprune.runs.folder import CONFIG, ERROR, METRICS, RESULTS
 from fisherprune.runs.identity import identity
 from fisherprune.runs.kinds import TEXT
 from fisherprune.runs.reader import FinishedRun, check_format, read_epochs, read_run
@@ -20,8 +19,6 @@ from fisherprune.runs.section import as_config, read_fields
 
 RUN_FILES = (RESULTS, ERROR, CONFIG)
 """A folder with one of them is a run's; the first that is there says its state."""
-LARGEST = 3.5e38
-"""More than any float32: a larger number is no measurement."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,8 @@ def _run_folders(
         folders.sort(key=lambda name: (os.path.islink(os.path.join(where, name)), name))
         if any(name in files for name in RUN_FILES):
             folder = Path(where)
-            yield folder, _name(root) if folder == root else _below(folder, root)
-
-
-def _below(folder: Path, root: Path) -> str:
-    return folder.relative_to(root).as_posix()
+            below = folder.relative_to(root).as_posix()
+            yield folder, _name(root) if folder == root else below
 
 
 def _add(found: FoundRuns, folder: Path, name: str, *, strict: bool) -> None:
@@ -147,11 +141,9 @@ def problem_of(folder: Path, name: str, error: Exception) -> Remark:
 def _read(found: FoundRuns, folder: Path, name: str) -> None:
     if (folder / RESULTS).exists():
         run = read_run(folder / RESULTS, name)
-        _check_seconds(run)
         found.finished.append(run)
         if (metrics := folder / METRICS).exists():
-            epochs = read_epochs(metrics)
-            _check_epochs(metrics, epochs, run.config.epochs)
+            epochs = read_epochs(metrics, run.config.epochs)
             found.finished[-1] = replace(run, epochs=epochs)
     elif (folder / ERROR).exists():
         error = read_fields(folder / ERROR)
@@ -159,34 +151,6 @@ def _read(found: FoundRuns, folder: Path, name: str) -> None:
     else:
         config = as_config(read_fields(folder / CONFIG))
         found.unfinished.append(Remark(name, f"{config.epochs} epochs were planned"))
-
-
-def _check_seconds(run: FinishedRun) -> None:
-    """Raise FieldError for spans of time that no figure can show."""
-    scoring = {} if run.reused is None else {"scoring.seconds": run.reused}
-    spans = {f"seconds.{phase}": span for phase, span in run.seconds.items()}
-    for name, span in (spans | scoring).items():
-        if abs(span) > LARGEST:
-            wanted = f"at most {LARGEST:g}"
-            raise FieldError(f"{run.folder / RESULTS}: {name}", wanted, shown(span))
-
-
-def _check_epochs(
-    path: Path, rows: Sequence[Mapping[str, float | None]], epochs: int
-) -> None:
-    """Raise FieldError for values that no epoch of a run can have."""
-    rules = {
-        "epoch": (lambda x: x in range(1, epochs + 1), f"in 1, 2, ..., {epochs}"),
-        "train_loss": (
-            lambda x: not abs(x) > LARGEST or math.isinf(x),
-            f"at most {LARGEST:g}, infinite or not a number",
-        ),
-        "validation_accuracy": (lambda x: x is None or 0 <= x <= 1, "in [0, 1]"),
-    }
-    for row in rows:
-        for name, (fits, wanted) in rules.items():
-            if not fits(row[name]):
-                raise FieldError(f"{path}: {name}", wanted, shown(row[name]))
 
 
 def _count_each_once(found: FoundRuns) -> None:

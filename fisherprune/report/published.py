@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fisherprune.experiments.published import SKIP
 from fisherprune.report.settings import setting
-from fisherprune.runs.config import Effect, TrainConfig, about
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.option import Effect, about
 
 PublishedCell = tuple[float, float]
 """Mean and standard deviation."""

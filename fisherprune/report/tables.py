@@ -110,12 +110,15 @@ class ResultTable:
         """Published numbers for this setting."""
         return published_for(self.runs[0].config)
 
+    def method_cells(self, method: str) -> dict[float, Cell]:
+        """Return the cells of a method by sparsity, that of the dense runs at 0."""
+        if method == DENSE:
+            return {0.0: self.dense} if self.dense else {}
+        return {s: cell for (m, s), cell in self.cells.items() if m == method}
+
     def method_runs(self, method: str) -> list[FinishedRun]:
         """Return the runs of a method at all sparsities."""
-        if method == DENSE:
-            return list(self.dense.runs) if self.dense else []
-        chosen = (cell.runs for (m, _), cell in self.cells.items() if m == method)
-        return [run for runs in chosen for run in runs]
+        return [run for cell in self.method_cells(method).values() for run in cell.runs]
 
     def highest(self, sparsity: float, weights: str) -> set[str]:
         """Return the methods of the highest mean as it is shown, if some are lower."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fisherprune.errors import FisherpruneError
 from fisherprune.files import check_writable, write_text
 from fisherprune.report.figures import COMPARISONS, TABLE_FIGURES
 from fisherprune.report.figures.svg import DrawnFigure, draw, require_matplotlib
@@ -39,6 +38,7 @@ def write_report(
     Raises:
         FisherpruneError: where there is nothing to report, matplotlib is missing, or
             the folder can't be written to.
+        OSError: where a file can't be written, a full disk say; names the file.
     """
     require_matplotlib()
     found = load(paths)
@@ -51,13 +51,10 @@ def write_report(
     report = replace(report, tables=tables)
     figures = [_draw(each, f"g{n}", say) for n, each in enumerate(tables, 1)]
     content = content_of(report, figures, _comparisons(tables))
-    files = {
-        "report.html": html(content),
-        "report.md": markdown(content),
-        "report.csv": runs_csv(report),
-        "summary.csv": summary_csv(report),
-    }
-    _write(folder, files)
+    write_text(folder / "report.html", html(content))
+    write_text(folder / "report.md", markdown(content))
+    write_text(folder / "report.csv", runs_csv(report))
+    write_text(folder / "summary.csv", summary_csv(report))
     return report, folder
 
 
@@ -82,14 +79,3 @@ def _comparisons(tables: Sequence[ResultTable]) -> list[DrawnFigure]:
         for _, make in sorted(COMPARISONS.items())
         if (figure := make(several))
     ]
-
-
-def _write(folder: Path, files: dict[str, str]) -> None:
-    try:
-        for name, text in files.items():
-            write_text(folder / name, text)
-    except OSError as error:
-        raise FisherpruneError(
-            f"output must be a folder that can be written to, got {folder}: "
-            f"{error.strerror}"
-        ) from error

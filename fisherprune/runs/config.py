@@ -8,88 +8,24 @@ An option of a run is one field here: with its default, its help, and its rules.
 
 from __future__ import annotations
 
-import enum
 import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
-from typing import Any
-
-import torch
+from dataclasses import Field, dataclass, fields
 
 from fisherprune import models
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
-from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.errors import FieldError, shown
 from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.ties import TIES
-from fisherprune.runs.kinds import KINDS, Rule, at_least, must, one_of
-from fisherprune.scoring.criteria import criteria
+from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
+from fisherprune.runs.option import Effect, about, by_dataset, option
+from fisherprune.scoring.criteria import CRITERIA
 
-MAX_WHOLE = 2**31 - 1
-"""Largest whole number of a run but for the seed; more is more than PyTorch takes."""
 VALIDATION_METRICS = ("accuracy", "f1")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
-
-
-class Effect(enum.Enum):
-    """What a field changes."""
-
-    RESULT = "what comes out"
-    ROUNDING = "how numbers are computed, and so their rounding"
-    PLACE = "where the run happens and what it writes, not what it is"
-
-
-@dataclass(frozen=True)
-class Option:
-    """What is known of a field besides its name, its type and its default."""
-
-    help: str
-    rules: tuple[Rule, ...]
-    effect: Effect
-    metavar: str | None
-    """What the help calls the value, where its type does not say it."""
-    given: bool
-    """Whether commands and studies can set it; otherwise it is filled in."""
-
-
-def option(
-    default: Any,
-    help: str,
-    *rules: Rule,
-    effect: Effect = Effect.RESULT,
-    metavar: str | None = None,
-    hash: bool | None = None,
-    given: bool = True,
-) -> Any:
-    """Return a field with everything that is to be said about it."""
-    about = Option(help, rules, effect, metavar, given)
-    return field(default=default, hash=hash, metadata={"option": about})
-
-
-def about(of: Field) -> Option:
-    """Return what is known of a field."""
-    return of.metadata["option"]
-
-
-def names(part: type) -> tuple[str, ...]:
-    """Return the names of the fields of a part."""
-    return tuple(each.name for each in fields(part))
-
-
-def by_dataset(defaults: Mapping[str, int]) -> str:
-    """Return defaults that depend on the dataset, as a help shows them."""
-    return f"(default: {', '.join(f'{k} {v}' for k, v in defaults.items())})"
-
-
-def _whole(least: int, most: int = MAX_WHOLE) -> Rule:
-    bounds = at_least(least, most)
-    return lambda value: None if value is None else bounds(value)
-
-
-def _known_model(name: str) -> None:
-    models.check_name(name)
 
 
 def _can_be_path(text: str) -> bool:
@@ -120,8 +56,8 @@ class MaskConfig(Seeded):
 
     method: str = option(
         "fts",
-        f"criterion: {', '.join(criteria())}; none trains densely",
-        one_of(criteria),
+        f"criterion: {', '.join(CRITERIA)}; none trains densely",
+        one_of(CRITERIA),
         metavar="CODE",
     )
     sparsity: float = option(
@@ -134,7 +70,7 @@ class MaskConfig(Seeded):
         "where scores compete: global (one threshold), layer (the same sparsity in "
         "each), erk (Erdos-Renyi-kernel densities) or densities (given ones, scaled to "
         "the sparsity)",
-        one_of(lambda: SCOPES),
+        one_of(SCOPES),
     )
     densities: Mapping[str, float] | None = option(
         None,
@@ -153,7 +89,7 @@ class MaskConfig(Seeded):
         "error",
         "what if equal scores decide which weights are kept: error ends the run, "
         "position keeps the first ones",
-        one_of(lambda: TIES),
+        one_of(TIES),
     )
     invert_scores: bool = option(False, "sanity check: keep the smallest scores")
     shuffle_masks: bool = option(
@@ -166,7 +102,7 @@ class MaskConfig(Seeded):
         1,
         "samples whose mean gradient is squared as one; 1 is the exact empirical "
         "Fisher",
-        _whole(1),
+        at_least(1),
     )
     bn_warmup: bool = option(
         False,
@@ -176,12 +112,12 @@ class MaskConfig(Seeded):
     score_samples: int | None = option(
         None,
         "score on a stratified subset of this many training images (default: all)",
-        _whole(1),
+        at_least(1),
     )
     score_batch_size: int = option(
         256,
         "images scored at a time; more take more memory, the scores are the same",
-        _whole(1),
+        at_least(1),
         effect=Effect.ROUNDING,
     )
 
@@ -210,7 +146,7 @@ class DataConfig(Seeded):
         "own that returns one: MODULE:FUNCTION or FILE.py:FUNCTION. The file that "
         "defines it is hashed, and the hash is a part of the run; what it imports is "
         "not",
-        _known_model,
+        models.check_name,
     )
     model_source: str | None = option(
         None, "hash of the source of a model of your own; filled in", given=False
@@ -219,7 +155,7 @@ class DataConfig(Seeded):
         "cifar10",
         f"images: {', '.join(IMAGE_SIZES)}. folder reads image files "
         "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*; digits is built in",
-        one_of(lambda: IMAGE_SIZES),
+        one_of(IMAGE_SIZES),
     )
     data_dir: str = option(
         "data",
@@ -238,12 +174,12 @@ class DataConfig(Seeded):
     image_size: int | None = option(
         None,
         f"resize the images to this height and width {by_dataset(IMAGE_SIZES)}",
-        _whole(8, 2**16),
+        at_least(8, 2**16),
     )
     train_samples: int | None = option(
         None,
         "train on a stratified subset of this many images (default: all)",
-        _whole(2),
+        at_least(2),
     )
 
     def check_data(self) -> None:
@@ -264,14 +200,14 @@ class TrainingConfig(Seeded):
     """How the network is trained, before the mask and under it."""
 
     warmup_epochs: int = option(
-        0, "epochs of dense training before the scoring", _whole(0)
+        0, "epochs of dense training before the scoring", at_least(0)
     )
-    epochs: int = option(160, "epochs after the mask is made", _whole(0))
+    epochs: int = option(160, "epochs after the mask is made", at_least(0))
     batch_size: int | None = option(
         None,
         "images a step; the last step of an epoch takes what is left "
         f"{by_dataset(BATCH_SIZES)}",
-        _whole(2),
+        at_least(2),
     )
     lr: float = option(
         0.01,
@@ -303,12 +239,12 @@ class TrainingConfig(Seeded):
         must(lambda value: 0 < value <= 1, "in (0, 1]"),
     )
     validation_every: int = option(
-        1, "epochs from one validation to the next", _whole(1)
+        1, "epochs from one validation to the next", at_least(1)
     )
     validation_metric: str = option(
         "accuracy",
         f"what the best weights are best in: {', '.join(VALIDATION_METRICS)}",
-        one_of(lambda: VALIDATION_METRICS),
+        one_of(VALIDATION_METRICS),
     )
     amp: bool = option(
         False,
@@ -318,7 +254,7 @@ class TrainingConfig(Seeded):
     memory_format: str = option(
         "auto",
         f"of images and weights: {', '.join(MEMORY_FORMATS)}",
-        one_of(lambda: MEMORY_FORMATS),
+        one_of(MEMORY_FORMATS),
         effect=Effect.ROUNDING,
     )
     compile: bool = option(
@@ -384,44 +320,21 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
 
     def _check(self, of: Field) -> None:
         """Check the value of a field by itself; make equal values alike."""
-        value, type = getattr(self, of.name), str(of.type)
-        optional = type.endswith(" | None")
-        kind = KINDS.get(type.removesuffix(" | None"))
-        if kind is not None and not (optional and value is None):
+        value = getattr(self, of.name)
+        type, _, optional = str(of.type).partition(" | ")
+        if optional and value is None:
+            return
+        if kind := KINDS.get(type):
             if not kind.accepts(value):
                 words = f"{kind.words} or None" if optional else kind.words
                 raise FieldError(of.name, words, shown(value))
-            object.__setattr__(self, of.name, kind.convert(value))
+            value = kind.convert(value)
+            object.__setattr__(self, of.name, value)
         for rule in about(of).rules:
-            if wanted := rule(getattr(self, of.name)):
+            if wanted := rule(value):
                 raise FieldError(of.name, wanted, shown(value))
 
     @property
     def training_batch_size(self) -> int:
         """``batch_size``, or the dataset's own."""
         return self.batch_size or BATCH_SIZES[self.dataset]
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device a config's ``device`` means on this machine.
-
-    Raises:
-        FisherpruneError: for a CUDA device that is not there.
-    """
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if name == "cpu":
-        return torch.device(name)
-    if not available:
-        raise FisherpruneError(
-            f"device {name} must be present, but torch {torch.__version__} finds no "
-            "CUDA device on this machine; use cpu or auto"
-        )
-    index = int(name.partition(":")[2] or 0)  # torch.device takes it modulo 256
-    if index >= torch.cuda.device_count():
-        raise FisherpruneError(
-            f"device {name} must be present, but this machine has "
-            f"{torch.cuda.device_count()} CUDA devices, counted from cuda:0"
-        )
-    return torch.device(name)

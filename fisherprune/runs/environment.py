@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from fisherprune.runs.device import device_name
+
 
 def environment(device: torch.device) -> dict[str, object]:
     """Return what a reader needs beside a number: versions, commit, device."""
@@ -26,13 +28,6 @@ def environment(device: torch.device) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a GPU, or the architecture of the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.machine()
 
 
 def _commit() -> str | None:

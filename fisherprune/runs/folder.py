@@ -20,7 +20,7 @@ from fisherprune.files import check_writable, write_bytes, write_text
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import distinct, identity
-from fisherprune.runs.locks import Held, held
+from fisherprune.runs.locks import Held, held, sweep
 from fisherprune.runs.metrics import METRIC_NAMES, Metrics
 from fisherprune.runs.reader import read_run
 from fisherprune.runs.section import as_config, read_fields
@@ -29,6 +29,8 @@ from fisherprune.runs.tensorboard import Curves
 CONFIG, METRICS, MASKS = "config.json", "metrics.csv", "masks.safetensors"
 CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
 WEIGHTS = ("last.safetensors", "best.safetensors")
+ERROR = "error.json"
+"""Why a run of a study failed."""
 FILES = (CONFIG, METRICS, MASKS, *WEIGHTS, CHECKPOINT, RESULTS)
 LOCK = "run.lock"
 """Held by the process that does the run, for as long as it lives."""
@@ -227,6 +229,7 @@ def tidy(path: Path) -> None:
     """Delete what a finished run no longer needs, and what a killed process left."""
     (path / CHECKPOINT).unlink(missing_ok=True)
     _remove_temporary(path)
+    sweep(path)
 
 
 def _check_same(path: Path, config: TrainConfig) -> None:
@@ -243,7 +246,7 @@ def _check_same(path: Path, config: TrainConfig) -> None:
 
 def _remove_temporary(path: Path) -> None:
     """Delete the temporary files of a process that was killed while it wrote."""
-    for name in (*FILES, "error.json"):
+    for name in (*FILES, ERROR):
         for left in path.glob(f".{name}.*"):
             left.unlink(missing_ok=True)
 

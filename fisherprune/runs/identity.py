@@ -7,7 +7,8 @@ import json
 from dataclasses import asdict, fields, replace
 
 from fisherprune.data import IMAGE_SIZES
-from fisherprune.runs.config import Effect, TrainConfig, about
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.option import Effect, about
 
 
 def identity(config: TrainConfig) -> str:

@@ -8,13 +8,15 @@ else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Rule = Callable[[Any], "str | None"]
+MAX_WHOLE = 2**31 - 1
+"""Largest whole number of a run but for the seed; more is more than PyTorch takes."""
 
 
 def _same(value: Any) -> Any:
@@ -50,6 +52,12 @@ def list_of(kind: Kind[T]) -> Kind[tuple[T, ...]]:
     )
 
 
+def named(*names: str) -> Kind[str]:
+    """Return the kind of some names, or of a single one."""
+    words = ", ".join(map(repr, names))
+    return Kind(words if len(names) == 1 else f"one of {words}", names.__contains__)
+
+
 NUMBER: Kind[float] = Kind("a number", _is_number, float)
 FINITE: Kind[float] = Kind(
     "a finite number", lambda value: _is_number(value) and math.isfinite(value), float
@@ -79,10 +87,10 @@ def must(accepts: Callable[[Any], object], words: str) -> Rule:
     return lambda value: None if accepts(value) else words
 
 
-def at_least(least: float, most: float) -> Rule:
-    """Return the rule for numbers from ``least`` to ``most``."""
+def at_least(least: int, most: int = MAX_WHOLE) -> Rule:
+    """Return the rule for whole numbers from ``least`` to ``most``."""
 
-    def rule(value: float) -> str | None:
+    def rule(value: int) -> str | None:
         if value < least:
             return f"at least {least}"
         return f"at most {most}" if value > most else None
@@ -90,11 +98,6 @@ def at_least(least: float, most: float) -> Rule:
     return rule
 
 
-def one_of(known: Callable[[], Iterable[str]]) -> Rule:
-    """Return the rule for names that are known when a value is checked."""
-
-    def rule(value: str) -> str | None:
-        names = list(known())
-        return None if value in names else f"one of {', '.join(names)}"
-
-    return rule
+def one_of(known: Collection[str]) -> Rule:
+    """Return the rule for names, of which some may be registered later."""
+    return lambda name: None if name in known else f"one of {', '.join(known)}"

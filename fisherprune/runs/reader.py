@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.runs.config import TrainConfig
@@ -16,6 +18,13 @@ from fisherprune.runs.section import TABLE, Section, as_config, read_fields
 
 WEIGHTS = ("best", "last")
 """Which weights were tested: of the best validation, of the last epoch."""
+LARGEST = 3.5e38
+"""More than any float32: a larger number is no measurement."""
+SECONDS: Kind[float] = Kind(
+    f"a number of at most {LARGEST:g}",
+    lambda value: FINITE.accepts(value) and abs(value) <= LARGEST,
+    float,
+)
 LIST: Kind[list[object]] = Kind("a list", lambda value: isinstance(value, list))
 
 Epoch = Mapping[str, "float | None"]
@@ -58,7 +67,7 @@ def read_run(path: Path, name: str) -> FinishedRun:
         best_epoch=content.get("best_epoch", _epoch_of(config)),
         layers=layers,
         scoring=_scoring(content),
-        seconds={phase: seconds.get(phase, FINITE) for phase in seconds.content},
+        seconds={phase: seconds.get(phase, SECONDS) for phase in seconds.content},
         environment=content.get("environment", TABLE),
         notes=_notes(content, layers),
     )
@@ -107,7 +116,7 @@ def _scoring(content: Section) -> ScoringCost | None:
         return None
     scoring = content.section("scoring")
     return {
-        "seconds": scoring.get("seconds", FINITE),
+        "seconds": scoring.get("seconds", SECONDS),
         "samples": scoring.get("samples", COUNT),
         "cached": scoring.get("cached", SWITCH),
     }
@@ -122,44 +131,56 @@ def _notes(content: Section, layers: tuple[LayerCount, ...]) -> tuple[str, ...]:
     return tuple(text for text in warnings if not text.startswith(names))
 
 
-def read_epochs(path: Path) -> tuple[Epoch, ...]:
+def read_epochs(path: Path, epochs: int) -> tuple[Epoch, ...]:
     """Read the epochs after the mask from ``metrics.csv``.
+
+    Args:
+        path: the file.
+        epochs: of the run.
 
     Returns:
         A row an epoch: epoch, train_loss, validation_accuracy and what else there is;
         None in cells that are empty (not every epoch is validated).
 
     Raises:
-        FisherpruneError: where the file is truncated or no table of epochs.
+        FisherpruneError: where the file is truncated or no table of epochs, or holds
+            values that no epoch of the run can have.
     """
+    columns = _columns(epochs)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            _check_columns(reader.fieldnames or ())
-            rows = list(reader)
-        return tuple(_epoch(row) for row in rows if row["phase"] == "train")
+            if missing := {"phase", *columns} - {*(reader.fieldnames or ())}:
+                raise ValueError(f"no column {min(missing)}")
+            rows = tuple(_numbers(row) for row in reader if row["phase"] == "train")
     except OSError as error:
         raise FisherpruneError(f"{path} can't be read: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise FisherpruneError(
             f"{path} is no table of epochs: truncated, or not written by fisherprune "
             f"({type(error).__name__}: {error})"
         ) from None
+    for row in rows:
+        for name, kind in columns.items():
+            if not kind.accepts(row[name]):
+                raise FieldError(f"{path}: {name}", kind.words, shown(row[name]))
+    return rows
 
 
-def _check_columns(names: Sequence[str]) -> None:
-    needed = ("phase", "epoch", "train_loss", "validation_accuracy")
-    if missing := [name for name in needed if name not in names]:
-        raise ValueError(f"no column {missing[0]}")
-
-
-def _epoch(row: dict[str, str]) -> Epoch:
-    values = {
-        key: float(value) if value else None
-        for key, value in row.items()
-        if key != "phase"
+def _columns(epochs: int) -> dict[str, Kind[Any]]:
+    """Return what the values of an epoch must be, by column."""
+    return {
+        "epoch": Kind(f"in 1, 2, ..., {epochs}", range(1, epochs + 1).__contains__),
+        "train_loss": Kind(
+            f"at most {LARGEST:g}, infinite or not a number",
+            lambda value: NUMBER.accepts(value) and not LARGEST < abs(value) < math.inf,
+        ),
+        "validation_accuracy": Kind(
+            "in [0, 1]", lambda value: value is None or SHARE.accepts(value)
+        ),
     }
-    for needed in ("epoch", "train_loss"):
-        if values[needed] is None:
-            raise ValueError(f"no {needed} in a row")
-    return values
+
+
+def _numbers(row: dict[str, str]) -> Epoch:
+    cells = {name: cell for name, cell in row.items() if name != "phase"}
+    return {name: float(cell) if cell else None for name, cell in cells.items()}

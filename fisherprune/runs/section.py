@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fisherprune.errors import FieldError, FisherpruneError, near, shown
 from fisherprune.files import read_json
-from fisherprune.runs.config import TrainConfig, names
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.kinds import Kind
+from fisherprune.runs.option import names
 
 T = TypeVar("T")
 TABLE: Kind[dict[str, Any]] = Kind(
@@ -53,20 +54,18 @@ class Section:
         """Return the error that a field must be ``wanted``."""
         return FieldError(self.place(name), wanted, shown(got))
 
-    def get(self, name: str, kind: Kind[T], choices: Iterable[T] | None = None) -> T:
+    def get(self, name: str, kind: Kind[T]) -> T:
         """Return the value of a field that must be there.
 
         Raises:
             FisherpruneError: where it is missing or something else.
         """
-        choices = None if choices is None else list(choices)
-        words = kind.words if choices is None else _one_of(choices)
         self._read.append(name)
         if name not in self.content:
-            raise self.error(name, f"is missing; it must be {words}")
+            raise self.error(name, f"is missing; it must be {kind.words}")
         value = self.content[name]
-        if not kind.accepts(value) or (choices is not None and value not in choices):
-            raise self.wrong(name, words, value)
+        if not kind.accepts(value):
+            raise self.wrong(name, kind.words, value)
         return kind.convert(value)
 
     def section(self, name: str) -> Section:
@@ -84,11 +83,6 @@ class Section:
                 place = f"fields of {self.path}" if self.path else "fields"
                 known = f"the {place} are {', '.join(self._read)}"
                 raise self.error(name, f"is unknown{near(name, self._read)}; {known}")
-
-
-def _one_of(choices: list[Any]) -> str:
-    names = [repr(choice) for choice in choices]
-    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
 
 
 def read_fields(path: Path) -> Section:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.packages import required
 
 Row = Mapping[str, Any]
 
@@ -18,14 +18,12 @@ def require_tensorboard() -> type:
     Raises:
         FisherpruneError: where the package ``tensorboard`` is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise FisherpruneError(
-            "tensorboard must be installed to write its files, but "
-            f"{error}; pip install tensorboard, or leave the option out"
-        ) from None
-    return SummaryWriter
+    package = required(
+        "torch.utils.tensorboard",
+        "tensorboard must be installed to write its files",
+        "pip install tensorboard, or leave the option out",
+    )
+    return package.SummaryWriter
 
 
 class Curves:

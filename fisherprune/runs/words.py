@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fisherprune.runs.result import LayerCount, RunResult
 
 
@@ -14,7 +16,7 @@ def table(result: RunResult) -> str:
         f"{config.model} on {config.dataset}, {config.epochs} "
         f"epoch{'' if config.epochs == 1 else 's'}, seed {config.seed}",
         "",
-        *_layer_lines(result.layers),
+        aligned(_layer_rows(result.layers)),
         "",
         f"warm-up {duration(result.seconds['warmup'])}, scoring "
         f"{duration(result.seconds['scoring'])}, training "
@@ -24,32 +26,39 @@ def table(result: RunResult) -> str:
         f"({result.parameters:,} parameters in all)",
         *(f"warning: {warning}" for warning in result.warnings),
         "",
-        *_test_lines(result),
+        aligned(_test_rows(result)),
         "",
         f"written to {result.folder}",
     ]
     return "\n".join(lines)
 
 
-def _layer_lines(layers: tuple[LayerCount, ...]) -> list[str]:
-    width = max(len("layer"), *(len(layer.name) for layer in layers))
-    lines = [f"{'layer':{width}}  {'kept':>10}  {'of':>10}  {'density':>8}"]
-    for x in layers:
-        lines.append(f"{x.name:{width}}  {x.kept:10,}  {x.total:10,}  {x.density:8.4f}")
-    return lines
+def _layer_rows(layers: tuple[LayerCount, ...]) -> list[list[str]]:
+    counts = (
+        [x.name, f"{x.kept:,}", f"{x.total:,}", f"{x.density:.4f}"] for x in layers
+    )
+    return [["layer", "kept", "of", "density"], *counts]
 
 
-def _test_lines(result: RunResult) -> list[str]:
-    last = ("last epoch", result.last)
-    best = (f"best validation (epoch {result.best_epoch})", result.best)
-    width = max(len(last[0]), len(best[0]))
-    heads = ("accuracy", "precision", "recall", "F1", "loss")
-    lines = [f"{'test':{width}}" + "".join(f"  {head:>9}" for head in heads)]
-    for name, m in (last, best):
+def _test_rows(result: RunResult) -> list[list[str]]:
+    rows = [["test", "accuracy", "precision", "recall", "F1", "loss"]]
+    best = f"best validation (epoch {result.best_epoch})"
+    for name, m in (("last epoch", result.last), (best, result.best)):
         shares = (m.accuracy, m.precision, m.recall, m.f1)
-        cells = [f"{100 * share:7.2f} %" for share in shares] + [f"{m.loss:9.4f}"]
-        lines.append(f"{name:{width}}" + "".join(f"  {cell}" for cell in cells))
-    return lines
+        cells = [f"{100 * share:.2f} %" for share in shares]
+        rows.append([name, *cells, f"{m.loss:.4f}"])
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of texts as columns, the first to the left."""
+    titles, *columns = zip(*rows, strict=True)
+    width = max(map(len, titles))
+    lines = [title.ljust(width) for title in titles]
+    for column in columns:
+        width = max(map(len, column))
+        lines = [f"{x}  {y.rjust(width)}" for x, y in zip(lines, column, strict=True)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def duration(seconds: float) -> str:

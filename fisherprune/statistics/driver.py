@@ -150,7 +150,6 @@ class _TappedRun:
     sums: PerSampleSums
     known: dict[object, dict] = field(default_factory=dict)
     """What was found out about calls, by the shapes of a batch."""
-    checked_rows: bool = False
 
     def tapped(self, batch: Batch) -> TappedBatch | None:
         """Run a batch; None where no parameter's gradients are seen."""
@@ -195,14 +194,12 @@ class _TappedRun:
             check_apart(self.op, alone, ran)
             if tap.refused and tap.made - made:
                 return self._run(batch, sample, made | tap.made)
-            if tap.is_unlike and sample:  # one that is padded, maybe
+            if tap.finder.is_unlike and sample:  # one that is padded, maybe
                 return self._run(batch, 0, made)
-            if not tap.is_unsure:
+            if not tap.finder.is_unsure:
                 self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
-        first = alone and tap.has_rows and not self.checked_rows
-        if batch.size > 1 and (first or tap.moved):
-            self.checked_rows = True
+        if alone and tap.must_check or batch.size > 1 and tap.moved:
             tap.check_samples(ran.result)
             tap.prepare(ran.result)
         return TappedBatch(ran.result, batch.size, tap, self.sums)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from fisherprune.persample.calls import unmark
 from fisherprune.statistics.interrupts import deferred_interrupts, deliver_interrupt
 
 _PASSES = threading.RLock()
@@ -147,6 +148,10 @@ def _kept_attributes(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for module in model.modules():
+            for value in [module.__dict__, *module.__dict__.values()]:
+                if isinstance(value, (dict, list, tuple)):
+                    unmark(value.values() if isinstance(value, dict) else value)
         for now, before in kept:
             for name in [name for name, value in now.items() if _holds_graph(value)]:
                 if name in before:

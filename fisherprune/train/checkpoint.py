@@ -154,9 +154,9 @@ def misfit(value: object, form: object, place: str = "state") -> str | None:
 
     Args:
         value: of a state.
-        form: a tensor of the shape and dtype; a dict of forms under the same keys; a
-            list with the form of all items; a tuple of forms, one of which must fit; a
-            type; None.
+        form: a dict of forms under the same keys; a list with the form of all items; a
+            tuple of forms, one of which must fit; a tensor of the shape and dtype; a
+            type; anything else stands for its own type.
         place: of the value in the state.
     """
     if isinstance(form, tuple):
@@ -176,10 +176,10 @@ def misfit(value: object, form: object, place: str = "state") -> str | None:
 
 
 def _is_alike(value: object, form: object) -> bool:
-    if not isinstance(form, Tensor):
-        return value is None if form is None else type(value) is form
-    return (
-        isinstance(value, Tensor)
-        and (value.layout, value.dtype) == (form.layout, form.dtype)
-        and value.shape == form.shape
-    )
+    if isinstance(form, Tensor):
+        return (
+            isinstance(value, Tensor)
+            and (value.layout, value.dtype) == (form.layout, form.dtype)
+            and value.shape == form.shape
+        )
+    return type(value) is (form if isinstance(form, type) else type(form))

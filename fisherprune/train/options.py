@@ -11,15 +11,9 @@ from typing import Any, NamedTuple
 from fisherprune.commandline import Parser, number, path, reader, whole
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.densities import read_densities
-from fisherprune.runs.config import (
-    DataConfig,
-    MaskConfig,
-    TrainConfig,
-    TrainingConfig,
-    about,
-    names,
-)
+from fisherprune.runs.config import DataConfig, MaskConfig, TrainConfig, TrainingConfig
 from fisherprune.runs.folder import read_config
+from fisherprune.runs.option import about, names
 
 DESCRIPTION = """\
 Prune a network at initialization and train what is left.

@@ -14,8 +14,9 @@ from fisherprune.baselines import reinitialize_
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import check_writable
 from fisherprune.parameters import prunable_parameters
-from fisherprune.runs.config import TrainConfig, resolve_device
-from fisherprune.runs.environment import device_name, environment
+from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.device import device_name, resolve_device
+from fisherprune.runs.environment import environment
 from fisherprune.runs.folder import CHECKPOINT, RESULTS, RunFolder
 from fisherprune.runs.identity import identity
 from fisherprune.runs.metrics import Metrics
@@ -255,7 +256,7 @@ class Steps:
         """
         form = self.trainer.form() | {
             "run": str,
-            "laps": dict.fromkeys(self.clock.laps, float),
+            "laps": self.clock.laps,
             "devices": [str],
             "scoring": (None, {"seconds": float, "samples": int, "cached": bool}),
             "best_sha256": (None, str),

@@ -76,12 +76,10 @@ class Trainer:
                 group["lr"] = self.config.learning_rate(self.done["train"])
             validation = self.epoch("train")
             if validation is not None:
-                self._judge(getattr(validation, self.config.validation_metric))
+                value = getattr(validation, self.config.validation_metric)
+                if value > self.best_value:
+                    self.best_epoch, self.best_value = self.done["train"], value
             save()
-
-    def _judge(self, value: float) -> None:
-        if value > self.best_value:
-            self.best_epoch, self.best_value = self.done["train"], value
 
     @property
     def is_best(self) -> bool:
@@ -114,18 +112,10 @@ class Trainer:
         masks = {
             n: torch.empty_like(p, dtype=torch.bool) for n, p in parameters.items()
         }
-        epochs, seconds = ({"warmup": kind, "train": kind} for kind in (int, float))
-        return {
-            "model": self.model.state_dict(),
+        return self.state() | {
             "optimizer": dict,
-            "order": self.batches.order.get_state(),
-            "augmentation": self.batches.chance.get_state(),
             "masks": (None, masks),
             "rows": [ROW],
-            "done": epochs,
-            "seconds": seconds,
-            "best_epoch": int,
-            "best_value": float,
         }
 
     def restore(self, state: State) -> None:

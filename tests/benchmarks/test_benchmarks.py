@@ -18,6 +18,7 @@ from benchmarks import (
     targets,
     topk,
     training,
+    zoo,
 )
 from benchmarks.gpu import cases
 from benchmarks.harness import Timing, WrongResult, race, verify
@@ -174,7 +175,7 @@ def test_rows_are_per_image_but_for_their_rounds():
     ]
 
 
-TIMED = [topk.main, training.main, moments.main, end_to_end.main, curvature.main]
+TIMED = [part.main for part in (topk, training, moments, end_to_end, curvature, zoo)]
 
 
 @pytest.mark.parametrize("main", [*TIMED, everything.main])

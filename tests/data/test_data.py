@@ -163,7 +163,8 @@ def test_stratified_choice_of_a_size_there_is_not(size, message):
     [("mnist", "'mnist'"), ("cifar", r"'cifar' \(did you mean cifar10\?\)")],
 )
 def test_unknown_dataset_lists_the_known(name, got):
-    words = f"dataset must be one of cifar10, cifar100, digits, folder, got {got}"
+    assert {"cifar10", "cifar100", "digits", "folder"} <= LOADERS.keys()
+    words = f"dataset must be one of {', '.join(LOADERS)}, got {got}"
     with pytest.raises(FieldError, match=f"^{words}$"):
         data.load(name)
 
@@ -182,14 +183,15 @@ def test_a_dataset_registers_itself(monkeypatch):
     data.load("mine", "there", image_size=9)
     assert asked == [("mine", Path("there"), size) for size in (12, 9)]
     assert (data.IMAGE_SIZES["mine"], data.BATCH_SIZES["mine"]) == (12, 3)
-    assert data.MIRRORED == ["cifar10", "cifar100"]
+    assert {"cifar10", "cifar100"} <= {*data.MIRRORED} and "mine" not in data.MIRRORED
 
 
 def test_the_sizes_of_the_datasets():
-    names = ("cifar10", "cifar100", "digits", "folder")
-    assert tuple(data.IMAGE_SIZES) == tuple(data.BATCH_SIZES) == names
-    assert list(data.IMAGE_SIZES.values()) == [32, 32, 8, 32]
-    assert list(data.BATCH_SIZES.values()) == [512, 512, 16, 512]
+    images = {"cifar10": 32, "cifar100": 32, "digits": 8, "folder": 32}
+    batches = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
+    assert images.items() <= data.IMAGE_SIZES.items()
+    assert batches.items() <= data.BATCH_SIZES.items()
+    assert LOADERS.keys() == data.IMAGE_SIZES.keys() == data.BATCH_SIZES.keys()
 
 
 def test_moving_and_choosing_keep_the_rest():

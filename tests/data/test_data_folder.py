@@ -73,16 +73,6 @@ def test_resizing_is_pillows(tree):
     assert train.augmentation.padding == 2
 
 
-def test_turned_photos_are_put_upright(tree):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # taken with the camera turned a quarter
-    path = tree / "train" / "cat" / "a.png"
-    Image.fromarray(noise(32, 32, 3)).save(path, exif=exif)
-    train, _ = load(tree)
-    turned = np.rot90(noise(32, 32, 3), -1)
-    assert np.array_equal(train.images[0].permute(1, 2, 0), turned)
-
-
 def with_exif(entries, image_format="JPEG"):
     """Return a small photo with the given EXIF entries: (tag, type, count, value)."""
     file = io.BytesIO()
@@ -170,7 +160,7 @@ def test_images_are_decoded_once(tree):
     assert torch.equal(first.labels, again.labels)
 
 
-@pytest.mark.parametrize("change", ["content", "new file", "renamed", "damaged cache"])
+@pytest.mark.parametrize("change", ["content", "new file", "renamed"])
 def test_the_cache_is_left_when_the_files_change(tree, change):
     before, _ = load(tree)
     path = tree / "train" / "cat" / "a.png"
@@ -179,17 +169,16 @@ def test_the_cache_is_left_when_the_files_change(tree, change):
         os.utime(path, ns=(0, 1))
     elif change == "new file":
         Image.fromarray(noise(4, 4, 3)).save(path.with_name("0.png"))
-    elif change == "renamed":
-        path.rename(path.with_name("z.png"))
     else:
-        cache = folder.cache_file(tree, 32)
-        cache.write_bytes(cache.read_bytes()[:1000])
+        path.rename(path.with_name("z.png"))
     after, _ = load(tree)
-    assert torch.equal(after.images, before.images) == (change == "damaged cache")
+    assert not torch.equal(after.images, before.images)
     assert len(list(folder.cache_file(tree, 32).parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["a byte", "fewer images", "one channel", "a pipe"])
+@pytest.mark.parametrize(
+    "damage", ["a byte", "cut", "fewer images", "one channel", "a pipe"]
+)
 def test_a_damaged_cache_is_not_used(tree, damage):
     before, _ = load(tree)
     cache = folder.cache_file(tree, 32)
@@ -199,8 +188,8 @@ def test_a_damaged_cache_is_not_used(tree, damage):
     content = bytearray(cache.read_bytes())
     content[-5000] ^= 1
     cache.unlink()
-    if damage == "a byte":
-        cache.write_bytes(content)
+    if damage in ("a byte", "cut"):
+        cache.write_bytes(content[: 1000 if damage == "cut" else None])
     elif damage == "a pipe":
         os.mkfifo(cache)
     else:

@@ -157,7 +157,8 @@ def test_what_a_killed_process_left_of_a_finished_run_is_tidied(trained, batch, 
     run = runs["fts"]
     with holder_of(run.lock) as other:
         other.kill()
-    (run.folder / ".checkpoint.pt.x1").touch()
+    for left in (".checkpoint.pt.x1", "run.lock"):
+        (run.folder / left).touch()
     assert batch() == 0
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "config.json",

@@ -79,21 +79,15 @@ def test_shards_that_can_not_be(trained, batch, capsys, text):
         (["--max-minutes", "abc"], "--max-minutes: must be a number, got 'abc'"),
         (["--gpus-per-run", "abc"], "--gpus-per-run: must be a number, got 'abc'"),
         (["--output="], "--output: must be a path, got ''"),
-        (
-            ["--gpus-per-run", "0.5"],
-            "--gpus-per-run and --cpus-per-run are for --execu",
-        ),
-        (
-            ["--executor", "ray", "--gpus-per-run", "1.5"],
-            "must be a fraction in .0, 1.",
-        ),
+        (["--gpus-per-run", "0.5"], "--gpus-per-run and --cpus-per-run are for --ex"),
+        (["--gpus-per-run", "1.5"], "must be a fraction in [0, 1] or a whole number"),
         (["--executor", "slurm"], "must be one of local, ray, got 'slurm'"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:INDEX, got"),
     ],
 )
 def test_mistakes_on_the_command_line(trained, batch, capsys, arguments, message):
     assert batch(*arguments) == 2
-    assert message.replace(".0, 1.", "[0, 1]") in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert trained.done == []
 
 

@@ -1,9 +1,11 @@
 """How long runs take, from those that are finished."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
-from small_study import STUDY, damaged
+import result_trees as trees
+from small_study import STUDY
 
 from fisherprune.experiments.estimate import seconds_needed
 
@@ -49,8 +51,21 @@ def test_runs_whose_epochs_take_another_time_tell_nothing(trained, batch, runs, 
     assert seconds_needed(other) is None
 
 
-def test_numbers_that_nothing_can_hold_tell_nothing(trained, batch, runs):
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        ("config/epochs", 10**400),
+        ("seconds", [1]),
+        ("seconds", {"a": "1"}),
+        ("seconds", {"a": 1e308}),
+    ],
+)
+def test_results_that_are_damaged_tell_nothing_of_other_runs(
+    trained, batch, runs, place, value
+):
     assert batch() == 0
-    damaged(lambda c: c["config"].update(epochs=10**400))(runs["none"])
-    damaged(lambda c: c["seconds"].update(training=10**400))(runs["snip"])
+    trees.change(runs["none"].folder / "results.json", place, value)
     assert seconds_needed(runs["fts"]) == 6.0
+    shutil.rmtree(runs["fts"].folder)
+    assert batch("--max-minutes", "1") == 1
+    assert trained.done == ["none", "snip", "fts", "fts"]

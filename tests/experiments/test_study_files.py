@@ -1,201 +1,19 @@
-import json
-from dataclasses import fields, replace
+"""Study files of our own, and plans of their runs."""
+
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
+import result_trees as trees
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.plan import Overrides, Plan
-from fisherprune.experiments.published import METHODS, SKIP, read_published
+from fisherprune.experiments.published import read_published
 from fisherprune.experiments.study import FIELDS, read_study
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import identity
 
 STUDIES = Path(__file__).parents[2] / "studies"
-REFERENCE = sorted((STUDIES / "reference").glob("*.json"))
-
-
-@pytest.fixture
-def exp():
-    """Return the content of a file of the published schema."""
-    return json.loads((STUDIES / "reference" / "fts.json").read_text())
-
-
-@pytest.fixture
-def written(tmp_path):
-    def write(content, name="exp.json"):
-        path = tmp_path / name
-        text = content if isinstance(content, str) else json.dumps(content)
-        path.write_text(text)
-        return path
-
-    return write
-
-
-def test_the_ten_published_methods_at_the_setting_of_the_table():
-    runs = {read_published(path).config for path in REFERENCE}
-    assert {run.method for run in runs} == set(METHODS.values())
-    table = TrainConfig(skip=SKIP)
-    for run in runs:
-        wanted = TrainConfig(method="none", sparsity=0.0)
-        if run.method != "none":
-            wanted = replace(table, method=run.method)
-        assert identity(run) == identity(wanted)
-
-
-def test_published_fields_and_what_they_mean(exp, written, tmp_path):
-    exp["general"] |= {"seed": 7, "output_dir": str(tmp_path / "out")}
-    exp["general"]["gpu"] = {"ngpus": 0, "gpu_id": 0}
-    exp["dataset"] = {"class": "cifar100", "batch_size": 64}
-    exp["model"] = {"class": "VGG19", "num_classes": 100}
-    exp["training"] |= {"num_steps": 20}
-    exp["training"]["optimizer"] |= {"lr_drops": [6, 12], "momentum": 0}
-    exp["training"]["compressor"] = {
-        "class": "grasp",
-        "mask": "layer",
-        "sparsity": 0.98,
-        "warmup": 2,
-        "batch_size": 5000,
-    }
-    exp["validation"] = {"metric": "f1", "frequency": 3}
-    published = read_published(written(exp))
-    assert published.output == tmp_path / "out"
-    assert published.config == TrainConfig(
-        method="grasp_reversed",
-        model="vgg19",
-        dataset="cifar100",
-        sparsity=0.98,
-        scope="layer",
-        skip=SKIP,
-        group_size=5000,
-        warmup_epochs=2,
-        epochs=18,
-        batch_size=64,
-        momentum=0.0,
-        lr_drops=(4, 10),
-        seed=7,
-        device="cpu",
-        validation_every=3,
-        validation_metric="f1",
-        output_dir=str(tmp_path / "out"),
-    )
-
-
-def test_a_gpu_is_taken_where_there_is_one(exp, written, monkeypatch):
-    exp["general"]["gpu"]["gpu_id"] = 3
-    for available, device in ((False, "auto"), (True, "cuda:3")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=available: there)
-        assert read_published(written(exp)).config.device == device
-
-
-@pytest.mark.parametrize(
-    "place, value, message",
-    [
-        ("training.optimizer.learning_rate", "fast", "must be a number, got 'fast'"),
-        ("training.optimizer.learning_rate", 0, "must be above 0 and finite, got 0.0"),
-        ("training.optimizer.momentum", True, "must be a number, got True"),
-        ("training.optimizer.lr_drops", [60, "x"], "must be a list of whole numbers"),
-        ("training.optimizer.lr_drops", [90, 60], "must be growing numbers of epochs"),
-        ("training.optimizer.class", "adam", "must be 'sgd', got 'adam'"),
-        ("training.optimizer.nesterov", 1, "is unknown; the fields of training.optim"),
-        (
-            "training.optimizer.learning_rat",
-            1,
-            r"is unknown \(did you mean learning_rate",
-        ),
-        ("training.criterion.class", "MSE", "must be 'CE', got 'MSE'"),
-        ("training.num_steps", 160.5, "must be a whole number, got 160.5"),
-        ("training.num_steps", True, "must be a whole number, got True"),
-        ("training.num_steps", -1, "must be at least 0, got -1"),
-        ("training.compressor", None, "must be a table of fields, got None"),
-        (
-            "training.compressor.class",
-            "obd",
-            "must be one of 'none', 'random', .*'obd'",
-        ),
-        ("training.compressor.mask", "block", "must be one of 'global', 'layer'"),
-        ("training.compressor.sparsity", 1.5, r"must be a number in \[0, 1\], got 1.5"),
-        ("training.compressor.batch_size", 0, "must be at least 1, got 0"),
-        (
-            "training.compressor.warmup",
-            160,
-            "must be below num_steps, 160, which .* warm-up too, got 160",
-        ),
-        ("training.compressor.warmup", -2, "must be at least 0, got -2"),
-        ("dataset.class", "mnist", "must be one of cifar10, cifar100, .*, got 'mnist'"),
-        ("dataset.batch_size", 1, "must be at least 2, got 1"),
-        ("model.class", "CNN500k", "must be one of resnet18, .*, got 'CNN500k'"),
-        ("model.num_classes", 100, "must be 10, the classes of cifar10, got 100"),
-        ("validation.metric", "loss", "must be one of 'acc', 'f1', got 'loss'"),
-        ("validation.frequency", 0, "must be at least 1, got 0"),
-        ("general.gpu.ngpus", 2, "must be 0 or 1, a run takes one device, got 2"),
-        ("general.gpu.gpu_id", -1, "must be at least 0, got -1"),
-        ("general.experiment", "lth", "must be 'pbt', got 'lth'"),
-        ("general.id", 3, "must be a string, got 3"),
-        ("compressor", {}, "is unknown; the fields are general, dataset, model"),
-    ],
-    ids=str,
-)
-def test_published_values_that_are_wrong(exp, written, place, value, message):
-    put(exp, place, value)
-    path = written(exp)
-    with pytest.raises(FisherpruneError, match=f"^{path}: {place} {message}"):
-        read_published(path)
-
-
-def put(content, place, value):
-    *parents, name = place.split(".")
-    for parent in parents:
-        content = content[parent]
-    content[name] = value
-
-
-def test_published_values_that_are_wrong_together(exp, written):
-    exp["training"]["compressor"]["warmup"] = 60
-    drops = "training.optimizer.lr_drops must be after the warm-up of 60 epochs, .* 60"
-    with pytest.raises(FisherpruneError, match=drops):
-        read_published(written(exp))
-    exp["training"]["compressor"]["class"] = "none"
-    dense = "training.compressor.sparsity must be 0 for none, .* got 0.9"
-    with pytest.raises(FisherpruneError, match=dense):
-        read_published(written(exp))
-
-
-def leaves(content, path=""):
-    for name, value in content.items():
-        yield f"{path}{name}"
-        if isinstance(value, dict):
-            yield from leaves(value, f"{path}{name}.")
-
-
-def test_every_published_field_must_be_there(exp, written):
-    whole = json.dumps(exp)
-    for place in leaves(exp):
-        content = json.loads(whole)
-        *parents, name = place.split(".")
-        table = content
-        for parent in parents:
-            table = table[parent]
-        del table[name]
-        with pytest.raises(FisherpruneError, match=f": {place} is missing; it must be"):
-            read_published(written(content))
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ('{"general": ', "must be a JSON file: Expecting value"),
-        ("[1]", r"the whole of it must be a table of fields, got \[1\]"),
-        ('{"general": {"id": "a", "id": "b"}}', "field 'id' is there twice"),
-        ("\ud800", "must be a JSON file"),
-    ],
-)
-def test_files_that_are_no_published_file(written, tmp_path, text, message):
-    path = tmp_path / "exp.json"
-    path.write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(FisherpruneError, match=f"^{path}: .*{message}"):
-        read_published(path)
 
 
 GRID = """
@@ -294,22 +112,10 @@ def test_every_field_of_a_run_can_be_set_but_for_its_place():
         ("[run]\ndensities = 3", "run.densities must be a file's name or a table"),
         ("[grid]\nseed = []", "grid.seed must be a whole number, or a list whose .* i"),
         ("[grid]\nseed = [0, 1.5]", "grid.seed must be a whole number, or a list whos"),
-        (
-            "[grid]\nlr_drops = [[1], 2]",
-            "grid.lr_drops must be a list of whole numbers",
-        ),
-        (
-            "[grid]\nmethod = ['snip', 'obs']",
-            "grid.method must be one of .*, got 'obs'",
-        ),
-        (
-            "[run]\nseed = 1\n[grid]\nseed = [2]",
-            "grid.seed is set already: by run.seed",
-        ),
-        (
-            "[run]\nscope = 'densities'\ndensities = 'no.json'",
-            "run.densities: .*no.json",
-        ),
+        ("[grid]\nlr_drops = [[1], 2]", "grid.lr_drops must be a list of whole numb"),
+        ("[grid]\nmethod = ['snip', 'x']", "grid.method must be one of .*, got 'x'"),
+        ("[run]\nseed = 1\n[grid]\nseed = [2]", "grid.seed is set already: by run."),
+        ("[run]\ndensities = 'no.json'", "run.densities: .*no.json"),
     ],
 )
 def test_study_files_that_are_wrong(written, text, message):
@@ -333,7 +139,7 @@ def test_table_1_has_every_cell_with_three_seeds_and_three_dense_runs():
     fts = {
         identity(r) for r in runs if (r.method, r.sparsity, r.seed) == ("fts", 0.9, 0)
     }
-    assert fts == {identity(read_published(STUDIES / "reference/fts.json").config)}
+    assert fts == {identity(read_published(STUDIES / "reference/fts.json"))}
 
 
 def test_a_plan_tells_all_wrong_files_at_once(written, tmp_path):
@@ -354,7 +160,7 @@ def test_numbers_that_nothing_can_hold_are_one_files_mistake(exp, written, tmp_p
     }
     for name, line in wrong.items():
         written(f"name = 'a'\n[run]\n{line}\n", name)
-    put(exp, "model.num_classes", 10**400)
+    trees.put(exp, "model/num_classes", 10**400)
     written(exp, "e.json")
     with pytest.raises(FisherpruneError) as caught:
         Plan([tmp_path], Overrides())

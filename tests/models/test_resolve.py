@@ -86,7 +86,7 @@ def test_a_users_function_builds_a_network(place, where, function):
 
 
 @pytest.mark.parametrize(
-    "name", ["files/nets.py:net", "torchvision:mobilenet_v3_small"]
+    "name", ["resnet20", "files/nets.py:net", "torchvision:mobilenet_v3_small"]
 )
 def test_the_seed_decides_the_weights_and_nothing_else_changes(place, name):
     torch.manual_seed(5)

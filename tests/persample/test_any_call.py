@@ -385,6 +385,10 @@ WAYS = {
         ),
         {"fc.weight": ("loop",), "head.weight": ("linear",)},
     ),
+    "rows split by counts": (
+        lambda: read(split, one=nn.Linear(8, 8), two=nn.Linear(8, 8)),
+        {"one.weight": ("loop",), "head.weight": ("linear",)},
+    ),
     "rows of samples in uneven numbers": (
         lambda: read(routed, one=nn.Linear(8, 8), two=nn.Linear(8, 8)),
         {"one.weight": ("loop",), "head.weight": ("linear",)},
@@ -405,6 +409,16 @@ def routed(m, x):
     out = torch.zeros_like(rows)
     out[first], out[~first] = m.one(rows[first]).tanh(), m.two(rows[~first]).tanh()
     return out.unflatten(0, (-1, 7)).mean(1)
+
+
+def split(m, x):
+    """Sort the tokens by expert; each gets a part."""
+    rows = x.flatten(0, 1)
+    expert = (rows[:, 0] > 0).long()
+    order = expert.argsort(stable=True)
+    first, second = rows[order].split(torch.bincount(expert, minlength=2).tolist())
+    out = torch.cat([m.one(first).tanh(), m.two(second).tanh()])
+    return out[order.argsort()].unflatten(0, (-1, 7)).mean(1)
 
 
 def moments_of(model, x, y, size, **options):
@@ -552,3 +566,18 @@ def test_samples_that_all_are_reduced_to():
     model = read(lambda m, x: (x * (m.scale * x.mean())).mean(1), scale=drawn(8))
     x, y = data(TOKENS)
     refused(model, x, y, "samples mix", parameters={"scale": model.scale})
+
+
+@pytest.mark.parametrize("what", ["rows split by counts", "rows of samples in uneven"])
+def test_uneven_rows_whose_total_is_even(what):
+    """Of three samples: then rows look as if each sample had as many as the last."""
+    (make, _), even = next(w for name, w in WAYS.items() if what in name), 0
+    while even < 4:
+        model, (x, y) = make(), data(TOKENS, samples=3)
+        first = (x[..., 0] > 0).sum(1)
+        if first.sum() != 3 * first[2] or first[0] == first[1]:
+            continue
+        even += 1
+        named = dict(model.named_parameters())
+        found = moments_of(model, x, y, 3, parameters=named)
+        assert_moments(found, truth.moments(model, x, y, named))

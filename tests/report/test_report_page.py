@@ -1,6 +1,5 @@
 """What the page of the report shows, as HTML."""
 
-import json
 import re
 
 import pytest
@@ -82,10 +81,8 @@ def test_collapsed_layers_are_named(tmp_path):
     text = (output / "report.html").read_text()
     assert "Runs with collapsed layers: 1 of magnitude at sparsity 0.99." in text
     assert "magnitude at 0.99: conv1.weight (seed 0)" in text
-    assert (
-        rows((output / "report.csv").read_bytes().decode())[0]["collapsed_layers"]
-        == "1"
-    )
+    (row,) = rows((output / "report.csv").read_text())
+    assert row["collapsed_layers"] == "1"
 
 
 def test_failed_and_unfinished_runs_are_listed(study, capsys):
@@ -111,10 +108,9 @@ def test_nothing_finished_is_a_report_too(tmp_path, capsys):
 def test_texts_are_escaped(tmp_path):
     hostile = '<script>alert("1")</script> | *x* `y`, "z"\n'
     folder = trees.add_run(tmp_path, 0.5)
-    content = json.loads((folder / "results.json").read_text())
-    content["environment"]["device"] = hostile
-    content["layers"]["</svg><b>&"] = {"kept": 1, "total": 2}
-    trees.write(folder / "results.json", content)
+    trees.change(folder / "results.json", "environment/device", hostile)
+    layers = {"</svg><b>&": {"kept": 1, "total": 2}}
+    trees.change(folder / "results.json", "layers", layers)
     _, output = report.write_report([tmp_path])
     page = Page((output / "report.html").read_text())
     assert not {"script", "b"} & set(page.tags)

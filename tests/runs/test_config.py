@@ -5,7 +5,8 @@ import torch
 
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs.config import BATCH_SIZES, TrainConfig, resolve_device
+from fisherprune.runs.config import BATCH_SIZES, TrainConfig
+from fisherprune.runs.device import resolve_device
 from fisherprune.runs.kinds import KINDS
 from fisherprune.train import options
 
@@ -51,7 +52,7 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
         ({"lr_drops": (1, 2**31)}, "from 1 to 2147483647, got \\(1, 2147483648\\)"),
         *(
             ({name: 2**31}, f"^{name} must be at most 2147483647, got 2147483648$")
-            for name in WHOLE - {"image_size", "seed"}
+            for name in sorted(WHOLE - {"image_size", "seed"})
         ),
         ({"image_size": 2**31}, "image_size must be at most 65536, got 2147483648"),
         ({"epochs": 10**100}, r"epochs must be at most 2147483647, got 10+\.\.\.$"),

@@ -1,5 +1,4 @@
 import csv
-import json
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -32,11 +31,6 @@ def test_no_two_runs_share_a_folder(config, tmp_path):
     names = {path.name for path in paths}
     assert names == {f"digits-resnet18-fts-0.9-seed0-{n}" for n in range(1, 17)}
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-
-
-def test_the_configuration_can_be_read_back(config):
-    content = json.loads((RunFolder(config).path / "config.json").read_text())
-    assert TrainConfig(**content) == config
 
 
 def test_each_epoch_is_a_row(config):

@@ -84,35 +84,137 @@ def test_the_results_of_the_repository_are_read():
         assert (run.kept, run.total) == (content["kept"], content["prunable"])
         assert run.sparsity == content["sparsity"]
         assert run.scoring == content["scoring"]
-        epochs = read_epochs(path.parent / METRICS)
+        epochs = read_epochs(path.parent / METRICS, run.config.epochs)
         assert len(epochs) == run.config.epochs
+
+
+NO_JSON = "is no JSON: truncated, or not written by fisherprune"
+HUGE = 10**400
+"""More than a float can hold."""
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (b'{"form', NO_JSON),
+        (b"\xff\xfe\x00", NO_JSON),
+        (b'{"a": ' + b"[" * 10**5, NO_JSON),
+        (b"[1]", "must be a JSON object, got [1]"),
+        (b'{"a": 1}', "format must be 1, got None: not written by this version"),
+    ],
+)
+def test_a_file_that_is_no_result(tmp_path, text, message):
+    path = tmp_path / RESULTS
+    path.write_bytes(text)
+    with pytest.raises(FisherpruneError) as caught:
+        read_run(path, "a")
+    assert str(caught.value).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize(
     "place, value, message",
     [
-        ("scoring.samples", -1, r"must be a whole number in \[0, 2\^63\), got -1"),
-        ("scoring.cached", 1, "must be true or false, got 1"),
+        ("format", 2, "must be 1, got 2: not written by this version of fisherprune"),
+        ("format", True, "must be 1, got True: not written by this version of fishe"),
+        ("parameters", HUGE, "must be a whole number in [0, 2^63), got 1000"),
+        ("best_epoch", 4, "must be in [0, 3], the epochs of the run, got 4"),
         ("notes", "a", "must be a list, got 'a'"),
-        ("layers.a", 3, "must be a table of fields, got 3"),
-        ("config", [1], r"must be a table of fields, got \[1\]"),
-        ("config.lr", None, "must be a number, got None"),
-        ("config.scope", "densities", "must be"),
         ("environment", None, "must be a table of fields, got None"),
+        ("config", [1], "must be a table of fields, got [1]"),
+        ("config", math.nan, "must be a table of fields, got nan"),
+        ("config/speed", 1, "is no field of a configuration"),
+        ("config/lr", None, "must be a number, got None"),
+        ("config/lr", -1, "must be above 0 and finite, got -1"),
+        ("config/sparsity", "0.9", "must be a number, got '0.9'"),
+        ("config/method", "x", "must be one of none, random"),
+        ("config/lr_drops", [3, 2], "must be growing numbers of epochs"),
+        ("config/densities", {"a": HUGE}, "must be finite numbers of at least 0"),
+        ("config/seed", 10**100, "must be of at most 100 digits, got 1000"),
+        ("test/best/accuracy", 50, "must be a number in [0, 1], got 50"),
+        ("test/best/loss", HUGE, "must be a number, got 1000"),
+        ("layers/a", 3, "must be a table of fields, got 3"),
+        ("layers/conv1.weight", {"kept": 3, "total": 2}, "must keep from 0 to all of"),
+        ("layers", {}, "must hold at least one layer, got {}"),
+        ("seconds/training", HUGE, "must be a number of at most 3.5e+38, got 1000"),
+        ("seconds/training", 1e308, "must be a number of at most 3.5e+38, got 1e+308"),
+        ("seconds/training", [1, 2], "must be a number of at most 3.5e+38, got [1, 2]"),
+        ("seconds/scoring", math.nan, "must be a number of at most 3.5e+38, got nan"),
+        ("scoring/seconds", 1e308, "must be a number of at most 3.5e+38, got 1e+308"),
+        ("scoring/samples", -1, "must be a whole number in [0, 2^63), got -1"),
+        ("scoring/cached", 1, "must be true or false, got 1"),
+        *(
+            (place, None, "is missing; it must be ")
+            for place in ("seconds", "test/last", "test/best/f1", "config")
+        ),
     ],
+    ids=str,
 )
 def test_errors_name_file_and_place(result, tmp_path, place, value, message):
     content = result.as_json()
-    *tables, name = place.split(".")
-    table = content
-    for key in tables:
-        table = table[key]
-    table[name] = value
+    trees.put(content, place, *([] if "missing" in message else [value]))
     path = written(tmp_path, content)
-    field = place if value != "densities" else "config.densities"
-    with pytest.raises(FieldError, match=f"^{path}: {field} {message}") as caught:
+    with pytest.raises(FisherpruneError) as caught:
         read_run(path, "a")
-    assert caught.value.field == f"{path}: {field}"
+    field = place.replace("/", ".")
+    assert str(caught.value).startswith(f"{path}: {field} {message}")
+
+
+def test_an_error_carries_its_place(result, tmp_path):
+    path = written(tmp_path, result.as_json() | {"notes": 3})
+    with pytest.raises(FieldError) as caught:
+        read_run(path, "a")
+    assert caught.value.field == f"{path}: notes" and caught.value.got == "3"
+
+
+def test_warnings_of_the_first_version_are_a_list(result, tmp_path):
+    content = result.as_json() | {"warnings": "x"}
+    del content["notes"]
+    with pytest.raises(FieldError, match="warnings must be a list, got 'x'"):
+        read_run(written(tmp_path, content), "a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "a,b\n",
+        "a,b\n1,2\n",
+        "phase,epoch\n",
+        "phase,epoch,train_loss\ntrain,1\n",
+        "x" * 200_000,
+        f"phase,epoch,train_loss,validation_accuracy\ntrain,1,{'x' * 200_000},1\n",
+    ],
+)
+def test_a_table_of_something_else(text, tmp_path):
+    path = tmp_path / METRICS
+    path.write_text(text)
+    message = f"^{path} is no table of epochs: truncated, or not written by fisherprune"
+    with pytest.raises(FisherpruneError, match=message):
+        read_epochs(path, 160)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("161,1,1", "epoch must be in 1, 2, ..., 160, got 161.0"),
+        (",1,1", "epoch must be in 1, 2, ..., 160, got None"),
+        ("1,,1", "train_loss must be at most 3.5e+38, infinite or not a number, got N"),
+        ("1,1e308,1", "train_loss must be at most 3.5e+38, infinite or not a number,"),
+        ("1,1,50", "validation_accuracy must be in [0, 1], got 50.0"),
+        ("1,nan,1", None),
+        ("160,inf,", None),
+    ],
+)
+def test_values_that_no_epoch_can_have(row, message, tmp_path):
+    path = tmp_path / METRICS
+    path.write_text(f"phase,epoch,train_loss,validation_accuracy\ntrain,{row}\n")
+    if message is None:
+        assert len(read_epochs(path, 160)) == 1
+        return
+    with pytest.raises(FieldError) as caught:
+        read_epochs(path, 160)
+    assert str(caught.value).startswith(f"{path}: {message}")
 
 
 def test_a_folder_without_a_configuration(tmp_path):
@@ -120,6 +222,10 @@ def test_a_folder_without_a_configuration(tmp_path):
         read_config(tmp_path)
     folder = trees.add_unfinished(tmp_path, method="snip")
     assert read_config(folder).method == "snip"
+    (folder / CONFIG).write_text('{"epochs": "3"}')
+    message = f"^{folder}/config.json: epochs must be a whole number, got '3'$"
+    with pytest.raises(FieldError, match=message):
+        read_config(folder)
     (folder / CONFIG).write_text('{"epoch": 3}')
     with pytest.raises(
         FisherpruneError, match=f"^{folder}/config.json: epoch is no fi"

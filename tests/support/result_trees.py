@@ -99,6 +99,24 @@ def random_masks(kept, totals, seed):
     return Masks(masks)
 
 
+def put(content, place, *value):
+    """Set a value at a place like ``test/best/loss``; without a value delete it."""
+    *tables, name = place.split("/")
+    for table in tables:
+        content = content[table]
+    if value:
+        (content[name],) = value
+    else:
+        del content[name]
+
+
+def change(path, place, *value):
+    """Put a value into a file of JSON, or take it out."""
+    content = json.loads(path.read_text())
+    put(content, place, *value)
+    write(path, content)
+
+
 def write(path, content):
     """Write JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -10,7 +10,7 @@ import result_trees as trees
 import torch
 
 from fisherprune.experiments import store
-from fisherprune.runs.environment import device_name
+from fisherprune.runs.device import device_name
 
 STUDY = """
 name = "small"
@@ -58,15 +58,3 @@ def fail(error):
         raise error
 
     return failing
-
-
-def damaged(change):
-    """Return what changes the result of a run."""
-
-    def spoil(run):
-        path = run.folder / "results.json"
-        content = json.loads(path.read_text())
-        change(content)
-        path.write_text(json.dumps(content))
-
-    return spoil

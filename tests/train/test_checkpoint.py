@@ -9,10 +9,10 @@ import zipfile
 
 import pytest
 import torch
+from trainings import small_run, stopped
 
 from fisherprune import train
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs.config import TrainConfig
 from fisherprune.train import checkpoint, steps
 from fisherprune.train.checkpoint import MAGIC, Checkpoint
 
@@ -135,31 +135,12 @@ def test_that_of_another_run_is_refused(path):
         Checkpoint(path, "b").load()
 
 
-class Stop(Exception):
-    """Ends a run at a checkpoint."""
-
-
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """Return a run that was stopped after its first epoch, and its state."""
     folder = tmp_path_factory.mktemp("run") / "a"
-    config = TrainConfig(
-        model="resnet20",
-        dataset="digits",
-        train_samples=40,
-        score_samples=10,
-        warmup_epochs=1,
-        epochs=2,
-        device="cpu",
-    )
-    left = iter((False, False, True))
-
-    def stop():
-        if next(left):
-            raise Stop
-
-    with pytest.raises(Stop):
-        train.run(config, folder=folder, quiet=True, checkpointed=stop)
+    config = small_run(warmup_epochs=1, epochs=2)
+    stopped(config, folder, 3)
     path = folder / "checkpoint.pt"
     state = torch.load(io.BytesIO(path.read_bytes()[len(MAGIC) + 32 :]))
     return config, folder, state
@@ -258,9 +239,4 @@ def test_whole_files_that_hold_something_else_are_refused(
 def test_the_state_itself_is_accepted(interrupted):
     config, folder, state = interrupted
     (folder / "checkpoint.pt").write_bytes(written(dict(state)))
-
-    def stop():
-        raise Stop
-
-    with pytest.raises(Stop):
-        train.run(config, folder=folder, quiet=True, checkpointed=stop)
+    stopped(config, folder)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainings import images_of
 
 import fisherprune as fp
 from fisherprune import models, train
@@ -15,7 +16,6 @@ from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
-from fisherprune.train.images import load_images
 from fisherprune.train.masking import make_masks, warm_up_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,10 +29,6 @@ def small(small):
 def network(config):
     seed = stream_seed(config.seed, "initialization")
     return models.create(config.model, 10, 1, seed=seed)
-
-
-def images_of(config):
-    return load_images(config, config.score_samples, torch.device("cpu"), True)
 
 
 def masks_of(config, **options):

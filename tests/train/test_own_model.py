@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from trainings import stopped
 
 from fisherprune import train
 from fisherprune.errors import FieldError, FisherpruneError
@@ -64,22 +65,14 @@ def test_ours_and_torchvisions_have_no_source(small):
     assert TrainConfig(model="torchvision:resnet18").model_source is None
 
 
-def test_a_run_whose_source_has_changed_is_not_resumed(own, file, tmp_path, capsys):
-    class Stop(Exception):
-        pass
-
-    def stop():
-        raise Stop
-
+def test_a_run_whose_source_has_changed_is_not_resumed(own, file, tmp_path, mistake):
     folder = tmp_path / "run"
-    with pytest.raises(Stop):
-        train.run(own, folder=folder, quiet=True, checkpointed=stop)
+    stopped(own, folder)
     checkpoint = (folder / "checkpoint.pt").read_bytes()
     file.write_text(SOURCE.replace("4", "5"))
-    assert main(["--resume", str(folder), "--quiet"]) == 2
-    err = capsys.readouterr().err
+    err = mistake(main, "--resume", folder, "--quiet")
     source = f"model must be of the source {own.model_source} that the run began with"
-    assert f"{source}, got {own.model} of the source " in err and err.count("\n") == 1
+    assert f"{source}, got {own.model} of the source " in err
     assert (folder / "checkpoint.pt").read_bytes() == checkpoint
     file.write_text(SOURCE)
     assert main(["--resume", str(folder), "--quiet"]) == 0

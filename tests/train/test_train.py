@@ -1,14 +1,14 @@
-import csv
+"""What a run does and writes: masks, weights, metrics, streams."""
+
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainings import images_of, rows
 
 import fisherprune as fp
 from fisherprune import models, train
@@ -22,26 +22,8 @@ from fisherprune.runs.words import table
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train import masking, steps, trainer
-from fisherprune.train.__main__ import main
-from fisherprune.train.images import load_images
-
-CPU = torch.device("cpu")
-
-
-def images_of(config):
-    return load_images(config, config.score_samples, CPU, quiet=True)
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rows(result):
-    """Return metrics.csv without the wall times."""
-    with (result.folder / "metrics.csv").open() as file:
-        return [
-            {k: v for k, v in row.items() if k != "seconds"}
-            for row in csv.DictReader(file)
-        ]
 
 
 def same_files(a, b, name):
@@ -65,7 +47,7 @@ def test_a_run_writes_everything_and_keeps_pruned_weights_at_zero(small, capsys)
         weights = load_file(result.folder / f"{name}.safetensors")
         for key, mask in masks.items():
             assert torch.equal(weights[key] != 0, mask)
-    assert [row["phase"] for row in rows(result)] == ["warmup", "train", "train"]
+    assert [row["phase"] for row in rows(result.folder)] == ["warmup", "train", "train"]
     assert capsys.readouterr().out.count(" epoch ") == 3
     saved = json.loads((result.folder / "results.json").read_text())
     assert saved["test"]["best"]["accuracy"] == result.best.accuracy
@@ -77,7 +59,7 @@ def test_a_run_writes_everything_and_keeps_pruned_weights_at_zero(small, capsys)
 
 def test_the_best_weights_are_those_of_the_best_validation(small):
     result = train.run(replace(small, epochs=3, lr=0.05, train_samples=300), quiet=True)
-    accuracies = [float(row["validation_accuracy"]) for row in rows(result)]
+    accuracies = [float(row["validation_accuracy"]) for row in rows(result.folder)]
     assert result.best_epoch == accuracies.index(max(accuracies)) + 1
     images = images_of(result.config)
     network = models.create("resnet20", 10, 1)
@@ -101,9 +83,7 @@ def test_training_is_plain_sgd_with_steps(small):
     result = train.run(config, quiet=True)
 
     images = images_of(config)
-    network = models.create(
-        "resnet20", 10, 1, seed=stream_seed(config.seed, "initialization")
-    )
+    network = models.create("resnet20", 10, 1, seed=stream_seed(0, "initialization"))
     optimizer = torch.optim.SGD(
         network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4
     )
@@ -132,7 +112,7 @@ def test_equal_seeds_give_equal_bits_and_leave_the_global_state(small):
     torch.manual_seed(2)
     second = train.run(small, quiet=True)
     other = train.run(replace(small, seed=1), quiet=True)
-    assert rows(first) == rows(second) and first.last == second.last
+    assert rows(first.folder) == rows(second.folder) and first.last == second.last
     for name in ("last.safetensors", "best.safetensors", "masks.safetensors"):
         assert same_files(first, second, name)
         assert not same_files(first, other, name)
@@ -144,7 +124,7 @@ def test_the_method_moves_neither_initialization_nor_order(small):
     dense = train.run(replace(small, method="none", sparsity=0.0), quiet=True)
     scored = train.run(replace(small, sparsity=0.0), quiet=True)
     random = train.run(replace(small, method="random", sparsity=0.0), quiet=True)
-    assert rows(dense) == rows(scored) == rows(random)
+    assert rows(dense.folder) == rows(scored.folder) == rows(random.folder)
     assert same_files(dense, scored, "last.safetensors")
     assert not (dense.folder / "masks.safetensors").exists()
     assert dense.sparsity == 0
@@ -208,7 +188,7 @@ def test_batchnorm_warmup_measures_exact_statistics(small):
 def test_warmup_goes_before_the_mask(small):
     warm = replace(small, warmup_epochs=1, epochs=0)
     a, b = (train.run(replace(warm, method=m), quiet=True) for m in ("snip", "random"))
-    assert rows(a) == rows(b)
+    assert rows(a.folder) == rows(b.folder)
     assert not same_files(a, b, "masks.safetensors")
 
 
@@ -225,8 +205,8 @@ def test_amp_trains_in_bfloat16(small):
         for amp in (False, True)
     )
     assert same_files(plain, amp, "masks.safetensors")
-    assert rows(plain) != rows(amp)
-    losses = [float(rows(result)[0]["train_loss"]) for result in (plain, amp)]
+    assert rows(plain.folder) != rows(amp.folder)
+    losses = [float(rows(result.folder)[0]["train_loss"]) for result in (plain, amp)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
@@ -316,138 +296,3 @@ def test_order_and_augmentation_have_streams_of_their_own(small, monkeypatch):
     augmented = first_epoch(small, monkeypatch, "augmentation")
     assert torch.equal(augmented[1], labels)
     assert not torch.equal(augmented[0], images)
-
-
-SMALL_COMMAND = (
-    "--dataset digits --model resnet20 --train-samples 40 "
-    "--score-samples 10 --epochs 1 --device cpu"
-).split()
-
-
-def test_command_line(tmp_path, capsys):
-    command = [*SMALL_COMMAND, "--output-dir", str(tmp_path), "--quiet"]
-    assert main(command) == 0
-    out, err = capsys.readouterr()
-    assert err == "" and " epoch 1/1" not in out
-    for part in ("density", "sparsity of the trained weights 0.9000", "last epoch"):
-        assert part in out
-    (folder,) = tmp_path.iterdir()
-    assert f"written to {folder}" in out
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ("--sparsity 2", "sparsity must be a number in [0, 1], got 2.0"),
-        ("--sparsity much", "argument --sparsity: must be a number, got 'much'"),
-        ("--lr-drops 2 3.5", "--lr-drops: must be a whole number, got '3.5'"),
-        ("--epoch 2", "unrecognized arguments: --epoch 2"),
-        ("--method obs", "method must be one of none, random"),
-        ("--device cuda:99", "device cuda:99 must be present"),
-        ("--device cuda:99999999999999", "device must be cuda:999 at most, got"),
-        ("--train-samples 5000", "train_samples must be at most the 1149 training"),
-        ("--score-samples 41", "score_samples must be at most the 40 training"),
-        ("--dataset folder --data-dir /nowhere", "/nowhere/train must be a folder"),
-        ("--output-dir /dev/null/x", "output_dir must be a folder that can be written"),
-        ("--lr 1e30 --epochs 9", "training: the loss must stay finite"),
-        ("--output-dir=", "output_dir must be the name of a folder, got ''"),
-        ("--resume=", "argument --resume: must be a path, got ''"),
-        ("--densities=", "argument --densities: must be a path, got ''"),
-        (
-            "--scope densities --densities /nowhere",
-            "argument --densities: densities must be in a file that can be read, got "
-            "/nowhere: No such file or directory",
-        ),
-    ],
-)
-def test_mistakes_end_in_one_line(options, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main([*SMALL_COMMAND, *options.split()]) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("fisherprune.train: error: ") and message in err
-    assert err.count("\n") == 1 and "Traceback" not in out + err
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"skip": ("",)}, "ResNet has no prunable parameters"),
-        ({"skip": ("",), "method": "none", "sparsity": 0}, "no prunable parameters"),
-        ({"scope": "densities", "densities": {"x": 1}}, "must be of the pruned parame"),
-    ],
-)
-def test_what_can_never_be_pruned_leaves_no_folder(small, options, message):
-    with pytest.raises(FisherpruneError, match=message):
-        train.run(replace(small, **options), quiet=True)
-    assert list(Path(small.output_dir).iterdir()) == []
-
-
-def test_a_mistake_in_a_process_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "fisherprune.train", "--epochs", "-3"]
-    source = Path(steps.__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=source)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "fisherprune.train: error: epochs must be at least 0, got -3\n"
-    )
-
-
-def test_interrupted(monkeypatch, capsys):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps, "run", interrupt)
-    assert main([]) == 130
-    assert capsys.readouterr().err == "fisherprune.train: interrupted\n"
-
-
-@pytest.mark.parametrize(
-    "error, reason",
-    [
-        (torch.OutOfMemoryError("CUDA out of memory.\nMuch detail"), "CUDA out of m"),
-        (MemoryError(), "out of memory"),
-        (MemoryError("Unable to allocate 7 PiB\nMuch detail"), "Unable to allocate 7"),
-        (
-            RuntimeError(
-                "[fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory"
-            ),
-            "can't allocate memory",
-        ),
-    ],
-)
-def test_out_of_memory_is_a_mistake_too(error, reason, monkeypatch, capsys):
-    def exhaust(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(steps, "run", exhaust)
-    assert main([]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith(f"fisherprune.train: error: {reason}")
-    assert "; a smaller --batch-size, --score-batch-size or --image-size needs" in err
-    assert err.count("\n") == 1 and "detail" not in err
-
-
-def test_more_memory_than_a_cpu_can_address(monkeypatch, capsys):
-    monkeypatch.setattr(steps, "run", lambda *_, **__: torch.empty(2**58))
-    assert main([]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("fisherprune.train: error: can't allocate memory: you tried")
-    assert err.count("\n") == 1
-
-
-def test_other_runtime_errors_are_shown_as_they_are(monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError("of another kind")
-
-    monkeypatch.setattr(steps, "run", fail)
-    with pytest.raises(RuntimeError, match="^of another kind$"):
-        main([])
-
-
-def test_help_names_groups_and_defaults(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["--help"])
-    out = " ".join(capsys.readouterr().out.split())
-    assert left.value.code == 0
-    for part in ("mask:", "training:", "(default: fts)", "(default: 60 120)", "folder"):
-        assert part in out

@@ -1,7 +1,5 @@
 """Validation, memory format, torch.compile and TensorBoard of a run."""
 
-import csv
-import json
 import sys
 from dataclasses import replace
 
@@ -10,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainings import images_of, rows, stopped
 
 from fisherprune import models, train
 from fisherprune.errors import FisherpruneError
@@ -18,7 +17,6 @@ from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import RunFolder
 from fisherprune.runs.metrics import Metrics
 from fisherprune.train import steps, trainer
-from fisherprune.train.images import load_images
 from fisherprune.train.trainer import Trainer, memory_format
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -27,17 +25,10 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def a_trainer(config, tmp_path):
-    device = torch.device(config.device)
-    images = load_images(config, config.score_samples, device, quiet=True)
     model = models.create(config.model, 10, 1, seed=0).to(config.device)
     folder = RunFolder(config, tmp_path / "run")
-    return Trainer(config, model, images, folder, quiet=True)
+    return Trainer(config, model, images_of(config), folder, quiet=True)
 
 
 def test_validation_every_some_epochs(small, capsys):
@@ -159,17 +150,7 @@ def test_compiled_training_resumes_and_hides_the_wrapper(small, monkeypatch, tmp
     whole = train.run(config, quiet=True)
     assert len(used) == 1
 
-    class Stop(Exception):
-        pass
-
-    def stop():
-        stops.append(0)
-        if len(stops) == 2:
-            raise Stop
-
-    stops = []
-    with pytest.raises(Stop):
-        train.run(config, folder=tmp_path / "run", quiet=True, checkpointed=stop)
+    stopped(config, tmp_path / "run", 2)
     torch.compiler.reset()  # as a new process compiles anew
     train.run(config, folder=tmp_path / "run", quiet=True)
     for name in ("masks", "last", "best"):
@@ -225,15 +206,8 @@ def test_tensorboard_shows_each_epoch_once(small, tmp_path):
         small, epochs=4, warmup_epochs=1, validation_every=2, tensorboard=True
     )
 
-    class Stop(Exception):
-        pass
-
-    def stop():
-        raise Stop
-
     for _ in range(3):
-        with pytest.raises(Stop):
-            train.run(config, folder=tmp_path, quiet=True, checkpointed=stop)
+        stopped(config, tmp_path)
     train.run(config, folder=tmp_path, quiet=True)
     found, table = points(tmp_path), rows(tmp_path)
     assert [row["phase"] for row in table] == ["warmup", *["train"] * 4]
@@ -251,12 +225,6 @@ def test_tensorboard_that_is_not_there(small, monkeypatch, tmp_path):
     with pytest.raises(FisherpruneError, match="pip install tensorboard, or leave the"):
         train.run(replace(small, tensorboard=True), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_results_carry_their_format(small):
-    result = train.run(replace(small, epochs=0), quiet=True)
-    saved = json.loads((result.folder / "results.json").read_text())
-    assert saved["format"] == 1
 
 
 def test_convolutions_are_deterministic_in_a_run_alone(small, monkeypatch):

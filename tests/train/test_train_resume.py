@@ -1,13 +1,9 @@
 """A run that was ended, whenever, goes on and ends in the same bits."""
 
 import errno
-import fcntl
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,23 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from trainings import Stop, stopped
 
 from fisherprune import train
-from fisherprune.errors import FisherpruneError
-from fisherprune.runs.environment import device_name
-from fisherprune.runs.folder import RunFolder, read_config
+from fisherprune.runs.device import device_name
+from fisherprune.runs.folder import RunFolder
 from fisherprune.runs.metrics import Metrics
 from fisherprune.train import steps, trainer
 from fisherprune.train.__main__ import main
 from fisherprune.train.checkpoint import Checkpoint
 from fisherprune.train.clock import Clock
-
-SOURCE = Path(steps.__file__).parents[2]
-
-
-class Stop(Exception):
-    """Ends a run as a kill would: nothing catches it."""
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,13 +98,13 @@ def truth(tmp_path_factory):
     return of
 
 
-def stopped_and_resumed(config, folder, monkeypatch, owner, name, call, *after):
-    with monkeypatch.context() as patch:
-        stop_at(patch, owner, name, call, *after)
-        with pytest.raises(Stop):
-            train.run(config, folder=folder, quiet=True)
+def stopped_and_resumed(config, folder, monkeypatch, place, between=lambda: None):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, *place)
+        train.run(config, folder=folder, quiet=True)
+    between()
     train.run(config, folder=folder, quiet=True)
-    assert not (folder / "checkpoint.pt").exists()
+    assert not (folder / "checkpoint.pt").exists() and not list(folder.glob(".*"))
     return contents(folder)
 
 
@@ -123,7 +112,7 @@ def stopped_and_resumed(config, folder, monkeypatch, owner, name, call, *after):
 def test_a_run_ends_the_same_wherever_it_was_stopped(
     small, moment, monkeypatch, tmp_path, truth
 ):
-    found = stopped_and_resumed(small, tmp_path / "run", monkeypatch, *STOPS[moment])
+    found = stopped_and_resumed(small, tmp_path / "run", monkeypatch, STOPS[moment])
     assert found == truth(small)
 
 
@@ -132,7 +121,7 @@ def test_the_best_weights_are_written_even_if_the_last_moment_was_missed(
 ):
     config = replace(small, epochs=1)  # so no later epoch writes them
     place = STOPS["between the checkpoint and the best weights"]
-    found = stopped_and_resumed(config, tmp_path / "run", monkeypatch, *place)
+    found = stopped_and_resumed(config, tmp_path / "run", monkeypatch, place)
     assert found == truth(config)
 
 
@@ -151,19 +140,10 @@ def test_a_run_stopped_at_every_checkpoint_ends_the_same(
     small, variant, tmp_path, truth
 ):
     config = replace(small, **VARIANTS[variant])
-
-    def stop():
-        raise Stop
-
-    stops = 0
-    while True:
-        try:
-            train.run(config, folder=tmp_path, quiet=True, checkpointed=stop)
-            break
-        except Stop:
-            stops += 1
-    masks = config.method != "none"
-    assert stops == config.warmup_epochs + masks + config.epochs
+    checkpoints = config.warmup_epochs + (config.method != "none") + config.epochs
+    for _ in range(checkpoints):
+        stopped(config, tmp_path)
+    train.run(config, folder=tmp_path, quiet=True, checkpointed=pytest.fail)
     assert contents(tmp_path) == truth(config)
 
 
@@ -190,48 +170,20 @@ def test_a_checkpoint_waits_for_the_hash_of_the_best_weights(
 def test_the_background_writer_keeps_the_order(small, tmp_path, monkeypatch, truth):
     """On a GPU checkpoints are written while the next epoch trains."""
     monkeypatch.setattr(steps, "Checkpoint", Background)
-    folder = tmp_path / "run"
-    found = stopped_and_resumed(small, folder, monkeypatch, trainer, "evaluate", 3)
+    place = STOPS["in a later epoch"]
+    found = stopped_and_resumed(small, tmp_path, monkeypatch, place)
     assert found == truth(small)
 
 
-COMMAND = """
-import torch; torch.set_num_threads(1)
-from fisherprune import train
-from fisherprune.runs.folder import read_config
-from pathlib import Path
-import sys
-folder = Path(sys.argv[1])
-train.run(read_config(folder), folder=folder, quiet=True)
-"""
+def test_what_a_killed_process_was_writing_is_deleted(
+    small, tmp_path, monkeypatch, truth
+):
+    def left():
+        (tmp_path / ".checkpoint.pt.tail").write_bytes(b"of one killed while it wrote")
 
-
-def test_kill_at_any_time(small, tmp_path, truth):
-    config = replace(small, epochs=8, train_samples=150)
-    folder = tmp_path / "run"
-    RunFolder(config, folder).close()
-    checkpoint, kills = folder / "checkpoint.pt", 0
-    while kills < 3:
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen([sys.executable, "-c", COMMAND, folder], cwd=SOURCE)
-        while process.poll() is None:
-            now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-            if now != before:
-                break
-            time.sleep(0.01)
-        time.sleep(0.2 * torch.rand(()).item())
-        process.kill()
-        ended = process.wait()
-        assert ended in (0, -signal.SIGKILL)
-        kills += ended != 0
-        if ended == 0:  # before the kill
-            assert contents(folder) == truth(config)
-            shutil.rmtree(folder)
-            RunFolder(config, folder).close()
-    (folder / ".checkpoint.pt.tail").write_bytes(b"of one killed while it wrote")
-    train.run(config, folder=folder, quiet=True)
-    assert contents(folder) == truth(config)
-    assert not list(folder.glob(".*"))
+    place = STOPS["in a later epoch"]
+    found = stopped_and_resumed(small, tmp_path, monkeypatch, place, left)
+    assert found == truth(small)
 
 
 def test_ctrl_c_says_how_to_go_on(small, tmp_path, monkeypatch, capsys, truth):
@@ -250,7 +202,7 @@ def test_ctrl_c_says_how_to_go_on(small, tmp_path, monkeypatch, capsys, truth):
 
 
 def test_a_full_disk_says_so_and_the_run_goes_on_later(
-    small, tmp_path, monkeypatch, capsys, truth
+    small, tmp_path, monkeypatch, mistake, truth
 ):
     RunFolder(small, tmp_path)
     calls, fsync = [], os.fsync
@@ -263,28 +215,21 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert main(["--resume", str(tmp_path), "--quiet"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
+        err = mistake(main, "--resume", tmp_path, "--quiet")
     assert f"No space left on device: '{tmp_path}/" in err and "make room" in err
-    assert len(calls) == 13 and Checkpoint(tmp_path / "checkpoint.pt", "").path.exists()
+    assert len(calls) == 13 and (tmp_path / "checkpoint.pt").exists()
     train.run(small, folder=tmp_path, quiet=True)
     assert contents(tmp_path) == truth(small)
 
 
-def test_a_damaged_checkpoint_names_itself(small, tmp_path, capsys, truth):
-    def stop():
-        raise Stop
-
-    with pytest.raises(Stop):
-        train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
+def test_a_damaged_checkpoint_names_itself(small, tmp_path, mistake, truth):
+    stopped(small, tmp_path)
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    assert main(["--resume", str(tmp_path), "--quiet"]) == 2
-    err = capsys.readouterr().err
+    err = mistake(main, "--resume", tmp_path, "--quiet")
     assert f"checkpoint {checkpoint} is damaged; delete it to begin the run" in err
     checkpoint.unlink()
-    assert main(["--resume", str(tmp_path), "--quiet"]) == 0
+    train.run(small, folder=tmp_path, quiet=True)
     assert contents(tmp_path) == truth(small)
 
 
@@ -323,180 +268,67 @@ def take_others(path):
     ],
 )
 def test_damaged_best_weights_end_a_resumed_run_at_once(
-    small, spoil, reason, tmp_path, monkeypatch, capsys
+    small, spoil, reason, tmp_path, monkeypatch, mistake
 ):
     stop_after_the_best(small, tmp_path, monkeypatch)
     best = tmp_path / "best.safetensors"
     spoil(best)
     monkeypatch.setattr(steps.Trainer, "epoch", None)  # nothing is trained
-    assert main(["--resume", str(tmp_path), "--quiet"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
+    err = mistake(main, "--resume", tmp_path, "--quiet")
     assert f"weights of the run must be in {best}, which {reason}" in err
     assert "; the run can't be resumed, start it anew in another folder" in err
 
 
 def stop_after_the_best(config, folder, monkeypatch):
     """Stop a run at the checkpoint after an epoch that is not its best."""
-    values, saves = iter((0.1, 0.5, 0.25, 0.2)), []
-
-    def stop():
-        saves.append(1)
-        if len(saves) == 4:  # warm-up, mask, the best epoch, another one
-            raise Stop
+    values = iter((0.1, 0.5, 0.25, 0.2))
 
     def validation(*args):
         value = next(values)
         return Metrics(1.0, value, value, value, value)
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(trainer, "evaluate", validation)
-        train.run(config, folder=folder, quiet=True, checkpointed=stop)
+        stopped(config, folder, 4)  # warm-up, mask, the best epoch, another one
 
 
-def test_damaged_masks_are_written_anew(small, tmp_path, monkeypatch, truth):
-    place = STOPS["in a later epoch"]
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, *place)
-        train.run(small, folder=tmp_path, quiet=True)
-    flip_a_bit(tmp_path / "masks.safetensors")
-    train.run(small, folder=tmp_path, quiet=True)
-    assert contents(tmp_path) == truth(small)
-
-
-def test_best_weights_that_are_written_anew_may_be_damaged(
-    small, tmp_path, monkeypatch, truth
+@pytest.mark.parametrize(
+    "moment, spoil, name",
+    [
+        ("in a later epoch", flip_a_bit, "masks"),
+        ("between the checkpoint and the best weights", garble, "best"),
+    ],
+)
+def test_what_is_written_anew_may_be_damaged(
+    small, moment, spoil, name, tmp_path, monkeypatch, truth
 ):
-    place = STOPS["between the checkpoint and the best weights"]
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, *place)
-        train.run(small, folder=tmp_path, quiet=True)
-    garble(tmp_path / "best.safetensors")
-    train.run(small, folder=tmp_path, quiet=True)
-    assert contents(tmp_path) == truth(small)
+    def damage():
+        spoil(tmp_path / f"{name}.safetensors")
+
+    place = STOPS[moment]
+    found = stopped_and_resumed(small, tmp_path, monkeypatch, place, damage)
+    assert found == truth(small)
 
 
 def test_another_device_is_noted(small, tmp_path, monkeypatch):
-    def stop():
-        raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(steps, "device_name", lambda device: "fast GPU")
-        train.run(small, folder=tmp_path, quiet=True, checkpointed=stop)
+        stopped(small, tmp_path)
     result = train.run(small, folder=tmp_path, quiet=True)
     here = device_name(torch.device("cpu"))
     assert result.notes == (f"trained on fast GPU, then {here}: no device repeats it",)
     assert result.notes[0] in result.as_json()["warnings"]
 
 
-def test_a_finished_run_is_not_done_again(small, tmp_path, capsys):
-    folder = tmp_path / "run"
-    train.run(replace(small, epochs=0), folder=folder, quiet=True)
-    (folder / "checkpoint.pt").write_bytes(b"of one killed before it was deleted")
-    (folder / ".results.json.x1").write_bytes(b"of one killed while it wrote")
-    with pytest.raises(FisherpruneError, match="unfinished run.* holds results.json"):
-        train.run(replace(small, epochs=0), folder=folder)
-    assert not (folder / "checkpoint.pt").exists() and not list(folder.glob(".*"))
-    assert main(["--resume", str(folder)]) == 2
-    assert "must be of an unfinished run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}'])
-def test_a_checkpoint_beside_a_damaged_result_stays(small, tmp_path, content, capsys):
-    stop_after_the_best(small, tmp_path, pytest.MonkeyPatch())
-    checkpoint = (tmp_path / "checkpoint.pt").read_bytes()
-    (tmp_path / "results.json").write_text(content)
-    assert main(["--resume", str(tmp_path)]) == 2
-    err = capsys.readouterr().err
-    assert f"error: {tmp_path / 'results.json'}: " in err and err.count("\n") == 1
-    assert (tmp_path / "checkpoint.pt").read_bytes() == checkpoint
-
-
-def test_a_result_of_another_run_deletes_no_checkpoint(small, tmp_path):
-    other = train.run(replace(small, seed=9, epochs=0), quiet=True)
-    stop_after_the_best(small, tmp_path, pytest.MonkeyPatch())
-    shutil.copy(other.folder / "results.json", tmp_path)
-    with pytest.raises(FisherpruneError, match="which holds results.json"):
-        train.run(small, folder=tmp_path)
-    assert (tmp_path / "checkpoint.pt").exists()
-
-
-def test_one_process_at_a_time_does_a_run(small, tmp_path, capsys, truth):
+def test_one_process_at_a_time_does_a_run(small, tmp_path, mistake, truth):
     folder = tmp_path / "run"
     refused = f"error: folder must be of a run that no other process does, got {folder}"
 
     def try_too():
         before = {path: path.read_bytes() for path in folder.iterdir()}
-        assert main(["--resume", str(folder), "--quiet"]) == 2
-        err = capsys.readouterr().err
-        assert refused in err and err.count("\n") == 1
+        assert refused in mistake(main, "--resume", folder, "--quiet")
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
     train.run(small, folder=folder, quiet=True, checkpointed=try_too)
     assert contents(folder) == truth(small)
     assert not (folder / "run.lock").exists()
-
-
-def test_a_process_that_is_paused_keeps_its_run(small, tmp_path, capsys):
-    RunFolder(replace(small, epochs=10**5), tmp_path).close()
-    command = [sys.executable, "-m", "fisherprune.train", "--resume", tmp_path]
-    process = subprocess.Popen(
-        command, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        process.stdout.readline()  # the first epoch
-        process.send_signal(signal.SIGSTOP)
-        assert main(["--resume", str(tmp_path), "--quiet"]) == 2
-        holder = f"got {tmp_path}: process {process.pid} on"
-        assert f"that no other process does, {holder}" in capsys.readouterr().err
-    finally:
-        process.kill()
-        process.communicate()
-    with RunFolder(read_config(tmp_path), tmp_path) as folder:  # it is free again
-        assert folder.path == tmp_path
-
-
-def test_a_file_system_without_locks(small, tmp_path, monkeypatch):
-    asked = []
-
-    def flock(handle, operation):
-        asked.append(handle)
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    result = train.run(replace(small, epochs=0), folder=tmp_path, quiet=True)
-    assert asked and (result.folder / "results.json").exists()
-
-
-def test_a_folder_of_another_run_is_refused(small, tmp_path):
-    RunFolder(small, tmp_path)
-    with pytest.raises(FisherpruneError, match="whose run differs in seed, lr"):
-        train.run(replace(small, lr=0.1, seed=3), folder=tmp_path)
-    RunFolder(replace(small, output_dir="elsewhere"), tmp_path)
-
-
-def test_folders_that_hold_no_run(small, tmp_path, capsys):
-    (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(FisherpruneError, match="holds results.json but no config"):
-        train.run(small, folder=tmp_path)
-    for content, reason in {
-        "[1]": r"must be a JSON object, got \[1\]$",
-        "[" * 99999: "is no JSON: truncated, .*maximum recursion",
-        '{"epochs"': "is no JSON: truncated, or not written by fisherprune",
-        '{"epoch": 3}': "epoch is no field of a configuration: not written by this ver",
-        '{"epochs": "3"}': "epochs must be a whole number, got '3'$",
-        '{"epochs": -3}': "epochs must be at least 0, got -3$",
-    }.items():
-        (tmp_path / "config.json").write_text(content)
-        with pytest.raises(FisherpruneError, match=f"config.json: {reason}"):
-            read_config(tmp_path)
-    with pytest.raises(FisherpruneError, match="folder must be a folder that can be"):
-        train.run(small, folder=tmp_path / "results.json")
-    assert main(["--resume", str(tmp_path / "absent")]) == 2
-    err = capsys.readouterr().err
-    assert "a run's folder must hold config.json, but" in err and "absent" in err
-
-
-def test_resume_takes_no_other_settings(capsys):
-    assert main("--resume runs/a --epochs 160 --bn-warmup".split()) == 2
-    assert "got --epochs, --bn-warmup too" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import store
 from fisherprune.experiments.execute import End, Options, Outcome, attempt
 from fisherprune.experiments.store import StudyRun
+from fisherprune.packages import required
 
 GRACE = 10.0
 """Seconds that a cancelled run has to end by itself before it is cancelled again."""
@@ -33,14 +34,8 @@ def import_ray() -> ModuleType:
         FisherpruneError: where it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise FisherpruneError(
-            "--executor ray needs Ray, which is not installed: "
-            "pip install 'fisherprune[ray]'"
-        ) from None
-    return ray
+    remedy = "pip install 'fisherprune[ray]'"
+    return required("ray", "--executor ray needs Ray", remedy)
 
 
 class Ray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,22 +28,26 @@ class _BatchNorm:
             input, self.mean, self.var, weight, bias, False, 0.0, self.eps
         )
 
-    def _scale(self, dims: int, weight: Tensor | None = None) -> Tensor:
-        scale = (self.var + self.eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        return scale.view((-1,) + (1,) * (dims - 2))
+    @cached_property
+    def _scale(self) -> Tensor:
+        return (self.var + self.eps).rsqrt()
 
     def input_grad(
         self, grad: Tensor, input: Tensor | None, weight: Tensor | None
     ) -> Tensor:
-        return grad * self._scale(grad.dim(), weight)
+        scale = self._scale if weight is None else self._scale * weight
+        return grad * _of_channels(scale, grad)
 
     def weight_grads(self, grad: Tensor, input: Tensor, shape: tuple[int, ...]) -> Rows:
-        centered = input - self.mean.view((-1,) + (1,) * (input.dim() - 2))
-        return summed_positions(grad * centered * self._scale(grad.dim()))
+        centered = input - _of_channels(self.mean, input)
+        return Rows(summed_positions(centered.mul_(grad)).rows * self._scale)
 
     def bias_grads(self, grad: Tensor) -> Rows:
         return summed_positions(grad)
+
+
+def _of_channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.view((-1,) + (1,) * (like.dim() - 2))
 
 
 @register_layer(F.batch_norm)

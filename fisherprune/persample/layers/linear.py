@@ -18,7 +18,8 @@ class _Linear:
         return F.linear(input, weight, bias)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
-        return grad @ weight
+        flat = grad.reshape(-1, grad.shape[-1])  # else some strides mean slow products
+        return (flat @ weight).view(*grad.shape[:-1], weight.shape[1])
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]

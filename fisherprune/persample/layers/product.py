@@ -23,7 +23,8 @@ class _Product:
         return torch.addmm(bias, input, weight)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
-        return grad @ weight.mT
+        flat = grad.reshape(-1, grad.shape[-1])  # else some strides mean slow products
+        return (flat @ weight.mT).view(*grad.shape[:-1], weight.shape[0])
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]

@@ -61,8 +61,8 @@ def _caption(table: ResultTable) -> str:
 def _results(ax: Axes, table: ResultTable) -> None:
     sparsity_axis(ax, table.sparsities)
     for method in table.methods:
-        cells = {s: cell for (m, s), cell in table.cells.items() if m == method}
         style, name = method_style(method), method_name(method)
+        cells = table.method_cells(method)
         accuracy_line(ax, style, name, cells, table.sparsities)
     if table.dense:
         _dense_line(ax, table.dense)

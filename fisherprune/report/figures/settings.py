@@ -43,8 +43,7 @@ def settings(tables: Sequence[ResultTable]) -> Figure | None:
             ax.set_visible(False)
         for ax, method in zip(axes, methods, strict=False):
             for number, table in enumerate(tables):
-                cells = {s: c for (m, s), c in table.cells.items() if m == method}
-                if cells:
+                if cells := table.method_cells(method):
                     style = _style(number)
                     accuracy_line(ax, style, table.label, cells, sparsities)
             sparsity_axis(ax, sparsities)

@@ -7,7 +7,7 @@ import re
 import warnings
 from dataclasses import dataclass
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.packages import required
 from fisherprune.report.figures.registry import Figure
 from fisherprune.report.figures.style import RC
 
@@ -31,13 +31,8 @@ class DrawnFigure:
 
 def require_matplotlib() -> None:
     """Raise FisherpruneError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise FisherpruneError(
-            "the report draws with matplotlib, which is not installed: "
-            'python -m pip install "fisherprune[report]"'
-        ) from None
+    remedy = 'python -m pip install "fisherprune[report]"'
+    required("matplotlib", "the report draws with matplotlib", remedy)
 
 
 def draw(figure: Figure, id: str, title: str) -> DrawnFigure:

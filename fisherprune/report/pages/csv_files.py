@@ -11,8 +11,9 @@ from fisherprune.report.pages.content import Report
 from fisherprune.report.printable import printable
 from fisherprune.report.settings import AXES
 from fisherprune.report.tables import DENSE, ResultTable
-from fisherprune.runs.config import TrainConfig, names
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.metrics import METRIC_NAMES
+from fisherprune.runs.option import names
 from fisherprune.runs.reader import WEIGHTS, FinishedRun
 
 Cells = dict[str, object]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from fisherprune.report.figures.style import method_name, method_style
 from fisherprune.report.pages.content import Report, accuracy_rows, texts_of
 from fisherprune.report.printable import one_line, printable
+from fisherprune.runs.words import aligned
 
 
 def html(content: Mapping[str, object]) -> str:
@@ -59,17 +60,6 @@ def terminal(report: Report) -> str:
         rows = texts_of(table, accuracy_rows(table, "best"))
         blocks.append(
             f"{table.title}: test accuracy in %, mean ± standard deviation (n), best "
-            f"validation weights\n\n{_aligned(rows)}"
+            f"validation weights\n\n{aligned(rows)}"
         )
     return "\n\n".join([*blocks, f"runs: {report.tally}"])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of texts as columns, the first to the left."""
-    titles, *columns = zip(*rows, strict=True)
-    width = max(map(len, titles))
-    lines = [title.ljust(width) for title in titles]
-    for column in columns:
-        width = max(map(len, column))
-        lines = [f"{x}  {y.rjust(width)}" for x, y in zip(lines, column, strict=True)]
-    return "\n".join(line.rstrip() for line in lines)

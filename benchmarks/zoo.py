@@ -1,0 +1,313 @@
+"""Gradient moments of all parameters of many kinds of networks.
+
+``python -m benchmarks.zoo`` compares a pass over a few batches with a plain forward and
+backward pass over them, for each network, and on one batch with torch.func, which makes
+all per-sample gradients. Before anything is timed, the Fisher diagonal of a few samples
+is compared with a float64 loop over them. Language models are those of transformers,
+built from configurations; without it, their rows are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+import fisherprune as fp
+from benchmarks.harness import ceilings, peak_extra_bytes, race, verify
+from benchmarks.record import arguments, finish, program
+
+PEER = "vmap(grad)"
+PASS = 4  # batches in a pass
+LOOKED_AT = 3  # samples of the float64 loop
+TOLERANCE = 1e-3
+"""Of any way's Fisher diagonal: a ReLU that rounds to its other side changes it."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its batches.
+
+    Attributes:
+        name: in the table.
+        build: makes it.
+        inputs: draws as many samples' inputs as it is asked for.
+        classes: of the labels; 0: the next token is the label.
+        batch: samples in a batch.
+        peer: whether vmap(grad) can run it.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], Tensor]
+    batch: int
+    classes: int = 10
+    peer: bool = True
+
+    def batches(self, count: int) -> list[Batch]:
+        """Draw batches."""
+        torch.manual_seed(0)
+        drawn = []
+        for _ in range(count):
+            x = self.inputs(self.batch)
+            y = torch.randint(self.classes, (self.batch,)) if self.classes else x
+            drawn.append((x, y))
+        return drawn
+
+
+class Logits(nn.Module):
+    """A language model that returns its scores for the next token, ``[N, V, T]``."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Run the model."""
+        return self.model(tokens, use_cache=False).logits.mT
+
+
+class Recurrent(nn.Module):
+    """An LSTM of two layers that classifies sequences of tokens."""
+
+    def __init__(self, width: int = 256, tokens: int = 1000):
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.lstm = nn.LSTM(width, width, 2, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Classify by the mean over time."""
+        return self.head(self.lstm(self.embedding(tokens))[0].mean(1))
+
+
+class Einsums(nn.Module):
+    """Layers for which there is no rule."""
+
+    def __init__(self, width: int = 128, depth: int = 4):
+        super().__init__()
+        scale = width**-0.5
+        self.weights = nn.ParameterList(
+            torch.randn(width, width) * scale for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, width]`` to ten classes."""
+        for weight in self.weights:
+            x = torch.tanh(torch.einsum("nti,io->nto", x, weight))
+        return x.mean(1)[:, :10]
+
+
+def next_token(outputs: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean loss over all positions but the last."""
+    return F.cross_entropy(outputs[..., :-1], tokens[:, 1:])
+
+
+def images(size: int) -> Callable[[int], Tensor]:
+    """Draw images."""
+    return lambda n: torch.randn(n, 3, size, size)
+
+
+def tokens(length: int, known: int) -> Callable[[int], Tensor]:
+    """Draw sequences of tokens."""
+    return lambda n: torch.randint(known, (n, length))
+
+
+def torchvision(name: str, size: int, batch: int, **options: Any) -> Network:
+    """Return one of torchvision's networks."""
+    build = partial(models.get_model, name, weights=None, num_classes=10, **options)
+    return Network(name, build, images(size), batch)
+
+
+def small_vit() -> nn.Module:
+    """Build a ViT-S/8 of six blocks for images of 64 pixels."""
+    return models.VisionTransformer(64, 8, 6, 6, 384, 1536, num_classes=10)
+
+
+def language_models() -> Iterator[Network]:
+    """Yield those of transformers: of some 10 million weights, with a tied head."""
+    import transformers as hf
+
+    gpt2 = hf.GPT2Config(vocab_size=8192, n_positions=128, n_embd=256, n_head=8)
+    gpt2.n_layer = 6
+    llama = hf.LlamaConfig(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        tie_word_embeddings=True,
+    )
+    for name, kind, config in (
+        ("GPT-2-like", hf.GPT2LMHeadModel, gpt2),
+        ("Llama-like", hf.LlamaForCausalLM, llama),
+    ):
+        build = lambda kind=kind, config=config: Logits(kind(config))  # noqa: E731
+        yield Network(name, build, tokens(128, 8192), 8, 0)
+
+
+def networks(small: bool) -> Iterator[Network]:
+    """Yield all networks."""
+    size, batch = (32, 2) if small else (64, 16)
+    for name in (
+        "resnet50",
+        "densenet121",
+        "convnext_tiny",
+        "mobilenet_v3_small",
+        "shufflenet_v2_x1_0",
+        "regnet_y_400mf",
+        "squeezenet1_1",
+        "swin_t",
+    ):
+        yield torchvision(name, size, batch)
+    yield torchvision("googlenet", size, batch, aux_logits=False, init_weights=False)
+    yield Network("vit, 6 blocks of 384", small_vit, images(64), batch)
+    lstm = "LSTM, 2 layers of 256", Recurrent, tokens(64, 1000)
+    yield Network(*lstm, 2 * batch, peer=False)
+    of = lambda n: torch.randn(n, 64, 128)  # noqa: E731
+    yield Network("einsum, 4 layers of 128", Einsums, of, 2 * batch)
+    try:
+        yield from language_models()
+    except ImportError as error:
+        print(f"without language models: {error}")
+
+
+def ours(model: nn.Module, batches: Sequence[Batch], loss: Any) -> fp.GradientMoments:
+    """Return the moments of all parameters."""
+    named = dict(model.named_parameters())
+    return fp.gradient_moments(model, batches, loss, parameters=named)
+
+
+def plain(model: nn.Module, batches: Sequence[Batch], loss: Any) -> None:
+    """Run a forward and backward pass over each batch."""
+    for x, y in batches:
+        model.zero_grad(set_to_none=True)
+        loss(model(x), y).backward()
+
+
+def error_of(model: nn.Module, batch: Batch, loss: Any) -> float:
+    """Return the largest error of a parameter's Fisher diagonal, in norm."""
+    x, y = (t[:LOOKED_AT] for t in batch)
+    found, exact = ours(model, [(x, y)], loss), copy.deepcopy(model).double()
+    wide = x.double() if x.is_floating_point() else x
+    truth = {n: torch.zeros_like(p) for n, p in exact.named_parameters()}
+    for i in range(len(x)):
+        two = [i, i]  # see benchmarks.peers: a lone sample's BatchNorm is wrong
+        value = loss(exact(wide[two]), y[two])
+        grads = torch.autograd.grad(
+            value, [*exact.parameters()], materialize_grads=True
+        )
+        for total, grad in zip(truth.values(), grads, strict=True):
+            total += grad.square() / len(x)
+    largest = max(float(t.norm()) for t in truth.values())
+    errors = [
+        float((found.fisher[n].double() - t).norm() / t.norm())
+        for n, t in truth.items()
+        if float(t.norm()) > 1e-12 * largest  # the others are zero but for rounding
+    ]
+    verify("largest error", max(errors) < TOLERANCE, True)
+    return max(errors)
+
+
+def compare(network: Network, device: str, rounds: int) -> list[dict]:
+    """Race a pass with a plain one, and one batch with the peers."""
+    torch.manual_seed(0)
+    model = network.build().eval().to(device)
+    batches = [(x.to(device), y.to(device)) for x, y in network.batches(PASS)]
+    loss = F.cross_entropy if network.classes else next_token
+    calls: dict[str, Callable[[], Any]] = {
+        "fisherprune": partial(ours, model, batches, loss),
+        "forward + backward": partial(plain, model, batches, loss),
+    }
+    error, found = error_of(model, batches[0], loss), calls["fisherprune"]()
+    times = race(calls, lambda *_: None, device=device, rounds=rounds)
+    ratio = times["fisherprune"].median / times["forward + backward"].median
+    ways = Counter(way for path in found.paths.values() for way in path)
+    row = {
+        "network": network.name,
+        "batch": network.batch,
+        "what": "fisherprune",
+        "weights": sum(p.numel() for p in model.parameters()),
+        "ways": ", ".join(f"{way} {n}" for way, n in ways.most_common()),
+        "error": error,
+        "over plain": ratio,
+        **memory(model, batches[0], loss, device),
+    }
+    rows = [row | times["fisherprune"].row()]
+    if network.peer:
+        rows.append(row_of_peer(network, model, batches[0], loss, rounds))
+    return rows
+
+
+def row_of_peer(
+    network: Network, model: nn.Module, batch: Batch, loss: Any, rounds: int
+) -> dict:
+    """Race one batch with all per-sample gradients at once."""
+    calls: dict[str, Callable[[], Any]] = {
+        "fisherprune": partial(ours, model, [batch], loss),
+        PEER: partial(materialize, model, batch, loss),
+    }
+    device = batch[0].device
+    times = race(calls, lambda *_: None, device=device, rounds=rounds)
+    ratio = times[PEER].median / times["fisherprune"].median
+    row = {"network": network.name, "batch": network.batch, "what": PEER}
+    return row | {"over ours": ratio, **times[PEER].row()}
+
+
+def materialize(model: nn.Module, batch: Batch, loss: Any) -> dict[str, Tensor]:
+    """Return the Fisher diagonal from all per-sample gradients, by torch.func."""
+    named = {name: p.detach() for name, p in model.named_parameters()}
+
+    def of_one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss(torch.func.functional_call(model, weights, (x[None],)), y[None])
+
+    grads = torch.func.vmap(torch.func.grad(of_one), (None, 0, 0))(named, *batch)
+    return {name: g.square_().mean(0) for name, g in grads.items()}
+
+
+def memory(model: nn.Module, batch: Batch, loss: Any, device: str) -> dict[str, float]:
+    """Return the peak memory above a plain pass, without the accumulators' own."""
+    peaks = {}
+    for what, call in (("plain", plain), ("ours", ours)):
+        model.zero_grad(set_to_none=True)
+        bound = partial(call, model, [batch], loss)
+        bound()
+        model.zero_grad(set_to_none=True)
+        peaks[what] = min(peak_extra_bytes(bound, device) for _ in range(2)) / 1e6
+    model.zero_grad(set_to_none=True)
+    accumulators = 8 * sum(p.numel() for p in model.parameters()) / 1e6
+    above = peaks["ours"] - peaks["plain"]
+    return {"MB above plain": above, "accumulators MB": accumulators}
+
+
+@program("benchmarks.zoo")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all networks and write the result file."""
+    parser = arguments("zoo", __doc__)
+    parser.add_argument("--small", action="store_true", help="tiny sizes, for a trial")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of these networks")
+    options = parser.parse_args(argv)
+    device, rows = options.device, []
+    warnings.simplefilter("ignore", fp.FisherpruneWarning)
+    for network in networks(options.small):
+        if options.only and network.name not in options.only:
+            continue
+        rows += compare(network, device, options.rounds)
+        print({k: v for k, v in rows[-1].items() if k != "ways"}, flush=True)
+    finish("zoo", rows, ceilings(device), device, options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Finds the samples in the tensors of calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fisherprune.persample.alone import Record, Records
+from fisherprune.persample.backward import has_taps
+from fisherprune.persample.calls import (
+    Arguments,
+    Key,
+    Rows,
+    Tracking,
+    is_transformed,
+    without_tensors,
+)
+from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was found out about a call.
+
+    Attributes:
+        arguments: as for one sample alone, with an empty tensor in the place of each.
+        layouts: of its tensors, in order; None for what is none of the samples.
+        output: None where it is none of the samples, or not known yet.
+    """
+
+    arguments: Arguments
+    layouts: tuple[Layout | None, ...]
+    output: Layout | None = None
+
+    def of(self, samples: int) -> Known:
+        """Return the same for another number of samples."""
+        every = *self.layouts, self.output
+        if all(each is None or each.samples == samples for each in every):
+            return self
+        layouts = (each and replace(each, samples=samples) for each in self.layouts)
+        output = self.output and replace(self.output, samples=samples)
+        return Known(self.arguments, tuple(layouts), output)
+
+
+class Finder:
+    """Finds the layouts of calls' tensors, and remembers them by call.
+
+    Args:
+        tracking: knows which tensors are shared, and which are of samples.
+        samples: N.
+        alone: the calls of the last sample alone; None where ``known`` has all calls
+            of batches of these shapes, or there is one sample.
+        known: what was found out about calls, to which more is added.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        samples: int,
+        alone: Records | None,
+        known: dict[Key, Known],
+    ) -> None:
+        self.tracking, self.samples = tracking, samples
+        self.alone, self.known = alone, known
+        self.is_unlike = False  # whether another sample alone may say more
+        self.is_unsure = False  # whether other batches must show whose rows are whose
+
+    @property
+    def has_several_entries(self) -> bool:
+        """Return whether a sample has several entries in an axis of samples."""
+        layouts = (known.layouts for known in self.known.values())
+        return any(each and each.entries > 1 for some in layouts for each in some)
+
+    def find(self, key: Key, arguments: Arguments, tensors: list[Tensor]) -> Known:
+        """Find the samples in what a call reads.
+
+        Raises:
+            LayoutError: where they are not found.
+        """
+        if any(map(is_transformed, tensors)):
+            raise LayoutError("it runs inside of a transform of torch.func")
+        rows = self.tracking.rows_of(tensors)
+        if self.samples == 1:
+            layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
+            found = Known(without_tensors(arguments), tuple(layouts), Layout(0, 1))
+        elif rows == Rows.UNEVEN:
+            raise LayoutError("it may read other numbers of rows of each sample")
+        elif key in self.known:
+            found = self.known[key].of(self.samples)
+            for layout, tensor in zip(found.layouts, tensors, strict=True):
+                if layout and not layout.fits(tensor):
+                    raise LayoutError("it reads another number of rows in each batch")
+        else:
+            record = self._record(key)
+            layouts = [*map(self._layout, record.tensors, tensors)]
+            found = Known(record.arguments, tuple(layouts))
+        if self.samples > 1:
+            self.tracking.moved |= rows == Rows.MOVED
+        self.known[key] = found
+        return found
+
+    def find_output(self, key: Key, output: object) -> Known:
+        """Find the samples in a call's result, too.
+
+        Raises:
+            LayoutError: where they are not found, or the result is no tensor that has
+                a gradient.
+        """
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise LayoutError("its result is no tensor of floating-point numbers")
+        known = self.known[key]
+        if known.output is None:
+            alone = self._record(key).output
+            layout = self._layout(alone, output) if alone else None
+            if layout is None:
+                raise LayoutError("its result is none of the samples")
+            self.known[key] = known = replace(known, output=layout)
+        return known
+
+    def makes_samples(self, key: Key, output: object) -> bool:
+        """Return whether a call gave what all share an axis of the samples."""
+        if self.samples == 1 or not isinstance(output, Tensor):
+            return False
+        if self.known[key].output:
+            return True
+        alone = self._record(key).output if self.alone else None
+        return alone is not None and alone.shape != output.shape
+
+    def _record(self, key: Key) -> Record:
+        record = self.alone.by_key.get(key) if self.alone else None
+        if record is None:
+            self.is_unlike = True
+            raise LayoutError("one sample alone leads to other calls than the batch")
+        return record
+
+    def _is_of_sample(self, tensor: Tensor) -> bool:
+        """Return whether a lone sample may be in it, or parts of the pass's graph."""
+        if self.tracking.is_shared(tensor):
+            return False
+        return self.tracking.is_marked(tensor) or tensor.grad_fn is not None
+
+    def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
+        assert self.alone
+        layout = find_layout(
+            alone, tensor, self.samples, self.alone.sample, self.alone.is_same
+        )
+        if layout and not layout.is_sure:
+            self.is_unsure = self.tracking.moved = True
+        if layout is None and not self.tracking.is_shared(tensor):
+            if self.tracking.is_marked(tensor):
+                self.is_unlike = True
+                raise LayoutError("it reads what all samples were reduced to")
+            if tensor.grad_fn and has_taps(tensor):
+                raise LayoutError("where a tensor that it reads comes from is not seen")
+        return layout
