@@ -63,7 +63,8 @@ class Finder:
     ) -> None:
         self.tracking, self.samples = tracking, samples
         self.alone, self.known = alone, known
-        self.has_others = False  # calls that the sample alone does not lead to
+        self.is_unlike = False  # whether another sample alone may say more
+        self.is_unsure = False  # whether other batches must show whose rows are whose
 
     @property
     def has_several_entries(self) -> bool:
@@ -129,7 +130,7 @@ class Finder:
     def _record(self, key: Key) -> Record:
         record = self.alone.by_key.get(key) if self.alone else None
         if record is None:
-            self.has_others = True
+            self.is_unlike = True
             raise LayoutError("one sample alone leads to other calls than the batch")
         return record
 
@@ -144,9 +145,11 @@ class Finder:
         layout = find_layout(
             alone, tensor, self.samples, self.alone.sample, self.alone.is_same
         )
+        if layout and not layout.is_sure:
+            self.is_unsure = self.tracking.moved = True
         if layout is None and not self.tracking.is_shared(tensor):
-            marked = self.tracking.is_marked(tensor)
-            if marked:
+            if self.tracking.is_marked(tensor):
+                self.is_unlike = True
                 raise LayoutError("it reads what all samples were reduced to")
             if tensor.grad_fn and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")

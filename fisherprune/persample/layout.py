@@ -23,12 +23,14 @@ class Layout:
         entries: k.
         samples_first: whether a sample's k entries lie together, ``N * k``, or those of
             one position do, ``k * N``.
+        is_sure: whether values tell which of both; not where all rows are the same.
     """
 
     axis: int
     samples: int
     entries: int = 1
     samples_first: bool = True
+    is_sure: bool = True
 
     def fits(self, tensor: Tensor) -> bool:
         """Return whether a tensor has as many entries there."""
@@ -117,7 +119,7 @@ def find_layout(
         raise LayoutError("samples and positions can't be told apart by values")
     if not fitting:
         raise LayoutError("the rows of a sample alone are not its rows in the batch")
-    return fitting[0]
+    return replace(fitting[0], is_sure=len(fitting) == 1)
 
 
 def _padded(alone: Alone, batch: tuple[int, ...]) -> Alone:

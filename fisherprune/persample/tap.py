@@ -44,6 +44,7 @@ from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
 from fisherprune.persample.pulled import all_of
 from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
+from fisherprune.persample.rows import RowCheck
 
 RECOMPUTING = (
     "activation checkpointing runs layers again untapped, and other hooks on saved "
@@ -102,7 +103,7 @@ class LayerTap(Tracking):
         self.versions: dict[int, int] = {}
         self.contributions: dict[int, list[Contribution]] = defaultdict(list)
         self.single: dict[int, str] = {}  # parameters that are used once, by id
-        self.factors: Tensor | None = None  # of the samples' gradients, in a check
+        self.check: RowCheck | None = None
         self.running = False  # whether the backward pass is the one of the losses
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -168,7 +169,11 @@ class LayerTap(Tracking):
         try:
             known = self.finder.find(key, arguments, tensors)
             if any(known.layouts):
-                return self._tapped(func, arguments, tensors, key)
+                if not any(map(self.is_marked, tensors)):  # as many as samples
+                    self.made.add(key)
+                output = self._tapped(func, arguments, tensors, key)
+                self.mark(output)
+                return output
             output = func(*args, **kwargs)
             if self.finder.makes_samples(key, output):
                 self.made.add(key)
@@ -264,49 +269,37 @@ class LayerTap(Tracking):
             self.ways[name].add(way)
 
     def check_samples(self, result: Tensor) -> None:
-        """See where rows are of other samples than they seem to be.
+        """See where rows are of other samples than they seem to be, as a ``RowCheck``.
 
-        Backward passes in which samples have factors of their own, powers of two, must
-        lead to gradients with the same factors. If not, parameters are ``refused``.
+        Then their parameters are ``refused``.
 
         Args:
             result: of the forward pass, samples first.
         """
-        numbers = torch.arange(self.samples, device=result.device)
-        digits = [torch.zeros_like(numbers)]  # the gradients to compare with
-        while 8 ** (len(digits) - 1) < self.samples:
-            digits.append(numbers // 8 ** (len(digits) - 1) % 8)
+        self.check = RowCheck(self.samples)
         try:
-            for digit in digits:
-                self.factors = 2.0**digit
-                factors = self.factors.view(-1, *(1 for _ in result.shape[1:]))
-                self.backward((result * factors).sum(), again=True)
+            for factors in self.check.factors_in_turn():
+                each = factors.to(result).view(-1, *(1 for _ in result.shape[1:]))
+                self.backward((result * each).sum(), again=True)
         finally:
-            self.factors = None
+            self.check = None
 
     def is_checking(
-        self, call: Any, layout: Layout, grad: Tensor, shared: Iterable[int]
+        self, call: object, layout: Layout, grad: Tensor, shared: Iterable[int]
     ) -> bool:
         """Check a gradient in a backward pass of ``check_samples``.
 
         Args:
-            call: keeps the gradients' norms from the first of these passes on.
+            call: whose output's gradient it is.
             layout: of the gradient.
             grad: of the call's output.
             shared: ids of the shared tensors of the call.
         """
-        if self.factors is None:
-            return False
-        apart = layout.apart(grad).flatten(1).float()
-        norms = torch.linalg.vector_norm(apart, dim=1) / self.factors.to(grad.device)
-        if not hasattr(call, "norms"):
-            call.norms = norms
-        wanted = call.norms
-        if ((norms - wanted).abs() > 1e-3 * wanted + 1e-5 * wanted.max()).any():
+        if self.check and self.check.differs(call, layout.apart(grad)):
             reason = "a row that seems to be of one sample is of another"
             for name in self.names_of(shared):
                 self.refused.setdefault(name, reason)
-        return True
+        return self.check is not None
 
     def names_of(self, shared: Iterable[int]) -> frozenset[str]:
         """Return the parameters that shared tensors come from, by their ids."""

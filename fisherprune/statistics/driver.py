@@ -197,9 +197,10 @@ class _TappedRun:
             check_apart(self.op, alone, ran)
             if tap.refused and tap.made - made:
                 return self._run(batch, sample, made | tap.made)
-            if tap.finder.has_others and sample:  # one that is padded, maybe
+            if tap.finder.is_unlike and sample:  # one that is padded, maybe
                 return self._run(batch, 0, made)
-            self.known[batch.shapes] = tap.known
+            if not tap.finder.is_unsure:
+                self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
         if alone and tap.must_check or batch.size > 1 and tap.moved:
             tap.check_samples(ran.result)

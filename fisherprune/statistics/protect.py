@@ -202,14 +202,24 @@ def _put_back(values: list[tuple[Tensor, int, Tensor]]) -> None:
 
 @contextmanager
 def _kept_embeddings(model: nn.Module) -> Iterator[None]:
-    """Put back the weights that a lookup with ``max_norm`` scales."""
+    """Put back the weights that a lookup with ``max_norm`` scales.
+
+    Sparse gradients are dense ones in the meantime, which have a second derivative.
+    """
+    tables = [
+        m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
+    ]
     values = [
         (module.weight, module.weight._version, module.weight.detach().clone())
-        for module in model.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        and module.max_norm is not None
+        for module in tables
+        if module.max_norm is not None
     ]
+    sparse = [module for module in tables if module.sparse]
+    for module in sparse:
+        module.sparse = False
     try:
         yield
     finally:
+        for module in sparse:
+            module.sparse = True
         _put_back(values)

@@ -335,6 +335,23 @@ WAYS = {
         ),
         {"w": ("linear",), "s": ("mul",)},
     ),
+    "ones for each sample": (
+        lambda: read(
+            lambda m, x: (
+                x.mean(1) * m.shift + torch.ones_like(x[:, 0]) * m.scale * m.shift
+            ),
+            scale=drawn(),
+            shift=drawn(8),
+        ),
+        {"scale": ("mul",), "shift": ("mul",)},
+    ),
+    "group norm of vectors": (
+        lambda: read(
+            lambda m, x: m.norm(x.flatten(0, 1)).tanh().unflatten(0, (-1, 7)).mean(1),
+            norm=nn.GroupNorm(2, 8),
+        ),
+        {"norm.weight": ("group_norm",)},
+    ),
     "complex numbers": (
         lambda: read(
             lambda m, x: (

@@ -34,7 +34,7 @@ class Network(nn.Module):
 
     def close(self):
         self.head = nn.Linear(self.width, CLASSES)
-        return randomized(self).eval()
+        return randomized(self).double().eval()  # else rounding errors grow in some
 
     def forward(self, x, tokens):
         for step in self.steps:
@@ -233,8 +233,11 @@ def losses(model, batch):
     return F.cross_entropy(model(x, tokens), labels, reduction="none")
 
 
-@pytest.mark.filterwarnings("error::fisherprune.FisherpruneWarning")
-@settings(deadline=None, max_examples=100)
+# Two of three samples with a token in front: their rows are alike in both orders.
+@pytest.mark.filterwarnings(
+    "error::fisherprune.FisherpruneWarning", "ignore:.*can't be told apart"
+)
+@settings(deadline=None, max_examples=500)
 @given(
     networks(),
     st.lists(st.integers(1, 5), min_size=1, max_size=4),
@@ -248,7 +251,7 @@ def test_moments(model, sizes, group_size, seed):
     )
     batches = [
         (
-            torch.randn(n, length, model.width),
+            torch.randn(n, length, model.width).double(),
             torch.randint(TOKENS, (n, 3)),
             torch.randint(CLASSES, (n,)),
         )
@@ -268,4 +271,4 @@ def assert_close(found, expected):
     largest = max(float(tensor.norm()) for tensor in expected.values())
     for name, tensor in expected.items():
         error = float((found[name].double() - tensor).norm())
-        assert error <= 1e-4 * float(tensor.norm()) + 1e-6 * largest, name
+        assert error <= 1e-5 * float(tensor.norm()) + 1e-6 * largest, name

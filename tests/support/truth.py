@@ -80,20 +80,26 @@ def moments_of_batches(model, batches, names, group_size):
     return found
 
 
-def moments_of_losses(model, batches, names, losses, group_sizes):
-    """Return {group size: {name: (m, F)}} of batches of any structure.
+def each_loss(model, batches, losses):
+    """Yield the losses of a float64 model, each of a sample by itself, as in ``run``.
 
-    ``losses(model, batch)`` returns ``[N]``; each sample is by itself, as in ``run``.
+    ``losses(model, batch)`` returns ``[N]`` of batches of any structure.
     """
-    model = in_double(model).requires_grad_()
-    weights = [dict(model.named_parameters())[name] for name in names]
-    rows = []
     for batch in batches:
         for i in range(count_samples(batch)):
             one = map_tensors(in_float64, some_samples(batch, slice(i, i + 1)))
-            loss = losses(model, twice(one))[0]
-            rows.append(torch.autograd.grad(loss, weights, materialize_grads=True))
-    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+            yield losses(model, twice(one))[0]
+
+
+def moments_of_losses(model, batches, names, losses, group_sizes):
+    """Return {group size: {name: (m, F)}}; see ``each_loss``."""
+    model = in_double(model).requires_grad_()
+    weights = [dict(model.named_parameters())[name] for name in names]
+    rows = [
+        torch.autograd.grad(loss, weights, materialize_grads=True)
+        for loss in each_loss(model, batches, losses)
+    ]
+    columns = [torch.stack(column).detach() for column in zip(*rows, strict=True)]
     return {
         size: {n: grouped(c, size) for n, c in zip(names, columns, strict=True)}
         for size in group_sizes
@@ -114,9 +120,18 @@ def in_float64(tensor):
 def hessian_gradient(model, x, y, names, group_size=1):
     """Return {name: H m} by double backpropagation of the whole mean loss."""
     model = in_double(model)
-    named = dict(model.named_parameters())
-    weights = [named[name] for name in names]
-    loss = torch.stack(list(group_losses(model, x, y, group_size))).mean()
+    return _product(model, group_losses(model, x, y, group_size), names)
+
+
+def hessian_gradient_of_losses(model, batches, names, losses):
+    """Return {name: H m}; see ``each_loss``."""
+    model = in_double(model)
+    return _product(model, each_loss(model, batches, losses), names)
+
+
+def _product(model, losses, names):
+    weights = [dict(model.named_parameters())[name] for name in names]
+    loss = torch.stack(list(losses)).mean()
     grads = torch.autograd.grad(loss, weights, create_graph=True)
     along = sum((g * g.detach()).sum() for g in grads)
     return dict(zip(names, torch.autograd.grad(along, weights), strict=True))

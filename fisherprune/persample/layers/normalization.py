@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.contributions import Rows
+from fisherprune.persample.contributions import Rows, summed_positions
 from fisherprune.persample.meeting import register_gradients
 
 
@@ -18,11 +18,6 @@ def _rows(grads: Tensor, shape: Sequence[int]) -> Rows:
     if positions > 1:
         grads = grads.flatten(1, positions - 1).sum(1, dtype=torch.float32)
     return Rows(grads)
-
-
-def _channel_rows(grads: Tensor) -> Rows:
-    """Sum over positions: ``[N, C, *] -> [N, C]``."""
-    return Rows(grads.flatten(2).sum(2, dtype=torch.float32))
 
 
 @register_gradients(F.layer_norm)
@@ -64,7 +59,10 @@ def group_norm(
 ) -> dict[str, Rows]:
     """Weight: the gradient times the normalized input; bias: the gradient."""
     normalized = F.group_norm(input, num_groups, eps=eps)
-    return {"weight": _channel_rows(grad * normalized), "bias": _channel_rows(grad)}
+    return {
+        "weight": summed_positions(grad * normalized),
+        "bias": summed_positions(grad),
+    }
 
 
 @register_gradients(F.instance_norm, positions=False)
@@ -82,4 +80,7 @@ def instance_norm(
     """Weight: the gradient times the normalized input; bias: the gradient."""
     stats = (None, None) if use_input_stats else (running_mean, running_var)
     normalized = F.instance_norm(input, *stats, None, None, use_input_stats, 0.0, eps)
-    return {"weight": _channel_rows(grad * normalized), "bias": _channel_rows(grad)}
+    return {
+        "weight": summed_positions(grad * normalized),
+        "bias": summed_positions(grad),
+    }

@@ -1,0 +1,53 @@
+"""The check that rows are of the samples of which they seem to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BASE = 8
+"""Samples whose factors differ in one pass: up to 2^7, which float16 can hold."""
+
+
+class RowCheck:
+    """Gives samples factors of their own, and looks for them in gradients.
+
+    Factors are powers of two, which round nothing: where the loss of a sample has such
+    a factor, the gradients at its rows have it as well, and those of others have not.
+
+    Args:
+        samples: N.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.factors = torch.ones(samples)
+        self.norms: dict[object, Tensor] = {}  # of each call where all factors are 1
+
+    def factors_in_turn(self) -> Iterator[Tensor]:
+        """Yield the factors ``[N]`` of passes, which differ in one for any two samples.
+
+        Those of the first pass are 1.
+        """
+        yield self.factors
+        numbers, unit = torch.arange(self.samples), 1
+        while unit < self.samples:
+            self.factors = 2.0 ** (numbers // unit % BASE)
+            yield self.factors
+            unit *= BASE
+
+    def differs(self, call: object, grads: Tensor) -> bool:
+        """Return whether gradients of samples have other factors than theirs.
+
+        Args:
+            call: in each pass the same.
+            grads: ``[N, *]``, as the samples seem to be.
+        """
+        rows = grads.flatten(1).float()
+        norms = torch.linalg.vector_norm(rows, dim=1) / self.factors.to(rows.device)
+        wanted = self.norms.setdefault(call, norms)
+        # What is nearly zero may be rounding errors of other samples.
+        tolerance = 1e-3 * wanted + 1e-5 * wanted.max()
+        return bool(((norms - wanted).abs() > tolerance).any())
