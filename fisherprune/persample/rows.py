@@ -45,8 +45,9 @@ class RowCheck:
             call: in each pass the same.
             grads: ``[N, *]``, as the samples seem to be.
         """
-        rows = grads.flatten(1).float()
-        norms = torch.linalg.vector_norm(rows, dim=1) / self.factors.to(rows.device)
+        rows, factors = grads.flatten(1), self.factors.to(grads.device)
+        # Squares of what float32 can hold may be too small for it.
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) / factors
         wanted = self.norms.setdefault(call, norms)
         # What is nearly zero may be rounding errors of other samples.
         tolerance = 1e-3 * wanted + 1e-5 * wanted.max()
