@@ -160,7 +160,7 @@ def language_models() -> Iterator[Network]:
 
 def networks(small: bool) -> Iterator[Network]:
     """Yield all networks."""
-    size, batch = (32, 2) if small else (64, 16)
+    size, batch = (32, 2) if small else (64, 32)
     for name in (
         "resnet50",
         "densenet121",
@@ -175,9 +175,9 @@ def networks(small: bool) -> Iterator[Network]:
     yield torchvision("googlenet", size, batch, aux_logits=False, init_weights=False)
     yield Network("vit, 6 blocks of 384", small_vit, images(64), batch)
     lstm = "LSTM, 2 layers of 256", Recurrent, tokens(64, 1000)
-    yield Network(*lstm, 2 * batch, peer=False)
+    yield Network(*lstm, batch, peer=False)
     of = lambda n: torch.randn(n, 64, 128)  # noqa: E731
-    yield Network("einsum, 4 layers of 128", Einsums, of, 2 * batch)
+    yield Network("einsum, 4 layers of 128", Einsums, of, batch)
     try:
         yield from language_models()
     except ImportError as error:
@@ -226,6 +226,7 @@ def compare(network: Network, device: str, rounds: int) -> list[dict]:
     torch.manual_seed(0)
     model = network.build().eval().to(device)
     batches = [(x.to(device), y.to(device)) for x, y in network.batches(PASS)]
+    fp.measure_batchnorm(model, batches)  # else signals vanish in new networks
     loss = F.cross_entropy if network.classes else next_token
     calls: dict[str, Callable[[], Any]] = {
         "fisherprune": partial(ours, model, batches, loss),

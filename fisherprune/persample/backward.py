@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,34 +24,35 @@ def has_taps(tensor: Tensor) -> bool:
     return any(_is_ours(node) for node in _nodes(tensor))
 
 
-def has_own_functions(loss: Tensor) -> tuple[bool, set[int]]:
-    """Return whether functions in Python that are not ours are passed, and the leaves.
+@dataclass
+class Passed:
+    """What a backward pass passes.
 
-    Such functions may run layers in their forward pass without autograd, and again,
-    untapped, in their backward pass: reentrant checkpointing, reversible blocks.
-
-    Returns:
-        whether there are such, and the ids of the leaves that gradients reach.
+    Attributes:
+        has_own_functions: whether there are functions in Python that are not ours. Such
+            may run layers in their forward pass without autograd, and again, untapped,
+            in their backward pass: reentrant checkpointing, reversible blocks.
+        leaves: ids of the leaves that gradients reach.
+        kept: the parameters of calls under another tap, in an earlier batch: a model
+            keeps what it computed from them.
     """
-    own, leaves = False, set()
+
+    has_own_functions: bool = False
+    leaves: set[int] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
+
+
+def passed(loss: Tensor, tap: LayerTap) -> Passed:
+    """Return what the backward pass of a loss would pass."""
+    found = Passed()
     for node in _nodes(loss):
-        if isinstance(node, BackwardCFunction) and not _is_ours(node):
-            own = True
+        if isinstance(node, BackwardCFunction):
+            other = getattr(node, "tap", tap) if _is_ours(node) else None
+            found.has_own_functions |= other is None
+            if other is not None and other is not tap:
+                found.kept |= other.names_of(_shared_by(node))
         elif hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-    return own, leaves
-
-
-def of_other_taps(loss: Tensor, tap: LayerTap) -> frozenset[str]:
-    """Return the parameters of calls that ran under another tap, in an earlier batch.
-
-    That is where a model keeps what it computed from them.
-    """
-    found = frozenset[str]()
-    for node in _nodes(loss):
-        other = getattr(node, "tap", tap) if _is_ours(node) else tap
-        if other is not tap:
-            found |= other.names_of(_shared_by(node))
+            found.leaves.add(id(node.variable))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from functools import cache
 from itertools import repeat
 from typing import Any
 
@@ -141,8 +142,12 @@ class Tracking(TorchFunctionMode):
 
     def rows_of(self, tensors: Sequence[Tensor]) -> Rows:
         """Return the least that is known of the samples' rows in tensors."""
-        marked = (t.__dict__[MARK] for t in tensors if self.is_marked(t))
-        return max((rows for _, rows in marked), default=Rows.PLAIN)
+        known = Rows.PLAIN
+        for tensor in tensors:
+            run, rows = tensor.__dict__.get(MARK, (None, known))
+            if run is self._run and rows > known:
+                known = rows
+        return known
 
     def __torch_function__(
         self,
@@ -207,6 +212,8 @@ class Tracking(TorchFunctionMode):
         if self._inside:
             return Rows.PLAIN
         name, kept = func.__name__, self.rows_of(sources)
+        if _keeps_places(name):
+            return kept
         if name == "_pad_packed_sequence":
             return Rows.MOVED
         if _writes(name):  # its result has the rows that it had
@@ -273,6 +280,15 @@ class Tracking(TorchFunctionMode):
                 self.computed[id(tensor)] = tensor
 
 
+@cache
+def _keeps_places(name: str) -> bool:
+    """Return whether values never decide where a function's result has rows."""
+    special = {"__getitem__", "_pad_packed_sequence", "repeat_interleave", "where"}
+    plain = name if name.startswith("__") else name.rstrip("_")
+    sets = special | CHOOSE_ROWS | SORT_ROWS | INDEX_ROWS | KEEP_ROWS
+    return not _writes(name) and plain not in sets
+
+
 def is_in_place(name: str) -> bool:
     """Return whether a function changes its first argument: ``add_``."""
     return name.endswith("_") and not name.startswith("__")
@@ -298,7 +314,13 @@ def _chooses(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _sources(func: Function, tensors: list[Tensor]) -> list[Tensor]:
     """Return the tensors whose values a function reads, not shapes or kinds alone."""
-    name = func.__name__
+    read = _reads(func.__name__)
+    return tensors if read is None else tensors[:read]
+
+
+@cache
+def _reads(name: str) -> int | None:
+    """Return how many arguments' values a function reads; None: all."""
     if name.startswith("new_") or name.endswith("_like"):
-        return []
-    return tensors[:1] if name in ("to", "type_as", "expand_as") else tensors
+        return 0
+    return 1 if name in ("to", "type_as", "expand_as") else None

@@ -25,8 +25,7 @@ from fisherprune.persample.backward import (
     TappedCall,
     TappedLayer,
     UnwatchedLayer,
-    has_own_functions,
-    of_other_taps,
+    passed,
 )
 from fisherprune.persample.calls import (
     Arguments,
@@ -334,13 +333,13 @@ class LayerTap(Tracking):
         Raises:
             FisherpruneError: where layers may be computed again in the backward pass.
         """
-        own_functions, leaves = has_own_functions(loss)
-        outside = [n for n, p in self.parameters.items() if id(p) in leaves]
-        if self.hidden and own_functions and self.hidden not in outside:
+        way = passed(loss, self)
+        outside = [n for n, p in self.parameters.items() if id(p) in way.leaves]
+        if self.hidden and way.has_own_functions and self.hidden not in outside:
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
         for name in outside:
             self.refused.setdefault(name, "its gradient comes from other calls, too")
-        for name in of_other_taps(loss, self):
+        for name in way.kept:
             self.refused.setdefault(name, "what an earlier batch computed is kept")
         for id_, tensor in self.computed.items():
             if self.versions.get(id_, tensor._version) != tensor._version:
