@@ -96,7 +96,8 @@ class Recorder(Tracking):
         before = [self._alone(t, id(t) in self.keys) for t in tensors]
         args, kwargs = arguments
         output = func(*args, **kwargs)
-        after = self._alone(output, False) if isinstance(output, Tensor) else None
+        result = tensors[0] if func is Tensor.__setitem__ else output
+        after = self._alone(result, False) if isinstance(result, Tensor) else None
         record = Record(without_tensors(arguments), before, after)
         self.records.by_key[key] = record
         if key in self.made:

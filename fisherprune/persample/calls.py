@@ -280,6 +280,20 @@ class Tracking(TorchFunctionMode):
                 self.computed[id(tensor)] = tensor
 
 
+def twin_of(func: Function) -> Function | None:
+    """Return what gives the result of a function that changes its first argument."""
+    if func is Tensor.__setitem__:
+        return with_item
+    return getattr(Tensor, func.__name__[:-1], None)
+
+
+def with_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    """Return a copy in which the places at an index have another value."""
+    changed = tensor.clone()
+    changed[index] = value
+    return changed
+
+
 @cache
 def _keeps_places(name: str) -> bool:
     """Return whether values never decide where a function's result has rows."""

@@ -33,6 +33,7 @@ from fisherprune.persample.calls import (
     Key,
     Tracking,
     is_in_place,
+    twin_of,
     with_tensors,
 )
 from fisherprune.persample.contributions import Contribution, Gradients
@@ -188,8 +189,8 @@ class LayerTap(Tracking):
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Any:
         """Run a call in which shared tensors meet samples."""
-        if is_in_place(func.__name__):
-            twin = getattr(Tensor, func.__name__[:-1], None)
+        if is_in_place(func.__name__) or func is Tensor.__setitem__:
+            twin = twin_of(func)
             if twin is None or id(tensors[0]) in self.keys:
                 raise LayoutError("it changes a tensor in place")
             before = [tensors[0].clone(), *tensors[1:]]  # what is read may be saved
