@@ -30,8 +30,8 @@ from benchmarks.record import arguments, finish, program
 PEER = "vmap(grad)"
 PASS = 4  # batches in a pass
 LOOKED_AT = 3  # samples of the float64 loop
-TOLERANCE = 1e-3
-"""Of any way's Fisher diagonal: a ReLU that rounds to its other side changes it."""
+TOLERANCE = 5e-2
+"""Of the Fisher diagonal: a ReLU that rounds to its other side changes it."""
 
 Batch = tuple[Tensor, Tensor]
 
