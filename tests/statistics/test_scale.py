@@ -1,6 +1,5 @@
 """Gradients whose squares float32 can't hold: against the formulas in float64."""
 
-import math
 import warnings
 from dataclasses import replace
 
@@ -19,6 +18,15 @@ from fisherprune.statistics.passes import checked_task
 from fisherprune.statistics.run import statistics_of
 
 SCALES = 1e-10, 1e-19, 1e-21, 1e-25, 1e-36, 1e20
+
+
+def smooth_net():
+    """Return a network without kinks, which rounding may turn around."""
+    model = conv_net()
+    for i, layer in enumerate(model):
+        if isinstance(layer, nn.ReLU):
+            model[i] = nn.SiLU(inplace=True)
+    return model
 
 
 def times(scale):
@@ -42,7 +50,7 @@ def expected_scores(model, x, y, code, scale, group_size=1):
 @pytest.mark.parametrize("code", ["fbss", "fts", "fisher_diag", "fisher_pruner"])
 @pytest.mark.parametrize("group_size", [1, 3])
 def test_masks_are_those_of_float64(code, scale, group_size):
-    model, (x, y) = conv_net(), data((3, 9, 9))
+    model, (x, y) = smooth_net(), data((3, 9, 9))
     expected = expected_scores(model, x, y, code, scale, group_size)
     options = {"loss_fn": times(scale), "group_size": group_size}
     found = fp.score(model, batches(x, y, 5), code, **options)
@@ -66,7 +74,7 @@ def test_masks_are_those_of_float64(code, scale, group_size):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_sums_are_exact(scale):
-    model, (x, y) = conv_net(), data((3, 9, 9))
+    model, (x, y) = smooth_net(), data((3, 9, 9))
     plain = fp.gradient_moments(model, batches(x, y, 5))
     assert plain.exponent == 0
     try:
@@ -76,7 +84,8 @@ def test_sums_are_exact(scale):
     except fp.FisherpruneError:
         assert scale == 1e20
         return
-    assert found.exponent * math.log2(scale) < 0
+    # Squares of 1e20 times small gradients may be in range.
+    assert found.exponent > 0 if scale < 1 else found.exponent <= 0
     by = 2.0**found.exponent * scale
     for name, sum in plain.sum.items():
         assert truth.relative_error(found.sum[name], sum.double() * by) < 1e-5
@@ -91,7 +100,7 @@ def test_sums_are_exact(scale):
 
 @pytest.mark.parametrize("power", [-60, -100, -130])
 def test_a_power_of_two_changes_no_bit(power):
-    model, (x, y) = conv_net(), data((3, 9, 9))
+    model, (x, y) = smooth_net(), data((3, 9, 9))
     plain = fp.gradient_moments(model, batches(x, y, 5))
     with pytest.warns(fp.FisherpruneWarning):
         found = fp.gradient_moments(model, [(x, y)], times(2.0**power))
@@ -211,7 +220,7 @@ class Counted:
 
 @pytest.mark.parametrize("scale, times_read", [(1.0, 1), (1e-6, 1), (1e-19, 2)])
 def test_how_often_batches_are_read(scale, times_read):
-    model, (x, y) = conv_net(), data((3, 9, 9))
+    model, (x, y) = smooth_net(), data((3, 9, 9))
     read = Counted((x, y))
     fp.score(model, read, "fts", loss_fn=times(scale))
     assert read.times == times_read
@@ -219,7 +228,7 @@ def test_how_often_batches_are_read(scale, times_read):
 
 @pytest.mark.parametrize("scales", [(1e-25, 1e-21), (1e-25, 1.0), (1.0, 1e-23)])
 def test_sums_of_different_exponents(scales):
-    model, (x, y) = conv_net(), data((3, 9, 9))
+    model, (x, y) = smooth_net(), data((3, 9, 9))
     parts = (x[:6], y[:6]), (x[6:], y[6:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fp.FisherpruneWarning)
@@ -238,7 +247,7 @@ def test_sums_of_different_exponents(scales):
 
 
 def test_caches_keep_exponents(tmp_path):
-    model, (x, y) = conv_net(), data((3, 9, 9))
+    model, (x, y) = smooth_net(), data((3, 9, 9))
     task = checked_task(model, [(x, y)], None, times(1e-21))
     needs = ["moments", "hessian"]
     cache = StatisticsCache(tmp_path)
@@ -251,7 +260,7 @@ def test_caches_keep_exponents(tmp_path):
 
 
 def test_the_hessian_product_of_small_gradients():
-    model, (x, y) = conv_net(), data((3, 9, 9))
+    model, (x, y) = smooth_net(), data((3, 9, 9))
     named, scale = fp.prunable_parameters(model), 1e-17
     expected = truth.hessian_gradient(model, x, y, named)
     with warnings.catch_warnings():
