@@ -141,7 +141,7 @@ class Tracking(TorchFunctionMode):
         return tensor.__dict__.get(MARK, (None,))[0] is self._run
 
     def rows_of(self, tensors: Sequence[Tensor]) -> Rows:
-        """Return the least that is known of the samples' rows in tensors."""
+        """Return what is known of the samples' rows in the worst of the tensors."""
         known = Rows.PLAIN
         for tensor in tensors:
             run, rows = tensor.__dict__.get(MARK, (None, known))

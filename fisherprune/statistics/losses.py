@@ -60,21 +60,6 @@ def checked_losses(losses: Losses) -> Losses:
     return losses
 
 
-def sample_losses_of(loss_fn: LossFn | None) -> Losses:
-    """Return the function ``losses`` of labelled batches that ``loss_fn`` makes.
-
-    Its batches are ``(inputs, labels)``, its losses ``loss_fn`` of single samples as of
-    ``sample_losses``; a ``loss_fn`` of the first batch as a whole is compared.
-    """
-    of_outputs = SampleLosses(checked_loss(loss_fn))
-
-    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        inputs, labels = batch
-        return of_outputs(model(inputs), labels)
-
-    return losses
-
-
 class SampleLosses:
     """``sample_losses`` of batch after batch; the first is compared as a whole."""
 

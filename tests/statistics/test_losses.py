@@ -14,9 +14,9 @@ import fisherprune as fp
 from fisherprune.errors import FisherpruneWarning
 from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 from fisherprune.statistics.losses import (
+    SampleLosses,
     checked_losses,
     checked_sample_losses,
-    sample_losses_of,
 )
 
 
@@ -160,27 +160,28 @@ def test_a_loss_that_is_not_of_its_samples_is_told():
 @pytest.mark.parametrize("loss_fn", [None, F.cross_entropy, nn.CrossEntropyLoss()])
 def test_losses_of_a_function_of_outputs(loss_fn):
     net, x, y = nn.Linear(4, 3), torch.randn(7, 4), torch.randint(3, (7,))
-    losses = sample_losses_of(loss_fn)
+    of_outputs = SampleLosses(loss_fn)
     assert_losses(
-        losses, net, (x, y), lambda m, one: F.cross_entropy(m(one[0]), one[1])
+        lambda m, batch: of_outputs(m(batch[0]), batch[1]),
+        net,
+        (x, y),
+        lambda m, one: F.cross_entropy(m(one[0]), one[1]),
     )
 
 
 def test_losses_of_a_function_of_outputs_are_checked_as_ever():
-    with pytest.raises(fp.FisherpruneError, match="loss_fn must be a function"):
-        sample_losses_of("cross_entropy")
-    net, batch, weighted = unlikely()
-    losses = sample_losses_of(weighted)
+    net, (x, y), weighted = unlikely()
+    losses, outputs = SampleLosses(weighted), net(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        losses(net, (batch[0][:1], batch[1][:1]))  # a lone sample is no batch
+        losses(outputs[:1], y[:1])  # a lone sample is no batch
     with pytest.warns(FisherpruneWarning, match="loss_fn: of the first batch it is"):
-        losses(net, batch)
+        losses(outputs, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        losses(net, batch)  # not the first one
+        losses(outputs, y)  # not the first one
     with pytest.raises(fp.FisherpruneError, match=r"labels must lie in \[0, 3\)"):
-        sample_losses_of(None)(net, (batch[0], batch[1] + 1))
+        SampleLosses(None)(outputs, y + 1)
 
 
 @pytest.mark.parametrize("losses", [None, "losses", nn.Linear, nn.CrossEntropyLoss()])
