@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fisherprune.statistics.coverage import Coverage
     from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
+    from fisherprune.statistics.settings import Settings
 else:  # at the first use: the doctor and --help need neither torch nor the kernels
     __getattr__, __dir__ = lazily(
         __name__,
@@ -38,6 +39,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
             "Rows": "fisherprune.persample",
+            "Settings": "fisherprune.statistics.settings",
             "baselines": "fisherprune.baselines",
             "check": "fisherprune.statistics.check",
             "criteria": "fisherprune.scoring.criteria",
@@ -67,6 +69,7 @@ __all__ = [
     "LayerCollapseWarning",
     "Masks",
     "Rows",
+    "Settings",
     "baselines",
     "check",
     "criteria",

@@ -16,6 +16,7 @@ from fisherprune.scoring.score import score_task, scoring_criteria
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import checked_task
+from fisherprune.statistics.settings import Settings
 
 
 def _plain_names(model: nn.Module, parameters: Parameters) -> dict[str, str]:
@@ -48,6 +49,7 @@ def prune(
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
+    settings: Settings | None = None,
     ties: str = "error",
     progress: bool = False,
 ) -> Masks:
@@ -66,7 +68,8 @@ def prune(
         losses: as in ``gradient_moments``.
         group_size: samples whose mean gradient is squared, as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
-        seed: of the random criterion.
+        seed: of all random numbers, as in ``score``.
+        settings: what passes can be told, see ``Settings``.
         ties: "error" or "position", as in ``select_masks``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
 
@@ -89,12 +92,12 @@ def prune(
     """
     checked_ties(ties)
     chosen = scoring_criteria([criterion])
-    options = loss_fn, group_size, progress, losses
+    options = loss_fn, group_size, progress, losses, settings, seed
     task = checked_task(model, batches, parameters, *options)
     names = _plain_names(model, task.parameters)
     shapes = {name: p.shape for name, p in task.parameters.items()}
     counts = kept_counts(shapes, sparsity, scope, densities=densities)
-    scores = score_task(task, chosen, seed)[criterion]
+    scores = score_task(task, chosen)[criterion]
     (masks,) = select_counted(scores, [counts], ties)
     masks = Masks({names[name]: mask for name, mask in masks.items()})
     masks.apply_(model)

@@ -21,8 +21,9 @@ from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.ties import TIES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
-from fisherprune.runs.option import Effect, about, by_dataset, option
+from fisherprune.runs.option import Effect, about, by_dataset, names, option
 from fisherprune.scoring.criteria import CRITERIA
+from fisherprune.statistics.settings import Settings
 
 VALIDATION_METRICS = ("accuracy", "f1")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
@@ -121,8 +122,14 @@ class MaskConfig(Seeded):
         effect=Effect.ROUNDING,
     )
 
+    @property
+    def settings(self) -> Settings:
+        """Return what the fields of the same names tell the passes."""
+        return Settings(**{name: getattr(self, name) for name in names(Settings)})
+
     def check_mask(self) -> None:
         """Check the fields that depend on each other."""
+        _ = self.settings
         checked_sparsity(self.sparsity)
         checked_scope(self.scope, self.densities)
         if self.method != "none":

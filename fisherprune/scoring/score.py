@@ -15,6 +15,7 @@ from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import ModelStatistics, Task, checked_task
 from fisherprune.statistics.run import statistics_of
+from fisherprune.statistics.settings import Settings
 from fisherprune.streams import stream
 
 
@@ -28,6 +29,7 @@ def score(
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
+    settings: Settings | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
     """Score every weight; higher is kept. Scores do not depend on a sparsity.
@@ -46,8 +48,8 @@ def score(
         losses: as in ``gradient_moments``.
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
-        seed: of the random criterion; a parameter's scores depend on it, the
-            parameter's name and its shape.
+        seed: of all random numbers: of criteria that draw them, and of passes.
+        settings: what passes can be told, see ``Settings``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
 
     Returns:
@@ -68,6 +70,7 @@ def score(
         group_size=group_size,
         parameters=parameters,
         seed=seed,
+        settings=settings,
         progress=progress,
     )[criterion]
 
@@ -82,6 +85,7 @@ def score_all(
     group_size: int = 1,
     parameters: Parameters | None = None,
     seed: int = 0,
+    settings: Settings | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
     """Score by several criteria from one pass over the data; see ``score``.
@@ -99,17 +103,15 @@ def score_all(
             "takes one"
         )
     chosen = scoring_criteria(criteria)
-    options = loss_fn, group_size, progress, losses
+    options = loss_fn, group_size, progress, losses, settings, seed
     task = checked_task(model, batches, parameters, *options)
-    return score_task(task, chosen, seed)
+    return score_task(task, chosen)
 
 
-def score_task(
-    task: Task, criteria: list[Criterion], seed: int
-) -> dict[str, dict[str, Tensor]]:
+def score_task(task: Task, criteria: list[Criterion]) -> dict[str, dict[str, Tensor]]:
     """Run the passes that criteria need, apply the criteria; see ``score_all``."""
     found = statistics_of(task, needs_of(criteria))
-    return score_from(task.parameters, found, criteria, seed=seed)
+    return score_from(task.parameters, found, criteria, seed=task.seed)
 
 
 def scoring_criteria(codes: Iterable[str]) -> list[Criterion]:

@@ -16,6 +16,7 @@ from fisherprune.statistics.losses import (
     checked_loss,
     checked_losses,
 )
+from fisherprune.statistics.settings import Settings, checked_settings
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Task:
     group_size: int = 1
     progress: bool = False
     """Whether passes show a bar."""
+    settings: Settings = field(default_factory=Settings)
+    seed: int = 0
+    """Of the random numbers of passes; each draws from a stream of its own name."""
     found: ModelStatistics = field(default_factory=ModelStatistics)
     """What the passes that this one needs have found."""
     may_loop: bool = True
@@ -97,6 +101,8 @@ def checked_task(
     group_size: int = 1,
     progress: bool = False,
     losses: Losses | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
 ) -> Task:
     """Return the task if a pass can work on it: what public functions begin with.
 
@@ -115,7 +121,7 @@ def checked_task(
         raise FieldError("group_size", "an integer of at least 1", shown(group_size))
     if group_size >= 2**63:
         raise FieldError("group_size", "below 2^63", shown(group_size))
-    options = loss_fn, losses, group_size, progress
+    options = loss_fn, losses, group_size, progress, checked_settings(settings), seed
     return Task(eager(model), batches, parameters, *options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
@@ -51,14 +51,15 @@ def make_masks(
         WithBar(images.batches(config.score_batch_size), "scoring", quiet=quiet),
         prunable_parameters(model, config.skip),
         group_size=config.group_size,
+        settings=config.settings,
+        seed=stream_seed(config.seed, "random scores"),
     )
     criteria = scoring_criteria([config.method])
     needs, key = needs_of(criteria), ""
     if needs and statistics is not None:
         key = _key(config, task, images)
     found = statistics_of(task, needs, cache=statistics, key=key)
-    seed = stream_seed(config.seed, "random scores")
-    scores = score_from(task.parameters, found, criteria, seed=seed)[config.method]
+    scores = score_from(task.parameters, found, criteria, seed=task.seed)[config.method]
     if config.invert_scores:
         scores = invert_scores(scores)
     masks = select_masks(
@@ -83,6 +84,7 @@ def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
         "model": [config.model, config.model_source],
         "parameters": list(task.parameters),
         "group size": task.group_size,
+        "settings": asdict(task.settings),
         "batch size": config.score_batch_size,
         "mean": scoring.mean,
         "std": scoring.std,
