@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fisherprune.masks.select import select_masks
     from fisherprune.parameters import prunable_parameters
     from fisherprune.persample import Rows, register_gradients, register_layer
-    from fisherprune.pruning import prune
+    from fisherprune.pruning import find_masks, prune
     from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
     from fisherprune.statistics.batchnorm import measure_batchnorm
@@ -43,6 +43,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "baselines": "fisherprune.baselines",
             "check": "fisherprune.statistics.check",
             "criteria": "fisherprune.scoring.criteria",
+            "find_masks": "fisherprune.pruning",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
             "losses": "fisherprune.losses",
@@ -73,6 +74,7 @@ __all__ = [
     "baselines",
     "check",
     "criteria",
+    "find_masks",
     "gauss_newton_diagonal",
     "gradient_moments",
     "losses",

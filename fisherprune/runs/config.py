@@ -20,6 +20,7 @@ from fisherprune.errors import FieldError, shown
 from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.ties import TIES
+from fisherprune.rounds import MAX_ROUNDS, SCHEDULES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
 from fisherprune.runs.option import Effect, about, by_dataset, names, option
 from fisherprune.scoring.criteria import CRITERIA
@@ -35,6 +36,11 @@ def _can_be_path(text: str) -> bool:
     except UnicodeEncodeError:  # half a character, as JSON can spell it
         return False
     return bool(encoded) and b"\0" not in encoded
+
+
+def _own_rounds() -> str:
+    several = [c for c in CRITERIA.values() if c.rounds > 1]
+    return ", ".join(f"{c.code} {c.rounds}" for c in several)
 
 
 _FOLDER = must(_can_be_path, "the name of a folder")
@@ -79,6 +85,18 @@ class MaskConfig(Seeded):
         '{"PARAMETER": NUMBER, ...} or the masks.safetensors of another run',
         metavar="FILE",
         hash=False,
+    )
+    rounds: int | None = option(
+        None,
+        "in how many rounds weights are scored and removed (default: the method's own "
+        f"number: {_own_rounds()}, others 1)",
+        at_least(1, MAX_ROUNDS),
+    )
+    schedule: str = option(
+        SCHEDULES[0],
+        "how the share of the weights that is kept falls over the rounds: "
+        f"{' or '.join(SCHEDULES)}",
+        one_of(SCHEDULES),
     )
     skip: tuple[str, ...] | None = option(
         None,
@@ -137,7 +155,14 @@ class MaskConfig(Seeded):
         if self.sparsity != 0:
             wanted = "0 for method none, which prunes nothing"
             raise FieldError("sparsity", wanted, self.sparsity)
-        for name in ("scope", "invert_scores", "shuffle_masks", "reinitialize"):
+        for name in (
+            "scope",
+            "rounds",
+            "schedule",
+            "invert_scores",
+            "shuffle_masks",
+            "reinitialize",
+        ):
             value, idle = getattr(self, name), getattr(MaskConfig, name)
             if value != idle:
                 raise FieldError(name, f"{idle} for method none", value)

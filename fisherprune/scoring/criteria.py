@@ -2,8 +2,8 @@
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
 ``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
-the Hessian-gradient product and ``g`` the group size; the passes that compute them are
-in ``fisherprune.statistics``. To add a criterion is to add a function here.
+the Hessian-gradient product, ``R`` the derivative of the synaptic flow and ``g`` the
+group size; the passes that compute them are in ``fisherprune.statistics``. To add a criterion is to add a function here.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Statistics:
         F: of the pass "moments".
         Hm: of the pass "hessian".
         H: of the pass "gauss_newton".
+        R: of the pass "synaptic_flow".
     """
 
     def __init__(
@@ -60,13 +61,18 @@ class Criterion:
     Attributes:
         code: the name users give.
         score: the formula.
-        needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm) and "gauss_newton"
-            (H); empty = no data. What needs "gradient" alone can score any parameter.
+        needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm), "gauss_newton" (H)
+            and "synaptic_flow" (R); empty = no data. What needs "gradient" alone can
+            score any parameter.
+        rounds: in how many rounds it prunes, where nothing else is asked for.
+        regrow: whether weights that a round removed may come back in a later one.
     """
 
     code: str
     score: Score
     needs: frozenset[str]
+    rounds: int = 1
+    regrow: bool = False
 
     @property
     def summary(self) -> str:
@@ -77,7 +83,9 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {}
 
 
-def register_criterion(*needs: str) -> Callable[[Score], Score]:
+def register_criterion(
+    *needs: str, rounds: int = 1, regrow: bool = False
+) -> Callable[[Score], Score]:
     """Add a criterion: the decorated formula, whose name becomes the code.
 
     ::
@@ -89,6 +97,9 @@ def register_criterion(*needs: str) -> Callable[[Score], Score]:
 
     Args:
         needs: the statistics passes whose results the formula reads.
+        rounds: in how many rounds it prunes, where nothing else is asked for.
+        regrow: whether weights that a round removed may come back in a later one.
+            Their ``s.w`` is what it was; in the model they are zero.
 
     Raises:
         FisherpruneError: where there is no such pass, or the code is taken.
@@ -101,7 +112,7 @@ def register_criterion(*needs: str) -> Callable[[Score], Score]:
             raise FieldError(
                 "register_criterion: code", "new", f"{code!r}, which is taken"
             )
-        CRITERIA[code] = Criterion(code, score, frozenset(needs))
+        CRITERIA[code] = Criterion(code, score, frozenset(needs), rounds, regrow)
         return score
 
     return register
@@ -138,6 +149,26 @@ def grad_norm(s: Statistics) -> Tensor:
 def snip(s: Statistics) -> Tensor:
     """``|w m|``. Lee et al. 2019, SNIP, arXiv 1810.02340."""
     return (s.w * s.m).abs()
+
+
+@register_criterion("gradient", rounds=60, regrow=True)
+def force(s: Statistics) -> Tensor:
+    """``|w m|``, where weights may come back. De Jorge et al. 2021, arXiv 2006.09081.
+
+    m is the gradient of the pruned network, w the weight before it was pruned. The same
+    formula without the return is the paper's Iterative SNIP: ``snip`` in rounds.
+    """
+    return (s.w * s.m).abs()
+
+
+@register_criterion("synaptic_flow", rounds=100)
+def synflow(s: Statistics) -> Tensor:
+    """``|w| R``, the weight's share of the synaptic flow R. Tanaka et al. 2020.
+
+    arXiv 2006.05467; no data but the shape of a sample. Its flow never collapses a
+    layer, if there are as many rounds as in the paper, 100.
+    """
+    return s.w.abs() * s.R
 
 
 @register_criterion("moments", "hessian")

@@ -13,7 +13,7 @@ from fisherprune.masks.counts import keep_count
 from fisherprune.scoring.criteria import CRITERIA, Statistics, get_criterion
 from fisherprune.streams import stream
 
-CODES = sorted(truth.formulas(*[torch.ones(1)] * 5, 1, torch.ones(1)))
+CODES = sorted(truth.FORMULAS)
 
 
 def test_every_criterion_has_a_truth_and_a_summary():
@@ -27,13 +27,13 @@ def test_every_criterion_has_a_truth_and_a_summary():
 
 @pytest.mark.parametrize("code", CODES)
 def test_formula(code):
-    w, m, hm, h = torch.randn(4, 50, dtype=torch.float64)
+    w, m, *others = torch.randn(5, 50, dtype=torch.float64)
     fisher = m.square() + torch.rand(50, dtype=torch.float64)
     fisher[:5] = m[:5] = 0
-    found = {"m": m, "F": fisher, "Hm": hm, "H": h}
+    found = {"m": m, "F": fisher, **dict(zip(("Hm", "H", "R"), others, strict=True))}
     statistics = Statistics(w, 3, stream(7, "fc.weight"), **found)
     drawn = truth.uniform(7, "fc.weight", w.shape)
-    expected = truth.formulas(w, m, fisher, hm, h, 3, drawn)[code]
+    expected = truth.score(code, w, 3, drawn, **found)
     score = get_criterion(code).score(statistics).double()
     torch.testing.assert_close(score, expected)
 
@@ -145,19 +145,23 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
     moments = truth.moments(model, x, y, named, group_size)
     products = truth.hessian_gradient(model, x, y, named, group_size)
     curvature = truth.gauss_newton_diagonal(model, x, named)
+    slopes = truth.synaptic_flow(model, x.shape[1:], named)
     options = {"group_size": group_size, "seed": 5}
     found = fp.score_all(model, batches(x, y, 4), CODES, **options)
     total = sum(p.numel() for p in named.values())
     for code in CODES:
         expected = {
-            name: truth.formulas(
+            name: truth.score(
+                code,
                 p.detach().double(),
-                *moments[name],
-                products[name],
-                curvature[name],
                 group_size,
                 truth.uniform(5, name, p.shape),
-            )[code]
+                m=moments[name][0],
+                F=moments[name][1],
+                Hm=products[name],
+                H=curvature[name],
+                R=slopes[name],
+            )
             for name, p in named.items()
         }
         for sparsity in (0.5, 0.9, 0.99) if total < 10_000 else (0.9,):

@@ -37,11 +37,10 @@ def expected_scores(model, x, y, code, scale, group_size=1):
     """Apply the formulas to float64 moments."""
     named = fp.prunable_parameters(model)
     found = truth.moments(model, x, y, named, group_size, times(scale))
-    zero = torch.zeros(())
     return {
-        name: truth.formulas(
-            p.detach().double(), *found[name], zero, zero, group_size, zero
-        )[code]
+        name: truth.score(
+            code, p.detach().double(), group_size, m=found[name][0], F=found[name][1]
+        )
         for name, p in named.items()
     }
 
@@ -128,9 +127,14 @@ def test_a_deep_product(code):
     curvature = truth.gauss_newton_diagonal(model, x, named)
     found = fp.score(model, batches(x, y, 5), code)
     expected = {
-        name: truth.formulas(
-            p.detach().double(), *moments[name], products[name], curvature[name], 1, p
-        )[code]
+        name: truth.score(
+            code,
+            p.detach().double(),
+            m=moments[name][0],
+            F=moments[name][1],
+            Hm=products[name],
+            H=curvature[name],
+        )
         for name, p in named.items()
     }
     top = {

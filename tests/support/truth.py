@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -188,25 +189,47 @@ def uniform(seed, name, shape):
     return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
 
 
-def formulas(w, m, fisher, hm, h, g, u):
-    """Return the scores of every criterion; ``u`` is drawn by ``uniform``."""
-    zero = torch.zeros_like(w)
-    return {
-        "random": u,
-        "magnitude": w.abs(),
-        "grad_norm": m.abs(),
-        "snip": (w * m).abs(),
-        "grasp": w * hm,
-        "grasp_reversed": -w * hm,
-        "fisher_diag": fisher,
-        "obd": w**2 * h / 2,
-        "fisher_pruner": w**2 * fisher / 2,
-        "fts": (w * m + g * w**2 * fisher / 2).abs(),
-        "fts_deletion": (-w * m + g * w**2 * fisher / 2).abs(),
-        "fbss": torch.where(
-            fisher > 0, g / 2 * fisher * (w - m / (g * fisher)) ** 2, zero
-        ),
-    }
+def _fbss(s):
+    found = s.g / 2 * s.F * (s.w - s.m / (s.g * s.F)) ** 2
+    return torch.where(s.F > 0, found, torch.zeros_like(s.w))
+
+
+FORMULAS = {
+    "random": lambda s: s.u,
+    "magnitude": lambda s: s.w.abs(),
+    "grad_norm": lambda s: s.m.abs(),
+    "snip": lambda s: (s.w * s.m).abs(),
+    "force": lambda s: (s.w * s.m).abs(),
+    "synflow": lambda s: s.w.abs() * s.R,
+    "grasp": lambda s: s.w * s.Hm,
+    "grasp_reversed": lambda s: -s.w * s.Hm,
+    "fisher_diag": lambda s: s.F,
+    "obd": lambda s: s.w**2 * s.H / 2,
+    "fisher_pruner": lambda s: s.w**2 * s.F / 2,
+    "fts": lambda s: (s.w * s.m + s.g * s.w**2 * s.F / 2).abs(),
+    "fts_deletion": lambda s: (-s.w * s.m + s.g * s.w**2 * s.F / 2).abs(),
+    "fbss": _fbss,
+}
+"""Scores by code: of the weights w, the group size g, and what passes find (F, say).
+
+``u`` are the numbers of ``uniform``.
+"""
+
+
+def score(code, w, g=1, u=None, **found):
+    """Return the scores of a criterion."""
+    return FORMULAS[code](SimpleNamespace(w=w, g=g, u=u, **found))
+
+
+def synaptic_flow(model, shape, names):
+    """Return {name: dR / d|w|} of the network of absolute values, inputs of ones."""
+    model = in_double(model)
+    for tensor in model.state_dict().values():
+        tensor.abs_()
+    weights = [dict(model.named_parameters())[name] for name in names]
+    ones = torch.ones(2, *shape, dtype=torch.float64)
+    slopes = torch.autograd.grad(model(ones)[0].sum(), weights, materialize_grads=True)
+    return dict(zip(names, slopes, strict=True))
 
 
 def keep_largest(scores, k):
