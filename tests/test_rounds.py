@@ -76,8 +76,8 @@ def test_every_round_of_the_papers_networks(code, make):
     weights = {n: p.detach().clone() for n, p in fp.prunable_parameters(model).items()}
     total = sum(w.numel() for w in weights.values())
     share = keep_count(total, 0.98) / total
-    sparsities = [1 - share ** (t / 4) for t in (1, 2, 3)] + [0.98]
-    options = {"rounds": 4, "ties": "position"}
+    sparsities = [1 - share ** (t / 3) for t in (1, 2)] + [0.98]
+    options = {"rounds": 3, "ties": "position"}
     found = fp.find_masks(model, [(x, y)], code, sparsities, **options)
     for before, masks in zip([None, *found], found, strict=False):
         for name, weight in weights.items():
@@ -193,9 +193,9 @@ def test_a_model_is_left_as_found_after_an_error():
     assert all(torch.equal(after[n], tensor) for n, tensor in before.items())
 
 
-@pytest.mark.parametrize("rounds", [0, -1, 2.0, True, "3", 10**7])
+@pytest.mark.parametrize("rounds", [0, -1, 2.0, True, "3"])
 def test_numbers_of_rounds_that_are_refused(rounds):
-    with pytest.raises(fp.FisherpruneError, match="rounds must be a whole number from"):
+    with pytest.raises(fp.FisherpruneError, match="rounds must be a whole number of"):
         fp.prune(conv_net(), [data()], "snip", rounds=rounds)
 
 

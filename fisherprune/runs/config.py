@@ -20,7 +20,7 @@ from fisherprune.errors import FieldError, shown
 from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
 from fisherprune.masks.densities import checked_densities
 from fisherprune.masks.ties import TIES
-from fisherprune.rounds import MAX_ROUNDS, SCHEDULES
+from fisherprune.rounds import SCHEDULES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
 from fisherprune.runs.option import Effect, about, by_dataset, names, option
 from fisherprune.scoring.criteria import CRITERIA
@@ -90,7 +90,7 @@ class MaskConfig(Seeded):
         None,
         "in how many rounds weights are scored and removed (default: the method's own "
         f"number: {_own_rounds()}, others 1)",
-        at_least(1, MAX_ROUNDS),
+        at_least(1),
     )
     schedule: str = option(
         SCHEDULES[0],

@@ -50,9 +50,11 @@ def synaptic_flow_pass(task: Task) -> ModelStatistics:
         flow, slopes = _derivatives(task, ones, torch.float32)
         if not 1 / SAFE < flow < SAFE:
             flow, slopes = _derivatives(task, ones, torch.float64)
-            if not math.isfinite(flow):
+            if not 0 < flow < math.inf:
                 raise FisherpruneError(
-                    f"{OP}: the flow must be finite, got {flow} in float64"
+                    f"{OP}: the flow must be above 0 and finite, got {flow} in "
+                    "float64: no path leads through the network, or its weights are "
+                    "too small or too large"
                 )
     return _in_float32(slopes)
 

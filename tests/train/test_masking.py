@@ -11,6 +11,7 @@ import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
 from fisherprune.masks.counts import keep_count
+from fisherprune.runs.identity import identity
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
@@ -118,6 +119,33 @@ def test_skip_chooses_what_is_pruned_and_counted(small):
     assert {c.name: c.kept for c in result.layers} == {
         n: int(m.sum()) for n, m in masks.items()
     }
+
+
+@pytest.mark.parametrize("code", ["snip", "force", "synflow"])
+def test_rounds(code, small, tmp_path):
+    """The same masks as of the library; no statistics of a round are kept."""
+    config = replace(small, method=code, rounds=3, schedule="linear", ties="position")
+    folder = tmp_path / "statistics"
+    found, cost = masks_of(config, statistics=folder)
+    model = network(config)
+    batches = list(images_of(config).scoring.batches(config.score_batch_size))
+    options = {"rounds": 3, "schedule": "linear", "ties": "position"}
+    assert found == fp.find_masks(model, batches, code, config.sparsity, **options)
+    assert cost["samples"] == (0 if code == "synflow" else 3 * 20)
+    assert cost["seconds"] > 0 and not cost["cached"] and not [*folder.iterdir()]
+    inverted, _ = masks_of(replace(config, invert_scores=True))
+    assert inverted.kept() == found.kept() and inverted != found
+
+
+def test_a_methods_own_rounds_need_not_be_spelled_out(small):
+    own, spelled, other = (
+        identity(replace(small, method="synflow", rounds=n)) for n in (None, 100, 99)
+    )
+    assert own == spelled != other
+    assert identity(small) == identity(replace(small, rounds=1))
+    for wrong in ({"rounds": 2}, {"schedule": "linear"}):
+        with pytest.raises(fp.FisherpruneError, match="for method none"):
+            replace(small, method="none", sparsity=0.0, **wrong)
 
 
 def test_scopes_by_density(small):
