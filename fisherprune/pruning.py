@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from torch import nn
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.masks.counts import kept_counts
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.select import select_counted
+from fisherprune.masks.plan import Plan
 from fisherprune.masks.ties import checked_ties
-from fisherprune.parameters import Parameters, fitted_names, plain_parameters
+from fisherprune.parameters import (
+    Parameters,
+    fitted_names,
+    plain_parameters,
+    transposed_names,
+)
 from fisherprune.scoring.score import score_task, scoring_criteria
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
@@ -44,6 +48,8 @@ def prune(
     scope: str = "global",
     *,
     densities: Mapping[str, float] | None = None,
+    min_per_layer: int = 0,
+    structure: str = "weights",
     loss_fn: LossFn | None = None,
     losses: Losses | None = None,
     group_size: int = 1,
@@ -62,8 +68,12 @@ def prune(
         batches: iterable of ``(inputs, labels)``, as in ``score``.
         criterion: one of ``criteria()``.
         sparsity: fraction of the weights removed, in [0, 1]; see ``keep_count``.
-        scope: "global", "layer", "erk" or "densities", as in ``select_masks``.
+        scope: "global", "layer", "erk", "erk_plus", "uniform_plus" or "densities", as
+            in ``select_masks``.
         densities: by parameter name, for scope "densities" alone.
+        min_per_layer: number of weights that each layer keeps at least.
+        structure: "weights", "channels", "blocks:RxC" or "N:M", as in ``select_masks``;
+            what are outputs of a transposed layer is known here.
         loss_fn: as in ``gradient_moments``; cross-entropy by default.
         losses: as in ``gradient_moments``.
         group_size: samples whose mean gradient is squared, as in ``gradient_moments``.
@@ -96,9 +106,16 @@ def prune(
     task = checked_task(model, batches, parameters, *options)
     names = _plain_names(model, task.parameters)
     shapes = {name: p.shape for name, p in task.parameters.items()}
-    counts = kept_counts(shapes, sparsity, scope, densities=densities)
-    scores = score_task(task, chosen)[criterion]
-    (masks,) = select_counted(scores, [counts], ties)
+    plan = Plan(
+        shapes,
+        scope,
+        densities=densities,
+        min_per_layer=min_per_layer,
+        structure=structure,
+        transposed=transposed_names(model, task.parameters),
+    )
+    plan.counts(sparsity)  # before any pass, see that there are such masks
+    masks = plan.select(score_task(task, chosen)[criterion], sparsity, ties)
     masks = Masks({names[name]: mask for name, mask in masks.items()})
     masks.apply_(model)
     return masks

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.parameters import fitted_names
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Of scores; they are compared in float32."""
 
 
 def checked_masks(masks: object, where: str) -> dict[str, Tensor]:
@@ -42,3 +46,64 @@ def odd_kind(tensor: Tensor) -> str:
     if tensor.layout != torch.strided:
         return f"a sparse one ({tensor.layout})"
     return "one on the meta device" if tensor.is_meta else ""
+
+
+def checked_scores(
+    scores: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Tensor]:
+    """Return scores of parameters in float32, without their graphs.
+
+    Args:
+        scores: by parameter name.
+        shapes: that they must have, by the same names in any order; None: any.
+
+    Raises:
+        FisherpruneError: where they are no dict of dense tensors of floating-point
+            numbers, or of other parameters or shapes.
+    """
+    if not isinstance(scores, Mapping):
+        wanted = "a dict of tensors by parameter name"
+        raise FieldError("select_masks: scores", wanted, type(scores).__name__)
+    for name, s in scores.items():
+        what = f"select_masks: scores of {name!r}"
+        if not isinstance(s, Tensor):
+            raise FieldError(what, "a float32 tensor", type(s).__name__)
+        if s.dtype not in FLOATS:
+            raise FieldError(what, "float32", s.dtype)
+        if kind := odd_kind(s):
+            raise FieldError(what, "a dense tensor", kind)
+    if shapes is not None:
+        _check_shapes("select_masks: scores", scores, shapes)
+    return {
+        name: s.detach().float() if s.requires_grad or s.dtype != torch.float32 else s
+        for name, s in ((name, scores[name]) for name in shapes or scores)
+    }
+
+
+def checked_among(
+    among: Mapping[str, Tensor], scores: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return masks by the names of scores, each on the device of its score.
+
+    Raises:
+        FisherpruneError: where they are no masks of the same parameters and shapes.
+    """
+    masks = checked_masks(among, "select_masks: among")
+    names = fitted_names(scores, masks) or {}
+    named = {name: masks[own] for name, own in names.items()}
+    shapes = {name: s.shape for name, s in scores.items()}
+    _check_shapes("select_masks: among", named or masks, shapes)
+    return {name: named[name].to(s.device) for name, s in scores.items()}
+
+
+def _check_shapes(
+    what: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse tensors of other parameters, or of other shapes."""
+    for odd in sorted(tensors.keys() ^ shapes.keys()):
+        wanted = "of the parameters that are pruned"
+        raise FieldError(what, wanted, f"{odd!r} in one of them alone")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(shapes[name]):
+            wanted = f"of shape {list(shapes[name])}"
+            raise FieldError(f"{what} of {name!r}", wanted, list(tensor.shape))

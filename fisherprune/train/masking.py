@@ -11,7 +11,6 @@ from fisherprune.baselines import invert_scores, shuffle_masks
 from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Augmentation, Dataset
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import WithBar
 from fisherprune.runs.config import TrainConfig
@@ -23,6 +22,7 @@ from fisherprune.statistics.key import statistics_key
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
+from fisherprune.train.network import mask_plan
 
 
 def make_masks(
@@ -62,13 +62,8 @@ def make_masks(
     scores = score_from(task.parameters, found, criteria, seed=task.seed)[config.method]
     if config.invert_scores:
         scores = invert_scores(scores)
-    masks = select_masks(
-        scores,
-        config.sparsity,
-        config.scope,
-        densities=config.densities,
-        ties=config.ties,
-    )
+    plan = mask_plan(config, model, task.parameters)
+    masks = plan.select(scores, config.sparsity, config.ties)
     if config.shuffle_masks:
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
     return masks, {

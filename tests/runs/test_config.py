@@ -21,7 +21,7 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
         ({"method": "obs"}, "method must be one of none, .*fbss.*, got 'obs'"),
         ({"model": "alexnet"}, "model must be one of resnet18, .*, got 'alexnet'"),
         ({"dataset": "mnist"}, "dataset must be one of cifar10, .*, got 'mnist'"),
-        ({"scope": "block"}, "scope must be one of global, layer, .*, got 'block'"),
+        ({"scope": "block"}, "scope must be one of global, .*layer.*, got 'block'"),
         ({"ties": "any"}, "ties must be one of error, position, got 'any'"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:INDEX, got 'gpu'"),
         ({"device": "cuda:"}, "device must be auto"),
