@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast, overload
 
@@ -89,13 +90,14 @@ class Plan:
             structure=structure,
         )
         self._structure, self._scope = structure_of(structure), SCOPES[scope]
-        self._transposed, self._min_per_layer = frozenset(transposed), min_per_layer
+        self._transposed = frozenset(transposed)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
         sizes = Layers(shapes, {}).sizes
         if not any(sizes.values()):
             raise FisherpruneError("select_masks: scores must hold at least one entry")
-        least = {n: self._least(n, shapes[n], size) for n, size in sizes.items()}
-        self._layers = Layers(shapes, least, densities)
+        self._least = {name: min(min_per_layer, n) for name, n in sizes.items()}
+        budgets = {name: self._budget(name, shapes[name]) for name in sizes}
+        self._layers = Layers(shapes, budgets, densities)
 
     def counts(self, sparsity: float) -> Counts:
         """Return how many weights are kept at a sparsity; no score is needed.
@@ -176,7 +178,7 @@ class Plan:
         ties: str,
         among: dict[str, Tensor] | None,
     ) -> list[Masks]:
-        room, least = self._layers.sizes, self._layers.least
+        room, least = self._layers.sizes, self._least
         if among is not None:
             room = count_each(among)
             least = {name: min(n, room[name]) for name, n in least.items()}
@@ -195,10 +197,11 @@ class Plan:
         )
         return [Masks(found) for found in self._structure.select(selection)]
 
-    def _least(self, name: str, shape: Sequence[int], size: int) -> int:
+    def _budget(self, name: str, shape: Sequence[int]) -> int:
         """Return how many weights a layer is given so that it keeps its least number.
 
         Of units of ``u`` weights or less, ``n + u - 1`` weights hold at least ``n``.
         """
+        least, size = self._least[name], math.prod(shape)
         unit = self._structure.unit(shape, name in self._transposed)
-        return min(size, self._min_per_layer + unit - 1) if self._min_per_layer else 0
+        return min(size, least + unit - 1) if least else 0

@@ -30,6 +30,6 @@ def as_cube(tensor: Tensor, transposed: bool) -> Tensor:
 def from_cube(values: Tensor, shape: Sequence[int], transposed: bool) -> Tensor:
     """Return a tensor of [out, in, taps] in the parameter's own shape, contiguous."""
     if not transposed or len(shape) < 2:
-        return values.reshape(*shape).contiguous()
+        return values.reshape(tuple(shape)).contiguous()
     first, second, *taps = shape
     return values.reshape(second, first, *taps).transpose(0, 1).contiguous()

@@ -51,7 +51,7 @@ class Units(Structure):
         )
         masks = []
         for counts in selection.counts:
-            first = {n: order[n].fit(least) for n, least in selection.least.items()}
+            first = {n: order[n].reach(least) for n, least in selection.least.items()}
             units = _units_for(counts, order, first, selection.apart)
             (kept,) = keep_largest(contest, [units], first, selection.ties)
             masks.append(
@@ -92,6 +92,11 @@ class _Ranked(NamedTuple):
         means, sizes = means[sizes > 0], sizes[sizes > 0]
         means, order = means.sort(descending=True, stable=True)
         return cls(means, sizes[order])
+
+    def reach(self, weights: int) -> int:
+        """Return how many of the first units have at least ``weights`` together."""
+        short = int((self.sizes.cumsum(0) < weights).sum())
+        return min(short + 1, len(self.sizes)) if weights else 0
 
     def fit(self, weights: int) -> int:
         """Return how many of the first units have at most ``weights`` together."""
