@@ -89,11 +89,12 @@ def checked_among(
         FisherpruneError: where they are no masks of the same parameters and shapes.
     """
     masks = checked_masks(among, "select_masks: among")
-    names = fitted_names(scores, masks) or {}
-    named = {name: masks[own] for name, own in names.items()}
+    names = fitted_names(scores, masks)
+    if names is not None and len(masks) == len(scores):
+        masks = {name: masks[own] for name, own in names.items()}
     shapes = {name: s.shape for name, s in scores.items()}
-    _check_shapes("select_masks: among", named or masks, shapes)
-    return {name: named[name].to(s.device) for name, s in scores.items()}
+    _check_shapes("select_masks: among", masks, shapes)
+    return {name: masks[name].to(s.device) for name, s in scores.items()}
 
 
 def _check_shapes(
