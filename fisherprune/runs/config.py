@@ -148,6 +148,9 @@ class MaskConfig(Seeded):
             structure=self.structure,
             sparsity=None if self.method == "none" else self.sparsity,
         )
+        if self.shuffle_masks and self.structure != "weights":
+            wanted = f"False for structure {self.structure}, which it would break"
+            raise FieldError("shuffle_masks", wanted, True)
         if self.method != "none":
             return
         if self.sparsity != 0:
