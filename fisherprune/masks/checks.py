@@ -48,35 +48,46 @@ def odd_kind(tensor: Tensor) -> str:
     return "one on the meta device" if tensor.is_meta else ""
 
 
-def checked_scores(
-    scores: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, Tensor]:
-    """Return scores of parameters in float32, without their graphs.
-
-    Args:
-        scores: by parameter name.
-        shapes: that they must have, by the same names in any order; None: any.
+def shapes_of(scores: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    """Return the shapes of scores.
 
     Raises:
-        FisherpruneError: where they are no dict of dense tensors of floating-point
-            numbers, or of other parameters or shapes.
+        FisherpruneError: where they are no dict of tensors.
     """
     if not isinstance(scores, Mapping):
         wanted = "a dict of tensors by parameter name"
         raise FieldError("select_masks: scores", wanted, type(scores).__name__)
     for name, s in scores.items():
-        what = f"select_masks: scores of {name!r}"
         if not isinstance(s, Tensor):
+            what = f"select_masks: scores of {name!r}"
             raise FieldError(what, "a float32 tensor", type(s).__name__)
-        if s.dtype not in FLOATS:
-            raise FieldError(what, "float32", s.dtype)
-        if kind := odd_kind(s):
+        if kind := odd_kind(s):  # a nested one has no shape
+            what = f"select_masks: scores of {name!r}"
             raise FieldError(what, "a dense tensor", kind)
-    if shapes is not None:
-        _check_shapes("select_masks: scores", scores, shapes)
+    return {name: s.shape for name, s in scores.items()}
+
+
+def checked_scores(
+    scores: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """Return scores of parameters in float32, without their graphs.
+
+    Args:
+        scores: by parameter name.
+        shapes: that they must have, by the same names in any order.
+
+    Raises:
+        FisherpruneError: where they are no dict of dense tensors of floating-point
+            numbers, or of other parameters or shapes.
+    """
+    _check_shapes("select_masks: scores", shapes_of(scores), shapes)
+    for name, s in scores.items():
+        if s.dtype not in FLOATS:
+            raise FieldError(f"select_masks: scores of {name!r}", "float32", s.dtype)
+    in_order = {name: scores[name] for name in shapes}
     return {
         name: s.detach().float() if s.requires_grad or s.dtype != torch.float32 else s
-        for name, s in ((name, scores[name]) for name in shapes or scores)
+        for name, s in in_order.items()
     }
 
 
@@ -92,19 +103,22 @@ def checked_among(
     names = fitted_names(scores, masks)
     if names is not None and len(masks) == len(scores):
         masks = {name: masks[own] for name, own in names.items()}
-    shapes = {name: s.shape for name, s in scores.items()}
-    _check_shapes("select_masks: among", masks, shapes)
+    wanted = {name: s.shape for name, s in scores.items()}
+    found = {name: mask.shape for name, mask in masks.items()}
+    _check_shapes("select_masks: among", found, wanted)
     return {name: masks[name].to(s.device) for name, s in scores.items()}
 
 
 def _check_shapes(
-    what: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+    what: str, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]
 ) -> None:
-    """Refuse tensors of other parameters, or of other shapes."""
-    for odd in sorted(tensors.keys() ^ shapes.keys()):
-        wanted = "of the parameters that are pruned"
-        raise FieldError(what, wanted, f"{odd!r} in one of them alone")
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != tuple(shapes[name]):
-            wanted = f"of shape {list(shapes[name])}"
-            raise FieldError(f"{what} of {name!r}", wanted, list(tensor.shape))
+    """Refuse other parameters, or other shapes."""
+    if found == wanted:
+        return
+    for odd in sorted(found.keys() ^ wanted.keys()):
+        one = "of the parameters that are pruned"
+        raise FieldError(what, one, f"{odd!r} in one of them alone")
+    for name, shape in wanted.items():
+        if tuple(found[name]) != tuple(shape):
+            got = list(found[name])
+            raise FieldError(f"{what} of {name!r}", f"of shape {list(shape)}", got)

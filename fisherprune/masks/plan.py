@@ -96,7 +96,9 @@ class Plan:
         if not any(sizes.values()):
             raise FisherpruneError("select_masks: scores must hold at least one entry")
         self._least = {name: min(min_per_layer, n) for name, n in sizes.items()}
-        budgets = {name: self._budget(name, shapes[name]) for name in sizes}
+        budgets = self._least
+        if min_per_layer:
+            budgets = {name: self._budget(name, shapes[name]) for name in sizes}
         self._layers = Layers(shapes, budgets, densities)
 
     def counts(self, sparsity: float) -> Counts:
@@ -202,6 +204,5 @@ class Plan:
 
         Of units of ``u`` weights or less, ``n + u - 1`` weights hold at least ``n``.
         """
-        least, size = self._least[name], math.prod(shape)
         unit = self._structure.unit(shape, name in self._transposed)
-        return min(size, least + unit - 1) if least else 0
+        return min(math.prod(shape), self._least[name] + max(unit, 1) - 1)

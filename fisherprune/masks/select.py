@@ -7,7 +7,7 @@ from typing import overload
 
 from torch import Tensor
 
-from fisherprune.masks.checks import checked_scores
+from fisherprune.masks.checks import shapes_of
 from fisherprune.masks.counts import Densities
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.plan import Plan
@@ -121,13 +121,12 @@ def select_masks(
         tensor([[0, 0, 0, 0],
                 [1, 1, 1, 1]], dtype=torch.int32)
     """
-    tensors = checked_scores(scores)
     plan = Plan(
-        {name: s.shape for name, s in tensors.items()},
+        shapes_of(scores),
         scope,
         densities=densities,
         min_per_layer=min_per_layer,
         structure=structure,
         transposed=transposed,
     )
-    return plan.select(tensors, sparsity, ties, among)
+    return plan.select(scores, sparsity, ties, among)

@@ -164,6 +164,17 @@ def test_weights_outside_are_no_ties():
         select_over_devices(inside, 150, "error", {"a": 300})
 
 
+def test_a_few_equal_weights_decide_nothing():
+    scores = {"a": torch.ones(100)}
+    among = {"a": torch.arange(100) < 5}
+    match = "5 equal scores of 1 compete for 3 places"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        plan_of(scores, "global").select(scores, 0.97, among=among)
+    inside = {"a": scores["a"].where(among["a"], -torch.inf)}
+    with pytest.raises(fp.FisherpruneError, match=match):
+        select_over_devices(inside, 3, "error", {"a": 5})
+
+
 @pytest.mark.parametrize("structure", ["weights", "channels"])
 def test_scores_of_among_that_are_not_finite(structure):
     scores = scores_of((6, 4), (3, 3))
