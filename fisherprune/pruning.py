@@ -11,7 +11,12 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.plan import Plan
 from fisherprune.masks.ties import checked_ties
-from fisherprune.parameters import Parameters, fitted_names, plain_parameters
+from fisherprune.parameters import (
+    Parameters,
+    fitted_names,
+    plain_parameters,
+    transposed_names,
+)
 from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.scoring.score import score_task, scoring_criteria
 from fisherprune.statistics.batches import Batches
@@ -47,6 +52,8 @@ def prune(
     rounds: int | None = None,
     schedule: str = "exponential",
     densities: Mapping[str, float] | None = None,
+    min_per_layer: int = 0,
+    structure: str = "weights",
     loss_fn: LossFn | None = None,
     losses: Losses | None = None,
     group_size: int = 1,
@@ -65,10 +72,14 @@ def prune(
         batches: iterable of ``(inputs, labels)``, as in ``score``.
         criterion: one of ``criteria()``.
         sparsity: fraction of the weights removed, in [0, 1]; see ``keep_count``.
-        scope: "global", "layer", "erk" or "densities", as in ``select_masks``.
+        scope: "global", "layer", "erk", "erk_plus", "uniform_plus" or "densities", as
+            in ``select_masks``.
         rounds: as in ``find_masks``.
         schedule: as in ``find_masks``.
         densities: by parameter name, for scope "densities" alone.
+        min_per_layer: number of weights that each layer keeps at least.
+        structure: "weights", "channels", "blocks:RxC" or "N:M", as in ``select_masks``;
+            what are outputs of a transposed layer is known here.
         loss_fn: as in ``gradient_moments``; cross-entropy by default.
         losses: as in ``gradient_moments``.
         group_size: samples whose mean gradient is squared, as in ``gradient_moments``.
@@ -104,6 +115,8 @@ def prune(
         rounds=rounds,
         schedule=schedule,
         densities=densities,
+        min_per_layer=min_per_layer,
+        structure=structure,
         loss_fn=loss_fn,
         losses=losses,
         group_size=group_size,
@@ -149,6 +162,8 @@ def find_masks(
     rounds: int | None = None,
     schedule: str = "exponential",
     densities: Mapping[str, float] | None = None,
+    min_per_layer: int = 0,
+    structure: str = "weights",
     loss_fn: LossFn | None = None,
     losses: Losses | None = None,
     group_size: int = 1,
@@ -178,6 +193,8 @@ def find_masks(
             for SynFlow, 60 for FORCE, 1 for most.
         schedule: "exponential" or "linear", in the share of the weights that is kept.
         densities: as in ``prune``.
+        min_per_layer: as in ``prune``.
+        structure: as in ``prune``. Rounds on the way to "N:M" keep more of each M.
         loss_fn: as in ``prune``.
         losses: as in ``prune``.
         group_size: as in ``prune``.
@@ -213,9 +230,15 @@ def find_masks(
     several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
     sparsities = cast("Sequence[float]", sparsity if several else [sparsity])
     plan = Plan(
-        {name: p.shape for name, p in task.parameters.items()}, scope, densities
+        {name: p.shape for name, p in task.parameters.items()},
+        scope,
+        densities=densities,
+        min_per_layer=min_per_layer,
+        structure=structure,
+        transposed=transposed_names(model, task.parameters),
     )
-    plan.check(sparsities)
+    for each in sparsities:  # before any pass, see that there are such masks
+        plan.counts(each)
 
     def score(task: Task, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return score_task(task, chosen, weights)[criterion]

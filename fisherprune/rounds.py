@@ -97,10 +97,15 @@ def select_in_rounds(
     found: dict[float, Masks] = {}
     with _pruned(task.parameters) as (dense, prune):
         for t, now in enumerate(rounds.sparsities(size, max(sparsities)), 1):
-            due = sorted({s for s in sparsities if last < s <= now} | {now})
+            due = sorted({s for s in sparsities if last < s <= now})
             scores = score(_in_round(task, t, kept), dense)
-            masks = plan.select(scores, due, ties, None if regrow else kept)
-            found |= zip(due, masks, strict=True)
+            among = None if regrow else kept
+            if due:
+                masks = plan.select(scores, due, ties, among)
+                found |= zip(due, masks, strict=True)
+            if now not in found:
+                step, share = plan.step(now)
+                found[now] = step.select(scores, share, ties, among)
             last, kept = now, found[now]
             prune(kept)
     return [found[s] for s in sparsities]

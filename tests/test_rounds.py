@@ -209,3 +209,31 @@ def test_mistakes_are_found_before_the_first_pass():
     for wrong in ({"sparsity": [0.5, 1.5]}, {"scope": "galactic"}):
         with pytest.raises(fp.FisherpruneError, match="sparsity must|scope must"):
             fp.find_masks(conv_net(), None, **({"sparsity": 0.5} | wrong))
+
+
+@pytest.mark.parametrize("code", ["snip", "force", "synflow"])
+@pytest.mark.parametrize("rounds", [2, 5, 40])
+def test_patterns_and_structures_in_rounds(code, rounds):
+    model, batch = conv_net(), data()
+    shapes = {n: p.shape for n, p in fp.prunable_parameters(model).items()}
+    one, *others = shapes
+    patterns = (
+        {"structure": "1:4", "sparsity": 0.75},
+        {"structure": "channels", "min_per_layer": 1},
+        {"structure": "blocks:2x2"},
+        {"scope": "erk_plus"},
+        {"scope": "uniform_plus", "min_per_layer": 30},
+        {"scope": "densities", "densities": {one: 0.0, **dict.fromkeys(others, 1.0)}},
+    )
+    for pattern in patterns:
+        options = {"sparsity": 0.7, "ties": "position"} | pattern
+        found = fp.find_masks(model, [batch], code, rounds=rounds, **options)
+        scores = fp.score(model, [], "random")
+        once = fp.select_masks(scores, **options)
+        if "structure" not in pattern:
+            assert found.kept() == once.kept(), pattern
+            assert found.density() == once.density(), pattern
+        elif pattern["structure"] == "1:4":
+            assert found.density() == once.density()
+        else:
+            assert 0 < found.kept() <= keep_count(found.total(), 0.7), pattern

@@ -17,8 +17,11 @@ from dataclasses import Field, dataclass, fields
 from fisherprune import models
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
 from fisherprune.errors import FieldError, shown
-from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
+from fisherprune.masks.counts import checked_sparsity
 from fisherprune.masks.densities import checked_densities
+from fisherprune.masks.plan import check_pattern
+from fisherprune.masks.scopes.registry import SCOPES
+from fisherprune.masks.structures.registry import FORMS
 from fisherprune.masks.ties import TIES
 from fisherprune.rounds import SCHEDULES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
@@ -74,9 +77,8 @@ class MaskConfig(Seeded):
     )
     scope: str = option(
         "global",
-        "where scores compete: global (one threshold), layer (the same sparsity in "
-        "each), erk (Erdos-Renyi-kernel densities) or densities (given ones, scaled to "
-        "the sparsity)",
+        "where scores compete: "
+        + ", ".join(f"{name} ({one.help})" for name, one in SCOPES.items()),
         one_of(SCOPES),
     )
     densities: Mapping[str, float] | None = option(
@@ -85,6 +87,14 @@ class MaskConfig(Seeded):
         '{"PARAMETER": NUMBER, ...} or the masks.safetensors of another run',
         metavar="FILE",
         hash=False,
+    )
+    min_per_layer: int = option(
+        0, "weights that each layer keeps at least", at_least(0)
+    )
+    structure: str = option(
+        "weights",
+        "what is kept or pruned together: "
+        + ", ".join(f"{form.text} ({form.help})" for form in FORMS),
     )
     rounds: int | None = option(
         None,
@@ -149,19 +159,24 @@ class MaskConfig(Seeded):
         """Check the fields that depend on each other."""
         _ = self.settings
         checked_sparsity(self.sparsity)
-        checked_scope(self.scope, self.densities)
+        check_pattern(
+            self.scope,
+            densities=self.densities,
+            min_per_layer=self.min_per_layer,
+            structure=self.structure,
+            sparsity=None if self.method == "none" else self.sparsity,
+        )
+        if self.shuffle_masks and self.structure != "weights":
+            wanted = f"False for structure {self.structure}, which it would break"
+            raise FieldError("shuffle_masks", wanted, True)
         if self.method != "none":
             return
         if self.sparsity != 0:
             wanted = "0 for method none, which prunes nothing"
             raise FieldError("sparsity", wanted, self.sparsity)
         for name in (
-            "scope",
-            "rounds",
-            "schedule",
-            "invert_scores",
-            "shuffle_masks",
-            "reinitialize",
+            *("scope", "min_per_layer", "structure", "rounds", "schedule"),
+            *("invert_scores", "shuffle_masks", "reinitialize"),
         ):
             value, idle = getattr(self, name), getattr(MaskConfig, name)
             if value != idle:

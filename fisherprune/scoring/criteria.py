@@ -3,7 +3,8 @@
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
 ``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
 the Hessian-gradient product, ``R`` the derivative of the synaptic flow and ``g`` the
-group size; the passes that compute them are in ``fisherprune.statistics``. To add a criterion is to add a function here.
+group size; the passes that compute them are in ``fisherprune.statistics``. To add a
+criterion is to add a function here.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from fisherprune.baselines import invert_scores, shuffle_masks
 from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Augmentation, Dataset
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.plan import Plan
 from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import WithBar
 from fisherprune.rounds import checked_rounds, select_in_rounds
@@ -25,6 +24,7 @@ from fisherprune.statistics.key import statistics_key
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
+from fisherprune.train.network import mask_plan
 
 
 def make_masks(
@@ -73,10 +73,9 @@ def make_masks(
         scores = score_from(weights, found, criteria, seed=task.seed)[config.method]
         return invert_scores(scores) if config.invert_scores else scores
 
-    shapes = {name: p.shape for name, p in task.parameters.items()}
     (masks,) = select_in_rounds(
         task,
-        Plan(shapes, config.scope, config.densities),
+        mask_plan(config, model, task.parameters),
         [config.sparsity],
         rounds,
         score,

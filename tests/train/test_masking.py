@@ -164,6 +164,39 @@ def test_scopes_by_density(small):
         masks_of(replace(small, scope="densities", densities={"layer1": 1.0}))
 
 
+@pytest.mark.parametrize("structure", ["2:4", "channels", "blocks:2x8"])
+def test_structures(small, structure):
+    """Masks are those that the library makes of the same scores."""
+    config = replace(small, method="magnitude", sparsity=0.5, structure=structure)
+    masks, _ = masks_of(config)
+    scores = fp.score(network(config), [], "magnitude")
+    assert masks == fp.select_masks(scores, 0.5, structure=structure)
+    assert masks != masks_of(replace(config, structure="weights"))[0]
+
+
+def test_layers_keep_their_least(small):
+    plain, _ = masks_of(replace(small, sparsity=0.999))
+    masks, _ = masks_of(replace(small, sparsity=0.999, min_per_layer=5))
+    assert masks.kept() == plain.kept()
+    assert min(int(mask.sum()) for mask in plain.values()) < 5
+    assert min(int(mask.sum()) for mask in masks.values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_per_layer": 10**6}, "min_per_layer: the layers must keep 267408"),
+        (
+            {"scope": "erk_plus", "sparsity": 0.9999},
+            "keeps all 144 weights of the first",
+        ),
+    ],
+)
+def test_masks_that_can_not_be_are_refused(small, fields, message):
+    with pytest.raises(fp.FisherpruneError, match=message):
+        train.run(replace(small, **fields), quiet=True)
+
+
 def test_another_runs_densities_on_the_command_line(small, capsys):
     first = train.run(replace(small, method="snip"), quiet=True)
     command = (
