@@ -23,7 +23,7 @@ from fisherprune.masks.ties import TIES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
 from fisherprune.runs.option import Effect, about, by_dataset, names, option
 from fisherprune.scoring.criteria import CRITERIA
-from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.settings import FLOWS, Settings
 
 VALIDATION_METRICS = ("accuracy", "f1")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
@@ -104,6 +104,18 @@ class MaskConfig(Seeded):
         "samples whose mean gradient is squared as one; 1 is the exact empirical "
         "Fisher",
         at_least(1),
+    )
+    flow: str = option(
+        Settings.flow,
+        "of grasp, the parameters of whose gradient the flow is, beside those scored: "
+        "trainable (all), weights (of Conv and Linear layers, as in the GraSP code) or "
+        "scored (none)",
+        one_of(FLOWS),
+    )
+    temperature: float = option(
+        Settings.temperature,
+        "of grasp, what the outputs are divided by; 200 in the paper's code",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
     )
     bn_warmup: bool = option(
         False,

@@ -140,13 +140,19 @@ def snip(s: Statistics) -> Tensor:
     return (s.w * s.m).abs()
 
 
-@register_criterion("moments", "hessian")
+@register_criterion("hessian")
 def grasp(s: Statistics) -> Tensor:
-    """``w Hm``: keep what gradient flow needs. Wang et al. 2020, arXiv 2002.07376."""
+    """``w Hm``: keep what gradient flow needs. Wang et al. 2020, arXiv 2002.07376.
+
+    Removal is the step -w, which changes half the gradient's squared norm by -w Hm:
+    large scores are those of weights whose removal hurts. Two passes. The gradient is
+    that of all trainable parameters and of the plain loss, as in the published FTS
+    code; ``Settings(flow="weights", temperature=200)`` is the published GraSP code's.
+    """
     return s.w * s.Hm
 
 
-@register_criterion("moments", "hessian")
+@register_criterion("hessian")
 def grasp_reversed(s: Statistics) -> Tensor:
     """``-w Hm``, the other end, as in the published FTS code and its tables."""
     return -s.w * s.Hm

@@ -117,24 +117,38 @@ def in_float64(tensor):
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def hessian_gradient(model, x, y, names, group_size=1):
-    """Return {name: H m} by double backpropagation of the whole mean loss."""
+def hessian_gradient(
+    model, x, y, names, group_size=1, flow=None, loss_fn=F.cross_entropy
+):
+    """Return {name: H m} by double backpropagation of the whole mean loss.
+
+    ``flow`` names the parameters of H and m: all trainable ones where it is None.
+    """
     model = in_double(model)
-    return _product(model, group_losses(model, x, y, group_size), names)
+    losses = group_losses(model, x, y, group_size, loss_fn)
+    return _product(model, losses, names, flow)
 
 
 def hessian_gradient_of_losses(model, batches, names, losses):
     """Return {name: H m}; see ``each_loss``."""
     model = in_double(model)
-    return _product(model, each_loss(model, batches, losses), names)
+    return _product(model, each_loss(model, batches, losses), names, None)
 
 
-def _product(model, losses, names):
-    weights = [dict(model.named_parameters())[name] for name in names]
+def _product(model, losses, names, flow):
+    named = dict(model.named_parameters())
+    for name in names:
+        named[name].requires_grad_()
+    trained = [n for n, p in named.items() if p.requires_grad] if flow is None else flow
+    all_weights = [named[name] for name in dict.fromkeys([*names, *trained])]
     loss = torch.stack(list(losses)).mean()
-    grads = torch.autograd.grad(loss, weights, create_graph=True)
+    grads = torch.autograd.grad(
+        loss, all_weights, create_graph=True, materialize_grads=True
+    )
     along = sum((g * g.detach()).sum() for g in grads)
-    return dict(zip(names, torch.autograd.grad(along, weights), strict=True))
+    weights = [named[name] for name in names]
+    products = torch.autograd.grad(along, weights, materialize_grads=True)
+    return dict(zip(names, products, strict=True))
 
 
 def gauss_newton_diagonal(model, x, names):
