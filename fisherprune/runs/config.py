@@ -117,6 +117,22 @@ class MaskConfig(Seeded):
         "of grasp, what the outputs are divided by; 200 in the paper's code",
         must(lambda value: 0 < value < math.inf, "a number above 0"),
     )
+    inner_steps: int = option(
+        Settings.inner_steps,
+        "of prospr, the steps of SGD through which it differentiates; each takes a "
+        "batch of --score-batch-size images, the loss after them one more",
+        at_least(1),
+    )
+    inner_lr: float = option(
+        Settings.inner_lr,
+        "of prospr, the learning rate of these steps",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    inner_momentum: float = option(
+        Settings.inner_momentum,
+        "of prospr, the momentum of these steps",
+        must(lambda value: 0 <= value < 1, "in [0, 1)"),
+    )
     bn_warmup: bool = option(
         False,
         "before the scoring, set the BatchNorm statistics to those of the training "
@@ -129,7 +145,8 @@ class MaskConfig(Seeded):
     )
     score_batch_size: int = option(
         256,
-        "images scored at a time; more take more memory, the scores are the same",
+        "images scored at a time; more take more memory, the scores are the same but "
+        "for prospr's, each of whose steps takes a batch",
         at_least(1),
         effect=Effect.ROUNDING,
     )

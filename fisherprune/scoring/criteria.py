@@ -2,8 +2,9 @@
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
 ``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
-the Hessian-gradient product and ``g`` the group size; the passes that compute them are
-in ``fisherprune.statistics``. To add a criterion is to add a function here.
+the Hessian-gradient product, ``P`` the meta-gradient and ``g`` the group size; the
+passes that compute them are in ``fisherprune.statistics``. To add a criterion is to add
+a function here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Statistics:
         F: of the pass "moments".
         Hm: of the pass "hessian".
         H: of the pass "gauss_newton".
+        P: of the pass "meta_gradient".
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Criterion:
     Attributes:
         code: the name users give.
         score: the formula.
-        needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm) and "gauss_newton"
-            (H); empty = no data. What needs "gradient" alone can score any parameter.
+        needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm), "gauss_newton" (H)
+            and "meta_gradient" (P); empty = no data. What needs "gradient" alone can
+            score any parameter.
     """
 
     code: str
@@ -156,6 +159,20 @@ def grasp(s: Statistics) -> Tensor:
 def grasp_reversed(s: Statistics) -> Tensor:
     """``-w Hm``, the other end, as in the published FTS code and its tables."""
     return -s.w * s.Hm
+
+
+@register_criterion("meta_gradient")
+def prospr(s: Statistics) -> Tensor:
+    """``|w P|``, SNIP after a few steps. Alizadeh et al. 2022, arXiv 2202.08132.
+
+    P is the gradient of the loss after steps of SGD with respect to the weight before
+    them, so w P is that with respect to a mask of 1 on the initial weight. One pass
+    over the batches of the steps (``inner_steps`` of ``Settings``) and one batch more.
+    The published code runs BatchNorm on each batch's own statistics; here it has its
+    running ones, so that samples do not mix. With a momentum, the published code takes
+    the first step's velocity for a constant; here nothing is left out.
+    """
+    return (s.w * s.P).abs()
 
 
 @register_criterion("gauss_newton")

@@ -151,6 +151,30 @@ def _product(model, losses, names, flow):
     return dict(zip(names, products, strict=True))
 
 
+def meta_gradient(model, batches, names, lr=0.1, momentum=0.0, loss_fn=F.cross_entropy):
+    """Return {name: gradient of the last batch's loss after SGD on the others}.
+
+    For the weights before the first step, in float64, through explicit steps.
+    """
+    model = in_double(model)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad or n in names}
+    start = {n: p.detach().clone().requires_grad_() for n, p in named.items()}
+    now, velocity = dict(start), dict.fromkeys(start, 0.0)
+    for i, (x, y) in enumerate(batches):
+        x, y = x.double().repeat(2, *[1] * (x.dim() - 1)), y.repeat(2)  # see ``run``
+        loss = loss_fn(torch.func.functional_call(model, now, (x,)), y)
+        if i == len(batches) - 1:
+            break
+        grads = torch.autograd.grad(
+            loss, [*now.values()], create_graph=True, materialize_grads=True
+        )
+        for (name, weight), grad in zip(now.items(), grads, strict=True):
+            velocity[name] = momentum * velocity[name] + grad
+            now[name] = weight - lr * velocity[name]
+    grads = torch.autograd.grad(loss, [start[n] for n in names], materialize_grads=True)
+    return dict(zip(names, grads, strict=True))
+
+
 def gauss_newton_diagonal(model, x, names):
     """Return {name: diagonal} of the matrix written out, one sample at a time."""
     model = in_double(model)
@@ -202,7 +226,7 @@ def uniform(seed, name, shape):
     return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
 
 
-def formulas(w, m, fisher, hm, h, g, u):
+def formulas(w, m, fisher, hm, h, g, u, p=0):
     """Return the scores of every criterion; ``u`` is drawn by ``uniform``."""
     zero = torch.zeros_like(w)
     return {
@@ -212,6 +236,7 @@ def formulas(w, m, fisher, hm, h, g, u):
         "snip": (w * m).abs(),
         "grasp": w * hm,
         "grasp_reversed": -w * hm,
+        "prospr": (w * p).abs(),
         "fisher_diag": fisher,
         "obd": w**2 * h / 2,
         "fisher_pruner": w**2 * fisher / 2,
