@@ -133,6 +133,16 @@ class MaskConfig(Seeded):
         "of prospr, the momentum of these steps",
         must(lambda value: 0 <= value < 1, "in [0, 1)"),
     )
+    ntk_draws: int = option(
+        Settings.ntk_draws,
+        "of ntk_sap, initializations for each batch",
+        at_least(1),
+    )
+    ntk_epsilon: float = option(
+        Settings.ntk_epsilon,
+        "of ntk_sap, the size of the perturbations of weights",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
     bn_warmup: bool = option(
         False,
         "before the scoring, set the BatchNorm statistics to those of the training "

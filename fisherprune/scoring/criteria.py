@@ -2,9 +2,9 @@
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
 ``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
-the Hessian-gradient product, ``P`` the meta-gradient and ``g`` the group size; the
-passes that compute them are in ``fisherprune.statistics``. To add a criterion is to add
-a function here.
+the Hessian-gradient product, ``P`` the meta-gradient, ``K`` the derivative of the
+tangent kernel's trace and ``g`` the group size; the passes that compute them are in
+``fisherprune.statistics``. To add a criterion is to add a function here.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Statistics:
         Hm: of the pass "hessian".
         H: of the pass "gauss_newton".
         P: of the pass "meta_gradient".
+        K: of the pass "ntk_sap".
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class Criterion:
         code: the name users give.
         score: the formula.
         needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm), "gauss_newton" (H)
-            and "meta_gradient" (P); empty = no data. What needs "gradient" alone can
-            score any parameter.
+            "meta_gradient" (P) and "ntk_sap" (K); empty = no data. What needs
+            "gradient" alone can score any parameter.
     """
 
     code: str
@@ -173,6 +174,21 @@ def prospr(s: Statistics) -> Tensor:
     the first step's velocity for a constant; here nothing is left out.
     """
     return (s.w * s.P).abs()
+
+
+@register_criterion("ntk_sap")
+def ntk_sap(s: Statistics) -> Tensor:
+    """``|K|``: keep what shapes the tangent kernel. Wang et al. 2023, NTK-SAP.
+
+    K is the derivative for a mask on the weight of E |f(x; w) - f(x; w + e d)|^2 / e^2,
+    an estimate of the trace of the neural tangent kernel. The weights w, steps d and
+    inputs x are drawn, so the network's own weights and labels play no part; pruned
+    weights stay pruned. The batches are read once, for their shape; each costs three
+    forward passes and the backward pass of two of them, ``ntk_draws`` times. The
+    published code draws weights from Kaiming's normal distribution, here each module
+    does as it does; the paper prunes in 20 rounds on CIFAR-10.
+    """
+    return s.K.abs()
 
 
 @register_criterion("gauss_newton")

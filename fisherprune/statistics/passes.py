@@ -87,6 +87,8 @@ class Task:
     """What the passes that this one needs have found."""
     may_loop: bool = True
     """Whether the model may run once more for each sample alone, where need be."""
+    masks: Mapping[str, Tensor] | None = None
+    """By name of a parameter, where it is pruned already: its zeros. None: nowhere."""
 
 
 class LoopsError(Exception):

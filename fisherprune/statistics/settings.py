@@ -25,6 +25,8 @@ class Settings:
         inner_lr: of prospr, their learning rate.
         inner_momentum: of prospr, their momentum. All three are by default what the
             published ProsPr code's command has.
+        ntk_draws: of ntk_sap, initializations for each batch; R in the paper.
+        ntk_epsilon: of ntk_sap, the size of the perturbations.
 
     Raises:
         FisherpruneError: where a value is not what its field takes.
@@ -35,6 +37,8 @@ class Settings:
     inner_steps: int = 3
     inner_lr: float = 0.1
     inner_momentum: float = 0.0
+    ntk_draws: int = 1
+    ntk_epsilon: float = 0.01
 
     def __post_init__(self) -> None:
         """Check every field by itself."""
@@ -45,6 +49,8 @@ class Settings:
         _check_number("inner_lr", self.inner_lr, above=0)
         if self.inner_momentum != 0:
             _check_number("inner_momentum", self.inner_momentum, above=0, below=1)
+        _check_whole("ntk_draws", self.ntk_draws, at_least=1)
+        _check_number("ntk_epsilon", self.ntk_epsilon, above=0)
 
 
 def _check_number(

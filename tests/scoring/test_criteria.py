@@ -13,7 +13,7 @@ from fisherprune.masks.counts import keep_count
 from fisherprune.scoring.criteria import CRITERIA, Statistics, get_criterion
 from fisherprune.streams import stream
 
-ELSEWHERE = {"prospr"}
+ELSEWHERE = {"prospr", "ntk_sap"}
 """Whose passes' own tests compare the masks."""
 CODES = sorted(truth.formulas(*[torch.ones(1)] * 5, 1, torch.ones(1)))
 
@@ -29,13 +29,13 @@ def test_every_criterion_has_a_truth_and_a_summary():
 
 @pytest.mark.parametrize("code", CODES)
 def test_formula(code):
-    w, m, hm, h, p = torch.randn(5, 50, dtype=torch.float64)
+    w, m, hm, h, p, k = torch.randn(6, 50, dtype=torch.float64)
     fisher = m.square() + torch.rand(50, dtype=torch.float64)
     fisher[:5] = m[:5] = 0
-    found = {"m": m, "F": fisher, "Hm": hm, "H": h, "P": p}
+    found = {"m": m, "F": fisher, "Hm": hm, "H": h, "P": p, "K": k}
     statistics = Statistics(w, 3, stream(7, "fc.weight"), **found)
     drawn = truth.uniform(7, "fc.weight", w.shape)
-    expected = truth.formulas(w, m, fisher, hm, h, 3, drawn, p)[code]
+    expected = truth.formulas(w, m, fisher, hm, h, 3, drawn, p, k)[code]
     score = get_criterion(code).score(statistics).double()
     torch.testing.assert_close(score, expected)
 

@@ -226,7 +226,7 @@ def uniform(seed, name, shape):
     return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
 
 
-def formulas(w, m, fisher, hm, h, g, u, p=0):
+def formulas(w, m, fisher, hm, h, g, u, p=0, k=None):
     """Return the scores of every criterion; ``u`` is drawn by ``uniform``."""
     zero = torch.zeros_like(w)
     return {
@@ -237,6 +237,7 @@ def formulas(w, m, fisher, hm, h, g, u, p=0):
         "grasp": w * hm,
         "grasp_reversed": -w * hm,
         "prospr": (w * p).abs(),
+        "ntk_sap": zero if k is None else k.abs(),
         "fisher_diag": fisher,
         "obd": w**2 * h / 2,
         "fisher_pruner": w**2 * fisher / 2,
