@@ -71,13 +71,13 @@ def mean_gradient(
                 loss = scaled(losses[closed:].sum(), exponent)
                 some = _add([every, last], loss, weights, again=False)
                 square += some / (n - closed)
-    groups = -(-seen // size)
-    # Each sample has the weight 1 / size in its group, but for a smaller last group.
-    more = 1 / (seen % size) - 1 / size if seen % size else 0.0
-    mean = {
-        name: (all.div_(size).add_(rest, alpha=more) / groups).float()
-        for name, all, rest in zip(task.parameters, every, last, strict=True)
-    }
+        groups = -(-seen // size)
+        # A sample has the weight 1 / size in its group, but for a smaller last group.
+        more = 1 / (seen % size) - 1 / size if seen % size else 0.0
+        mean = {
+            name: (all.div_(size).add_(rest, alpha=more) / groups).float()
+            for name, all, rest in zip(task.parameters, every, last, strict=True)
+        }
     return MeanGradient(mean, seen, math.sqrt(square / seen))
 
 

@@ -178,6 +178,14 @@ def test_everything_is_left_as_found():
     assert all(module.training for module in model.modules())
 
 
+def test_in_inference_mode():
+    model, (x, y) = smooth_net(), data((2, 5, 5), 8)
+    expected = meta_gradient(model, batches(x, y, 4))
+    with torch.inference_mode():
+        found = meta_gradient(model, batches(x.clone(), y.clone(), 4))
+    assert all(torch.equal(p, expected[n]) for n, p in found.items())
+
+
 def test_mistakes():
     model, (x, y) = smooth_net(), data((2, 5, 5), 8)
     with pytest.raises(
