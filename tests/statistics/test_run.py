@@ -191,6 +191,18 @@ def test_the_mean_gradient_alone_needs_no_run_of_each_sample(group_size, size):
         assert truth.relative_error(fisher[name], square) < 1e-5
 
 
+def test_weights_of_float64_are_left_as_they_are():
+    model, x, y = RowByRow().double(), torch.randn(13, 3, 4), torch.randint(5, (13,))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    expected = truth.moments(model, x, y, parameters)
+    options = {"parameters": parameters}
+    found = fp.score(model, [(x.double(), y)], "grad_norm", **options)
+    for name, (mean, _) in expected.items():
+        assert truth.relative_error(found[name], mean.abs()) < 1e-5
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
 def test_plain_autograd_is_the_way_only_where_samples_would_run_alone(
     data, tmp_path, runs
 ):
