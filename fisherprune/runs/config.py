@@ -27,7 +27,7 @@ from fisherprune.rounds import SCHEDULES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
 from fisherprune.runs.option import Effect, about, by_dataset, names, option
 from fisherprune.scoring.criteria import CRITERIA
-from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.settings import FLOWS, Settings
 
 VALIDATION_METRICS = ("accuracy", "f1")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
@@ -133,6 +133,44 @@ class MaskConfig(Seeded):
         "Fisher",
         at_least(1),
     )
+    flow: str = option(
+        Settings.flow,
+        "of grasp, the parameters of whose gradient the flow is, beside those scored: "
+        "trainable (all), weights (of Conv and Linear layers, as in the GraSP code) or "
+        "scored (none)",
+        one_of(FLOWS),
+    )
+    temperature: float = option(
+        Settings.temperature,
+        "of grasp, what the outputs are divided by; 200 in the paper's code",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    inner_steps: int = option(
+        Settings.inner_steps,
+        "of prospr, the steps of SGD through which it differentiates; each takes a "
+        "batch of --score-batch-size images, the loss after them one more",
+        at_least(1),
+    )
+    inner_lr: float = option(
+        Settings.inner_lr,
+        "of prospr, the learning rate of these steps",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    inner_momentum: float = option(
+        Settings.inner_momentum,
+        "of prospr, the momentum of these steps",
+        must(lambda value: 0 <= value < 1, "in [0, 1)"),
+    )
+    ntk_draws: int = option(
+        Settings.ntk_draws,
+        "of ntk_sap, initializations for each batch",
+        at_least(1),
+    )
+    ntk_epsilon: float = option(
+        Settings.ntk_epsilon,
+        "of ntk_sap, the size of the perturbations of weights",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
     bn_warmup: bool = option(
         False,
         "before the scoring, set the BatchNorm statistics to those of the training "
@@ -145,7 +183,8 @@ class MaskConfig(Seeded):
     )
     score_batch_size: int = option(
         256,
-        "images scored at a time; more take more memory, the scores are the same",
+        "images scored at a time; more take more memory, the scores are the same but "
+        "for prospr's, each of whose steps takes a batch",
         at_least(1),
         effect=Effect.ROUNDING,
     )

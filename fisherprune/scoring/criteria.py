@@ -2,9 +2,10 @@
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
 ``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
-the Hessian-gradient product, ``R`` the derivative of the synaptic flow and ``g`` the
-group size; the passes that compute them are in ``fisherprune.statistics``. To add a
-criterion is to add a function here.
+the Hessian-gradient product, ``R`` the derivative of the synaptic flow, ``P`` the
+meta-gradient, ``K`` the derivative of the tangent kernel's trace and ``g`` the group
+size; the passes that compute them are in ``fisherprune.statistics``. To add a criterion
+is to add a function here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Statistics:
         Hm: of the pass "hessian".
         H: of the pass "gauss_newton".
         R: of the pass "synaptic_flow".
+        P: of the pass "meta_gradient".
+        K: of the pass "ntk_sap".
     """
 
     def __init__(
@@ -63,8 +66,8 @@ class Criterion:
         code: the name users give.
         score: the formula.
         needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm), "gauss_newton" (H)
-            and "synaptic_flow" (R); empty = no data. What needs "gradient" alone can
-            score any parameter.
+            "synaptic_flow" (R), "meta_gradient" (P) and "ntk_sap" (K); empty = no data.
+            What needs "gradient" alone can score any parameter.
         rounds: in how many rounds it prunes, where nothing else is asked for.
         regrow: whether weights that a round removed may come back in a later one.
     """
@@ -172,16 +175,51 @@ def synflow(s: Statistics) -> Tensor:
     return s.w.abs() * s.R
 
 
-@register_criterion("moments", "hessian")
+@register_criterion("hessian")
 def grasp(s: Statistics) -> Tensor:
-    """``w Hm``: keep what gradient flow needs. Wang et al. 2020, arXiv 2002.07376."""
+    """``w Hm``: keep what gradient flow needs. Wang et al. 2020, arXiv 2002.07376.
+
+    Removal is the step -w, which changes half the gradient's squared norm by -w Hm:
+    large scores are those of weights whose removal hurts. Two passes. The gradient is
+    that of all trainable parameters and of the plain loss, as in the published FTS
+    code; ``Settings(flow="weights", temperature=200)`` is the published GraSP code's.
+    """
     return s.w * s.Hm
 
 
-@register_criterion("moments", "hessian")
+@register_criterion("hessian")
 def grasp_reversed(s: Statistics) -> Tensor:
     """``-w Hm``, the other end, as in the published FTS code and its tables."""
     return -s.w * s.Hm
+
+
+@register_criterion("meta_gradient")
+def prospr(s: Statistics) -> Tensor:
+    """``|w P|``, SNIP after a few steps. Alizadeh et al. 2022, arXiv 2202.08132.
+
+    P is the gradient of the loss after steps of SGD with respect to the weight before
+    them, so w P is that with respect to a mask of 1 on the initial weight. One pass
+    over the batches of the steps (``inner_steps`` of ``Settings``) and one batch more.
+    The published code runs BatchNorm on each batch's own statistics; here it has its
+    running ones, so that samples do not mix. With a momentum, the published code takes
+    the first step's velocity for a constant; here nothing is left out.
+    """
+    return (s.w * s.P).abs()
+
+
+@register_criterion("ntk_sap", rounds=20)
+def ntk_sap(s: Statistics) -> Tensor:
+    """``|K|``: keep what shapes the tangent kernel. Wang et al. 2023, NTK-SAP.
+
+    K is the derivative for a mask on the weight of E |f(x; w) - f(x; w + e d)|^2 / e^2,
+    an estimate of the trace of the neural tangent kernel. The weights w, steps d and
+    inputs x are drawn, so the network's own weights and labels play no part; pruned
+    weights stay pruned. The batches are read once, for their shape; each costs three
+    forward passes and the backward pass of two of them, ``ntk_draws`` times. The
+    published code draws weights from Kaiming's normal distribution, here each module
+    does as it does. The paper prunes in 20 rounds on CIFAR-10, the number here.
+    """
+    return s.K.abs()
 
 
 @register_criterion("gauss_newton")

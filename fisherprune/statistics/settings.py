@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fisherprune.errors import FieldError, shown
+
+FLOWS = ("trainable", "weights", "scored")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What passes over the data can be told; each pass reads its own.
 
+    Attributes:
+        flow: of grasp, the parameters of whose gradient the flow is: "trainable", all
+            that have ``requires_grad``, as in the published FTS code; "weights", those
+            of Conv and Linear layers, the classifier's too, as in the published GraSP
+            code; "scored", none but those scored. These are always among them.
+        temperature: of grasp, what the outputs are divided by before the loss: 200 in
+            the paper's code and in Synaptic-Flow's, 1 in the published FTS code.
+        inner_steps: of prospr, the steps of SGD through which it differentiates.
+        inner_lr: of prospr, their learning rate.
+        inner_momentum: of prospr, their momentum. All three are by default what the
+            published ProsPr code's command has.
+        ntk_draws: of ntk_sap, initializations for each batch; R in the paper.
+        ntk_epsilon: of ntk_sap, the size of the perturbations.
+
     Raises:
         FisherpruneError: where a value is not what its field takes.
     """
+
+    flow: str = "trainable"
+    temperature: float = 1.0
+    inner_steps: int = 3
+    inner_lr: float = 0.1
+    inner_momentum: float = 0.0
+    ntk_draws: int = 1
+    ntk_epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check every field by itself."""
+        if self.flow not in FLOWS:
+            raise FieldError("flow", f"one of {', '.join(FLOWS)}", shown(self.flow))
+        _check_number("temperature", self.temperature, above=0)
+        _check_whole("inner_steps", self.inner_steps, at_least=1)
+        _check_number("inner_lr", self.inner_lr, above=0)
+        if self.inner_momentum != 0:
+            _check_number("inner_momentum", self.inner_momentum, above=0, below=1)
+        _check_whole("ntk_draws", self.ntk_draws, at_least=1)
+        _check_number("ntk_epsilon", self.ntk_epsilon, above=0)
+
+
+def _check_number(
+    name: str, value: object, *, above: float, below: float = math.inf
+) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not above < value < below:  # type: ignore[operator]
+        wanted = f"a number above {above}"
+        wanted += f" and below {below}" if below < math.inf else ""
+        raise FieldError(name, wanted, shown(value))
+
+
+def _check_whole(name: str, value: object, *, at_least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < at_least:  # type: ignore[operator]
+        raise FieldError(name, f"an integer of at least {at_least}", shown(value))
 
 
 def checked_settings(settings: Settings | None) -> Settings:

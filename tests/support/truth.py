@@ -118,24 +118,62 @@ def in_float64(tensor):
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def hessian_gradient(model, x, y, names, group_size=1):
-    """Return {name: H m} by double backpropagation of the whole mean loss."""
+def hessian_gradient(
+    model, x, y, names, group_size=1, flow=None, loss_fn=F.cross_entropy
+):
+    """Return {name: H m} by double backpropagation of the whole mean loss.
+
+    ``flow`` names the parameters of H and m: all trainable ones where it is None.
+    """
     model = in_double(model)
-    return _product(model, group_losses(model, x, y, group_size), names)
+    losses = group_losses(model, x, y, group_size, loss_fn)
+    return _product(model, losses, names, flow)
 
 
 def hessian_gradient_of_losses(model, batches, names, losses):
     """Return {name: H m}; see ``each_loss``."""
     model = in_double(model)
-    return _product(model, each_loss(model, batches, losses), names)
+    return _product(model, each_loss(model, batches, losses), names, None)
 
 
-def _product(model, losses, names):
-    weights = [dict(model.named_parameters())[name] for name in names]
+def _product(model, losses, names, flow):
+    named = dict(model.named_parameters())
+    for name in names:
+        named[name].requires_grad_()
+    trained = [n for n, p in named.items() if p.requires_grad] if flow is None else flow
+    all_weights = [named[name] for name in dict.fromkeys([*names, *trained])]
     loss = torch.stack(list(losses)).mean()
-    grads = torch.autograd.grad(loss, weights, create_graph=True)
+    grads = torch.autograd.grad(
+        loss, all_weights, create_graph=True, materialize_grads=True
+    )
     along = sum((g * g.detach()).sum() for g in grads)
-    return dict(zip(names, torch.autograd.grad(along, weights), strict=True))
+    weights = [named[name] for name in names]
+    products = torch.autograd.grad(along, weights, materialize_grads=True)
+    return dict(zip(names, products, strict=True))
+
+
+def meta_gradient(model, batches, names, lr=0.1, momentum=0.0, loss_fn=F.cross_entropy):
+    """Return {name: gradient of the last batch's loss after SGD on the others}.
+
+    For the weights before the first step, in float64, through explicit steps.
+    """
+    model = in_double(model)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad or n in names}
+    start = {n: p.detach().clone().requires_grad_() for n, p in named.items()}
+    now, velocity = dict(start), dict.fromkeys(start, 0.0)
+    for i, (x, y) in enumerate(batches):
+        x, y = x.double().repeat(2, *[1] * (x.dim() - 1)), y.repeat(2)  # see ``run``
+        loss = loss_fn(torch.func.functional_call(model, now, (x,)), y)
+        if i == len(batches) - 1:
+            break
+        grads = torch.autograd.grad(
+            loss, [*now.values()], create_graph=True, materialize_grads=True
+        )
+        for (name, weight), grad in zip(now.items(), grads, strict=True):
+            velocity[name] = momentum * velocity[name] + grad
+            now[name] = weight - lr * velocity[name]
+    grads = torch.autograd.grad(loss, [start[n] for n in names], materialize_grads=True)
+    return dict(zip(names, grads, strict=True))
 
 
 def gauss_newton_diagonal(model, x, names):
@@ -203,6 +241,8 @@ FORMULAS = {
     "synflow": lambda s: s.w.abs() * s.R,
     "grasp": lambda s: s.w * s.Hm,
     "grasp_reversed": lambda s: -s.w * s.Hm,
+    "prospr": lambda s: (s.w * s.P).abs(),
+    "ntk_sap": lambda s: s.K.abs(),
     "fisher_diag": lambda s: s.F,
     "obd": lambda s: s.w**2 * s.H / 2,
     "fisher_pruner": lambda s: s.w**2 * s.F / 2,
