@@ -15,13 +15,18 @@ from fisherprune.data.registry import (
     Request,
     register_dataset,
 )
-from fisherprune.data.splits import stratified_choice, train_validation_split
+from fisherprune.data.splits import (
+    VALIDATION_SHARE,
+    stratified_choice,
+    train_validation_split,
+)
 from fisherprune.errors import FieldError, near, shown
 
 __all__ = [
     "BATCH_SIZES",
     "IMAGE_SIZES",
     "MIRRORED",
+    "VALIDATION_SHARE",
     "Augmentation",
     "Batches",
     "Dataset",
