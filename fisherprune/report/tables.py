@@ -133,12 +133,16 @@ class ResultTable:
 
     def published_cell(self, method: str, sparsity: float) -> PublishedCell | None:
         """Return the published mean and deviation, where there are any."""
-        return self.published.cells.get((method, sparsity)) if self.published else None
+        if self.published is None:
+            return None
+        if method == DENSE:
+            return self.published.dense
+        return self.published.cells.get((method, sparsity))
 
     def difference(self, method: str, sparsity: float, weights: str) -> float | None:
         """Return our mean minus the published one, where there are both."""
         published = self.published_cell(method, sparsity)
-        ours = self.cells.get((method, sparsity))
+        ours = self.method_cells(method).get(sparsity)
         return ours.mean(weights) - published[0] if ours and published else None
 
 

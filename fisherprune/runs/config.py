@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 
 from fisherprune import models
-from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED, VALIDATION_SHARE
 from fisherprune.errors import FieldError, shown
 from fisherprune.masks.counts import checked_sparsity
 from fisherprune.masks.densities import checked_densities
@@ -237,6 +237,11 @@ class DataConfig(Seeded):
     model_source: str | None = option(
         None, "hash of the source of a model of your own; filled in", given=False
     )
+    init: str = option(
+        "default",
+        f"initial weights: {'; '.join(f'{k}, {v}' for k, v in models.INITS.items())}",
+        one_of(models.INITS),
+    )
     dataset: str = option(
         "cifar10",
         f"images: {', '.join(IMAGE_SIZES)}. folder reads image files "
@@ -245,7 +250,7 @@ class DataConfig(Seeded):
     )
     data_dir: str = option(
         "data",
-        "folder of the data, cifar10 and cifar100 are downloaded to it",
+        f"folder of the data; {', '.join(MIRRORED)} are downloaded to it",
         _FOLDER,
         effect=Effect.PLACE,
         metavar="DIR",
@@ -261,6 +266,13 @@ class DataConfig(Seeded):
         None,
         f"resize the images to this height and width {by_dataset(IMAGE_SIZES)}",
         at_least(8, 2**16),
+    )
+    validation_share: float = option(
+        VALIDATION_SHARE,
+        "share of the training images that is held out to choose the best weights, "
+        "stratified, the same in every run; 0 trains on all, and the last weights are "
+        "the best",
+        must(lambda share: 0 <= share < 1, "in [0, 1)"),
     )
     train_samples: int | None = option(
         None,
@@ -303,6 +315,7 @@ class TrainingConfig(Seeded):
     momentum: float = option(
         0.9, "momentum of SGD", must(lambda value: 0 <= value < 1, "in [0, 1)")
     )
+    nesterov: bool = option(False, "Nesterov's momentum")
     weight_decay: float = option(
         5e-4,
         "weight decay of SGD",
@@ -348,6 +361,11 @@ class TrainingConfig(Seeded):
         "train through torch.compile: slow to start, then faster",
         effect=Effect.ROUNDING,
     )
+
+    def check_training(self) -> None:
+        """Check the fields that depend on each other."""
+        if self.nesterov and self.momentum == 0:
+            raise FieldError("momentum", "above 0 for nesterov", self.momentum)
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0 after the mask."""
@@ -401,6 +419,8 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
             self._check(each)
         self.check_mask()
         self.check_data()
+        self.check_training()
+        self.check_validation()
         if self.model_source is None:
             object.__setattr__(self, "model_source", models.source_hash(self.model))
 
@@ -419,6 +439,16 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
         for rule in about(of).rules:
             if wanted := rule(value):
                 raise FieldError(of.name, wanted, shown(value))
+
+    def check_validation(self) -> None:
+        """Check that nothing is said of a validation that there is not."""
+        if self.validation_share > 0:
+            return
+        for name in ("validation_every", "validation_metric"):
+            value, idle = getattr(self, name), getattr(TrainConfig, name)
+            if value != idle:
+                wanted = f"{idle} where validation_share is 0: nothing is validated"
+                raise FieldError(name, wanted, value)
 
     @property
     def training_batch_size(self) -> int:

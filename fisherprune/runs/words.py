@@ -42,8 +42,10 @@ def _layer_rows(layers: tuple[LayerCount, ...]) -> list[list[str]]:
 
 def _test_rows(result: RunResult) -> list[list[str]]:
     rows = [["test", "accuracy", "precision", "recall", "F1", "loss"]]
-    best = f"best validation (epoch {result.best_epoch})"
-    for name, m in (("last epoch", result.last), (best, result.best)):
+    tested = {"last epoch": result.last}
+    if result.config.validation_share > 0:
+        tested[f"best validation (epoch {result.best_epoch})"] = result.best
+    for name, m in tested.items():
         shares = (m.accuracy, m.precision, m.recall, m.f1)
         cells = [f"{100 * share:.2f} %" for share in shares]
         rows.append([name, *cells, f"{m.loss:.4f}"])

@@ -29,6 +29,7 @@ def network(config: DataConfig, images: Dataset) -> nn.Module:
         len(images.classes),
         images.channels,
         image_size=images.images.shape[-1],
+        init=config.init,
         seed=stream_seed(config.seed, "initialization"),
     ).to(images.images.device)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fisherprune import models
 from fisherprune.baselines import reinitialize_
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import check_writable
@@ -28,7 +29,7 @@ from fisherprune.runs.result import (
 )
 from fisherprune.runs.tensorboard import require_tensorboard
 from fisherprune.statistics.cache import StatisticsCache
-from fisherprune.streams import stream_seed
+from fisherprune.streams import stream, stream_seed
 from fisherprune.train.checkpoint import Checkpoint, State, misfit
 from fisherprune.train.clock import Clock
 from fisherprune.train.images import Images, load_images
@@ -141,7 +142,7 @@ class Steps:
         self.trainer.train(lambda: self.save("training"))
         self.checkpoint.wait()
         self.folder.save_weights("last", self.model.state_dict())
-        if self.trainer.best_epoch == 0:
+        if self.best_sha256 is None:
             self._save_best({"model": self.model.state_dict()})
         self.clock.lap("training")
         result = self.test()
@@ -164,6 +165,7 @@ class Steps:
         if config.reinitialize:
             seed = stream_seed(config.seed, "reinitialization")
             reinitialize_(self.model, trainer.optimizer, seed=seed)
+            models.initialize_(self.model, config.init, stream(config.seed, "reinit"))
         trainer.prune(masks)
         self.folder.save_masks(masks)
         self.save("scoring")

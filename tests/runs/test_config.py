@@ -43,6 +43,21 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
         ({"lr": NAN}, "lr must be above 0 and finite, got nan"),
         ({"lr": INF}, "lr must be above 0 and finite, got inf"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": 0.0, "nesterov": True}, "momentum must be above 0 for nesterov"),
+        ({"init": "xavier"}, "init must be one of default, kaiming_.*, got 'xavier'"),
+        ({"validation_share": 1.0}, r"validation_share must be in \[0, 1\), got 1.0"),
+        ({"validation_share": -0.1}, r"validation_share must be in .* got -0.1"),
+        ({"validation_share": NAN}, r"validation_share must be in .* got nan"),
+        *(
+            (
+                {"validation_share": 0.0, name: value},
+                f"{name} must be {idle} where validation_share is 0: .* got {value}",
+            )
+            for name, value, idle in [
+                ("validation_every", 2, 1),
+                ("validation_metric", "f1", "accuracy"),
+            ]
+        ),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1"),
         ({"weight_decay": NAN}, "weight_decay must be at least 0 and finite, got nan"),
         ({"weight_decay": INF}, "weight_decay must be at least 0 and finite, got inf"),

@@ -77,15 +77,16 @@ def test_the_first_of_equal_validations_is_the_best(small, monkeypatch):
     assert train.run(replace(small, epochs=2), quiet=True).best_epoch == 1
 
 
-def test_training_is_plain_sgd_with_steps(small):
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_training_is_plain_sgd_with_steps(small, nesterov):
     dense = replace(small, method="none", sparsity=0.0, epochs=3, lr_drops=(1, 2))
-    config = replace(dense, memory_format="contiguous")
+    config = replace(dense, memory_format="contiguous", nesterov=nesterov)
     result = train.run(config, quiet=True)
 
     images = images_of(config)
     network = models.create("resnet20", 10, 1, seed=stream_seed(0, "initialization"))
     optimizer = torch.optim.SGD(
-        network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4
+        network.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=nesterov
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2], 0.2)
     order, chance = stream(0, "training order"), stream(0, "augmentation")

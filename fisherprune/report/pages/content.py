@@ -30,7 +30,7 @@ DEFINITIONS = {
     "mean ± deviation (n)": "Mean test accuracy in percent and sample standard "
     "deviation (divisor n - 1) over n runs of different seeds; no deviation for n = 1.",
     "best validation": "The weights of the epoch with the best result on the "
-    "validation images are tested, as in the published tables. The test images play "
+    "validation images are tested, as in arXiv 2502.11450. The test images play "
     "no part in the choice.",
     "last epoch": "The weights after the last epoch are tested.",
     "highest mean": "In bold on the page. With few seeds it may not belong to the best "

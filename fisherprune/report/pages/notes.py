@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fisherprune.report.published import GRASP_NOTE, PublishedTable, is_cifar10
+from fisherprune.report.published import PublishedTable, is_cifar10
 from fisherprune.report.settings import folder_name
 from fisherprune.report.tables import ResultTable
 from fisherprune.runs.config import TrainConfig
@@ -26,10 +26,14 @@ def table_notes(table: ResultTable) -> list[str]:
     config, notes = table.runs[0].config, []
     if config.dataset == "folder":
         notes.append(_folder(config))
+    if config.validation_share == 0:
+        notes.append(
+            "All training images were trained on, none held out: the best weights are "
+            "those of the last epoch."
+        )
     if table.published:
         notes.append(_published(table.published))
-        if "grasp_reversed" in table.methods:
-            notes.append(GRASP_NOTE)
+        notes += table.published.remarks_on(table.methods)
         if config.amp:
             notes.append(
                 "These runs trained in bfloat16 (amp), the published runs did not."
@@ -56,11 +60,14 @@ def _folder(config: TrainConfig) -> str:
 
 
 def _published(table: PublishedTable) -> str:
-    return (
-        f"Published: {table.source}, mean and standard deviation over seeds "
-        f"{', '.join(map(str, table.seeds))}, at the best validation accuracy. "
-        "Difference: ours minus published, in percentage points."
+    text = (
+        f"Published: {table.source}, mean and standard deviation over {table.runs}, "
+        f"{table.chosen}. Difference: ours minus published, in percentage points."
     )
+    if table.dense:
+        mean, std = table.dense
+        text += f" Dense they have {mean:.2f} ± {std:.2f}."
+    return text
 
 
 def _mixed(table: ResultTable) -> list[str]:
