@@ -65,8 +65,7 @@ def _check_kind(path: str | Path, image: Image.Image) -> None:
     stored = _stored_mode(image)
     if image.mode.startswith(("I", "F")) or ";16" in stored:
         raise FisherpruneError(
-            f"data_dir: {path} must have 8 bits a channel, got Pillow mode "
-            f"{stored}"
+            f"data_dir: {path} must have 8 bits a channel, got Pillow mode {stored}"
         )
 
 

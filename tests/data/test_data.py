@@ -215,8 +215,20 @@ def test_a_dataset_registers_itself(monkeypatch):
 
 
 def test_the_sizes_of_the_datasets():
-    images = {"cifar10": 32, "cifar100": 32, "digits": 8, "folder": 32, "tinyimagenet": 64}
-    batches = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512, "tinyimagenet": 128}
+    images = {
+        "cifar10": 32,
+        "cifar100": 32,
+        "digits": 8,
+        "folder": 32,
+        "tinyimagenet": 64,
+    }
+    batches = {
+        "cifar10": 512,
+        "cifar100": 512,
+        "digits": 16,
+        "folder": 512,
+        "tinyimagenet": 128,
+    }
     assert images.items() <= data.IMAGE_SIZES.items()
     assert batches.items() <= data.BATCH_SIZES.items()
     assert LOADERS.keys() == data.IMAGE_SIZES.keys() == data.BATCH_SIZES.keys()

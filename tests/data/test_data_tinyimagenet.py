@@ -43,7 +43,7 @@ def root(tmp_path):
         (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("".join(boxes))
     (root / "val" / "images").mkdir(parents=True)
     chosen = ["n05", "n09", "n01", "n09"]
-    for j, wnid in enumerate(chosen):
+    for j in range(len(chosen)):
         save(root / "val" / "images" / f"val_{j}.JPEG", 60 * j)
     lines = [f"val_{j}.JPEG\t{w}\t0\t32\t44\t62\n" for j, w in enumerate(chosen)]
     (root / "val" / "val_annotations.txt").write_text("".join(lines))

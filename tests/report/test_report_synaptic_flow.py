@@ -16,7 +16,7 @@ from fisherprune.report.pages.csv_files import summary_csv
 from fisherprune.report.pages.render import markdown
 from fisherprune.report.published import published_for, synaptic_flow_tables
 from fisherprune.runs.config import TrainConfig
-from fisherprune.runs.option import Effect, about, names
+from fisherprune.runs.option import Effect, about
 
 pytest.importorskip("matplotlib")
 
@@ -148,7 +148,6 @@ OTHERS = [
 ]
 
 
-@pytest.mark.skipif("rounds" not in names(TrainConfig), reason="no rounds")
 def test_synflow_is_beside_runs_in_a_hundred_rounds():
     rounds = {"rounds": 100, "schedule": "exponential"}
     table = published_for(replace(VGG, **rounds))
