@@ -237,7 +237,7 @@ def test_ties_that_decide_are_refused():
         fp.select_masks(scores, 0.5, structure="2:4")
     match = "200 equal scores of 0 compete for .* places.* in 'b' .200.:"
     with pytest.raises(fp.FisherpruneError, match=match):
-        fp.select_masks(scores, 0.3, structure="channels")
+        fp.select_masks(scores, 0.5, structure="channels")
     for structure in ("2:4", "channels"):  # all of them pruned, or few ties
         scores["b"] = torch.randn(200, 8)
         scores["b"][:4] = 0
