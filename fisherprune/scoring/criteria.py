@@ -1,9 +1,10 @@
 """The pruning criteria: scores as pure functions of weights and statistics.
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
-``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
-the Hessian-gradient product and ``g`` the group size; the passes that compute them are
-in ``fisherprune.statistics``. To add a criterion is to add a function here.
+``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``D``
+Hutchinson's estimate of the Hessian's, ``Hm`` the Hessian-gradient product and ``g``
+the group size; the passes that compute them are in ``fisherprune.statistics``. To add a
+criterion is to add a function here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Statistics:
         F: of the pass "moments".
         Hm: of the pass "hessian".
         H: of the pass "gauss_newton".
+        D: of the pass "hutchinson".
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Criterion:
     Attributes:
         code: the name users give.
         score: the formula.
-        needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm) and "gauss_newton"
-            (H); empty = no data. What needs "gradient" alone can score any parameter.
+        needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm), "gauss_newton" (H)
+            and "hutchinson" (D); empty = no data. What needs "gradient" alone can score
+            any parameter.
     """
 
     code: str
@@ -156,9 +159,40 @@ def grasp_reversed(s: Statistics) -> Tensor:
 def obd(s: Statistics) -> Tensor:
     """``w^2 H / 2``. LeCun et al. 1990, Optimal Brain Damage, with the exact diagonal.
 
-    C - 1 backward passes for C classes. Of a ReLU network H is the Hessian's diagonal.
+    C - 1 backward passes for C classes, or as many as ``Settings.draws`` says. Of a
+    ReLU network H is the Hessian's diagonal.
     """
     return s.w.square() * s.H / 2
+
+
+@register_criterion("hutchinson")
+def hutchinson_diag(s: Statistics) -> Tensor:
+    """``D``, Hutchinson's estimate of the Hessian's diagonal. Yao et al. 2021.
+
+    It has a sign: elements below zero, by noise or by negative curvature, are pruned
+    before those that are zero. ``Settings.probes`` says how many probes.
+    """
+    return s.D
+
+
+@register_criterion("hutchinson")
+def hutchinson_pruner(s: Statistics) -> Tensor:
+    """``w^2 D / 2``. LeCun et al. 1990 with an estimated diagonal.
+
+    Negative ones are pruned first, and of these the large weights: by the expansion
+    their removal lowers the loss.
+    """
+    return s.w.square() * s.D / 2
+
+
+@register_criterion("gradient", "hutchinson")
+def hutchinson_taylor(s: Statistics) -> Tensor:
+    """``|w m + w^2 D / 2|``. FTS with D for F, of arXiv 2502.11450v2.
+
+    The sign of the first term is that of the paper's code, as of ``fts``. What is
+    negative counts by its size.
+    """
+    return (s.w * s.m + s.w.square() * s.D / 2).abs()
 
 
 @register_criterion("moments")
@@ -193,7 +227,8 @@ def fts_deletion(s: Statistics) -> Tensor:
 def fbss(s: Statistics) -> Tensor:
     """``g F / 2 (w - m / (g F))^2``, 0 where F = 0. arXiv 2502.11450.
 
-    Expanded as g F w^2 / 2 - w m + m^2 / (2 g F); m^2 <= F, so the quotient is finite.
+    Expanded as g F w^2 / 2 - w m + m^2 / (2 g F). For given labels m^2 <= F, so the
+    quotient is finite; for sampled ones m is still that of the given labels.
     """
     quotient = torch.where(s.F > 0, s.m * (s.m / (2 * s.g * s.F)), 0.0)
     score = s.g * s.F * s.w.square() / 2 - s.w * s.m + quotient

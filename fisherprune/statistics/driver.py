@@ -13,30 +13,46 @@ from torch import Tensor
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import check_unhooked, device_of
 from fisherprune.persample.calls import Key
-from fisherprune.persample.contributions import Rows
+from fisherprune.persample.contributions import Gradients, Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.apart import check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
-from fisherprune.statistics.forward import Forward
+from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import LoopsError, Task
 
 
 class PerSampleSums:
     """Sums over groups of samples, and which way each parameter's gradients came.
 
+    There may be several, each with accumulators of its own: what a backward pass finds
+    is added to the one that was chosen.
+
     Attributes:
+        samples: number of samples of the batches that were run.
+        tapped: of the chosen sums, for parameters whose gradients the tap sees.
+        looped: for the others.
         ways: by parameter the functions by whose rules its gradients are found, and
             "vmap" where a function was differentiated for each sample.
         reasons: why the whole model was, of the parameters where that was so.
         scaled: whether the losses are times a power of two.
     """
 
-    def __init__(self, task: Task, group_size: int, scaled: bool = False) -> None:
+    accumulators: type[Accumulators] = Accumulators
+
+    def __init__(
+        self, task: Task, group_size: int, scaled: bool = False, several: int = 1
+    ) -> None:
         parameters, self.may_loop = task.parameters, task.may_loop
-        self.scaled = scaled
-        self.tapped = Accumulators(parameters, group_size)
-        self.looped = Accumulators({}, group_size)
+        self.scaled, self.samples = scaled, 0
+        self._all = [
+            (
+                self.accumulators(parameters, group_size),
+                self.accumulators({}, group_size),
+            )
+            for _ in range(several)
+        ]
+        self.choose(0)
         self.ways: dict[str, set[str]] = {name: set() for name in parameters}
         self.reasons: dict[str, str] = {}
 
@@ -48,10 +64,13 @@ class PerSampleSums:
             for name, ways in self.ways.items()
         }
 
-    @property
-    def samples(self) -> int:
-        """Number of samples seen."""
-        return max(self.tapped.samples, self.looped.samples)
+    def choose(self, number: int) -> None:
+        """From now on, add to the sums of that number."""
+        self.tapped, self.looped = self._all[number]
+
+    def add(self, name: str, gradients: Gradients) -> None:
+        """Add per-sample gradients that the tap saw."""
+        self.tapped.add(name, gradients)
 
     @property
     def groups(self) -> int:
@@ -64,25 +83,53 @@ class PerSampleSums:
             if name in self.tapped.parameters:
                 if not self.may_loop:
                     raise LoopsError
-                self.tapped.hand_over(name, self.looped)
+                for tapped, looped in self._all:
+                    tapped.hand_over(name, looped)
                 self.reasons[name] = reasons[name]
 
     def sums(self) -> tuple[Sums, Sums]:
-        """Close the last group; return the sums over groups of means and squares."""
-        sums, squares = self.tapped.sums()
-        more_sums, more_squares = self.looped.sums()
+        """Close the last groups; return the sums over groups of means and squares.
+
+        Where there are several, they are added up.
+        """
+        sums, squares = self.sums_of(0)
+        for number in range(1, len(self._all)):
+            more, more_squares = self.sums_of(number)
+            sums = {n: sum + more[n] for n, sum in sums.items()}
+            squares = {n: sum + more_squares[n] for n, sum in squares.items()}
+        return sums, squares
+
+    def sums_of(self, number: int) -> tuple[Sums, Sums]:
+        """Return the same of the sums of one number."""
+        tapped, looped = self._all[number]
+        sums, squares = tapped.sums()
+        more_sums, more_squares = looped.sums()
         sums, squares = sums | more_sums, squares | more_squares
         return {n: sums[n] for n in self.ways}, {n: squares[n] for n in self.ways}
 
 
 @dataclass
 class TappedBatch:
-    """A batch whose forward pass was tapped."""
+    """A batch whose forward pass was tapped.
 
-    result: Tensor
+    Attributes:
+        ran: what came of it.
+        size: its number of samples.
+        first: number of samples before it.
+        tap: that saw it.
+        sums: to which it adds.
+    """
+
+    ran: Ran
     size: int
+    first: int
     tap: LayerTap
     sums: PerSampleSums
+
+    @property
+    def result(self) -> Tensor:
+        """Of the forward pass, samples first."""
+        return self.ran.result
 
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the moments of the gradients of ``loss``, a sum over the samples."""
@@ -97,10 +144,16 @@ class TappedBatch:
 
 @dataclass
 class LoneSample:
-    """A sample that was run alone."""
+    """A sample that was run alone; ``first`` is the number of those before it."""
 
-    result: Tensor
+    ran: Ran
+    first: int
     sums: PerSampleSums
+
+    @property
+    def result(self) -> Tensor:
+        """Of the forward pass, samples first."""
+        return self.ran.result
 
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the gradient of ``loss``, and its square."""
@@ -134,13 +187,15 @@ def tapped_passes(
     """
     run = _TappedRun(op, task, forward, sums)
     for batch in batches_of(op, task):
-        if run.sums.tapped.parameters and (tapped := run.tapped(batch)):
+        first = sums.samples
+        sums.samples += batch.size
+        if sums.tapped.parameters and (tapped := run.tapped(batch)):
             yield tapped
-        if run.sums.looped.parameters:
+        if sums.looped.parameters:
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
-                yield LoneSample(ran.result[:1], sums)
+                yield LoneSample(ran.of_first(), first + i, sums)
     _warn_of_loops(op, sums)
 
 
@@ -183,7 +238,7 @@ class _TappedRun:
             parameters,
             batch.tensors,
             batch.size,
-            self.sums.tapped.add,
+            self.sums.add,
             self.op,
             None if alone is None or isinstance(alone, Exception) else alone.records,
             known,
@@ -205,7 +260,8 @@ class _TappedRun:
         if alone and tap.must_check or batch.size > 1 and tap.moved:
             tap.check_samples(ran.result)
             tap.prepare(ran.result)
-        return TappedBatch(ran.result, batch.size, tap, self.sums)
+        first = self.sums.samples - batch.size
+        return TappedBatch(ran, batch.size, first, tap, self.sums)
 
 
 def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, Tensor]]:

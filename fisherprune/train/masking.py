@@ -85,6 +85,7 @@ def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
         "parameters": list(task.parameters),
         "group size": task.group_size,
         "settings": asdict(task.settings),
+        "seed": task.seed,
         "batch size": config.score_batch_size,
         "mean": scoring.mean,
         "std": scoring.std,

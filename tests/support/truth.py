@@ -188,9 +188,12 @@ def uniform(seed, name, shape):
     return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
 
 
-def formulas(w, m, fisher, hm, h, g, u):
-    """Return the scores of every criterion; ``u`` is drawn by ``uniform``."""
-    zero = torch.zeros_like(w)
+def formulas(w, m, fisher, hm, h, g, u, d=None):
+    """Return the scores of every criterion; ``u`` is drawn by ``uniform``.
+
+    ``d`` is an estimate of the Hessian's diagonal, ``h`` where there is none.
+    """
+    zero, d = torch.zeros_like(w), h if d is None else d
     return {
         "random": u,
         "magnitude": w.abs(),
@@ -200,6 +203,9 @@ def formulas(w, m, fisher, hm, h, g, u):
         "grasp_reversed": -w * hm,
         "fisher_diag": fisher,
         "obd": w**2 * h / 2,
+        "hutchinson_diag": d,
+        "hutchinson_pruner": w**2 * d / 2,
+        "hutchinson_taylor": (w * m + w**2 * d / 2).abs(),
         "fisher_pruner": w**2 * fisher / 2,
         "fts": (w * m + g * w**2 * fisher / 2).abs(),
         "fts_deletion": (-w * m + g * w**2 * fisher / 2).abs(),

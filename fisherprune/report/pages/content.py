@@ -44,7 +44,8 @@ ACCURACY_CAPTION = "Test accuracy in %, mean ± standard deviation (n)."
 
 LEGEND = (
     "w: weight, m: its mean gradient, F: mean of its squared gradients, H: diagonal of "
-    "the generalized Gauss-Newton matrix, Hm: Hessian-gradient product, g: group size."
+    "the generalized Gauss-Newton matrix, D: the Hessian's, estimated, Hm: "
+    "Hessian-gradient product, g: group size."
 )
 """What the letters in the methods' formulas mean."""
 
