@@ -157,6 +157,43 @@ def gauss_newton_diagonal(model, x, names):
     return {name: t / len(x) for name, t in zip(names, total, strict=True)}
 
 
+def gauss_newton_of_losses(model, batches, names, losses):
+    """Return {name: diagonal}, the loss's Hessian by autograd; see ``each_loss``."""
+    model = in_double(model)
+    weights = [dict(model.named_parameters())[name] for name in names]
+    rows = []
+    for batch in batches:
+        for i in range(count_samples(batch)):
+            one = map_tensors(in_float64, some_samples(batch, slice(i, i + 1)))
+            rows.append(_gauss_newton_of_sample(model, one, weights, losses))
+    return {
+        name: torch.stack(column).mean(0)
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
+
+
+def _gauss_newton_of_sample(model, one, weights, losses):
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(model(*args, **kwargs))
+        return seen[-1]
+
+    losses(spy, one)
+    (outputs,) = seen
+    hessian = torch.autograd.functional.hessian(
+        lambda o: losses(lambda *_, **__: o, one)[0], outputs.detach()
+    ).reshape(outputs.numel(), -1)
+    rows = [
+        torch.autograd.grad(o, weights, retain_graph=True, materialize_grads=True)
+        for o in outputs.flatten()
+    ]
+    return [
+        torch.einsum("c...,cd,d...->...", torch.stack(j), hessian, torch.stack(j))
+        for j in zip(*rows, strict=True)
+    ]
+
+
 def hessian_diagonal(model, x, y, names):
     """Return {name: diagonal} of the mean loss's Hessian, one row at a time."""
     model = in_double(model)
