@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.losses.reading import is_mean, outputs_and_labels, reduced, unfit
+from fisherprune.statistics.categorical import Categorical, categorical
 from fisherprune.statistics.known_losses import register_reader
-from fisherprune.statistics.likelihoods import Categorical, categorical
 from fisherprune.statistics.structure import described
 
 IGNORED = -100

@@ -21,12 +21,13 @@ from fisherprune.statistics.accumulators import Accumulator, Accumulators
 from fisherprune.statistics.batches import check_batch, reason
 from fisherprune.statistics.conditions import settings_of
 from fisherprune.statistics.coverage import Coverage
-from fisherprune.statistics.driver import LoneSample, PerSampleSums, tapped_passes
+from fisherprune.statistics.driver import LoneSample, tapped_passes
 from fisherprune.statistics.forward import of_losses
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import Task, checked_task
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.structure import count_samples, some_samples
+from fisherprune.statistics.sums import PerSampleSums
 
 SAMPLES = 3
 """With which a model is tried: enough to tell them from a lone one."""

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from fisherprune.errors import FieldError
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import (
-    LoneSample,
-    PerSampleSums,
-    TappedBatch,
-    tapped_passes,
-)
+from fisherprune.statistics.driver import LoneSample, TappedBatch, tapped_passes
 from fisherprune.statistics.estimates import Estimate, estimate_of
 from fisherprune.statistics.forward import of_likelihoods
 from fisherprune.statistics.known_losses import Reader, reader_of
@@ -29,6 +24,7 @@ from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.sample_streams import SampleStreams
 from fisherprune.statistics.scale import in_range, scaled, shifted
 from fisherprune.statistics.settings import Settings, checked_number
+from fisherprune.statistics.sums import PerSampleSums
 from fisherprune.streams import stream_seed
 
 OP = "gauss_newton_diagonal"

@@ -11,12 +11,8 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.statistics.batches import Batch
-from fisherprune.statistics.likelihoods import (
-    Bernoulli,
-    Gaussian,
-    Likelihood,
-    categorical,
-)
+from fisherprune.statistics.categorical import categorical
+from fisherprune.statistics.likelihoods import Bernoulli, Gaussian, Likelihood
 from fisherprune.statistics.losses import (
     LossFn,
     SampleLosses,

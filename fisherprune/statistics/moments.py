@@ -12,12 +12,7 @@ from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import (
-    LoneSample,
-    PerSampleSums,
-    TappedBatch,
-    tapped_passes,
-)
+from fisherprune.statistics.driver import tapped_passes
 from fisherprune.statistics.forward import of_likelihoods, of_losses
 from fisherprune.statistics.known_losses import Reader, reader_of
 from fisherprune.statistics.losses import Losses, LossFn
@@ -28,7 +23,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
-from fisherprune.statistics.sample_streams import SampleStreams
+from fisherprune.statistics.sampled_labels import SampledSums
 from fisherprune.statistics.scale import (
     in_range,
     lost,
@@ -37,7 +32,7 @@ from fisherprune.statistics.scale import (
     warn_of_lost,
 )
 from fisherprune.statistics.settings import Settings
-from fisherprune.streams import stream_seed
+from fisherprune.statistics.sums import PerSampleSums
 
 FISHER = "the mean squared gradient"
 """What errors call F."""
@@ -270,14 +265,14 @@ def _gradient_moments(task: Task) -> GradientMoments:
         forward = of_likelihoods(op, _reader(task), losses=True)
 
     def run(exponent: int) -> PerSampleSums:
-        kind = _SampledSums if sampled else PerSampleSums
+        kind = SampledSums if sampled else PerSampleSums
         sums = kind(task, task.group_size, exponent != 0)
         with evaluating(task.model, task.parameters.values()):
             for each in tapped_passes(op, task, forward, sums):
                 sums.choose(0)
                 loss = scaled(each.result.sum(), exponent)
                 each.backward(loss, again=sampled)
-                if isinstance(sums, _SampledSums):
+                if isinstance(sums, SampledSums):
                     sums.add_drawn(each, task, exponent)
         return sums
 
@@ -285,36 +280,3 @@ def _gradient_moments(task: Task) -> GradientMoments:
     counts = sums.samples, sums.groups, task.group_size
     found = GradientMoments(*sums.sums(), *counts, sums.paths, exponent)
     return replace(found, labels=task.settings.labels)
-
-
-class _SampledSums(PerSampleSums):
-    """Means for given labels, squares for drawn ones.
-
-    Groups run on across batches, so each draw has sums of its own, unless all groups
-    are of one sample.
-    """
-
-    def __init__(self, task: Task, group_size: int, scaled: bool) -> None:
-        self.draws = task.settings.draws or 1
-        of_draws = self.draws if group_size > 1 else 1
-        super().__init__(task, group_size, scaled, 1 + of_draws)
-        self.of_draws = of_draws
-
-    def add_drawn(
-        self, each: TappedBatch | LoneSample, task: Task, exponent: int
-    ) -> None:
-        """Go backward from the outputs, once for each draw of labels."""
-        seed, likelihood = stream_seed(task.seed, "labels"), each.ran.likelihood
-        for draw in range(self.draws):
-            self.choose(1 + draw % self.of_draws)
-            numbers = SampleStreams(seed, each.first, draw)
-            gradient = likelihood.drawn_gradient(numbers)
-            loss = (likelihood.outputs.float() * gradient).sum()
-            each.backward(scaled(loss, exponent), again=draw < self.draws - 1)
-
-    def sums(self) -> tuple[Sums, Sums]:
-        """Return the sums of means, and the sums of squares in the mean over draws."""
-        means, _ = self.sums_of(0)
-        drawn = [self.sums_of(1 + k)[1] for k in range(self.of_draws)]
-        total = {n: sum((d[n] for d in drawn[1:]), drawn[0][n]) for n in means}
-        return means, {n: t / self.draws for n, t in total.items()}

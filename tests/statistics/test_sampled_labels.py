@@ -83,7 +83,7 @@ def test_they_converge_to_the_gauss_newton_diagonal():
         torch.stack([error(draws) for _ in range(6)]).square().mean().sqrt()
         for draws in (4, 64)
     )
-    assert 2 < few / many < 8  # 4 in expectation
+    assert 1.6 < few / many < 10  # 4 in expectation
 
 
 FACTORS = {

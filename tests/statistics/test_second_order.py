@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fisherprune as fp
+from fisherprune.statistics.categorical import softmax_hessian_root
 from fisherprune.statistics.hessian_gradient import hessian_gradient_product
-from fisherprune.statistics.likelihoods import softmax_hessian_root
 
 NETS = {
     "conv": (conv_net, (3, 9, 9)),
