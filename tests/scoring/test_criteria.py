@@ -27,13 +27,13 @@ def test_every_criterion_has_a_truth_and_a_summary():
 
 @pytest.mark.parametrize("code", CODES)
 def test_formula(code):
-    w, m, hm, h = torch.randn(4, 50, dtype=torch.float64)
+    w, m, hm, h, d = torch.randn(5, 50, dtype=torch.float64)
     fisher = m.square() + torch.rand(50, dtype=torch.float64)
     fisher[:5] = m[:5] = 0
-    found = {"m": m, "F": fisher, "Hm": hm, "H": h}
+    found = {"m": m, "F": fisher, "Hm": hm, "H": h, "D": d}
     statistics = Statistics(w, 3, stream(7, "fc.weight"), **found)
     drawn = truth.uniform(7, "fc.weight", w.shape)
-    expected = truth.formulas(w, m, fisher, hm, h, 3, drawn)[code]
+    expected = truth.formulas(w, m, fisher, hm, h, 3, drawn, d)[code]
     score = get_criterion(code).score(statistics).double()
     torch.testing.assert_close(score, expected)
 
@@ -145,7 +145,8 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
     moments = truth.moments(model, x, y, named, group_size)
     products = truth.hessian_gradient(model, x, y, named, group_size)
     curvature = truth.gauss_newton_diagonal(model, x, named)
-    options = {"group_size": group_size, "seed": 5}
+    estimates = truth.hutchinson(model, x, y, named, 5, 2)
+    options = {"group_size": group_size, "seed": 5, "settings": fp.Settings(probes=2)}
     found = fp.score_all(model, batches(x, y, 4), CODES, **options)
     total = sum(p.numel() for p in named.values())
     for code in CODES:
@@ -157,6 +158,7 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
                 curvature[name],
                 group_size,
                 truth.uniform(5, name, p.shape),
+                estimates[name],
             )[code]
             for name, p in named.items()
         }
@@ -166,6 +168,6 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
             wanted = truth.keep_largest(expected, k)
             same = sum(int((masks[n] == wanted[n]).sum()) for n in named)
             assert masks.kept() == k
-            hessian = code.startswith("grasp")
+            hessian = code.startswith(("grasp", "hutchinson"))
             allowed = max(2, (1e-3 if hessian else 1e-4) * total)
             assert total - same <= allowed, (code, sparsity)

@@ -137,6 +137,35 @@ def _product(model, losses, names):
     return dict(zip(names, torch.autograd.grad(along, weights), strict=True))
 
 
+def hutchinson(model, x, y, names, seed, probes):
+    """Return {name: mean of z * (H z)} over the probes of a seed, H of the mean loss."""
+    model = in_double(model)
+    return _hutchinson(model, group_losses(model, x, y, 1), names, seed, probes)
+
+
+def hutchinson_of_losses(model, batches, names, losses, seed, probes):
+    """Return the same; see ``each_loss``."""
+    model = in_double(model)
+    return _hutchinson(model, each_loss(model, batches, losses), names, seed, probes)
+
+
+def _hutchinson(model, losses, names, seed, probes):
+    weights = [dict(model.named_parameters())[name] for name in names]
+    loss = torch.stack(list(losses)).mean()
+    grads = torch.autograd.grad(loss, weights, create_graph=True)
+    total = [torch.zeros_like(w) for w in weights]
+    for k in range(probes):
+        z = [
+            2.0 * (_words(seed, f"hutchinson {k} {n}", w.shape) & 1) - 1
+            for n, w in zip(names, weights, strict=True)
+        ]
+        along = sum((g * s).sum() for g, s in zip(grads, z, strict=True))
+        products = torch.autograd.grad(along, weights, retain_graph=True)
+        for into, s, product in zip(total, z, products, strict=True):
+            into += s * product / probes
+    return dict(zip(names, total, strict=True))
+
+
 def gauss_newton_diagonal(model, x, names):
     """Return {name: diagonal} of the matrix written out, one sample at a time."""
     model = in_double(model)
@@ -217,12 +246,16 @@ def uniform(seed, name, shape):
 
     Its lowest 24 bits each time, seeded by a hash of the stream's name.
     """
+    return (_words(seed, name, shape) & 0xFFFFFF).double() / 2**24
+
+
+def _words(seed, name, shape):
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     start = (int.from_bytes(digest[:8], "little") >> 1) % 2**32
     words = np.frombuffer(
         np.random.RandomState(start).bytes(4 * math.prod(shape)), "<u4"
     )
-    return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
+    return torch.from_numpy(words.astype(np.int64)).view(shape)
 
 
 def formulas(w, m, fisher, hm, h, g, u, d=None):

@@ -70,11 +70,13 @@ def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkey
         {"score_samples": 21},
         {"score_batch_size": 7},
         {"group_size": 3},
+        {"labels": "sampled"},
+        {"draws": 2},
         {"skip": ("bias", "linear")},
         {"model": "resnet20", "image_size": 9},
     ):
         masks_of(replace(small, **other), statistics=StatisticsCache(folder))
-    assert len(runs) == 14 and len(list(folder.iterdir())) == 8
+    assert len(runs) == 16 and len(list(folder.iterdir())) == 10
 
 
 @pytest.mark.parametrize("change", ["mean", "std", "images", "labels"])
