@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,6 +23,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.scale import ENOUGH, scaled
 from fisherprune.statistics.settings import Settings, checked_number
 from fisherprune.streams import stream
 
@@ -93,21 +95,36 @@ def hutchinson_diagonal(
     settings = Settings(probes=checked_number("probes", probes, 2))
     options = loss_fn, 1, progress, losses, settings, seed
     task = checked_task(model, batches, parameters, *options)
-    each, samples = _summed(task, several=probes)
-    return estimate_of(each, DIAGONAL, 1 / samples)
+    each, samples, exponent = _in_range(task, several=probes)
+    return estimate_of(each, DIAGONAL, 2.0**-exponent / samples)
 
 
 @register_pass("hutchinson", yields=("D",))
 def hutchinson_pass(task: Task) -> ModelStatistics:
     """Yield the estimate; the group size plays no part in it."""
-    (found,), samples = _summed(task)
+    (found,), samples, exponent = _in_range(task)
     for diagonal in found.values():
         diagonal.div_(samples * task.settings.probes)
     check_finite(found, DIAGONAL)
-    return ModelStatistics({"D": found}, samples, task.group_size)
+    result = ModelStatistics({"D": found}, samples, task.group_size)
+    return result.scaled(D=exponent)
 
 
-def _summed(task: Task, several: int = 1) -> tuple[list[Sums], int]:
+def _in_range(task: Task, several: int = 1) -> tuple[list[Sums], int, int]:
+    """Run the pass, and again with its losses scaled where float32 loses digits.
+
+    Returns:
+        The sums, the samples, and the exponent of the losses' factor.
+    """
+    found, samples = _summed(task, several, 0)
+    top = max(float(t.abs().max()) for t in found[0].values() if t.numel())
+    if not 0 < top < ENOUGH or isinstance(task.batches, Iterator):
+        return found, samples, 0
+    exponent = -math.frexp(top)[1]
+    return *_summed(task, several, exponent), exponent
+
+
+def _summed(task: Task, several: int, exponent: int) -> tuple[list[Sums], int]:
     """Add up products of probes, to several sums in turn; return the samples, too."""
     weights, probes, samples = [*task.parameters.values()], _probes(task), 0
     # Attention's fused kernels have no second derivative.
@@ -118,7 +135,7 @@ def _summed(task: Task, several: int = 1) -> tuple[list[Sums], int]:
         ]
         blocks = BlockSum([each for totals in found for each in totals])
         for n, losses in plain_passes(OP, task, of_losses(task)):
-            products = _products(losses.sum(), weights, probes)
+            products = _products(scaled(losses.sum(), exponent), weights, probes)
             for k, (signs, along) in enumerate(zip(probes, products, strict=True)):
                 blocks.make_room(1)
                 for total, z, product in zip(

@@ -138,7 +138,7 @@ def _product(model, losses, names):
 
 
 def hutchinson(model, x, y, names, seed, probes):
-    """Return {name: mean of z * (H z)} over the probes of a seed, H of the mean loss."""
+    """Return {name: mean of z * (H z)} over probes, H of the mean loss."""
     model = in_double(model)
     return _hutchinson(model, group_losses(model, x, y, 1), names, seed, probes)
 
