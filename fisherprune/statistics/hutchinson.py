@@ -23,7 +23,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
-from fisherprune.statistics.scale import ENOUGH, scaled
+from fisherprune.statistics.scale import ENOUGH, LEAP, scaled
 from fisherprune.statistics.settings import Settings, checked_number
 from fisherprune.streams import stream
 
@@ -120,7 +120,7 @@ def _in_range(task: Task, several: int = 1) -> tuple[list[Sums], int, int]:
     top = max(float(t.abs().max()) for t in found[0].values() if t.numel())
     if not 0 < top < ENOUGH or isinstance(task.batches, Iterator):
         return found, samples, 0
-    exponent = -math.frexp(top)[1]
+    exponent = min(-math.frexp(top)[1], LEAP)
     return *_summed(task, several, exponent), exponent
 
 
