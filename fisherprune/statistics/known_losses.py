@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +98,14 @@ Maker = Callable[[Tensor, Tensor, Callable[[], Tensor]], Likelihood]
 
 
 def _unbound(function: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a function and the options that ``functools.partial`` gave it."""
+    """Return a function and the options that ``functools.partial`` gave it.
+
+    It is None where it can be none of those that are known by name.
+    """
     options: dict[str, Any] = {}
     while isinstance(function, partial) and not function.args:
         function, options = function.func, {**function.keywords, **options}
-    return function, options
+    return function if isinstance(function, Hashable) else None, options
 
 
 def _maker(op: str, loss_fn: LossFn | None, what: str) -> Maker:

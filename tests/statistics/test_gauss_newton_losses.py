@@ -1,6 +1,7 @@
 """Gauss-Newton diagonals of all losses, exact and estimated, against autograd's."""
 
 import copy
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -263,11 +264,20 @@ def test_scaled_losses_keep_the_estimate():
     assert 0.05 < quotient < 20
 
 
+@dataclass
+class Unhashable:
+    """A loss function that is compared by value."""
+
+    def __call__(self, outputs, labels):
+        return outputs.sum()
+
+
 @pytest.mark.parametrize(
     "options, match",
     [
         ({"loss_fn": F.l1_loss}, "loss_fn must be none .cross-entropy., .* for the Ga"),
         ({"loss_fn": lambda o, y: o.sum()}, "losses=fisherprune.losses.class.*lambda"),
+        ({"loss_fn": Unhashable()}, "loss_fn must be none .* got Unhashable"),
         ({"loss_fn": nn.BCEWithLogitsLoss(torch.ones(4))}, "loss_fn must be none"),
         (
             {"loss_fn": partial(F.cross_entropy, weight=WEIGHT)},
