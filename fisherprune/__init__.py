@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from fisherprune.statistics.batchnorm import measure_batchnorm
     from fisherprune.statistics.check import check
     from fisherprune.statistics.coverage import Coverage
-    from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
+    from fisherprune.statistics.estimates import Estimate
+    from fisherprune.statistics.gauss_newton import (
+        gauss_newton_diagonal,
+        gauss_newton_estimate,
+    )
+    from fisherprune.statistics.hutchinson import hutchinson_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
     from fisherprune.statistics.settings import Settings
 else:  # at the first use: the doctor and --help need neither torch nor the kernels
@@ -33,6 +38,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
         __name__,
         {
             "Coverage": "fisherprune.statistics.coverage",
+            "Estimate": "fisherprune.statistics.estimates",
             "FisherpruneError": "fisherprune.errors",
             "FisherpruneWarning": "fisherprune.errors",
             "GradientMoments": "fisherprune.statistics.moments",
@@ -45,7 +51,9 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "criteria": "fisherprune.scoring.criteria",
             "find_masks": "fisherprune.pruning",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
+            "gauss_newton_estimate": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
+            "hutchinson_diagonal": "fisherprune.statistics.hutchinson",
             "losses": "fisherprune.losses",
             "measure_batchnorm": "fisherprune.statistics.batchnorm",
             "models": "fisherprune.models",
@@ -64,6 +72,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Coverage",
+    "Estimate",
     "FisherpruneError",
     "FisherpruneWarning",
     "GradientMoments",
@@ -76,7 +85,9 @@ __all__ = [
     "criteria",
     "find_masks",
     "gauss_newton_diagonal",
+    "gauss_newton_estimate",
     "gradient_moments",
+    "hutchinson_diagonal",
     "losses",
     "measure_batchnorm",
     "models",

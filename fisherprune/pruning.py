@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, overload
 
 from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.plan import Plan
 from fisherprune.masks.ties import checked_ties
@@ -106,11 +105,11 @@ def prune(
         >>> int(torch.count_nonzero(net[0].weight))
         4
     """
-    masks = find_masks(
+    (masks,) = find_masks(
         model,
         batches,
         criterion,
-        sparsity,
+        [sparsity],
         scope,
         rounds=rounds,
         schedule=schedule,
@@ -130,33 +129,11 @@ def prune(
     return masks
 
 
-@overload
 def find_masks(
     model: nn.Module,
     batches: Batches,
     criterion: str = "fts",
-    sparsity: float = 0.9,
-    scope: str = "global",
-    **options: Any,
-) -> Masks: ...
-
-
-@overload
-def find_masks(
-    model: nn.Module,
-    batches: Batches,
-    criterion: str,
-    sparsity: Sequence[float],
-    scope: str = "global",
-    **options: Any,
-) -> list[Masks]: ...
-
-
-def find_masks(
-    model: nn.Module,
-    batches: Batches,
-    criterion: str = "fts",
-    sparsity: float | Sequence[float] = 0.9,
+    sparsities: Sequence[float] = (0.9,),
     scope: str = "global",
     *,
     rounds: int | None = None,
@@ -172,7 +149,7 @@ def find_masks(
     settings: Settings | None = None,
     ties: str = "error",
     progress: bool = False,
-) -> Masks | list[Masks]:
+) -> list[Masks]:
     """Return the masks with which ``prune`` would prune; the model is left as found.
 
     In rounds, weights are scored, a part of them is removed, and scores are found anew
@@ -185,9 +162,9 @@ def find_masks(
         model: as in ``prune``, as all arguments that are not here.
         batches: read anew in each round.
         criterion: as in ``prune``.
-        sparsity: of one mask, or of several: these come from one run of rounds to the
-            highest sparsity, and one that is lower from the scores of the round in
-            which the schedule reaches it.
+        sparsities: of the masks wanted. All come from one run of rounds to the highest
+            of them, a lower one from the scores of the round in which the schedule
+            reaches it.
         scope: as in ``prune``.
         rounds: how often scores are found; by default the criterion's own number, 100
             for SynFlow, 60 for FORCE, 1 for most.
@@ -205,7 +182,7 @@ def find_masks(
         progress: as in ``prune``.
 
     Returns:
-        Masks, or a list of Masks for a list of sparsities.
+        Masks for each of the sparsities.
 
     Raises:
         FisherpruneError: for any reason of ``prune``, or where rounds or schedule are
@@ -227,8 +204,8 @@ def find_masks(
     options = loss_fn, group_size, progress, losses, settings, seed
     task = checked_task(model, batches, parameters, *options)
     names = _plain_names(model, task.parameters)
-    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
-    sparsities = cast("Sequence[float]", sparsity if several else [sparsity])
+    if not isinstance(sparsities, Sequence) or isinstance(sparsities, str):
+        raise FieldError("sparsities", "a list of numbers in [0, 1]", shown(sparsities))
     plan = Plan(
         {name: p.shape for name, p in task.parameters.items()},
         scope,
@@ -243,10 +220,9 @@ def find_masks(
     def score(task: Task, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return score_task(task, chosen, weights)[criterion]
 
-    found = [
+    return [
         Masks({names[name]: mask for name, mask in masks.items()})
         for masks in select_in_rounds(
             task, plan, sparsities, how, score, regrow=chosen[0].regrow, ties=ties
         )
     ]
-    return found if several else found[0]

@@ -15,6 +15,14 @@ SCHEDULES = {
 }
 
 
+def find_masks(model, batches, code, sparsity, *options, **more):
+    """Return the masks of one sparsity, or of several."""
+    if isinstance(sparsity, list):
+        return fp.find_masks(model, batches, code, sparsity, *options, **more)
+    (masks,) = fp.find_masks(model, batches, code, [sparsity], *options, **more)
+    return masks
+
+
 def data(samples=13, size=9, classes=5):
     return torch.randn(samples, 3, size, size), torch.randint(classes, (samples,))
 
@@ -62,7 +70,7 @@ def next_masks(code, model, x, y, weights, masks, keep):
 def test_small_networks(code, schedule, rounds):
     model, (x, y) = conv_net(), data()
     options = {"rounds": rounds, "schedule": schedule, "ties": "position"}
-    found = fp.find_masks(model, batches(x, y, 5), code, 0.9, **options)
+    found = find_masks(model, batches(x, y, 5), code, 0.9, **options)
     wanted = masks_of_rounds(code, model, x, y, 0.9, rounds, schedule)
     assert found.kept() == keep_count(found.total(), 0.9)
     assert sum(int((found[n] != wanted[n]).sum()) for n in wanted) <= 2
@@ -78,7 +86,7 @@ def test_every_round_of_the_papers_networks(code, make):
     share = keep_count(total, 0.98) / total
     sparsities = [1 - share ** (t / 3) for t in (1, 2)] + [0.98]
     options = {"rounds": 3, "ties": "position"}
-    found = fp.find_masks(model, [(x, y)], code, sparsities, **options)
+    found = find_masks(model, [(x, y)], code, sparsities, **options)
     for before, masks in zip([None, *found], found, strict=False):
         for name, weight in weights.items():
             kept = 1 if before is None else before[name]
@@ -108,14 +116,13 @@ def test_two_weights_that_come_back_or_not():
     options = {
         "loss_fn": lambda outputs, _: -outputs.mean(),
         "parameters": {"weight": model.weight},
-        "sparsity": 2 / 3,
         "rounds": 3,
         "ties": "position",
     }
     # Round 1: scores 2, 2, 0.5; keeps 2 (a, b). Round 2: 2, 2, 0.5; keeps 1 (a).
     # Round 3: b is 0, so a scores 0, b 2 and c 0.5.
-    once = fp.find_masks(model, [batch], "snip", **options)
-    again = fp.find_masks(model, [batch], "force", **options)
+    once = find_masks(model, [batch], "snip", 2 / 3, **options)
+    again = find_masks(model, [batch], "force", 2 / 3, **options)
     assert once["weight"].tolist() == [True, False, False]
     assert again["weight"].tolist() == [False, True, False]
     assert model.weight.tolist() == [2.0, 1.0, 0.5]
@@ -125,7 +132,7 @@ def test_two_weights_that_come_back_or_not():
 def test_one_round_is_ordinary_pruning(code):
     model, batch = conv_net(), data()
     options = {"seed": 3, "ties": "position"}
-    found = fp.find_masks(model, [batch], code, 0.8, rounds=1, **options)
+    found = find_masks(model, [batch], code, 0.8, rounds=1, **options)
     scores = fp.score(model, [batch], code, seed=3)
     assert found == fp.select_masks(scores, 0.8, ties="position")
 
@@ -137,11 +144,11 @@ def test_several_sparsities_come_from_one_run(code, scope):
     before = {n: p.detach().clone() for n, p in model.state_dict().items()}
     options = {"rounds": 6, "ties": "position"}
     sparsities = [0.95, 0.0, 0.5, 0.95, 0.7]
-    found = fp.find_masks(model, [batch], code, sparsities, scope, **options)
+    found = find_masks(model, [batch], code, sparsities, scope, **options)
     drawn = fp.score(model, [], "random")
     once = fp.select_masks(drawn, sparsities, scope)
     assert [m.kept() for m in found] == [m.kept() for m in once]
-    alone = fp.find_masks(model, [batch], code, 0.95, scope, **options)
+    alone = find_masks(model, [batch], code, 0.95, scope, **options)
     assert found[0] == found[3] == alone
     if code != "force":  # what is removed at a lower sparsity stays removed
         assert all((found[2] & tight) == tight for tight in (found[0], found[4]))
@@ -152,7 +159,7 @@ def test_several_sparsities_come_from_one_run(code, scope):
 def test_prune_takes_the_masks_of_its_rounds():
     model, batch = conv_net(), data()
     options = {"rounds": 5, "schedule": "linear", "ties": "position"}
-    found = fp.find_masks(model, [batch], "force", 0.9, **options)
+    found = find_masks(model, [batch], "force", 0.9, **options)
     masks = fp.prune(model, [batch], "force", 0.9, **options)
     assert masks == found
     for name, mask in masks.items():
@@ -161,18 +168,16 @@ def test_prune_takes_the_masks_of_its_rounds():
 
 def test_each_round_draws_other_numbers():
     model = conv_net()
-    few, many = (
-        fp.find_masks(model, [], "random", 0.9, rounds=n, seed=1) for n in (1, 2)
-    )
+    few, many = (find_masks(model, [], "random", 0.9, rounds=n, seed=1) for n in (1, 2))
     assert few != many
-    assert many == fp.find_masks(model, [], "random", 0.9, rounds=2, seed=1)
+    assert many == find_masks(model, [], "random", 0.9, rounds=2, seed=1)
 
 
 def test_batches_that_can_be_read_once_serve_every_round():
     model, (x, y) = conv_net(), data()
     options = {"rounds": 4, "ties": "position"}
-    found = fp.find_masks(model, iter(batches(x, y, 5)), "snip", 0.9, **options)
-    assert found == fp.find_masks(model, batches(x, y, 5), "snip", 0.9, **options)
+    found = find_masks(model, iter(batches(x, y, 5)), "snip", 0.9, **options)
+    assert found == find_masks(model, batches(x, y, 5), "snip", 0.9, **options)
 
 
 def test_a_model_is_left_as_found_after_an_error():
@@ -206,9 +211,12 @@ def test_schedules_that_are_refused(schedule):
 
 
 def test_mistakes_are_found_before_the_first_pass():
-    for wrong in ({"sparsity": [0.5, 1.5]}, {"scope": "galactic"}):
+    for wrong in ({"sparsities": [0.5, 1.5]}, {"scope": "galactic"}):
         with pytest.raises(fp.FisherpruneError, match="sparsity must|scope must"):
-            fp.find_masks(conv_net(), None, **({"sparsity": 0.5} | wrong))
+            fp.find_masks(conv_net(), None, **wrong)
+    for wrong in (0.5, "0.5", None):
+        with pytest.raises(fp.FisherpruneError, match="sparsities must be a list of"):
+            fp.find_masks(conv_net(), None, sparsities=wrong)
 
 
 @pytest.mark.parametrize("code", ["snip", "force", "synflow"])
@@ -227,9 +235,10 @@ def test_patterns_and_structures_in_rounds(code, rounds):
     )
     for pattern in patterns:
         options = {"sparsity": 0.7, "ties": "position"} | pattern
-        found = fp.find_masks(model, [batch], code, rounds=rounds, **options)
         scores = fp.score(model, [], "random")
         once = fp.select_masks(scores, **options)
+        sparsity = options.pop("sparsity")
+        found = find_masks(model, [batch], code, sparsity, rounds=rounds, **options)
         if "structure" not in pattern:
             assert found.kept() == once.kept(), pattern
             assert found.density() == once.density(), pattern

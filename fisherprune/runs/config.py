@@ -27,7 +27,7 @@ from fisherprune.rounds import SCHEDULES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
 from fisherprune.runs.option import Effect, about, by_dataset, names, option
 from fisherprune.scoring.criteria import CRITERIA
-from fisherprune.statistics.settings import FLOWS, Settings
+from fisherprune.statistics.settings import FLOWS, LABELS, Settings
 
 VALIDATION_METRICS = ("accuracy", "f1")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
@@ -170,6 +170,23 @@ class MaskConfig(Seeded):
         Settings.ntk_epsilon,
         "of ntk_sap, the size of the perturbations of weights",
         must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    labels: str = option(
+        Settings.labels,
+        "of squared gradients: given (by the data) or sampled (from the model); the "
+        "mean gradient is always that of given labels",
+        one_of(LABELS),
+    )
+    draws: int | None = option(
+        Settings.draws,
+        "random draws a sample: of sampled labels (default: 1), and of the curvature "
+        "of obd (default: exact, a pass for each class)",
+        at_least(1),
+    )
+    probes: int = option(
+        Settings.probes,
+        "random probes of the Hessian's diagonal, for methods hutchinson_*",
+        at_least(1),
     )
     bn_warmup: bool = option(
         False,

@@ -1,11 +1,11 @@
 """The pruning criteria: scores as pure functions of weights and statistics.
 
 Higher scores are kept. In the formulas ``w`` is a weight, ``m`` its mean gradient,
-``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``Hm``
-the Hessian-gradient product, ``R`` the derivative of the synaptic flow, ``P`` the
-meta-gradient, ``K`` the derivative of the tangent kernel's trace and ``g`` the group
-size; the passes that compute them are in ``fisherprune.statistics``. To add a criterion
-is to add a function here.
+``F`` the mean of its squared group gradients, ``H`` the Gauss-Newton diagonal, ``D``
+Hutchinson's estimate of the Hessian's, ``Hm`` the Hessian-gradient product, ``R`` the
+derivative of the synaptic flow, ``P`` the meta-gradient, ``K`` the derivative of the
+tangent kernel's trace and ``g`` the group size; the passes that compute them are in
+``fisherprune.statistics``. To add a criterion is to add a function here.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Statistics:
         R: of the pass "synaptic_flow".
         P: of the pass "meta_gradient".
         K: of the pass "ntk_sap".
+        D: of the pass "hutchinson".
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class Criterion:
         code: the name users give.
         score: the formula.
         needs: of "gradient" (m), "moments" (m, F), "hessian" (Hm), "gauss_newton" (H)
-            "synaptic_flow" (R), "meta_gradient" (P) and "ntk_sap" (K); empty = no data.
-            What needs "gradient" alone can score any parameter.
+            "hutchinson" (D), "synaptic_flow" (R), "meta_gradient" (P) and "ntk_sap"
+            (K); empty = no data. What needs "gradient" alone can score any parameter.
         rounds: in how many rounds it prunes, where nothing else is asked for.
         regrow: whether weights that a round removed may come back in a later one.
     """
@@ -226,9 +227,40 @@ def ntk_sap(s: Statistics) -> Tensor:
 def obd(s: Statistics) -> Tensor:
     """``w^2 H / 2``. LeCun et al. 1990, Optimal Brain Damage, with the exact diagonal.
 
-    C - 1 backward passes for C classes. Of a ReLU network H is the Hessian's diagonal.
+    C - 1 backward passes for C classes, or as many as ``Settings.draws`` says. Of a
+    ReLU network H is the Hessian's diagonal.
     """
     return s.w.square() * s.H / 2
+
+
+@register_criterion("hutchinson")
+def hutchinson_diag(s: Statistics) -> Tensor:
+    """``D``, Hutchinson's estimate of the Hessian's diagonal. Yao et al. 2021.
+
+    It has a sign: elements below zero, by noise or by negative curvature, are pruned
+    before those that are zero. ``Settings.probes`` says how many probes.
+    """
+    return s.D
+
+
+@register_criterion("hutchinson")
+def hutchinson_pruner(s: Statistics) -> Tensor:
+    """``w^2 D / 2``. LeCun et al. 1990 with an estimated diagonal.
+
+    Negative ones are pruned first, and of these the large weights: by the expansion
+    their removal lowers the loss.
+    """
+    return s.w.square() * s.D / 2
+
+
+@register_criterion("gradient", "hutchinson")
+def hutchinson_taylor(s: Statistics) -> Tensor:
+    """``|w m + w^2 D / 2|``. FTS with D for F, of arXiv 2502.11450v2.
+
+    The sign of the first term is that of the paper's code, as of ``fts``. What is
+    negative counts by its size.
+    """
+    return (s.w * s.m + s.w.square() * s.D / 2).abs()
 
 
 @register_criterion("moments")
@@ -263,7 +295,8 @@ def fts_deletion(s: Statistics) -> Tensor:
 def fbss(s: Statistics) -> Tensor:
     """``g F / 2 (w - m / (g F))^2``, 0 where F = 0. arXiv 2502.11450.
 
-    Expanded as g F w^2 / 2 - w m + m^2 / (2 g F); m^2 <= F, so the quotient is finite.
+    Expanded as g F w^2 / 2 - w m + m^2 / (2 g F). For given labels m^2 <= F, so the
+    quotient is finite; for sampled ones m is still that of the given labels.
     """
     quotient = torch.where(s.F > 0, s.m * (s.m / (2 * s.g * s.F)), 0.0)
     score = s.g * s.F * s.w.square() / 2 - s.w * s.m + quotient

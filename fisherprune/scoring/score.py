@@ -44,7 +44,8 @@ def score(
             reads it twice, as snip and grad_norm may (an iterator that can be read only
             once is held in memory).
         criterion: one of ``criteria()``.
-        loss_fn: as in ``gradient_moments``; cross-entropy by default, OBD's only one.
+        loss_fn: as in ``gradient_moments``; cross-entropy by default. OBD takes those
+            of ``gauss_newton_diagonal``.
         losses: as in ``gradient_moments``.
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fisherprune.errors import FieldError, shown
 
 FLOWS = ("trainable", "weights", "scored")
+LABELS = ("given", "sampled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class Settings:
             published ProsPr code's command has.
         ntk_draws: of ntk_sap, initializations for each batch; R in the paper.
         ntk_epsilon: of ntk_sap, the size of the perturbations.
+        labels: of the squared gradients F: "given" by the data, or "sampled" from the
+            model, see ``gradient_moments``. The mean gradient m is that of given ones.
+        draws: of sampled labels, one where it is None; and of the Gauss-Newton
+            diagonal H, which is exact where it is None, see ``gauss_newton_estimate``.
+        probes: of the Hessian's diagonal D, see ``hutchinson_diagonal``.
 
     Raises:
         FisherpruneError: where a value is not what its field takes.
@@ -39,18 +45,26 @@ class Settings:
     inner_momentum: float = 0.0
     ntk_draws: int = 1
     ntk_epsilon: float = 0.01
+    labels: str = "given"
+    draws: int | None = None
+    probes: int = 10
 
     def __post_init__(self) -> None:
         """Check every field by itself."""
         if self.flow not in FLOWS:
             raise FieldError("flow", f"one of {', '.join(FLOWS)}", shown(self.flow))
         _check_number("temperature", self.temperature, above=0)
-        _check_whole("inner_steps", self.inner_steps, at_least=1)
+        checked_number("inner_steps", self.inner_steps)
         _check_number("inner_lr", self.inner_lr, above=0)
         if self.inner_momentum != 0:
             _check_number("inner_momentum", self.inner_momentum, above=0, below=1)
-        _check_whole("ntk_draws", self.ntk_draws, at_least=1)
+        checked_number("ntk_draws", self.ntk_draws)
         _check_number("ntk_epsilon", self.ntk_epsilon, above=0)
+        if self.labels not in LABELS:
+            raise FieldError("labels", "'given' or 'sampled'", shown(self.labels))
+        if self.draws is not None:
+            checked_number("draws", self.draws)
+        checked_number("probes", self.probes)
 
 
 def _check_number(
@@ -63,10 +77,15 @@ def _check_number(
         raise FieldError(name, wanted, shown(value))
 
 
-def _check_whole(name: str, value: object, *, at_least: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < at_least:  # type: ignore[operator]
-        raise FieldError(name, f"an integer of at least {at_least}", shown(value))
+def checked_number(name: str, value: object, least: int = 1) -> int:
+    """Return a whole number that is large enough.
+
+    Raises:
+        FisherpruneError: where it is something else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise FieldError(name, f"an integer of at least {least}", shown(value))
+    return value
 
 
 def checked_settings(settings: Settings | None) -> Settings:

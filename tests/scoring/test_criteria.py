@@ -150,7 +150,8 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
     products = truth.hessian_gradient(model, x, y, named, group_size)
     curvature = truth.gauss_newton_diagonal(model, x, named)
     slopes = truth.synaptic_flow(model, x.shape[1:], named)
-    options = {"group_size": group_size, "seed": 5}
+    estimates = truth.hutchinson(model, x, y, named, 5, 2)
+    options = {"group_size": group_size, "seed": 5, "settings": fp.Settings(probes=2)}
     codes = sorted({*CODES} - ELSEWHERE)
     found = fp.score_all(model, batches(x, y, 4), codes, **options)
     total = sum(p.numel() for p in named.values())
@@ -165,6 +166,7 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
                 F=moments[name][1],
                 Hm=products[name],
                 H=curvature[name],
+                D=estimates[name],
                 R=slopes[name],
             )
             for name, p in named.items()
@@ -175,6 +177,6 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
             wanted = truth.keep_largest(expected, k)
             same = sum(int((masks[n] == wanted[n]).sum()) for n in named)
             assert masks.kept() == k
-            hessian = code.startswith("grasp")
+            hessian = code.startswith(("grasp", "hutchinson"))
             allowed = max(2, (1e-3 if hessian else 1e-4) * total)
             assert total - same <= allowed, (code, sparsity)

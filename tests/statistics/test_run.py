@@ -158,7 +158,9 @@ def test_mistakes(data):
         match="needs must be of gauss_newton, gradient, h.*, got synflow",
     ):
         statistics_of(task, ["synflow"])
-    with pytest.raises(fp.FisherpruneError, match="must be left out for the Gauss"):
+    with pytest.raises(
+        fp.FisherpruneError, match="loss_fn must be none .* for the Gauss"
+    ):
         fp.score(model, iter(data), "obd", loss_fn=torch.dot)
     with pytest.raises(fp.FisherpruneError, match="group_size must be an .*, got 0"):
         checked_task(model, data, None, group_size=0)

@@ -118,13 +118,16 @@ def deep_product(layers=12, width=6):
     return nn.Sequential(*parts, nn.Linear(width, 5))
 
 
-@pytest.mark.parametrize("code", ["fbss", "fts", "snip", "grasp", "obd"])
+@pytest.mark.parametrize(
+    "code", ["fbss", "fts", "snip", "grasp", "obd", "hutchinson_pruner"]
+)
 def test_a_deep_product(code):
     model, (x, y) = deep_product(), data((6,))
     named = fp.prunable_parameters(model)
     moments = truth.moments(model, x, y, named)
     products = truth.hessian_gradient(model, x, y, named)
     curvature = truth.gauss_newton_diagonal(model, x, named)
+    estimates = truth.hutchinson(model, x, y, named, 0, 10)
     found = fp.score(model, batches(x, y, 5), code)
     expected = {
         name: truth.score(
@@ -134,6 +137,7 @@ def test_a_deep_product(code):
             F=moments[name][1],
             Hm=products[name],
             H=curvature[name],
+            D=estimates[name],
         )
         for name, p in named.items()
     }

@@ -176,6 +176,35 @@ def meta_gradient(model, batches, names, lr=0.1, momentum=0.0, loss_fn=F.cross_e
     return dict(zip(names, grads, strict=True))
 
 
+def hutchinson(model, x, y, names, seed, probes):
+    """Return {name: mean of z * (H z)} over probes, H of the mean loss."""
+    model = in_double(model)
+    return _hutchinson(model, group_losses(model, x, y, 1), names, seed, probes)
+
+
+def hutchinson_of_losses(model, batches, names, losses, seed, probes):
+    """Return the same; see ``each_loss``."""
+    model = in_double(model)
+    return _hutchinson(model, each_loss(model, batches, losses), names, seed, probes)
+
+
+def _hutchinson(model, losses, names, seed, probes):
+    weights = [dict(model.named_parameters())[name] for name in names]
+    loss = torch.stack(list(losses)).mean()
+    grads = torch.autograd.grad(loss, weights, create_graph=True)
+    total = [torch.zeros_like(w) for w in weights]
+    for k in range(probes):
+        z = [
+            2.0 * (_words(seed, f"hutchinson {k} {n}", w.shape) & 1) - 1
+            for n, w in zip(names, weights, strict=True)
+        ]
+        along = sum((g * s).sum() for g, s in zip(grads, z, strict=True))
+        products = torch.autograd.grad(along, weights, retain_graph=True)
+        for into, s, product in zip(total, z, products, strict=True):
+            into += s * product / probes
+    return dict(zip(names, total, strict=True))
+
+
 def gauss_newton_diagonal(model, x, names):
     """Return {name: diagonal} of the matrix written out, one sample at a time."""
     model = in_double(model)
@@ -194,6 +223,43 @@ def gauss_newton_diagonal(model, x, names):
             j = torch.stack(jacobian)
             into += torch.einsum("c...,cd,d...->...", j, hessian, j)
     return {name: t / len(x) for name, t in zip(names, total, strict=True)}
+
+
+def gauss_newton_of_losses(model, batches, names, losses):
+    """Return {name: diagonal}, the loss's Hessian by autograd; see ``each_loss``."""
+    model = in_double(model)
+    weights = [dict(model.named_parameters())[name] for name in names]
+    rows = []
+    for batch in batches:
+        for i in range(count_samples(batch)):
+            one = map_tensors(in_float64, some_samples(batch, slice(i, i + 1)))
+            rows.append(_gauss_newton_of_sample(model, one, weights, losses))
+    return {
+        name: torch.stack(column).mean(0)
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
+
+
+def _gauss_newton_of_sample(model, one, weights, losses):
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(model(*args, **kwargs))
+        return seen[-1]
+
+    losses(spy, one)
+    (outputs,) = seen
+    hessian = torch.autograd.functional.hessian(
+        lambda o: losses(lambda *_, **__: o, one)[0], outputs.detach()
+    ).reshape(outputs.numel(), -1)
+    rows = [
+        torch.autograd.grad(o, weights, retain_graph=True, materialize_grads=True)
+        for o in outputs.flatten()
+    ]
+    return [
+        torch.einsum("c...,cd,d...->...", torch.stack(j), hessian, torch.stack(j))
+        for j in zip(*rows, strict=True)
+    ]
 
 
 def hessian_diagonal(model, x, y, names):
@@ -219,12 +285,16 @@ def uniform(seed, name, shape):
 
     Its lowest 24 bits each time, seeded by a hash of the stream's name.
     """
+    return (_words(seed, name, shape) & 0xFFFFFF).double() / 2**24
+
+
+def _words(seed, name, shape):
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     start = (int.from_bytes(digest[:8], "little") >> 1) % 2**32
     words = np.frombuffer(
         np.random.RandomState(start).bytes(4 * math.prod(shape)), "<u4"
     )
-    return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
+    return torch.from_numpy(words.astype(np.int64)).view(shape)
 
 
 def _fbss(s):
@@ -243,6 +313,9 @@ FORMULAS = {
     "grasp_reversed": lambda s: -s.w * s.Hm,
     "prospr": lambda s: (s.w * s.P).abs(),
     "ntk_sap": lambda s: s.K.abs(),
+    "hutchinson_diag": lambda s: s.D,
+    "hutchinson_pruner": lambda s: s.w**2 * s.D / 2,
+    "hutchinson_taylor": lambda s: (s.w * s.m + s.w**2 * s.D / 2).abs(),
     "fisher_diag": lambda s: s.F,
     "obd": lambda s: s.w**2 * s.H / 2,
     "fisher_pruner": lambda s: s.w**2 * s.F / 2,

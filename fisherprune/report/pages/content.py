@@ -44,7 +44,8 @@ ACCURACY_CAPTION = "Test accuracy in %, mean ± standard deviation (n)."
 
 LEGEND = (
     "w: weight, m: its mean gradient, F: mean of its squared gradients, H: diagonal of "
-    "the generalized Gauss-Newton matrix, Hm: Hessian-gradient product, "
+    "the generalized Gauss-Newton matrix, D: the Hessian's, estimated, Hm: "
+    "Hessian-gradient product, R: derivative of the synaptic flow, "
     "P: gradient of the loss after a few steps, K: derivative of the tangent kernel's "
     "trace for a mask, g: group size."
 )
