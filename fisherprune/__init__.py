@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
     from fisherprune.statistics.settings import Settings
+    from fisherprune.subnetwork.flops import Flops, flops
+    from fisherprune.subnetwork.paths import effective_masks
 else:  # at the first use: the doctor and --help need neither torch nor the kernels
     __getattr__, __dir__ = lazily(
         __name__,
@@ -35,6 +37,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "Coverage": "fisherprune.statistics.coverage",
             "FisherpruneError": "fisherprune.errors",
             "FisherpruneWarning": "fisherprune.errors",
+            "Flops": "fisherprune.subnetwork.flops",
             "GradientMoments": "fisherprune.statistics.moments",
             "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
@@ -43,6 +46,8 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "baselines": "fisherprune.baselines",
             "check": "fisherprune.statistics.check",
             "criteria": "fisherprune.scoring.criteria",
+            "effective_masks": "fisherprune.subnetwork.paths",
+            "flops": "fisherprune.subnetwork.flops",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
             "losses": "fisherprune.losses",
@@ -65,6 +70,7 @@ __all__ = [
     "Coverage",
     "FisherpruneError",
     "FisherpruneWarning",
+    "Flops",
     "GradientMoments",
     "LayerCollapseWarning",
     "Masks",
@@ -73,6 +79,8 @@ __all__ = [
     "baselines",
     "check",
     "criteria",
+    "effective_masks",
+    "flops",
     "gauss_newton_diagonal",
     "gradient_moments",
     "losses",
