@@ -25,6 +25,10 @@ CHOICES = frozenset(
 )
 """Names of functions of which it can't be said what the values not chosen would do."""
 
+SMALLEST = 1e-30
+"""Of what is not zero, relative to the largest, after a rectifier: in networks of any
+depth nothing becomes zero or infinite."""
+
 
 class Passing(TorchFunctionMode):
     """Rectifiers and bounds become the identity, the largest of values their mean.
@@ -39,7 +43,7 @@ class Passing(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = getattr(func, "__name__", "").removesuffix("_")
+        name = getattr(func, "__name__", "").strip("_")
         named = kwargs or {}
         if (name in RULES or name in CHOICES) and _is_real((*args, *named.values())):
             if name in RULES:
@@ -56,12 +60,28 @@ def _is_real(arguments: tuple[object, ...]) -> bool:
     return any(isinstance(t, Tensor) and t.is_floating_point() for t in arguments)
 
 
+class _InRange(torch.autograd.Function):
+    """The identity, but for the size of values and gradients."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        return _in_range(values)
+
+    @staticmethod
+    def backward(_: Any, gradients: Tensor) -> Tensor:
+        return _in_range(gradients)
+
+
+def _in_range(values: Tensor) -> Tensor:
+    """Return values of the same signs and of sizes in [SMALLEST, 1], but for zeros."""
+    sizes = values.abs()
+    largest = sizes.amax()
+    scaled = sizes / torch.where(largest > 0, largest, 1)
+    return values.sign() * scaled.clamp_min(SMALLEST)
+
+
 def _passed(_: Function, input: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """Return the values at a scale of 1, so that deep networks stay in range."""
-    if not input.numel():
-        return input
-    largest = input.detach().abs().amax()
-    return input / torch.where(largest > 0, largest, 1)
+    return _InRange.apply(input) if input.numel() else input
 
 
 def _gate(_: Function, input: Tensor, *args: object, **kwargs: object) -> Tensor:

@@ -81,11 +81,10 @@ def run_with(
     named = named_tensors_of(model).items()
     others = {name: values[id(t)] for name, t in named if id(t) in values}
     given: Any = map_tensors(lambda t: change(t.detach().clone()), example)
-    args, kwargs = (given,), {}
+    args: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
+    kwargs: dict[str, Any] = {}
     if isinstance(given, Mapping):
         args, kwargs = (), dict(given)
-    elif isinstance(given, tuple):
-        args = given
     return functional_call(model, others, args, kwargs, tie_weights=False)
 
 
