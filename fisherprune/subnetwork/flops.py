@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from fisherprune.masks.compare import count, share
 from fisherprune.parameters import plain_parameters
@@ -97,12 +97,12 @@ def flops(
         tensors = {id(t): t for t in named_tensors_of(model).values() if floating(t)}
         values = {i: _values(t, kept.get(i)) for i, t in tensors.items()}
         products = _Products((t, names.get(i)) for i, t in values.items())
-        with _unfused(), products.counter, products:
+        with _unfused(), products:
             run_with(model, values, example, lambda t: t)
     dense, sparse = products.dense, products.masked
     return Flops(
-        dense=products.counter.get_total_flops(),
-        masked=products.total,
+        dense=products.total,
+        masked=products.left,
         by_parameter={n: (dense[n], sparse[n]) for n in names.values() if n in dense},
         uncounted=tuple(n for n, (p, _) in masked.items() if names[id(p)] not in dense),
     )
@@ -140,10 +140,11 @@ class _Products(TorchDispatchMode):
     parameters and buffers alone are kept until the end, so no other gets their place.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, tensors: Iterable[tuple[Tensor, str | None]]) -> None:
         super().__init__()
-        self.counter = FlopCounterMode(display=False)
-        self.total = 0
+        self.total = self.left = 0
         self.dense: Counter[str] = Counter()
         self.masked: Counter[str] = Counter()
         self._kept_alive: list[Tensor] = []
@@ -158,15 +159,21 @@ class _Products(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        before = self.counter.get_total_flops()
-        out = func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        out = func(*args, **named)
         name = getattr(func, "__name__", "").partition(".")[0]
-        if found := self.counter.get_total_flops() - before:
+        formula = flop_registry.get(getattr(func, "overloadpacket", func))
+        if formula is not None:
             skipped = name in ("addmm", "baddbmm")  # the first is added, not multiplied
-            self._count(found, tensors_in(args[skipped:]))
+            found = formula(*args, **named, out_val=out)
+            self._count(found, tensors_in([args[skipped:], named]))
         else:
-            self._follow(name, tensors_in([args, kwargs or {}]), tensors_in(out))
+            self._follow(name, tensors_in([args, named]), tensors_in(out))
         return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes seconds
 
     def _count(self, found: int, operands: list[Tensor]) -> None:
         left, names = found, frozenset[str]()
@@ -175,7 +182,8 @@ class _Products(TorchDispatchMode):
             if own and operand.dim() > 1:
                 left = left * count(operand) // operand.numel()
                 names |= own
-        self.total += left
+        self.total += found
+        self.left += left
         for name in names:
             self.dense[name] += found
             self.masked[name] += left

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from families import mobilenet, residual
 from nets import TwiceNet, conv_net
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fisherprune as fp
 
@@ -78,6 +80,14 @@ def test_parameters_without_a_mask_count_whole():
     found = fp.flops(model, x, masks)
     assert dense.dense == found.dense
     assert found.dense - found.masked == 2 * 81 * 6 * 27
+
+
+@pytest.mark.parametrize("make", [residual, mobilenet])
+def test_the_network_whole_is_what_pytorch_counts(make):
+    model, x = make().eval(), torch.randn(2, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    assert fp.flops(model, x).dense == counter.get_total_flops()
 
 
 def test_weights_that_are_zero_by_chance_count():
