@@ -80,8 +80,8 @@ def flops(
         masks: bool by parameter name, True = kept; None: ``masked`` is ``dense``.
 
     Raises:
-        FisherpruneError: where ``masks`` do not fit the model, or ``example`` holds no
-            tensor.
+        FisherpruneError: where ``masks`` do not fit the model, ``example`` holds no
+            tensor, or the model can't run on it.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -98,7 +98,8 @@ def flops(
         values = {i: _values(t, kept.get(i)) for i, t in tensors.items()}
         products = _Products((t, names.get(i)) for i, t in values.items())
         with _unfused(), products:
-            run_with(model, values, example, lambda t: t)
+            wanted = "flops: the model must run on the example"
+            run_with(model, values, example, lambda t: t, wanted)
     dense, sparse = products.dense, products.masked
     return Flops(
         dense=products.total,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError, shown
+from fisherprune.errors import FisherpruneError
 from fisherprune.masks.masks import Masks
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.structure import described, tensors_in
@@ -143,16 +143,9 @@ def _values(
 
 def _total(model: nn.Module, example: object, values: Values, draw: _Draw) -> Tensor:
     """Return a sum of all outputs, each with a factor of its own."""
-    try:
-        with Passing():
-            outputs = run_with(model, values, example, draw.input)
-    except FisherpruneError:
-        raise
-    except Exception as error:
-        raise FisherpruneError(
-            "effective_masks: the model must run on the example in float64, got "
-            f"{type(error).__name__}: {shown(str(error))}"
-        ) from error
+    wanted = "effective_masks: the model must run on the example in float64"
+    with Passing():
+        outputs = run_with(model, values, example, draw.input, wanted)
     found = [t for t in tensors_in(outputs) if floating(t)]
     if not found:
         raise FisherpruneError(

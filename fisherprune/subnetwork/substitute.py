@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fisherprune.errors import FieldError
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.apply import pruned_weights
 from fisherprune.masks.checks import checked_masks
 from fisherprune.parameters import checked_model, eager
@@ -69,6 +69,7 @@ def run_with(
     values: Values,
     example: object,
     change: Callable[[Tensor], Tensor],
+    wanted: str,
 ) -> object:
     """Return what the model computes with other values.
 
@@ -77,6 +78,10 @@ def run_with(
         values: of the parameters and buffers that have others.
         example: a tensor, a tuple of arguments or a dictionary of keyword arguments.
         change: makes an argument of each of its tensors.
+        wanted: what the model must do, as the error begins.
+
+    Raises:
+        FisherpruneError: where the model raises anything.
     """
     named = named_tensors_of(model).items()
     others = {name: values[id(t)] for name, t in named if id(t) in values}
@@ -85,7 +90,13 @@ def run_with(
     kwargs: dict[str, Any] = {}
     if isinstance(given, Mapping):
         args, kwargs = (), dict(given)
-    return functional_call(model, others, args, kwargs, tie_weights=False)
+    try:
+        return functional_call(model, others, args, kwargs, tie_weights=False)
+    except FisherpruneError:
+        raise
+    except Exception as error:
+        got = f"{type(error).__name__}: {shown(str(error))}"
+        raise FisherpruneError(f"{wanted}, got {got}") from error
 
 
 def floating(tensor: Tensor) -> bool:

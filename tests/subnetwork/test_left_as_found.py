@@ -131,6 +131,14 @@ def test_masks_that_do_not_fit(function):
         function("resnet18", x, {"weight": torch.ones(2, 2) > 0})
 
 
+def test_an_example_that_the_model_does_not_take():
+    layer, match = nn.Linear(2, 2), "the model must run on the example, got RuntimeErr"
+    with pytest.raises(FisherpruneError, match=f"^flops: {match}"):
+        fp.flops(layer, torch.ones(1, 3))
+    with pytest.raises(FisherpruneError, match="^flops: the model .* got TypeError: "):
+        fp.flops(layer, {"y": torch.ones(1, 2)})
+
+
 def _refused(forward, match, x=None):
     class Odd(nn.Module):
         def __init__(self):
