@@ -24,7 +24,7 @@ MOSTLY_DEAD = 0.5
 """Share of a layer's kept weights on paths, below which it is marked."""
 
 
-@register(TABLE_FIGURES, place=2)
+@register(TABLE_FIGURES, place=3)
 def density(table: ResultTable) -> Figure | None:
     """Show the density of each layer: methods by layers, a panel for each sparsity."""
     if not table.cells:

@@ -19,10 +19,10 @@ APART = 1.1
 """Kept weights to those on paths: from here on the two sparsities are shown apart."""
 
 
-@register(TABLE_FIGURES, place=6)
+@register(TABLE_FIGURES, place=2)
 def effective(table: ResultTable) -> Figure | None:
     """Show test accuracy over effective sparsity, if it is another than that asked."""
-    known = {where: cell for where, cell in table.cells.items() if _place(cell)}
+    known = {w: c for w, c in table.cells.items() if _place(c) is not None}
     if not any(_apart(cell) for cell in known.values()):
         return None
 
@@ -65,14 +65,15 @@ def _line(ax: Axes, method: str, cells: Sequence[Cell]) -> None:
 def _caption(cells: Sequence[Cell], left_out: int) -> str:
     text = (
         "Test accuracy of the best validation weights over the mean effective sparsity "
-        "of the masks, on a scale of -log10(1 - effective sparsity) whose marks are the "
-        "sparsities of the masks: a point lies right of its mark where kept weights are "
-        f"on no path from an input to an output. Points are means "
-        f"({number_of_runs(cells)}), bands one sample standard deviation to either side."
+        "of the masks, on a scale of -log10(1 - effective sparsity). The ticks are the "
+        "sparsities that were asked for: a point is right of its tick where kept "
+        "weights are on no path from an input to an output. Points are means "
+        f"({number_of_runs(cells)}), bands one sample standard deviation to either "
+        "side (none where n = 1)."
     )
     if left_out:
         text += (
-            f" {left_out} cells are not shown: no path is left in any run, or it is "
-            "not known."
+            f" Not shown: {left_out} of {left_out + len(cells)} cells, whose runs have "
+            "no path left, or whose effective sparsity is not known."
         )
     return text

@@ -209,9 +209,15 @@ def _left(cell: Cell | None) -> Left:
     sparsity = cell.effective_sparsity if cell else None
     flops = cell.flops_share if cell else None
     return Left(
-        "-" if sparsity is None else f"{sparsity:.4f}",
+        "-" if sparsity is None else _below_one(sparsity),
         "-" if flops is None else f"{100 * flops:.2f} %",
     )
+
+
+def _below_one(sparsity: float) -> str:
+    """Return a sparsity that reads 1.0000 where nothing is left, and only there."""
+    text = f"{sparsity:.4f}"
+    return "> 0.9999" if sparsity < 1 and text == "1.0000" else text
 
 
 def texts_of(table: ResultTable, rows: Sequence[Sequence[Row]]) -> list[list[str]]:
