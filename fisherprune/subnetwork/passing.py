@@ -91,8 +91,7 @@ def _gate(_: Function, input: Tensor, *args: object, **kwargs: object) -> Tensor
 def _max_pool(dims: int) -> Function:
     mean = getattr(functional, f"avg_pool{dims}d")
 
-    def pool(
-        func: Function,
+    def means(
         input: Tensor,
         kernel_size: int | tuple[int, ...],
         stride: int | tuple[int, ...] | None = None,
@@ -100,31 +99,31 @@ def _max_pool(dims: int) -> Function:
         dilation: int | tuple[int, ...] = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
-    ) -> Any:
+    ) -> Tensor:
         if dilation not in (1, (1,), (1,) * dims, [1], [1] * dims):
             wanted = "1 for paths to be followed through it"
             field = f"effective_masks: dilation of max_pool{dims}d"
             raise FieldError(field, wanted, dilation)
-        out = mean(input, kernel_size, stride, padding, ceil_mode)
-        if not return_indices:
-            return out
-        options = stride, padding, dilation, ceil_mode, True
-        return out, func(input, kernel_size, *options)[1]
+        return mean(input, kernel_size, stride, padding, ceil_mode)
 
-    return pool
+    return _pool(means)
 
 
 def _adaptive_max_pool(dims: int) -> Function:
     mean = getattr(functional, f"adaptive_avg_pool{dims}d")
 
-    def pool(
-        func: Function,
-        input: Tensor,
-        output_size: int | tuple[int | None, ...],
-        return_indices: bool = False,
-    ) -> Any:
-        out = mean(input, output_size)
-        return (out, func(input, output_size, True)[1]) if return_indices else out
+    def means(input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+        return mean(input, output_size)
+
+    return _pool(means)
+
+
+def _pool(means: Function) -> Function:
+    """Return what pools by means, and tells the places of maxima where it is asked."""
+
+    def pool(func: Function, *args: Any, **kwargs: Any) -> Any:
+        found, out = func(*args, **kwargs), means(*args, **kwargs)
+        return out if isinstance(found, Tensor) else (out, found[1])
 
     return pool
 
@@ -154,8 +153,11 @@ RULES: dict[str, Function] = {
     ),
     "hardsigmoid": _gate,
     "embedding": _lookup,
-    **{f"max_pool{dims}d": _max_pool(dims) for dims in (1, 2, 3)},
-    **{f"max_pool{dims}d_with_indices": _max_pool(dims) for dims in (1, 2, 3)},
-    **{f"adaptive_max_pool{dims}d": _adaptive_max_pool(dims) for dims in (1, 2, 3)},
+    **{
+        f"{kind}max_pool{dims}d{ending}": make(dims)
+        for kind, make in (("", _max_pool), ("adaptive_", _adaptive_max_pool))
+        for dims in (1, 2, 3)
+        for ending in ("", "_with_indices")
+    },
 }
 """By name: what takes the place of a function, which is the first argument."""

@@ -145,24 +145,35 @@ def test_weights_computed_from_parameters():
 
 
 class Odd(nn.Module):
-    """Uses weights in ways in which they are not what is multiplied."""
+    """Uses a weight as what is not multiplied: ``[4, 4]`` by ``[4, 4]``, in all."""
 
-    def __init__(self):
+    def __init__(self, forward):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(4, 4))
-        self.scale = nn.Parameter(torch.ones(4, 4))
+        self.other = nn.Parameter(torch.randn(4, 4))
+        self.run = forward
 
     def forward(self, x):
-        state = self.weight.new_zeros(4, 4)  # no value of the weight
-        state.copy_(x)
-        return self.scale * (torch.zeros_like(self.weight) + state) @ self.weight
+        return self.run(self, x)
 
 
-def test_shapes_taken_from_a_weight_are_no_weights():
-    masks = {"weight": torch.eye(4) > 0, "scale": torch.eye(4) > 0}
-    found = fp.flops(Odd(), torch.randn(4, 4), masks)
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: (m.other.new_zeros(4, 4) + 1) @ m.weight + x,
+        lambda m, x: torch.zeros_like(m.other) @ m.weight + x,
+        lambda m, x: m.other.clone().copy_(x) @ m.weight,
+        lambda m, x: torch.addmm(m.other, x, m.weight),
+        lambda m, x: torch.baddbmm(m.other[None], x[None], m.weight[None]),
+        lambda m, x: (m.other * x) @ m.weight,
+    ],
+)
+def test_a_weight_that_is_not_multiplied_does_not_thin_the_product(forward):
+    masks = {"weight": torch.eye(4) > 0, "other": torch.zeros(4, 4) > 0}
+    masks["other"][0, 1] = True
+    found = fp.flops(Odd(forward), torch.eye(4), masks)
     assert (found.dense, found.masked) == (2 * 64, 2 * 16)
-    assert found.uncounted == ("scale",)
+    assert found.uncounted == ("other",)
 
 
 def test_effective_masks_have_flops_too():

@@ -44,6 +44,13 @@ def test_the_model_is_left_as_found(function):
 
 
 @BOTH
+def test_an_example_that_the_model_changes(function):
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), -torch.ones(1, 3)
+    function(model, x, half(model))
+    assert torch.equal(x, -torch.ones(1, 3))
+
+
+@BOTH
 def test_twice_is_the_same(function):
     model = TwiceNet()
     masks, x = half(model), torch.randn(1, 4, 8, 8)
