@@ -43,7 +43,8 @@ def effective_masks(
     networks of convolutions, Linear modules, these, sums, products and means, and in
     all others whose functions are smooth: LayerNorm and attention join what they
     normalize, and what does not depend on the input (positions, gates at rest) begins
-    paths, too. Weights that a pass with ``example`` does not use have no path.
+    paths, too. Weights that a pass with ``example`` does not use have no path: taps
+    of a convolution that see padding alone, for which a small image is enough, too.
 
     Args:
         model: any module; it is left as found.

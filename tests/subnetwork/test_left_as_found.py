@@ -1,6 +1,8 @@
 """Both functions leave the model as found, take any example, and explain mistakes."""
 
 import copy
+import doctest
+import inspect
 
 import pytest
 import torch
@@ -9,6 +11,13 @@ from torch import nn
 
 import fisherprune as fp
 from fisherprune.errors import FieldError, FisherpruneError
+
+
+@pytest.mark.parametrize("function", [fp.flops, fp.effective_masks])
+def test_examples_of_docstrings_show_what_comes(function):
+    result = doctest.testmod(inspect.getmodule(function))
+    assert result.attempted and not result.failed
+
 
 BOTH = pytest.mark.parametrize("function", [fp.flops, fp.effective_masks])
 

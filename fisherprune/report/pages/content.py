@@ -26,7 +26,8 @@ DEFINITIONS = {
     "density": "Fraction of a layer's weights kept.",
     "effective sparsity": "Fraction of the prunable weights removed or on no path from "
     "an input to an output (Vysogorets and Kempe, 2023): a weight that is kept does "
-    "nothing where all weights before or after it are removed.",
+    "nothing where all weights before or after it are removed, or where it meets "
+    "the padding of small images alone.",
     "FLOPs": "Of the convolutions and matrix products of one image's forward pass, "
     "those of weights that are kept, in percent of all.",
     "method": "Criterion that scores the weights; the highest scores are kept.",
