@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fisherprune.statistics.hutchinson import hutchinson_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
     from fisherprune.statistics.settings import Settings
+    from fisherprune.subnetwork.flops import Flops, flops
+    from fisherprune.subnetwork.paths import effective_masks
 else:  # at the first use: the doctor and --help need neither torch nor the kernels
     __getattr__, __dir__ = lazily(
         __name__,
@@ -41,6 +43,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "Estimate": "fisherprune.statistics.estimates",
             "FisherpruneError": "fisherprune.errors",
             "FisherpruneWarning": "fisherprune.errors",
+            "Flops": "fisherprune.subnetwork.flops",
             "GradientMoments": "fisherprune.statistics.moments",
             "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
@@ -49,7 +52,9 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "baselines": "fisherprune.baselines",
             "check": "fisherprune.statistics.check",
             "criteria": "fisherprune.scoring.criteria",
+            "effective_masks": "fisherprune.subnetwork.paths",
             "find_masks": "fisherprune.pruning",
+            "flops": "fisherprune.subnetwork.flops",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
             "gauss_newton_estimate": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
@@ -75,6 +80,7 @@ __all__ = [
     "Estimate",
     "FisherpruneError",
     "FisherpruneWarning",
+    "Flops",
     "GradientMoments",
     "LayerCollapseWarning",
     "Masks",
@@ -83,7 +89,9 @@ __all__ = [
     "baselines",
     "check",
     "criteria",
+    "effective_masks",
     "find_masks",
+    "flops",
     "gauss_newton_diagonal",
     "gauss_newton_estimate",
     "gradient_moments",

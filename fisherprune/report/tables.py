@@ -45,6 +45,21 @@ class Cell:
             return None
         return statistics.stdev(run.accuracy(weights) for run in self.runs)
 
+    @property
+    def effective_sparsity(self) -> float | None:
+        """Mean effective sparsity; None where it is not known of all runs."""
+        return _mean([run.effective_sparsity for run in self.runs])
+
+    @property
+    def flops_share(self) -> float | None:
+        """Mean share of the dense network's FLOPs; None where not known of all."""
+        return _mean([run.flops_share for run in self.runs])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
 
 @dataclass(frozen=True)
 class MaskOverlap:
@@ -130,6 +145,12 @@ class ResultTable:
         if len(set(means.values())) < 2:
             return set()
         return {method for method in means if means[method] == max(means.values())}
+
+    @property
+    def tells_what_is_left(self) -> bool:
+        """Whether effective sparsity or FLOPs are known of any cell."""
+        values = [(x.effective_sparsity, x.flops_share) for x in self.cells.values()]
+        return any(value is not None for pair in values for value in pair)
 
     def published_cell(self, method: str, sparsity: float) -> PublishedCell | None:
         """Return the published mean and deviation, where there are any."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fisherprune.report.published import PublishedTable, is_cifar10
 from fisherprune.report.settings import folder_name
 from fisherprune.report.tables import ResultTable
 from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.reader import FinishedRun
 
 
 def table_facts(table: ResultTable) -> str:
@@ -84,10 +87,24 @@ def _mixed(table: ResultTable) -> list[str]:
 
 
 def _collapsed(table: ResultTable) -> list[str]:
-    """Say where layers have collapsed."""
-    found = [
+    """Say where layers have collapsed, and where nothing gets through a network."""
+    kinds: dict[str, Callable[[FinishedRun], bool]] = {
+        "Runs with collapsed layers": lambda run: bool(run.collapsed),
+        "Runs without a path of kept weights from an input to an output": lambda run: (
+            run.effective == 0
+        ),
+    }
+    return [
+        f"{heading}: {', '.join(found)}."
+        for heading, is_so in kinds.items()
+        if (found := _counted(table, is_so))
+    ]
+
+
+def _counted(table: ResultTable, is_so: Callable[[FinishedRun], bool]) -> list[str]:
+    """Return in which cells how many runs are so."""
+    return [
         f"{count} of {method} at sparsity {sparsity:g}"
         for (method, sparsity), cell in table.cells.items()
-        if (count := sum(bool(run.collapsed) for run in cell.runs))
+        if (count := sum(map(is_so, cell.runs)))
     ]
-    return [f"Runs with collapsed layers: {', '.join(found)}."] if found else []
