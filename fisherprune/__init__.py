@@ -19,22 +19,31 @@ if TYPE_CHECKING:
     from fisherprune.masks.select import select_masks
     from fisherprune.parameters import prunable_parameters
     from fisherprune.persample import Rows, register_gradients, register_layer
-    from fisherprune.pruning import prune
+    from fisherprune.pruning import find_masks, prune
     from fisherprune.scoring.criteria import criteria, register_criterion
     from fisherprune.scoring.score import score, score_all
     from fisherprune.statistics.batchnorm import measure_batchnorm
     from fisherprune.statistics.check import check
     from fisherprune.statistics.coverage import Coverage
-    from fisherprune.statistics.gauss_newton import gauss_newton_diagonal
+    from fisherprune.statistics.estimates import Estimate
+    from fisherprune.statistics.gauss_newton import (
+        gauss_newton_diagonal,
+        gauss_newton_estimate,
+    )
+    from fisherprune.statistics.hutchinson import hutchinson_diagonal
     from fisherprune.statistics.moments import GradientMoments, gradient_moments
     from fisherprune.statistics.settings import Settings
+    from fisherprune.subnetwork.flops import Flops, flops
+    from fisherprune.subnetwork.paths import effective_masks
 else:  # at the first use: the doctor and --help need neither torch nor the kernels
     __getattr__, __dir__ = lazily(
         __name__,
         {
             "Coverage": "fisherprune.statistics.coverage",
+            "Estimate": "fisherprune.statistics.estimates",
             "FisherpruneError": "fisherprune.errors",
             "FisherpruneWarning": "fisherprune.errors",
+            "Flops": "fisherprune.subnetwork.flops",
             "GradientMoments": "fisherprune.statistics.moments",
             "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
@@ -43,8 +52,13 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "baselines": "fisherprune.baselines",
             "check": "fisherprune.statistics.check",
             "criteria": "fisherprune.scoring.criteria",
+            "effective_masks": "fisherprune.subnetwork.paths",
+            "find_masks": "fisherprune.pruning",
+            "flops": "fisherprune.subnetwork.flops",
             "gauss_newton_diagonal": "fisherprune.statistics.gauss_newton",
+            "gauss_newton_estimate": "fisherprune.statistics.gauss_newton",
             "gradient_moments": "fisherprune.statistics.moments",
+            "hutchinson_diagonal": "fisherprune.statistics.hutchinson",
             "losses": "fisherprune.losses",
             "measure_batchnorm": "fisherprune.statistics.batchnorm",
             "models": "fisherprune.models",
@@ -63,8 +77,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Coverage",
+    "Estimate",
     "FisherpruneError",
     "FisherpruneWarning",
+    "Flops",
     "GradientMoments",
     "LayerCollapseWarning",
     "Masks",
@@ -73,8 +89,13 @@ __all__ = [
     "baselines",
     "check",
     "criteria",
+    "effective_masks",
+    "find_masks",
+    "flops",
     "gauss_newton_diagonal",
+    "gauss_newton_estimate",
     "gradient_moments",
+    "hutchinson_diagonal",
     "losses",
     "measure_batchnorm",
     "models",

@@ -9,15 +9,14 @@ at given densities, is the criterion ``random`` with scope "erk" or "densities".
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError
 from fisherprune.masks.masks import Masks
 from fisherprune.parameters import eager
+from fisherprune.statistics.redraw import redraw_
 from fisherprune.streams import stream
 
 
@@ -45,7 +44,6 @@ def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
     return Masks(shuffled)
 
 
-@torch.no_grad()
 def reinitialize_(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, seed: int = 0
 ) -> None:
@@ -67,21 +65,6 @@ def reinitialize_(
         FisherpruneError: where a module has parameters of its own and can't reset them;
             the model is then left as it was.
     """
-    fresh = copy.deepcopy(eager(model)).cpu()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        for name, module in fresh.named_modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            elif next(module.parameters(recurse=False), None) is not None:
-                raise FisherpruneError(
-                    f"reinitialize_: {name or 'the model'} ({type(module).__name__}) "
-                    "has parameters and must have reset_parameters() to draw new ones"
-                )
-    for own, drawn in (
-        *zip(model.parameters(), fresh.parameters(), strict=True),
-        *zip(model.buffers(), fresh.buffers(), strict=True),
-    ):
-        own.copy_(drawn)
+    redraw_("reinitialize_", eager(model), seed)
     if optimizer is not None:
         optimizer.state.clear()

@@ -23,6 +23,19 @@ LAYERS: tuple[type[nn.Module], ...] = (
 """Modules that have one weight, and are pruned by default."""
 
 
+TRANSPOSED: tuple[type[nn.Module], ...] = (
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+"""Modules whose weight is [in, out, ...]."""
+
+
+def transposed_kinds() -> tuple[type[nn.Module], ...]:
+    """Return ``TRANSPOSED``, and Hugging Face's ``Conv1D`` where it is in use."""
+    return TRANSPOSED + layer_kinds()[len(LAYERS) :]
+
+
 def layer_kinds() -> tuple[type[nn.Module], ...]:
     """Return ``LAYERS`` and Hugging Face's ``Conv1D``, a Linear, where it is in use."""
     theirs = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)

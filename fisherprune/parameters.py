@@ -17,6 +17,7 @@ from fisherprune.modules import (
     is_embedding,
     layer_kinds,
     named_modules,
+    transposed_kinds,
     weights_of,
     without,
     wrapped,
@@ -230,6 +231,30 @@ def prunable_parameters(
             f"among its {len(named)} (skip={skip!r}{of}){frozen}"
         )
     return chosen
+
+
+def transposed_names(model: nn.Module, parameters: Parameters) -> frozenset[str]:
+    """Return which parameters lie as [in, out, ...], other layers' as [out, in, ...].
+
+    These are the weights of transposed convolutions and of Hugging Face's ``Conv1D``.
+
+    Args:
+        model: has the parameters.
+        parameters: by name.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3))
+        >>> transposed_names(net, dict(net.named_parameters()))
+        frozenset({'1.weight'})
+    """
+    kinds = transposed_kinds()
+    found = {
+        id(module._parameters.get("weight"))
+        for module in checked_model(model).modules()
+        if isinstance(module, kinds)
+    }
+    return frozenset(name for name, p in parameters.items() if id(p) in found)
 
 
 def classifier_name(model: nn.Module) -> str | None:

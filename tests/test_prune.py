@@ -88,7 +88,7 @@ def test_score_all_equals_single_scores():
         assert all(torch.equal(alone[n], together[code][n]) for n in alone)
 
 
-def test_score_all_reads_the_data_once_or_twice():
+def test_how_often_score_all_reads_the_data():
     class Counting(list):
         passes = 0
 
@@ -101,8 +101,10 @@ def test_score_all_reads_the_data_once_or_twice():
     assert counted.passes == 0
     fp.score_all(model, counted, ["fts", "snip", "fbss", "fisher_diag"])
     assert counted.passes == 1
-    fp.score_all(model, counted, ["fts", "grasp", "grasp_reversed"])
+    fp.score_all(model, counted, ["grasp", "grasp_reversed"])
     assert counted.passes == 3
+    fp.score_all(model, counted, ["fts", "grasp"])
+    assert counted.passes == 6
 
 
 def test_chosen_parameters():

@@ -15,13 +15,18 @@ from fisherprune.data.registry import (
     Request,
     register_dataset,
 )
-from fisherprune.data.splits import stratified_choice, train_validation_split
+from fisherprune.data.splits import (
+    VALIDATION_SHARE,
+    stratified_choice,
+    train_validation_split,
+)
 from fisherprune.errors import FieldError, near, shown
 
 __all__ = [
     "BATCH_SIZES",
     "IMAGE_SIZES",
     "MIRRORED",
+    "VALIDATION_SHARE",
     "Augmentation",
     "Batches",
     "Dataset",
@@ -46,10 +51,11 @@ def load(
     """Return the official training and test part of a dataset, on the CPU.
 
     Args:
-        name: ``cifar10`` or ``cifar100`` (downloaded into ``data_dir`` where missing),
-            ``digits`` (inside scikit-learn, needs no files), ``folder`` (the images
-            ``data_dir/train/CLASS/*`` and ``data_dir/test/CLASS/*``) or another name of
-            ``register_dataset``.
+        name: ``cifar10``, ``cifar100`` or ``tinyimagenet`` (downloaded into
+            ``data_dir`` where missing; the test part of TinyImageNet are its validation
+            images), ``digits`` (inside scikit-learn, needs no files), ``folder`` (the
+            images ``data_dir/train/CLASS/*`` and ``data_dir/test/CLASS/*``) or another
+            name of ``register_dataset``.
         data_dir: folder of the data.
         mirror: address of the folder to download the archive from, instead of its
             authors' server; the checksums stay.

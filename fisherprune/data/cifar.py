@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fisherprune.data.dataset import Augmentation, Dataset, resized
+from fisherprune.data.download import (
+    FAILURES,
+    check_files,
+    check_folder,
+    no_data,
+    patience,
+)
 from fisherprune.data.registry import Request, register_dataset
-from fisherprune.errors import FisherpruneError
 from fisherprune.packages import torchvision_for
-
-PATIENCE = 60.0
-"""Seconds a server may be silent."""
 
 # Of the 50,000 training images.
 STATISTICS = {
@@ -40,49 +37,21 @@ def load(request: Request) -> tuple[Dataset, Dataset]:
             ``data_dir`` can't be a folder.
     """
     name, folder = request.name, request.data_dir
-    _check_folder(folder)
+    check_folder(folder)
     source = _source(name, request.mirror)
-    _check_files(folder / source.filename, *folder.glob(f"{source.base_folder}/*"))
+    check_files(folder / source.filename, *folder.glob(f"{source.base_folder}/*"))
     try:
-        with _patience():
+        with patience():
             parts = [
                 source(folder, train=part, download=part) for part in (True, False)
             ]
-    except (OSError, RuntimeError, HTTPException, ValueError) as error:
-        raise FisherpruneError(_no_data(name, source, folder, error)) from error
+    except FAILURES as error:
+        unpacked, archive = folder / source.base_folder, folder / source.filename
+        raise no_data(
+            name, unpacked, source.url, archive, source.tgz_md5, error
+        ) from error
     train, test = (_dataset(name, part, request.image_size) for part in parts)
     return train, test
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Give up on servers that are silent: torchvision waits for them for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _check_files(*paths: Path) -> None:
-    """Raise for what would be read and is no file, a pipe that nobody writes to say."""
-    for path in paths:
-        if os.path.lexists(path) and not os.path.isfile(path):
-            raise FisherpruneError(
-                f"data_dir: {path} must be a file, got something else"
-            )
-
-
-def _check_folder(data_dir: Path) -> None:
-    """Raise where ``data_dir`` is a file, or would be in one."""
-    for path in (data_dir, *data_dir.parents):
-        if os.path.isdir(path):
-            return
-        if os.path.exists(path):
-            raise FisherpruneError(
-                f"data_dir must be a folder, got {data_dir}: {path} is none"
-            )
 
 
 def _source(name: str, mirror: str | None) -> Any:
@@ -96,16 +65,6 @@ def _source(name: str, mirror: str | None) -> Any:
         return source
     url = f"{mirror.rstrip('/')}/{source.filename}"
     return type(source.__name__, (source,), {"url": url})
-
-
-def _no_data(name: str, source: Any, data_dir: Path, error: Exception) -> str:
-    reason = " ".join(f"{error}".split()) or type(error).__name__
-    return (
-        f"{name}: no complete data in {data_dir / source.base_folder}, and the "
-        f"download of {source.url} failed: {reason}; put {source.filename} (md5 "
-        f"{source.tgz_md5}) into {data_dir} or name another address with "
-        f"--data-mirror; --dataset digits needs neither files nor a network"
-    )
 
 
 def _dataset(name: str, source: Any, image_size: int) -> Dataset:

@@ -51,7 +51,7 @@ def read_image(path: str | Path, image_size: int) -> NDArray[np.uint8]:
     except Exception as error:  # damaged files make Pillow raise whatever there is
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FisherpruneError(
-            f"folder dataset: {path} is not a readable image: {reason}"
+            f"data_dir: {path} is not a readable image: {reason}"
         ) from error
 
 
@@ -59,14 +59,13 @@ def _check_kind(path: str | Path, image: Image.Image) -> None:
     """Refuse what Pillow would round to 8 bits, or hand to another program."""
     if image.format == "EPS":
         raise FisherpruneError(
-            f"folder dataset: {path} must be an image of pixels, got EPS, which another"
+            f"data_dir: {path} must be an image of pixels, got EPS, which another"
             " program would have to draw"
         )
     stored = _stored_mode(image)
     if image.mode.startswith(("I", "F")) or ";16" in stored:
         raise FisherpruneError(
-            f"folder dataset: {path} must have 8 bits a channel, got Pillow mode "
-            f"{stored}"
+            f"data_dir: {path} must have 8 bits a channel, got Pillow mode {stored}"
         )
 
 

@@ -13,13 +13,22 @@ SPLIT_SEED = 42
 """The split is the same in every run, whatever its seed."""
 
 
-def train_validation_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """Split 80 to 20, by ``split``.
+def train_validation_split(
+    dataset: Dataset, share: float = VALIDATION_SHARE
+) -> tuple[Dataset, Dataset]:
+    """Split off the validation images, by ``split``.
+
+    Args:
+        dataset: all training images.
+        share: of the images for validation, in [0, 1); 0 leaves ``dataset`` as it is
+            and returns no image beside it.
 
     Raises:
         FisherpruneError: where the images are too few to give both parts some of each
             class.
     """
+    if share == 0:
+        return dataset, dataset.subset(torch.arange(0))
     counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     fewest = min(range(len(counts)), key=counts.__getitem__)
     if counts[fewest] < 2:
@@ -28,7 +37,7 @@ def train_validation_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
             f"got {counts[fewest]} of {dataset.classes[fewest]!r}"
         )
     try:
-        return split(dataset, VALIDATION_SHARE)
+        return split(dataset, share)
     except ValueError as error:
         raise FisherpruneError(
             f"train/validation split: {len(dataset)} training images are too few for "

@@ -35,7 +35,7 @@ METHODS = {
 } | {"grasp": "grasp_reversed"}
 """The published compressor classes, and what they are called here."""
 METRICS = {"acc": "accuracy", "f1": "f1"}
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "tinyimagenet": 200}
 """Classes of the datasets whose number is known without looking."""
 
 

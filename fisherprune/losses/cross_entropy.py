@@ -10,8 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
-from fisherprune.losses.reading import outputs_and_labels, reduced, unfit
+from fisherprune.losses.reading import is_mean, outputs_and_labels, reduced, unfit
+from fisherprune.statistics.categorical import Categorical, categorical
+from fisherprune.statistics.known_losses import register_reader
 from fisherprune.statistics.structure import described
+
+IGNORED = -100
+"""The label that ``F.cross_entropy`` leaves out by default."""
 
 
 def classification(
@@ -57,6 +62,24 @@ def classification(
         >>> smooth(model, batch).shape
         torch.Size([8])
     """
+    return _read_classes(
+        model,
+        batch,
+        label_smoothing=label_smoothing,
+        weight=weight,
+        ignore_index=ignore_index,
+    ).losses()
+
+
+@register_reader(classification)
+def _read_classes(
+    model: nn.Module,
+    batch: Any,
+    *,
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+) -> Categorical:
     op = "classification"
     if not 0 <= label_smoothing <= 1:
         wanted = "a number in [0, 1]"
@@ -68,10 +91,21 @@ def classification(
     if weight is not None:
         weight = _checked_weight(op, weight, scores.shape[1]).to(scores)
     labels, counted = _checked_labels(op, scores, labels, ignore_index)
-    losses = F.cross_entropy(
-        scores, labels, weight, reduction="none", label_smoothing=label_smoothing
+
+    def losses() -> Tensor:
+        each = F.cross_entropy(
+            scores, labels, weight, reduction="none", label_smoothing=label_smoothing
+        )
+        return reduced(op, each, counted, "mean")
+
+    return categorical(
+        scores,
+        labels,
+        losses,
+        ignore_index=IGNORED,
+        weight=weight,
+        label_smoothing=label_smoothing,
     )
-    return reduced(op, losses, counted, "mean")
 
 
 def sequences(
@@ -106,6 +140,14 @@ def sequences(
         >>> losses[1].item()
         0.0
     """
+    options = {"ignore_index": ignore_index, "reduction": reduction}
+    return _read_sequences(model, batch, **options).losses()
+
+
+@register_reader(sequences)
+def _read_sequences(
+    model: nn.Module, batch: Any, *, ignore_index: int = -100, reduction: str = "mean"
+) -> Categorical:
     op = "sequences"
     scores, labels = outputs_and_labels(op, model, batch)
     labels = _checked_tokens(op, scores, labels)
@@ -145,6 +187,14 @@ def next_token(
         >>> fisherprune.losses.next_token(model, (tokens, tokens)).shape
         torch.Size([5])
     """
+    options = {"ignore_index": ignore_index, "reduction": reduction}
+    return _read_next_token(model, batch, **options).losses()
+
+
+@register_reader(next_token)
+def _read_next_token(
+    model: nn.Module, batch: Any, *, ignore_index: int = -100, reduction: str = "mean"
+) -> Categorical:
     op, mask = "next_token", None
     if isinstance(batch, Mapping):
         mask = batch.get("attention_mask")
@@ -197,18 +247,23 @@ def _checked_tokens(op: str, scores: Tensor, labels: Tensor) -> Tensor:
 
 def _of_tokens(
     op: str, scores: Tensor, labels: Tensor, ignore_index: int, reduction: str
-) -> Tensor:
+) -> Categorical:
+    mean = is_mean(op, reduction)
     labels, counted = _checked_classes(op, labels, scores.shape[2], ignore_index)
-    losses = F.cross_entropy(
-        scores.flatten(0, 1), labels.flatten(), reduction="none"
-    ).view(labels.shape)
-    return reduced(op, losses, counted, reduction)
+
+    def losses() -> Tensor:
+        each = F.cross_entropy(
+            scores.flatten(0, 1), labels.flatten(), reduction="none"
+        ).view(labels.shape)
+        return reduced(op, each, counted, reduction)
+
+    return categorical(scores, labels, losses, axis=2, mean=mean, ignore_index=IGNORED)
 
 
 def _checked_classes(
     op: str, labels: Tensor, classes: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the class numbers, -100 where they don't count, and which ones count."""
+    """Return the class numbers, IGNORED where they don't count, and which do."""
     if ignore_index is None:
         counted, values = None, labels
     else:
@@ -223,7 +278,7 @@ def _checked_classes(
                 f"got {int(low)} to {int(high)}"
             )
     values = values.long()
-    return values if counted is None else values.where(counted, -100), counted
+    return values if counted is None else values.where(counted, IGNORED), counted
 
 
 def _checked_weight(op: str, weight: Tensor, classes: int) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fisherprune.losses.reading import outputs_and_labels, reduced, unfit
+from fisherprune.losses.reading import is_mean, outputs_and_labels, reduced, unfit
+from fisherprune.statistics.known_losses import register_reader, share_of
+from fisherprune.statistics.likelihoods import Bernoulli, Gaussian
 
 
 def regression(model: nn.Module, batch: Any, *, reduction: str = "mean") -> Tensor:
@@ -35,12 +37,23 @@ def regression(model: nn.Module, batch: Any, *, reduction: str = "mean") -> Tens
         >>> fisherprune.losses.regression(model, batch).shape
         torch.Size([8])
     """
+    return _read_regression(model, batch, reduction=reduction).losses()
+
+
+@register_reader(regression)
+def _read_regression(
+    model: nn.Module, batch: Any, *, reduction: str = "mean"
+) -> Gaussian:
     op = "regression"
     outputs, labels = outputs_and_labels(op, model, batch)
     if labels.shape != outputs.shape or labels.is_complex():
         unfit(op, "labels must be real numbers of the outputs' shape", outputs, labels)
-    losses = F.mse_loss(outputs, labels.to(outputs), reduction="none")
-    return reduced(op, losses, None, reduction)
+
+    def losses() -> Tensor:
+        each = F.mse_loss(outputs, labels.to(outputs), reduction="none")
+        return reduced(op, each, None, reduction)
+
+    return Gaussian(outputs, losses, share_of(outputs, is_mean(op, reduction)))
 
 
 def binary(model: nn.Module, batch: Any, *, reduction: str = "mean") -> Tensor:
@@ -73,6 +86,11 @@ def binary(model: nn.Module, batch: Any, *, reduction: str = "mean") -> Tensor:
         >>> fisherprune.losses.binary(model, batch).shape
         torch.Size([8])
     """
+    return _read_binary(model, batch, reduction=reduction).losses()
+
+
+@register_reader(binary)
+def _read_binary(model: nn.Module, batch: Any, *, reduction: str = "mean") -> Bernoulli:
     op = "binary"
     outputs, labels = outputs_and_labels(op, model, batch)
     if labels.shape != outputs.shape or labels.is_complex():
@@ -80,5 +98,9 @@ def binary(model: nn.Module, batch: Any, *, reduction: str = "mean") -> Tensor:
     labels = labels.to(outputs)
     if not ((labels >= 0) & (labels <= 1)).all():
         unfit(op, "labels must lie in [0, 1]", outputs, labels)
-    losses = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
-    return reduced(op, losses, None, reduction)
+
+    def losses() -> Tensor:
+        each = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        return reduced(op, each, None, reduction)
+
+    return Bernoulli(outputs, losses, share_of(outputs, is_mean(op, reduction)))

@@ -70,13 +70,23 @@ def reduced(op: str, losses: Tensor, counted: Tensor | None, reduction: str) -> 
         counted: bool ``[N, *]``; all count where it is None.
         reduction: "mean" over a sample's own counted positions, of none 0; or "sum".
     """
-    if reduction not in ("mean", "sum"):
-        raise FieldError(f"{op}: reduction", "'mean' or 'sum'", shown(reduction))
+    mean = is_mean(op, reduction)
     if losses.dim() == 1:
         return losses
     sums = losses.flatten(1).sum(1)
-    if reduction == "sum":
+    if not mean:
         return sums
     if counted is None:
         counted = torch.ones_like(losses, dtype=torch.bool)
     return sums / counted.flatten(1).sum(1).clamp_min(1)
+
+
+def is_mean(op: str, reduction: str) -> bool:
+    """Return whether a reduction is the mean.
+
+    Raises:
+        FisherpruneError: where it is neither that nor the sum.
+    """
+    if reduction not in ("mean", "sum"):
+        raise FieldError(f"{op}: reduction", "'mean' or 'sum'", shown(reduction))
+    return reduction == "mean"

@@ -50,8 +50,8 @@ def warn_of_collapse(masks: Mapping[str, Tensor], stacklevel: int) -> None:
         some = ", ".join(map(repr, gone[:8])) + (", ..." if len(gone) > 8 else "")
         warnings.warn(
             f"masks keep no weight of {len(gone)} of {len(masks)} parameters, so "
-            f"nothing passes through these layers: {some}; a smaller sparsity or "
-            'scope "erk" or "layer" keeps some',
+            f"nothing passes through these layers: {some}; a smaller sparsity, "
+            'min_per_layer=1 or scope "erk" or "layer" keeps some',
             LayerCollapseWarning,
             stacklevel=stacklevel + 1,
         )

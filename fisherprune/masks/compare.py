@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.checks import checked_masks
+from fisherprune.masks.devices import read_together
 from fisherprune.parameters import fitted_names
 
 
@@ -55,3 +56,9 @@ def count(mask: Tensor) -> int:
 def share(part: int, whole: int) -> float:
     """Return the fraction ``part / whole``; 1 of nothing."""
     return part / whole if whole else 1.0
+
+
+def count_each(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many weights each mask keeps; the host waits once."""
+    counts = read_together([torch.count_nonzero(m)[None] for m in masks.values()])
+    return dict(zip(masks, counts, strict=True))

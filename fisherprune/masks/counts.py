@@ -9,12 +9,7 @@ from numbers import Real
 
 import numpy as np
 
-from fisherprune.errors import FieldError, FisherpruneError, shown
-from fisherprune.masks.densities import checked_densities, erk_densities, keep_counts
-from fisherprune.parameters import fitted_names
-
-SCOPES = ("global", "layer", "erk", "densities")
-"""Where scores compete: over all, or in each layer at densities of three kinds."""
+from fisherprune.errors import FieldError, shown
 
 ROUNDING = Fraction(4, 2**53)
 """How far a sparsity may be from the fraction that it means, by errors of floats."""
@@ -54,58 +49,3 @@ def keep_count(n: int, sparsity: float) -> int:
     """
     share = 1 - Fraction(repr(float(sparsity)))
     return min(n, max(1, math.floor((share + ROUNDING) * n)))
-
-
-def kept_counts(
-    shapes: Shapes,
-    sparsity: float,
-    scope: str = "global",
-    *,
-    densities: Densities | None = None,
-) -> Counts:
-    """Return how many weights ``select_masks`` would keep; no score is needed.
-
-    So mistakes are found before scores are made.
-
-    Args:
-        shapes: of the parameters, by name.
-        sparsity: fraction removed, in [0, 1].
-        scope: as in ``select_masks``.
-        densities: as in ``select_masks``.
-
-    Returns:
-        One number for scope "global", or one for each parameter.
-
-    Raises:
-        FisherpruneError: for any reason of ``select_masks`` but the scores.
-    """
-    sparsity = checked_sparsity(sparsity)
-    checked_scope(scope, densities)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    if not any(sizes.values()):
-        raise FisherpruneError("select_masks: scores must hold at least one entry")
-    keep = keep_count(sum(sizes.values()), sparsity)
-    if scope == "global":
-        return keep
-    if scope == "layer":
-        return {name: keep_count(size, sparsity) for name, size in sizes.items()}
-    if scope == "erk":
-        return keep_counts(erk_densities(shapes), sizes, keep)
-    given = checked_densities(densities)
-    if fit := fitted_names(given, sizes):  # one of the models was wrapped
-        given = {fit[name]: density for name, density in given.items()}
-    return keep_counts(given, sizes, keep)
-
-
-def checked_scope(scope: str, densities: Densities | None = None) -> str:
-    """Return ``scope`` if it is one of ``SCOPES``, with densities where it needs them.
-
-    Raises:
-        FisherpruneError: where it is not.
-    """
-    if not isinstance(scope, str) or scope not in SCOPES:
-        raise FieldError("scope", f"one of {SCOPES}", shown(scope))
-    if (scope == "densities") != (densities is not None):
-        wanted = f"given for scope densities, and for no other; scope is {scope}"
-        raise FieldError("densities", wanted, shown(densities))
-    return scope

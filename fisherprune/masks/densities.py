@@ -74,44 +74,103 @@ def erk_densities(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
 
 
 def keep_counts(
-    densities: Mapping[str, float], sizes: Mapping[str, int], keep: int
+    densities: Mapping[str, float],
+    sizes: Mapping[str, int],
+    keep: int,
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, ``keep`` in all, by relative densities.
 
     All densities are scaled by one factor. Where that makes a density larger than 1, it
-    becomes 1 and the others are scaled further. The counts are rounded by largest
+    becomes 1 and the others are scaled further; where it keeps less than ``least`` of a
+    layer, that becomes what the layer keeps. The counts are rounded by largest
     remainder, ties by order, so that they sum to ``keep``. The arithmetic is exact.
 
     Args:
-        densities: numbers of at least 0, by parameter name; 0 keeps none.
+        densities: numbers of at least 0, by parameter name; 0 keeps none, or ``least``.
         sizes: number of weights of each layer, by parameter name.
         keep: weights kept in all.
+        least: number of weights that each layer keeps at least, at most its size.
 
     Raises:
-        FisherpruneError: where densities and sizes name other parameters, or the layers
-            whose density is not 0 have less than ``keep`` weights.
+        FisherpruneError: where densities and sizes name other parameters, the layers
+            whose density is not 0 have less than ``keep`` weights, or ``least`` sums to
+            more.
     """
     _check_names(densities, sizes)
-    open_ = {n: Fraction(d) for n, d in densities.items() if d > 0 and sizes[n]}
-    most = sum(sizes[n] for n in open_)
+    least = least or {}
+    check_least(least, keep)
+    weights = {n: Fraction(d) * sizes[n] for n, d in densities.items() if d > 0}
+    lows = {n: least.get(n, 0) for n in sizes}
+    bounds = {n: (low, sizes[n] if n in weights else low) for n, low in lows.items()}
+    most = sum(high for _, high in bounds.values())
     if keep > most:
         raise FisherpruneError(
             f"densities: at most {most} weights can be kept, the density of the others "
             f"is 0, but the sparsity asks for {keep}"
         )
-    counts = dict.fromkeys(sizes, 0)
-    left, factor = keep, Fraction()
+    shares = {n: Fraction(low) for n, low in lows.items()}
+    return _rounded(shares | _scaled(weights, bounds, keep), keep)
+
+
+def check_least(least: Mapping[str, int], keep: int) -> None:
+    """Refuse that layers must keep more weights together than are kept in all."""
+    if sum(least.values()) > keep:
+        raise FisherpruneError(
+            f"min_per_layer: the layers must keep {sum(least.values())} weights "
+            f"together, but the sparsity leaves {keep}"
+        )
+
+
+def first_dense(
+    scope: str,
+    densities: Mapping[str, float],
+    sizes: Mapping[str, int],
+    keep: int,
+    least: Mapping[str, int],
+) -> dict[str, int]:
+    """Return ``keep_counts`` where the first layer that has weights keeps all of them.
+
+    Raises:
+        FisherpruneError: where it has more than ``keep``; the message names ``scope``.
+    """
+    first = next(name for name, size in sizes.items() if size)
+    if sizes[first] > keep:
+        raise FisherpruneError(
+            f"scope {scope} keeps all {sizes[first]} weights of the first layer, "
+            f"{first!r}, but the sparsity leaves {keep}"
+        )
+    others = {name: size for name, size in sizes.items() if name != first}
+    relative = {name: densities[name] for name in others}
+    lows = {name: least[name] for name in others}
+    counts = keep_counts(relative, others, keep - sizes[first], lows)
+    return {name: counts.get(name, size) for name, size in sizes.items()}
+
+
+def _scaled(
+    weights: Mapping[str, Fraction], bounds: Mapping[str, tuple[int, int]], keep: int
+) -> dict[str, Fraction]:
+    """Return ``weights`` times one factor, within bounds, so that all sum to ``keep``.
+
+    What one factor takes over its bound, or below it, is fixed there, the larger of the
+    two sums of violations first: each step has the others make up for it.
+    """
+    shares, open_ = dict[str, Fraction](), {n: w for n, w in weights.items() if w}
+    left = keep - sum(low for n, (low, _) in bounds.items() if n not in open_)
     while open_:
-        factor = left / sum((d * sizes[n] for n, d in open_.items()), Fraction())
-        dense = [n for n, density in open_.items() if density * factor >= 1]
-        if not dense:
-            break
-        for name in dense:
-            counts[name] = sizes[name]
-            left -= sizes[name]
+        factor = left / sum(open_.values(), Fraction())
+        over = {n: w * factor - bounds[n][1] for n, w in open_.items()}
+        under = {n: bounds[n][0] - w * factor for n, w in open_.items()}
+        over = {n: by for n, by in over.items() if by >= 0}
+        under = {n: by for n, by in under.items() if by > 0}
+        if not over and not under:
+            return shares | {n: w * factor for n, w in open_.items()}
+        low = sum(under.values()) > sum(over.values())
+        for name in under if low else over:
+            shares[name] = Fraction(bounds[name][0 if low else 1])
+            left -= int(shares[name])
             del open_[name]
-    shares = {n: open_[n] * factor * sizes[n] for n in sizes if n in open_}
-    return counts | _rounded(shares, left)
+    return shares
 
 
 def _check_names(densities: Mapping[str, float], sizes: Mapping[str, int]) -> None:

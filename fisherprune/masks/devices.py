@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,16 +17,43 @@ def read_together(numbers: Sequence[Tensor]) -> list[int]:
     return torch.cat([n.to(device) for n in numbers]).tolist()
 
 
+def check_finite(
+    tensors: Mapping[str, Tensor], room: Mapping[str, int] | None = None
+) -> None:
+    """Refuse NaN and infinities, in one pass over tensors on any devices.
+
+    Of each tensor all entries but ``room``, where it is given, are known not to be
+    finite.
+    """
+    topk = torch.ops.fisherprune.global_topk
+    found = read_together([topk([s], [])[2] for s in tensors.values()])
+    refuse_nonfinite(tensors, found, room)
+
+
+def refuse_nonfinite(
+    tensors: Mapping[str, Tensor],
+    found: Sequence[int],
+    room: Mapping[str, int] | None = None,
+) -> None:
+    """Refuse the entries that are not finite where the op has found more than known."""
+    known = [0 if room is None else t.numel() - room[n] for n, t in tensors.items()]
+    bad = [n - out for n, out in zip(found, known, strict=True)]
+    ops.refuse_nonfinite(bad, list(tensors.values()), list(tensors))
+
+
 def select_over_devices(
-    tensors: dict[str, Tensor], keep: int, ties: str = "position"
+    tensors: dict[str, Tensor],
+    keep: int,
+    ties: str = "position",
+    room: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Select over devices: their digit histograms are added, the scores stay put.
 
-    The host waits for results when all devices have been given their work.
+    The host waits for results when all devices have been given their work. Where
+    ``room`` is given, all entries but so many of each tensor are -infinity.
     """
-    topk = torch.ops.fisherprune.global_topk
-    nonfinite = read_together([topk([s], [])[2] for s in tensors.values()])
-    ops.refuse_nonfinite(nonfinite, list(tensors.values()), list(tensors))
+    check_finite(tensors, room)
+    room = room or {name: s.numel() for name, s in tensors.items()}
     key, left = 0, keep
     for bits, digit in ((0, 11), (11, 11), (22, 10)):
         parts = [ops.topk_histogram([s], key, bits, digit) for s in tensors.values()]
@@ -37,7 +64,7 @@ def select_over_devices(
         key = key << digit | chosen
     threshold = ops.key_value(key)
     equal = {name: torch.count_nonzero(s == threshold) for name, s in tensors.items()}
-    low, high = tie_ranks(keep, sum(s.numel() for s in tensors.values()))
+    low, high = tie_ranks(keep, sum(room[name] for name in tensors))
     before, behind = keep - left, keep - left + sum(map(int, equal.values()))
     if ties == "error" and before < low and high <= behind:
         refuse_ties([(tensors, keep, threshold)])

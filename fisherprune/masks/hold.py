@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from fisherprune.errors import FieldError, FisherpruneError, shown
-from fisherprune.parameters import WRAPPERS
+from fisherprune.errors import FieldError, FisherpruneError
+from fisherprune.masks.optimizers import check_trains, clean, trained, unwrapped
+from fisherprune.parameters import WRAPPERS, fitted_names
+
+if TYPE_CHECKING:
+    from fisherprune.masks.masks import Masks
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a weight: the integers that have its bits."""
@@ -49,24 +53,86 @@ class Hold:
             FisherpruneError: where ``optimizer`` is none, or does not train them.
         """
         if optimizer is not None:
-            _check_trains(optimizer, {name: p for name, (p, _) in pruned.items()})
+            check_trains(optimizer, {name: p for name, (p, _) in pruned.items()})
         self._masks: dict[Tensor, _Mask] = {}
-        self._hooks = ExitStack()
-        optimizers = list(_unwrapped(optimizer))
+        self._names: dict[Tensor, str] = {}
+        self._hooks, self._ended = ExitStack(), False
+        optimizers = list(unwrapped(optimizer))
+        self._optimizers = [weakref.ref(one) for one in optimizers]
         with ExitStack() as undo:
             undo.callback(self.remove)
-            for parameter, out in pruned.values():
-                self._take(parameter, out)
+            for name, (parameter, out) in pruned.items():
+                self._take(name, parameter, out)
             self._hook_modules(model)
             self._hook_steps(optimizers)
             undo.pop_all()
         self.zero()
-        for one in optimizers:
-            self._clean(one)
+        self._clean({p: mask.pruned for p, mask in self._masks.items()})
 
-    def _take(self, parameter: nn.Parameter, out: Tensor) -> None:
+    @property
+    def masks(self) -> Masks:
+        """Return the masks that are held, in new tensors, by the names they came by."""
+        return _masks({n: ~self._masks[p].pruned for p, n in self._names.items()})
+
+    def update(self, masks: Mapping[str, Tensor]) -> None:
+        """Go on with other masks, for schedules that prune more or let weights return.
+
+        Weights that are pruned from now on become zero, as do their gradients and
+        optimizer state. Weights that come back begin at zero with zero optimizer state,
+        as they do in RigL (Evci et al. 2020, arXiv 1911.11134): to begin elsewhere, set
+        them after the update. No other weight changes, nor its state.
+
+        The state of an optimizer is cleaned where the hold was given it. To resume
+        later, save ``hold.masks`` beside the states of model and optimizer, and hold
+        them anew.
+
+        Args:
+            masks: bool tensors of the same parameters and shapes as those held.
+
+        Raises:
+            FisherpruneError: where they are not, or the hold has ended; nothing is
+                changed then.
+
+        Example:
+            >>> import torch
+            >>> from fisherprune import Masks
+            >>> layer = torch.nn.Linear(2, 1)
+            >>> hold = Masks({"weight": torch.tensor([[True, True]])}).hold(layer)
+            >>> hold.update({"weight": torch.tensor([[True, False]])})
+            >>> layer.weight[0, 1].item(), hold.masks.kept()
+            (0.0, 1)
+        """
+        given = _masks(masks)
+        new = self._fitted(given)
+        either = {p: self._mask(p).pruned | mask.pruned for p, mask in new.items()}
+        given._warn_of_collapse()
+        self._masks |= new
+        for parameter, out in either.items():
+            parameter.data.masked_fill_(out, 0.0)
+            self._mask_gradient(parameter)
+        self._clean(either)
+
+    def _fitted(self, masks: Masks) -> dict[Tensor, _Mask]:
+        """Return masks of the held parameters, in the forms that are used."""
+        if self._ended:
+            raise FisherpruneError("update: the hold must not have ended, but it has")
+        held = dict.fromkeys(self._names.values())
+        names = fitted_names(held, masks)
+        if names is None or len(masks) != len(held):
+            odd = ", ".join(map(repr, sorted(masks.keys() ^ held.keys())[:3]))
+            wanted = f"of the {len(held)} held parameters"
+            raise FieldError("update: masks", wanted, f"{odd} in one of them alone")
+        for parameter, name in self._names.items():
+            shape = list(masks[names[name]].shape)
+            if shape != list(parameter.shape):
+                wanted = f"of shape {list(parameter.shape)}"
+                raise FieldError(f"update: mask of {name!r}", wanted, shape)
+        return {p: _Mask.of(~masks[names[n]], p) for p, n in self._names.items()}
+
+    def _take(self, name: str, parameter: nn.Parameter, out: Tensor) -> None:
         """Hold one more parameter."""
         self._masks[parameter] = _Mask.of(out, parameter)
+        self._names[parameter] = name
         hold = weakref.ref(self)
 
         def on_gradient(parameter: Tensor) -> None:
@@ -121,12 +187,13 @@ class Hold:
         for name, parameter in own.items():
             loaded = module._parameters[name]
             if loaded is not None and loaded not in self._masks:
-                self._take(loaded, self._masks[parameter].pruned)
+                pruned = self._masks[parameter].pruned
+                self._take(self._names[parameter], loaded, pruned)
                 own[name] = loaded
         self.zero(own.values())
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        self.zero(p for p in _trained(optimizer) if p in self._masks)
+        self.zero(p for p in trained(optimizer) if p in self._masks)
 
     def zero(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Set the pruned weights to zero, in few kernels: of all parameters, or some.
@@ -162,19 +229,15 @@ class Hold:
         else:
             grad.masked_fill_(self._mask(parameter).pruned, 0.0)
 
-    def _clean(self, optimizer: Optimizer) -> None:
-        """Set to zero what an optimizer remembers of pruned weights."""
-        if isinstance(optimizer, torch.optim.LBFGS):
-            optimizer.state.clear()  # its history is of all parameters in one vector
-        states = [s for s in vars(optimizer).values() if isinstance(s, Mapping)]
-        for parameter, mask in self._masks.items():
-            for tensor in _tensors(s.get(parameter) for s in states):
-                if tensor.shape == mask.pruned.shape:
-                    tensor.masked_fill_(mask.pruned.to(tensor.device), 0.0)
+    def _clean(self, out: Mapping[Tensor, Tensor]) -> None:
+        """Set to zero what the optimizers remember of weights, by parameter."""
+        for optimizer in filter(None, (one() for one in self._optimizers)):
+            clean(optimizer, out)
 
     def remove(self) -> None:
         """End the hold; may be called again."""
         self._hooks.close()
+        self._ended = True
 
     def __enter__(self) -> Hold:
         return self
@@ -225,6 +288,13 @@ class _ModuleHook:
         return type(self), ()
 
 
+def _masks(masks: Mapping[str, Tensor]) -> Masks:
+    """Return ``masks`` as ``Masks``, whose file imports this one."""
+    from fisherprune.masks.masks import Masks
+
+    return masks if isinstance(masks, Masks) else Masks(masks)
+
+
 def _whole(model: nn.Module) -> list[nn.Module]:
     """Return the model and, where it is a wrapper, what it wraps."""
     return [
@@ -232,42 +302,6 @@ def _whole(model: nn.Module) -> list[nn.Module]:
         for name, module in model.named_modules()
         if not name or all(part in WRAPPERS for part in name.split("."))
     ]
-
-
-def _unwrapped(optimizer: Optimizer | None) -> Iterator[Optimizer]:
-    """Yield an optimizer and those in its attributes, and in theirs, each once."""
-    found, left = set[int](), [optimizer]
-    while left:
-        one = left.pop()
-        if isinstance(one, Optimizer) and id(one) not in found:
-            found.add(id(one))
-            yield one
-            for value in vars(one).values():
-                values = value.values() if isinstance(value, dict) else value
-                several = isinstance(value, dict | list | tuple)
-                left += values if several else [value]
-
-
-def _trained(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in getattr(optimizer, "param_groups", ()):
-        yield from group["params"]
-
-
-def _check_trains(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
-    """Refuse what is no optimizer, or trains not all the weights that are trained."""
-    if not isinstance(optimizer, Optimizer):
-        raise FieldError("hold: optimizer", "of torch.optim", shown(optimizer))
-    trained = {id(p) for one in _unwrapped(optimizer) for p in _trained(one)}
-    for name, weight in weights.items():
-        if weight.requires_grad and id(weight) not in trained:
-            raise FisherpruneError(f"hold: the optimizer does not train {name!r}")
-
-
-def _tensors(states: Iterable[object]) -> Iterator[Tensor]:
-    """Yield the tensors of a parameter's states: tensors, or dicts of them."""
-    for state in states:
-        values = state.values() if isinstance(state, Mapping) else [state]
-        yield from (v for v in values if isinstance(v, Tensor))
 
 
 def _on_gradient(

@@ -248,7 +248,8 @@ class Masks(Mapping[str, Tensor]):
                 the hold has ended.
 
         Returns:
-            A handle; ``remove()`` or leaving its ``with`` block ends it.
+            A handle; ``remove()`` or leaving its ``with`` block ends it,
+            ``update(masks)`` goes on with other masks.
 
         Raises:
             FisherpruneError: where the masks do not fit the model, or the optimizer

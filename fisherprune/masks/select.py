@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast, overload
+from collections.abc import Collection, Mapping, Sequence
+from typing import overload
 
-import torch
 from torch import Tensor
 
-from fisherprune import ops
-from fisherprune.errors import FieldError
-from fisherprune.masks.checks import odd_kind
-from fisherprune.masks.counts import Counts, Densities, kept_counts
-from fisherprune.masks.devices import read_together, select_over_devices
+from fisherprune.masks.checks import shapes_of
+from fisherprune.masks.counts import Densities
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.ties import checked_ties, refuse_ties, tie_ranks
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""Of scores; they are compared in float32."""
+from fisherprune.masks.plan import Plan
 
 
 @overload
@@ -27,6 +20,10 @@ def select_masks(
     scope: str = "global",
     *,
     densities: Densities | None = None,
+    min_per_layer: int = 0,
+    structure: str = "weights",
+    transposed: Collection[str] = (),
+    among: Mapping[str, Tensor] | None = None,
     ties: str = "error",
 ) -> Masks: ...
 
@@ -38,6 +35,10 @@ def select_masks(
     scope: str = "global",
     *,
     densities: Densities | None = None,
+    min_per_layer: int = 0,
+    structure: str = "weights",
+    transposed: Collection[str] = (),
+    among: Mapping[str, Tensor] | None = None,
     ties: str = "error",
 ) -> list[Masks]: ...
 
@@ -48,20 +49,46 @@ def select_masks(
     scope: str = "global",
     *,
     densities: Densities | None = None,
+    min_per_layer: int = 0,
+    structure: str = "weights",
+    transposed: Collection[str] = (),
+    among: Mapping[str, Tensor] | None = None,
     ties: str = "error",
 ) -> Masks | list[Masks]:
     """Keep the largest scores: exactly ``keep_count`` entries, ties by position.
+
+    Scope and structure are chosen apart from each other. The scope says where scores
+    compete and how many weights each layer keeps; the structure, which weights are kept
+    or pruned together.
+
+    Units of several weights, channels and blocks, compete by the mean score of their
+    weights. The best ones are kept while they have together at most as many weights as
+    the scope says, of all or of each layer, and at least one of them is kept: in scope
+    "layer" of each layer. In "N:M" only the entries of a group compete.
 
     Args:
         scores: float32 tensors by parameter name (float16 and bfloat16 are widened), on
             one or several devices.
         sparsity: fraction removed, in [0, 1]; for a list of them all masks come from
-            one selection.
+            one selection. For structure "N:M" it must be 1 - N / M.
         scope: "global", one threshold over all tensors, or one for each tensor: at the
             same sparsity ("layer"), or at relative densities that are scaled to the
-            sparsity of the whole: Erdos-Renyi-kernel ("erk", ``erk_densities``) or
-            given ones ("densities"); see ``keep_counts``.
+            sparsity of the whole: Erdos-Renyi-kernel ("erk", ``erk_densities``), equal
+            or Erdos-Renyi-kernel ones behind a first tensor that is kept whole
+            ("uniform_plus", "erk_plus"), or given ones ("densities"); see
+            ``keep_counts``. For structure "N:M" it must be "global" or "layer".
         densities: by parameter name, for scope "densities" alone.
+        min_per_layer: number of weights that each tensor keeps at least, or all where
+            it has fewer: first its own best so many, and the others compete for what is
+            left of the same total. 1 keeps layers from collapsing.
+        structure: "weights", each by itself; "channels", whole output channels;
+            "blocks:RxC", R outputs times C inputs; "N:M", N of each M consecutive
+            inputs. Inputs and outputs are the dimensions 1 and 0; each tap of a kernel
+            has blocks and groups of its own.
+        transposed: names of tensors whose dimensions 0 and 1 are inputs and outputs, as
+            weights of transposed convolutions: ``transposed_names(model, parameters)``.
+        among: bool tensors like the scores: what is False in them is not kept, whatever
+            its score. None: all may be kept.
         ties: "error": refuse scores that do not decide, because at a threshold equal
             scores are on both sides of it, more than a twentieth of the weights kept
             and at least 10 on either, or because all that compete are equal. With
@@ -73,9 +100,11 @@ def select_masks(
         in parameter order and flat index are kept; +0 equals -0.
 
     Raises:
-        FisherpruneError: where the sparsity, the scope or the kind of the scores is
-            wrong, densities do not fit the scores or the sparsity, there are no scores,
-            a score is NaN or infinite, or scores do not decide (names the parameter).
+        FisherpruneError: where the sparsity, the scope, the structure or the kind of
+            the scores is wrong or does not go with another, densities do not fit the
+            scores or the sparsity, there are no scores, ``min_per_layer`` or a dense
+            first tensor needs more than is kept, ``among`` leaves less, a score is NaN
+            or infinite, or scores do not decide (names the parameter).
 
     Example:
         >>> import torch
@@ -84,107 +113,20 @@ def select_masks(
         tensor([False,  True])
         >>> [masks.kept() for masks in select_masks(scores, [0.25, 0.5, 0.75])]
         [3, 2, 1]
+        >>> scores = {"a": torch.tensor([[4.0, 1.0, 3.0, 2.0], [5.0, 6.0, 7.0, 8.0]])}
+        >>> select_masks(scores, 0.5, structure="2:4")["a"].int()
+        tensor([[1, 0, 1, 0],
+                [0, 0, 1, 1]], dtype=torch.int32)
+        >>> select_masks(scores, 0.5, structure="channels")["a"].int()
+        tensor([[0, 0, 0, 0],
+                [1, 1, 1, 1]], dtype=torch.int32)
     """
-    _check_scores(scores)
-    checked_ties(ties)
-    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
-    sparsities = cast("Sequence[float]", sparsity if several else [sparsity])
-    shapes = {name: s.shape for name, s in scores.items()}
-    counts = [kept_counts(shapes, s, scope, densities=densities) for s in sparsities]
-    masks = select_counted(scores, counts, ties)
-    return masks if several else masks[0]
-
-
-def _check_scores(scores: Mapping[str, Tensor]) -> None:
-    if not isinstance(scores, Mapping):
-        wanted = "a dict of tensors by parameter name"
-        raise FieldError("select_masks: scores", wanted, type(scores).__name__)
-    for name, s in scores.items():
-        what = f"select_masks: scores of {name!r}"
-        if not isinstance(s, Tensor):
-            raise FieldError(what, "a float32 tensor", type(s).__name__)
-        if s.dtype not in FLOATS:
-            raise FieldError(what, "float32", s.dtype)
-        if kind := odd_kind(s):
-            raise FieldError(what, "a dense tensor", kind)
-
-
-def select_counted(
-    scores: Mapping[str, Tensor], counts: Sequence[Counts], ties: str = "error"
-) -> list[Masks]:
-    """Keep the largest of checked scores, as many as each of ``counts`` says.
-
-    Args:
-        scores: as in ``select_masks``.
-        counts: results of ``kept_counts``, all of one scope.
-        ties: as in ``select_masks``.
-
-    Raises:
-        FisherpruneError: where a score is NaN or infinite, or scores do not decide.
-    """
-    tensors = {
-        name: s.detach().float() if s.requires_grad or s.dtype != torch.float32 else s
-        for name, s in scores.items()
-    }
-    together = [count for count in counts if isinstance(count, int)]
-    by_layer = [count for count in counts if not isinstance(count, int)]
-    if by_layer:
-        found = [
-            _Found.among({name: s}, [count[name] for count in by_layer], ties)
-            for name, s in tensors.items()
-        ]
-    elif len({t.device for t in tensors.values()}) > 1:
-        return [Masks(select_over_devices(tensors, k, ties)) for k in together]
-    else:
-        found = [_Found.among(tensors, together, ties)]
-    _check(found)
-    return [
-        Masks({name: mask for one in found for name, mask in one.masks_of(i).items()})
-        for i in range(len(counts))
-    ]
-
-
-class _Found(NamedTuple):
-    """What the op ``global_topk`` found in scores that compete, on one device."""
-
-    tensors: dict[str, Tensor]
-    keep: list[int]
-    masks: list[Tensor]
-    thresholds: Tensor
-    nonfinite: Tensor
-
-    @classmethod
-    def among(cls, tensors: dict[str, Tensor], keep: list[int], ties: str) -> _Found:
-        """Call the op; where ties matter, with two ranks for each k."""
-        total = sum(t.numel() for t in tensors.values())
-        pairs = [tie_ranks(k, total) for k in keep] if ties == "error" else []
-        ranks = [rank for pair in pairs for rank in pair]
-        topk = torch.ops.fisherprune.global_topk
-        return cls(tensors, keep, *topk(list(tensors.values()), keep, ranks))
-
-    def masks_of(self, i: int) -> dict[str, Tensor]:
-        """Return the masks of the i-th k."""
-        n = len(self.tensors)
-        return dict(zip(self.tensors, self.masks[i * n : (i + 1) * n], strict=True))
-
-    def undecided(self) -> Tensor:
-        """Return for each k whether ties decide: whether its ranks are one number."""
-        low, high = self.thresholds[len(self.keep) :].view(-1, 2).unbind(1)
-        return (low == high) & low.isfinite()
-
-
-def _check(found: list[_Found]) -> None:
-    """Refuse NaN, infinities and ties; the host waits for the devices once."""
-    numbers = read_together(
-        [*(one.nonfinite for one in found), *(one.undecided() for one in found)]
+    plan = Plan(
+        shapes_of(scores),
+        scope,
+        densities=densities,
+        min_per_layer=min_per_layer,
+        structure=structure,
+        transposed=transposed,
     )
-    tensors = {name: t for one in found for name, t in one.tensors.items()}
-    flags = numbers[len(tensors) :]  # for each of found, of all its k
-    ops.refuse_nonfinite(numbers[: len(tensors)], list(tensors.values()), list(tensors))
-    for i in range(len(flags) // len(found)):
-        flags_of = flags[i :: len(found[0].keep)]
-        tied = [one for one, flag in zip(found, flags_of, strict=True) if flag]
-        if tied:
-            refuse_ties(
-                [(one.tensors, one.keep[i], float(one.thresholds[i])) for one in tied]
-            )
+    return plan.select(scores, sparsity, ties, among)

@@ -46,6 +46,11 @@ def tie_ranks(k: int, total: int) -> tuple[int, int]:
     return (k - some + 1, k + some) if some <= min(k, total - k) else (1, total)
 
 
+def few_ties(ties: int, kept: int) -> bool:
+    """Return whether so few equal scores may decide, on either side of a threshold."""
+    return ties <= max(FEW_TIES - 1, math.floor(kept * DECIDED_BY_POSITION))
+
+
 def refuse_ties(ties: Sequence[tuple[Mapping[str, Tensor], int, float]]) -> None:
     """Name the parameters with the most ties, of scores, keep counts and thresholds."""
     equal, places = dict[str, int](), 0
@@ -54,11 +59,16 @@ def refuse_ties(ties: Sequence[tuple[Mapping[str, Tensor], int, float]]) -> None
         for name, s in tensors.items():
             equal[name] = int(torch.count_nonzero(s == threshold))
             places -= int(torch.count_nonzero(s > threshold))
+    refuse_equal(equal, places, f" of {ties[0][2]:g}")
+
+
+def refuse_equal(equal: Mapping[str, int], places: int, which: str) -> None:
+    """Name the parameters with the most of the equal scores that compete."""
     most = sorted((n for n in equal if equal[n]), key=lambda name: -equal[name])
     named = ", ".join(f"{name!r} ({equal[name]:,})" for name in most[:3])
     raise FisherpruneError(
         "select_masks: scores must decide which weights are kept, but "
-        f"{sum(equal.values()):,} equal scores of {ties[0][2]:g} compete for "
+        f"{sum(equal.values()):,} equal scores{which} compete for "
         f"{places:,} places, most of them in {named}: such are the scores of dead "
         "layers, of layers initialized to zero and of squares below float32's range; "
         "more samples, a warm-up, another criterion or leaving these parameters out "

@@ -1,8 +1,9 @@
 """CIFAR variants of the networks of the pruning literature, and any others by name.
 
 Every constructor takes ``num_classes`` and ``in_channels``; ``MODELS`` maps their names
-to them. All weights start from PyTorch's default initialization of Conv2d and Linear
-(He et al.'s uniform bound with a = sqrt(5)), BatchNorm from weight 1 and bias 0.
+to them. Without an ``init`` of ``create``, weights start from PyTorch's default
+initialization of Conv2d and Linear (He et al.'s uniform bound with a = sqrt(5));
+BatchNorm starts from weight 1 and bias 0.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fisherprune.models.initial import INITS, checked_init, initialize_
 from fisherprune.models.registry import MODELS
 from fisherprune.models.resnet import (
     ResNet,
@@ -26,14 +28,26 @@ from fisherprune.models.resolve import (
     check_outputs,
     source_hash,
 )
-from fisherprune.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
+from fisherprune.models.vgg import (
+    VGG,
+    lottery_vgg11,
+    lottery_vgg16,
+    vgg11,
+    vgg13,
+    vgg16,
+    vgg19,
+)
 
 __all__ = [
+    "INITS",
     "MODELS",
     "VGG",
     "ResNet",
     "check_name",
     "create",
+    "initialize_",
+    "lottery_vgg11",
+    "lottery_vgg16",
     "resnet101",
     "resnet152",
     "resnet18",
@@ -54,6 +68,7 @@ def create(
     in_channels: int = 3,
     *,
     image_size: int = 32,
+    init: str = "default",
     seed: int | None = None,
 ) -> nn.Module:
     """Build a network by its name.
@@ -67,6 +82,7 @@ def create(
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
         image_size: their height and width; our networks take any.
+        init: how the weights are initialized, a key of ``INITS``; see ``initialize_``.
         seed: where given, the initial weights depend on it alone, and the global
             random state is left as it was.
 
@@ -74,18 +90,25 @@ def create(
         The network on the CPU, in training mode.
 
     Raises:
-        FisherpruneError: for an unknown name, and for a function or a network that
-            fails or returns something else.
+        FisherpruneError: for an unknown name or ``init``, and for a function or a
+            network that fails or returns something else.
     """
     check_name(name)
+    checked_init(init)
     if seed is None:
-        return _create(name, num_classes, in_channels, image_size)
+        return _create(name, init, num_classes, in_channels, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _create(name, num_classes, in_channels, image_size)
+        return _create(name, init, num_classes, in_channels, image_size)
 
 
-def _create(name: str, *sizes: int) -> nn.Module:
+def _create(name: str, init: str, *sizes: int) -> nn.Module:
+    network = _built(name, *sizes)
+    initialize_(network, init)
+    return network
+
+
+def _built(name: str, *sizes: int) -> nn.Module:
     """Build a network; one that is not ours is tried on images that are all zero."""
     if name in MODELS:
         num_classes, in_channels, _ = sizes

@@ -19,6 +19,8 @@ MODELS: dict[str, Builder] = {
         resnet.resnet50,
         resnet.resnet101,
         resnet.resnet152,
+        vgg.lottery_vgg11,
+        vgg.lottery_vgg16,
         vgg.vgg11,
         vgg.vgg13,
         vgg.vgg16,

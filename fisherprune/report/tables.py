@@ -45,6 +45,21 @@ class Cell:
             return None
         return statistics.stdev(run.accuracy(weights) for run in self.runs)
 
+    @property
+    def effective_sparsity(self) -> float | None:
+        """Mean effective sparsity; None where it is not known of all runs."""
+        return _mean([run.effective_sparsity for run in self.runs])
+
+    @property
+    def flops_share(self) -> float | None:
+        """Mean share of the dense network's FLOPs; None where not known of all."""
+        return _mean([run.flops_share for run in self.runs])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
 
 @dataclass(frozen=True)
 class MaskOverlap:
@@ -131,14 +146,24 @@ class ResultTable:
             return set()
         return {method for method in means if means[method] == max(means.values())}
 
+    @property
+    def tells_what_is_left(self) -> bool:
+        """Whether effective sparsity or FLOPs are known of any cell."""
+        values = [(x.effective_sparsity, x.flops_share) for x in self.cells.values()]
+        return any(value is not None for pair in values for value in pair)
+
     def published_cell(self, method: str, sparsity: float) -> PublishedCell | None:
         """Return the published mean and deviation, where there are any."""
-        return self.published.cells.get((method, sparsity)) if self.published else None
+        if self.published is None:
+            return None
+        if method == DENSE:
+            return self.published.dense
+        return self.published.cells.get((method, sparsity))
 
     def difference(self, method: str, sparsity: float, weights: str) -> float | None:
         """Return our mean minus the published one, where there are both."""
         published = self.published_cell(method, sparsity)
-        ours = self.cells.get((method, sparsity))
+        ours = self.method_cells(method).get(sparsity)
         return ours.mean(weights) - published[0] if ours and published else None
 
 

@@ -15,15 +15,19 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 
 from fisherprune import models
-from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES, MIRRORED, VALIDATION_SHARE
 from fisherprune.errors import FieldError, shown
-from fisherprune.masks.counts import SCOPES, checked_scope, checked_sparsity
+from fisherprune.masks.counts import checked_sparsity
 from fisherprune.masks.densities import checked_densities
+from fisherprune.masks.plan import check_pattern
+from fisherprune.masks.scopes.registry import SCOPES
+from fisherprune.masks.structures.registry import FORMS
 from fisherprune.masks.ties import TIES
+from fisherprune.rounds import SCHEDULES
 from fisherprune.runs.kinds import KINDS, MAX_WHOLE, at_least, must, one_of
 from fisherprune.runs.option import Effect, about, by_dataset, names, option
 from fisherprune.scoring.criteria import CRITERIA
-from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.settings import FLOWS, LABELS, Settings
 
 VALIDATION_METRICS = ("accuracy", "f1")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
@@ -35,6 +39,11 @@ def _can_be_path(text: str) -> bool:
     except UnicodeEncodeError:  # half a character, as JSON can spell it
         return False
     return bool(encoded) and b"\0" not in encoded
+
+
+def _own_rounds() -> str:
+    several = [c for c in CRITERIA.values() if c.rounds > 1]
+    return ", ".join(f"{c.code} {c.rounds}" for c in several)
 
 
 _FOLDER = must(_can_be_path, "the name of a folder")
@@ -68,9 +77,8 @@ class MaskConfig(Seeded):
     )
     scope: str = option(
         "global",
-        "where scores compete: global (one threshold), layer (the same sparsity in "
-        "each), erk (Erdos-Renyi-kernel densities) or densities (given ones, scaled to "
-        "the sparsity)",
+        "where scores compete: "
+        + ", ".join(f"{name} ({one.help})" for name, one in SCOPES.items()),
         one_of(SCOPES),
     )
     densities: Mapping[str, float] | None = option(
@@ -79,6 +87,26 @@ class MaskConfig(Seeded):
         '{"PARAMETER": NUMBER, ...} or the masks.safetensors of another run',
         metavar="FILE",
         hash=False,
+    )
+    min_per_layer: int = option(
+        0, "weights that each layer keeps at least", at_least(0)
+    )
+    structure: str = option(
+        "weights",
+        "what is kept or pruned together: "
+        + ", ".join(f"{form.text} ({form.help})" for form in FORMS),
+    )
+    rounds: int | None = option(
+        None,
+        "in how many rounds weights are scored and removed (default: the method's own "
+        f"number: {_own_rounds()}, others 1)",
+        at_least(1),
+    )
+    schedule: str = option(
+        SCHEDULES[0],
+        "how the share of the weights that is kept falls over the rounds: "
+        f"{' or '.join(SCHEDULES)}",
+        one_of(SCHEDULES),
     )
     skip: tuple[str, ...] | None = option(
         None,
@@ -105,6 +133,61 @@ class MaskConfig(Seeded):
         "Fisher",
         at_least(1),
     )
+    flow: str = option(
+        Settings.flow,
+        "of grasp, the parameters of whose gradient the flow is, beside those scored: "
+        "trainable (all), weights (of Conv and Linear layers, as in the GraSP code) or "
+        "scored (none)",
+        one_of(FLOWS),
+    )
+    temperature: float = option(
+        Settings.temperature,
+        "of grasp, what the outputs are divided by; 200 in the paper's code",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    inner_steps: int = option(
+        Settings.inner_steps,
+        "of prospr, the steps of SGD through which it differentiates; each takes a "
+        "batch of --score-batch-size images, the loss after them one more",
+        at_least(1),
+    )
+    inner_lr: float = option(
+        Settings.inner_lr,
+        "of prospr, the learning rate of these steps",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    inner_momentum: float = option(
+        Settings.inner_momentum,
+        "of prospr, the momentum of these steps",
+        must(lambda value: 0 <= value < 1, "in [0, 1)"),
+    )
+    ntk_draws: int = option(
+        Settings.ntk_draws,
+        "of ntk_sap, initializations for each batch",
+        at_least(1),
+    )
+    ntk_epsilon: float = option(
+        Settings.ntk_epsilon,
+        "of ntk_sap, the size of the perturbations of weights",
+        must(lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    labels: str = option(
+        Settings.labels,
+        "of squared gradients: given (by the data) or sampled (from the model); the "
+        "mean gradient is always that of given labels",
+        one_of(LABELS),
+    )
+    draws: int | None = option(
+        Settings.draws,
+        "random draws a sample: of sampled labels (default: 1), and of the curvature "
+        "of obd (default: exact, a pass for each class)",
+        at_least(1),
+    )
+    probes: int = option(
+        Settings.probes,
+        "random probes of the Hessian's diagonal, for methods hutchinson_*",
+        at_least(1),
+    )
     bn_warmup: bool = option(
         False,
         "before the scoring, set the BatchNorm statistics to those of the training "
@@ -117,7 +200,8 @@ class MaskConfig(Seeded):
     )
     score_batch_size: int = option(
         256,
-        "images scored at a time; more take more memory, the scores are the same",
+        "images scored at a time; more take more memory, the scores are the same but "
+        "for prospr's, each of whose steps takes a batch",
         at_least(1),
         effect=Effect.ROUNDING,
     )
@@ -131,13 +215,25 @@ class MaskConfig(Seeded):
         """Check the fields that depend on each other."""
         _ = self.settings
         checked_sparsity(self.sparsity)
-        checked_scope(self.scope, self.densities)
+        check_pattern(
+            self.scope,
+            densities=self.densities,
+            min_per_layer=self.min_per_layer,
+            structure=self.structure,
+            sparsity=None if self.method == "none" else self.sparsity,
+        )
+        if self.shuffle_masks and self.structure != "weights":
+            wanted = f"False for structure {self.structure}, which it would break"
+            raise FieldError("shuffle_masks", wanted, True)
         if self.method != "none":
             return
         if self.sparsity != 0:
             wanted = "0 for method none, which prunes nothing"
             raise FieldError("sparsity", wanted, self.sparsity)
-        for name in ("scope", "invert_scores", "shuffle_masks", "reinitialize"):
+        for name in (
+            *("scope", "min_per_layer", "structure", "rounds", "schedule"),
+            *("invert_scores", "shuffle_masks", "reinitialize"),
+        ):
             value, idle = getattr(self, name), getattr(MaskConfig, name)
             if value != idle:
                 raise FieldError(name, f"{idle} for method none", value)
@@ -158,6 +254,11 @@ class DataConfig(Seeded):
     model_source: str | None = option(
         None, "hash of the source of a model of your own; filled in", given=False
     )
+    init: str = option(
+        "default",
+        f"initial weights: {'; '.join(f'{k}, {v}' for k, v in models.INITS.items())}",
+        one_of(models.INITS),
+    )
     dataset: str = option(
         "cifar10",
         f"images: {', '.join(IMAGE_SIZES)}. folder reads image files "
@@ -166,7 +267,7 @@ class DataConfig(Seeded):
     )
     data_dir: str = option(
         "data",
-        "folder of the data, cifar10 and cifar100 are downloaded to it",
+        f"folder of the data; {', '.join(MIRRORED)} are downloaded to it",
         _FOLDER,
         effect=Effect.PLACE,
         metavar="DIR",
@@ -182,6 +283,13 @@ class DataConfig(Seeded):
         None,
         f"resize the images to this height and width {by_dataset(IMAGE_SIZES)}",
         at_least(8, 2**16),
+    )
+    validation_share: float = option(
+        VALIDATION_SHARE,
+        "share of the training images that is held out to choose the best weights, "
+        "stratified, the same in every run; 0 trains on all, and the last weights are "
+        "the best",
+        must(lambda share: 0 <= share < 1, "in [0, 1)"),
     )
     train_samples: int | None = option(
         None,
@@ -224,6 +332,7 @@ class TrainingConfig(Seeded):
     momentum: float = option(
         0.9, "momentum of SGD", must(lambda value: 0 <= value < 1, "in [0, 1)")
     )
+    nesterov: bool = option(False, "Nesterov's momentum")
     weight_decay: float = option(
         5e-4,
         "weight decay of SGD",
@@ -269,6 +378,11 @@ class TrainingConfig(Seeded):
         "train through torch.compile: slow to start, then faster",
         effect=Effect.ROUNDING,
     )
+
+    def check_training(self) -> None:
+        """Check the fields that depend on each other."""
+        if self.nesterov and self.momentum == 0:
+            raise FieldError("momentum", "above 0 for nesterov", self.momentum)
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0 after the mask."""
@@ -322,6 +436,8 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
             self._check(each)
         self.check_mask()
         self.check_data()
+        self.check_training()
+        self.check_validation()
         if self.model_source is None:
             object.__setattr__(self, "model_source", models.source_hash(self.model))
 
@@ -340,6 +456,16 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
         for rule in about(of).rules:
             if wanted := rule(value):
                 raise FieldError(of.name, wanted, shown(value))
+
+    def check_validation(self) -> None:
+        """Check that nothing is said of a validation that there is not."""
+        if self.validation_share > 0:
+            return
+        for name in ("validation_every", "validation_metric"):
+            value, idle = getattr(self, name), getattr(TrainConfig, name)
+            if value != idle:
+                wanted = f"{idle} where validation_share is 0: nothing is validated"
+                raise FieldError(name, wanted, value)
 
     @property
     def training_batch_size(self) -> int:

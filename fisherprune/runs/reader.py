@@ -13,7 +13,13 @@ from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.kinds import COUNT, FINITE, NUMBER, SHARE, SWITCH, Kind
 from fisherprune.runs.metrics import METRIC_NAMES, Metrics
-from fisherprune.runs.result import FORMAT, LayerCount, RunResult, ScoringCost
+from fisherprune.runs.result import (
+    FORMAT,
+    FlopCount,
+    LayerCount,
+    RunResult,
+    ScoringCost,
+)
 from fisherprune.runs.section import TABLE, Section, as_config, read_fields
 
 WEIGHTS = ("best", "last")
@@ -70,6 +76,7 @@ def read_run(path: Path, name: str) -> FinishedRun:
         seconds={phase: seconds.get(phase, SECONDS) for phase in seconds.content},
         environment=content.get("environment", TABLE),
         notes=_notes(content, layers),
+        flops=_flops(content),
     )
 
 
@@ -108,7 +115,28 @@ def _layer(name: str, section: Section) -> LayerCount:
             f"weight, got {kept} of {total}"
         )
     outputs = section.get("outputs", COUNT) if "outputs" in section.content else None
-    return LayerCount(name, outputs, kept, total)
+    effective = _optional(section, "effective")
+    if effective is not None and effective > kept:
+        wanted = f"at most {kept}, the weights kept"
+        raise section.wrong("effective", wanted, effective)
+    return LayerCount(name, outputs, kept, total, effective)
+
+
+def _optional(section: Section, name: str) -> int | None:
+    """Return a count; None where it is not known, as in older files."""
+    known = section.content.get(name) is not None
+    return section.get(name, COUNT) if known else None
+
+
+def _flops(content: Section) -> FlopCount | None:
+    if content.content.get("flops") is None:
+        return None
+    found = content.section("flops")
+    dense, masked = found.get("dense", COUNT), found.get("masked", COUNT)
+    if masked > dense:
+        wanted = f"at most {dense}, those of the dense network"
+        raise found.wrong("masked", wanted, masked)
+    return {"dense": dense, "masked": masked}
 
 
 def _scoring(content: Section) -> ScoringCost | None:

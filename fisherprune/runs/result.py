@@ -10,6 +10,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from fisherprune.masks.compare import count
 from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.metrics import Metrics
@@ -29,6 +30,8 @@ class LayerCount:
     """Weights the mask keeps; without a mask those that are not zero."""
     total: int
     """All weights."""
+    effective: int | None = None
+    """Kept weights on a path from an input to an output; None where it is not known."""
 
     @property
     def density(self) -> float:
@@ -40,6 +43,11 @@ class LayerCount:
         """What is wrong with the layer, if anything."""
         if self.kept == 0:
             return f"{self.name} has collapsed: none of its {self.total:,} weights kept"
+        if self.effective == 0:
+            return (
+                f"{self.name} keeps {self.kept:,} weights, none of them on a path from "
+                "an input to an output"
+            )
         if self.outputs is not None and self.kept < self.outputs:
             return (
                 f"{self.name} keeps {self.kept:,} weights for {self.outputs:,} "
@@ -57,6 +65,15 @@ class ScoringCost(TypedDict):
     """In one pass."""
     cached: bool
     """Whether all statistics came from the cache."""
+
+
+class FlopCount(TypedDict):
+    """FLOPs of one image's forward pass; see ``fisherprune.flops``."""
+
+    dense: int
+    """Of the whole network."""
+    masked: int
+    """Of what the mask leaves of it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,8 @@ class RunResult:
     """Versions, commit and device."""
     notes: tuple[str, ...] = ()
     """What else to know before the numbers are used."""
+    flops: FlopCount | None = None
+    """None where they are not known."""
 
     @property
     def kept(self) -> int:
@@ -100,6 +119,26 @@ class RunResult:
         return (self.total - self.kept) / self.total
 
     @property
+    def effective(self) -> int | None:
+        """Kept weights on a path from an input to an output; None: not known."""
+        counts = [layer.effective for layer in self.layers]
+        return None if None in counts else sum(filter(None, counts))
+
+    @property
+    def effective_sparsity(self) -> float | None:
+        """Fraction of the prunable weights that are on no such path."""
+        if self.effective is None:
+            return None
+        return (self.total - self.effective) / self.total
+
+    @property
+    def flops_share(self) -> float | None:
+        """FLOPs of what the mask leaves as a fraction of the dense network's."""
+        if self.flops is None or not self.flops["dense"]:
+            return None
+        return self.flops["masked"] / self.flops["dense"]
+
+    @property
     def collapsed(self) -> tuple[str, ...]:
         """Layers of which nothing is kept."""
         return tuple(layer.name for layer in self.layers if layer.kept == 0)
@@ -107,8 +146,12 @@ class RunResult:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the accuracy is used."""
+        if self.effective == 0:  # which says it of each layer
+            gone = (layer.warning for layer in self.layers if not layer.kept)
+            text = "no kept weight is on a path from an input to an output"
+            return (*self.notes, *filter(None, gone), text)
         layers = (layer.warning for layer in self.layers)
-        return (*self.notes, *(text for text in layers if text))
+        return (*self.notes, *filter(None, layers))
 
     @property
     def test(self) -> dict[str, dict[str, float]]:
@@ -144,10 +187,10 @@ class RunResult:
             "sparsity": self.sparsity,
             "kept": self.kept,
             "prunable": self.total,
-            "layers": {
-                x.name: {"kept": x.kept, "total": x.total, "outputs": x.outputs}
-                for x in self.layers
-            },
+            "effective": self.effective,
+            "effective_sparsity": self.effective_sparsity,
+            "flops": self.flops,
+            "layers": {x.name: _layer_as_json(x) for x in self.layers},
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "scoring": self.scoring,
@@ -156,18 +199,25 @@ class RunResult:
         }
 
 
-@torch.no_grad()
-def count_layers(
-    parameters: dict[str, nn.Parameter], masks: Masks | None = None
-) -> tuple[LayerCount, ...]:
-    """Count the weights of each parameter that are kept.
+def _layer_as_json(layer: LayerCount) -> dict[str, int | None]:
+    names = ("kept", "total", "outputs", "effective")
+    return {name: getattr(layer, name) for name in names}
 
-    Those under the masks: a kept weight may well be zero, as biases are at first.
-    Without masks those that are not zero.
-    """
-    kept = parameters if masks is None else masks
+
+def count_layers(
+    parameters: Mapping[str, nn.Parameter],
+    masks: Mapping[str, Tensor],
+    effective: Mapping[str, Tensor] | None = None,
+) -> tuple[LayerCount, ...]:
+    """Count the weights of each parameter that are kept, and those on paths."""
     return tuple(
-        LayerCount(name, len(p), int(torch.count_nonzero(kept[name])), p.numel())
+        LayerCount(
+            name,
+            len(p),
+            count(masks[name]),
+            p.numel(),
+            None if effective is None else count(effective[name]),
+        )
         for name, p in parameters.items()
     )
 

@@ -24,6 +24,7 @@ def table(result: RunResult) -> str:
         f"sparsity of the trained weights {result.sparsity:.6f}: {result.kept:,} of "
         f"{result.total:,} prunable weights are kept "
         f"({result.parameters:,} parameters in all)",
+        *_left(result),
         *(f"warning: {warning}" for warning in result.warnings),
         "",
         aligned(_test_rows(result)),
@@ -33,17 +34,37 @@ def table(result: RunResult) -> str:
     return "\n".join(lines)
 
 
+def _left(result: RunResult) -> list[str]:
+    """Say what the kept weights can do, as far as it is known."""
+    lines, share = [], result.flops_share
+    if result.effective_sparsity is not None:
+        lines.append(
+            f"effective sparsity {result.effective_sparsity:.6f}: {result.effective:,} "
+            "weights are on a path from an input to an output"
+        )
+    if result.flops is not None and share is not None:
+        lines.append(
+            f"FLOPs of an image {result.flops['masked']:,}: {100 * share:.2f} % of "
+            f"{result.flops['dense']:,}, the dense network's"
+        )
+    return lines
+
+
 def _layer_rows(layers: tuple[LayerCount, ...]) -> list[list[str]]:
-    counts = (
-        [x.name, f"{x.kept:,}", f"{x.total:,}", f"{x.density:.4f}"] for x in layers
-    )
-    return [["layer", "kept", "of", "density"], *counts]
+    known = all(x.effective is not None for x in layers)
+    rows = [["layer", "kept", "of", "density", *(["on paths"] if known else [])]]
+    for x in layers:
+        paths = [f"{x.effective:,}"] if known else []
+        rows.append([x.name, f"{x.kept:,}", f"{x.total:,}", f"{x.density:.4f}", *paths])
+    return rows
 
 
 def _test_rows(result: RunResult) -> list[list[str]]:
     rows = [["test", "accuracy", "precision", "recall", "F1", "loss"]]
-    best = f"best validation (epoch {result.best_epoch})"
-    for name, m in (("last epoch", result.last), (best, result.best)):
+    tested = {"last epoch": result.last}
+    if result.config.validation_share > 0:
+        tested[f"best validation (epoch {result.best_epoch})"] = result.best
+    for name, m in tested.items():
         shares = (m.accuracy, m.precision, m.recall, m.f1)
         cells = [f"{100 * share:.2f} %" for share in shares]
         rows.append([name, *cells, f"{m.loss:.4f}"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ def score(
             reads it twice, as snip and grad_norm may (an iterator that can be read only
             once is held in memory).
         criterion: one of ``criteria()``.
-        loss_fn: as in ``gradient_moments``; cross-entropy by default, OBD's only one.
+        loss_fn: as in ``gradient_moments``; cross-entropy by default. OBD takes those
+            of ``gauss_newton_diagonal``.
         losses: as in ``gradient_moments``.
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
@@ -108,10 +109,15 @@ def score_all(
     return score_task(task, chosen)
 
 
-def score_task(task: Task, criteria: list[Criterion]) -> dict[str, dict[str, Tensor]]:
+def score_task(
+    task: Task,
+    criteria: list[Criterion],
+    weights: Mapping[str, Tensor] | None = None,
+) -> dict[str, dict[str, Tensor]]:
     """Run the passes that criteria need, apply the criteria; see ``score_all``."""
     found = statistics_of(task, needs_of(criteria))
-    return score_from(task.parameters, found, criteria, seed=task.seed)
+    weights = task.parameters if weights is None else weights
+    return score_from(weights, found, criteria, seed=task.seed)
 
 
 def scoring_criteria(codes: Iterable[str]) -> list[Criterion]:
@@ -136,7 +142,7 @@ def needs_of(criteria: Iterable[Criterion]) -> frozenset[str]:
 
 @torch.no_grad()
 def score_from(
-    parameters: Parameters,
+    weights: Mapping[str, Tensor],
     found: ModelStatistics,
     criteria: Iterable[Criterion],
     *,
@@ -145,7 +151,8 @@ def score_from(
     """Apply the formulas of criteria to weights and statistics; no data is read.
 
     Args:
-        parameters: the weights by name, as they were in ``statistics_of``.
+        weights: by name, as they were in ``statistics_of``; in rounds of pruning those
+            that were removed as they were before.
         found: what ``statistics_of`` returned for ``needs_of(criteria)``.
         criteria: of ``scoring_criteria``.
         seed: of the random criterion.
@@ -164,8 +171,8 @@ def score_from(
                 f"{', '.join(sorted(missing))}, got {found.passes}"
             )
         named = {
-            name: criterion.score(_known(name, parameter, found, seed))
-            for name, parameter in parameters.items()
+            name: criterion.score(_known(name, weight, found, seed))
+            for name, weight in weights.items()
         }
         check_finite(named, f"the {criterion.code} score")
         scores[criterion.code] = _in_float32(named) if found.exponents else named
@@ -180,12 +187,10 @@ def _in_float32(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: (s * factor).float() for name, s in scores.items()}
 
 
-def _known(
-    name: str, parameter: Tensor, found: ModelStatistics, seed: int
-) -> Statistics:
+def _known(name: str, weight: Tensor, found: ModelStatistics, seed: int) -> Statistics:
     """Return what formulas read of one parameter."""
     parts = {letter: named[name] for letter, named in found.parts.items()}
-    weight = parameter.detach().float()
+    weight = weight.detach().float()
     if found.exponents:  # then float64 holds the values
         weight = weight.double()
         parts = {

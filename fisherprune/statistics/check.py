@@ -21,12 +21,13 @@ from fisherprune.statistics.accumulators import Accumulator, Accumulators
 from fisherprune.statistics.batches import check_batch, reason
 from fisherprune.statistics.conditions import settings_of
 from fisherprune.statistics.coverage import Coverage
-from fisherprune.statistics.driver import LoneSample, PerSampleSums, tapped_passes
+from fisherprune.statistics.driver import LoneSample, tapped_passes
 from fisherprune.statistics.forward import of_losses
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import Task, checked_task
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.structure import count_samples, some_samples
+from fisherprune.statistics.sums import PerSampleSums
 
 SAMPLES = 3
 """With which a model is tried: enough to tell them from a lone one."""
@@ -107,7 +108,7 @@ def _why_unusable(parameter: nn.Parameter) -> str | None:
 
 def _tried(task: Task) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """Return the ways of parameters, and why some are slow or none."""
-    sums = _Trial(task)
+    sums = _Trial(task, group_size=1)
     try:
         with evaluating(task.model, task.parameters.values()):
             for each in tapped_passes("check", task, of_losses(task), sums):
@@ -127,20 +128,18 @@ def _tried(task: Task) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
 UNUSED = "no loss of these samples depends on it: its gradients are zero"
 
 
-class _Trial(PerSampleSums):
-    """Finds ways, and sums nothing up."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__(task, group_size=1)
-        self.tapped, self.looped = _Forgetful(task.parameters, 1), _Forgetful({}, 1)
-
-
 class _Forgetful(Accumulators):
     """Computes the moments of a batch and forgets them."""
 
     def add(self, name: str, gradients: Gradients) -> None:
         """Compute the moments of one parameter."""
         Accumulator(self.parameters[name], 1).add(gradients, self._split)
+
+
+class _Trial(PerSampleSums):
+    """Finds ways, and sums nothing up."""
+
+    accumulators = _Forgetful
 
 
 class _Seen(TorchFunctionMode):

@@ -116,8 +116,9 @@ def _execution(
         yield f"autocast is on: {_short(dtype)}: {LOSSES.get(dtype, 'as it is')}"
     if F.scaled_dot_product_attention in called:
         yield (
-            "attention runs fused; grasp needs second derivatives, which fused kernels "
-            "lack: it runs PyTorch's plain one, with memory for all pairs of positions"
+            "attention runs fused; grasp and prospr need second derivatives, which "
+            "fused kernels lack: they run PyTorch's plain one, with memory for all "
+            "pairs of positions"
         )
 
 

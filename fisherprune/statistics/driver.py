@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,74 +15,35 @@ from fisherprune.parameters import check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
-from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.apart import check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
-from fisherprune.statistics.forward import Forward
-from fisherprune.statistics.passes import LoopsError, Task
-
-
-class PerSampleSums:
-    """Sums over groups of samples, and which way each parameter's gradients came.
-
-    Attributes:
-        ways: by parameter the functions by whose rules its gradients are found, and
-            "vmap" where a function was differentiated for each sample.
-        reasons: why the whole model was, of the parameters where that was so.
-        scaled: whether the losses are times a power of two.
-    """
-
-    def __init__(self, task: Task, group_size: int, scaled: bool = False) -> None:
-        parameters, self.may_loop = task.parameters, task.may_loop
-        self.scaled = scaled
-        self.tapped = Accumulators(parameters, group_size)
-        self.looped = Accumulators({}, group_size)
-        self.ways: dict[str, set[str]] = {name: set() for name in parameters}
-        self.reasons: dict[str, str] = {}
-
-    @property
-    def paths(self) -> dict[str, tuple[str, ...]]:
-        """Return the ways by parameter; that of a looped one is one."""
-        return {
-            name: ("loop",) if name in self.reasons else tuple(sorted(ways))
-            for name, ways in self.ways.items()
-        }
-
-    @property
-    def samples(self) -> int:
-        """Number of samples seen."""
-        return max(self.tapped.samples, self.looped.samples)
-
-    @property
-    def groups(self) -> int:
-        """Number of groups, a partial last one included."""
-        return -(-self.samples // self.tapped.group_size)
-
-    def loop_over(self, reasons: Mapping[str, str]) -> None:
-        """From now on, run samples one by one for these parameters."""
-        for name in sorted(reasons):
-            if name in self.tapped.parameters:
-                if not self.may_loop:
-                    raise LoopsError
-                self.tapped.hand_over(name, self.looped)
-                self.reasons[name] = reasons[name]
-
-    def sums(self) -> tuple[Sums, Sums]:
-        """Close the last group; return the sums over groups of means and squares."""
-        sums, squares = self.tapped.sums()
-        more_sums, more_squares = self.looped.sums()
-        sums, squares = sums | more_sums, squares | more_squares
-        return {n: sums[n] for n in self.ways}, {n: squares[n] for n in self.ways}
+from fisherprune.statistics.forward import Forward, Ran
+from fisherprune.statistics.passes import Task
+from fisherprune.statistics.sums import PerSampleSums
 
 
 @dataclass
 class TappedBatch:
-    """A batch whose forward pass was tapped."""
+    """A batch whose forward pass was tapped.
 
-    result: Tensor
+    Attributes:
+        ran: what came of it.
+        size: its number of samples.
+        first: number of samples before it.
+        tap: that saw it.
+        sums: to which it adds.
+    """
+
+    ran: Ran
     size: int
+    first: int
     tap: LayerTap
     sums: PerSampleSums
+
+    @property
+    def result(self) -> Tensor:
+        """Of the forward pass, samples first."""
+        return self.ran.result
 
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the moments of the gradients of ``loss``, a sum over the samples."""
@@ -97,10 +58,16 @@ class TappedBatch:
 
 @dataclass
 class LoneSample:
-    """A sample that was run alone."""
+    """A sample that was run alone; ``first`` is the number of those before it."""
 
-    result: Tensor
+    ran: Ran
+    first: int
     sums: PerSampleSums
+
+    @property
+    def result(self) -> Tensor:
+        """Of the forward pass, samples first."""
+        return self.ran.result
 
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the gradient of ``loss``, and its square."""
@@ -134,13 +101,15 @@ def tapped_passes(
     """
     run = _TappedRun(op, task, forward, sums)
     for batch in batches_of(op, task):
-        if run.sums.tapped.parameters and (tapped := run.tapped(batch)):
+        first = sums.samples
+        sums.samples += batch.size
+        if sums.tapped.parameters and (tapped := run.tapped(batch)):
             yield tapped
-        if run.sums.looped.parameters:
+        if sums.looped.parameters:
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
-                yield LoneSample(ran.result[:1], sums)
+                yield LoneSample(ran.of_first(), first + i, sums)
     _warn_of_loops(op, sums)
 
 
@@ -183,7 +152,7 @@ class _TappedRun:
             parameters,
             batch.tensors,
             batch.size,
-            self.sums.tapped.add,
+            self.sums.add,
             self.op,
             None if alone is None or isinstance(alone, Exception) else alone.records,
             known,
@@ -205,7 +174,8 @@ class _TappedRun:
         if alone and tap.must_check or batch.size > 1 and tap.moved:
             tap.check_samples(ran.result)
             tap.prepare(ran.result)
-        return TappedBatch(ran.result, batch.size, tap, self.sums)
+        first = self.sums.samples - batch.size
+        return TappedBatch(ran, batch.size, first, tap, self.sums)
 
 
 def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, Tensor]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from fisherprune.statistics.batches import Batch
+from fisherprune.statistics.likelihoods import Likelihood
 from fisherprune.statistics.losses import SampleLosses, checked_sample_losses
 
 if TYPE_CHECKING:
@@ -22,10 +23,24 @@ class Ran:
     Attributes:
         result: what gradients are taken of, samples first: their losses, or scores.
         outputs: the model's, samples first; None where they are not known.
+        read: the loss as a function of the outputs, where a pass asks for it.
     """
 
     result: Tensor
     outputs: Tensor | None = None
+    read: Likelihood | None = None
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What a pass asked for."""
+        assert self.read is not None
+        return self.read
+
+    def of_first(self) -> Ran:
+        """Return the same of the first sample."""
+        outputs = None if self.outputs is None else self.outputs[:1]
+        read = None if self.read is None else self.read.of_first()
+        return Ran(self.result[:1], outputs, read)
 
     def detached(self) -> Ran:
         """Return the same without a graph."""
@@ -55,5 +70,28 @@ def of_losses(task: Task) -> Forward:
 
     def forward(model: nn.Module, batch: Batch) -> Ran:
         return Ran(checked_sample_losses(losses(model, batch.content), batch.size))
+
+    return forward
+
+
+def of_likelihoods(
+    op: str, read: Callable[[nn.Module, Batch], Likelihood], *, losses: bool
+) -> Forward:
+    """Return the forward pass that reads the loss as a function of the outputs.
+
+    Args:
+        op: named in errors.
+        read: of ``reader_of``.
+        losses: whether the result are the losses of the samples, ``[N]``; otherwise it
+            is the outputs.
+    """
+
+    def forward(model: nn.Module, batch: Batch) -> Ran:
+        found = read(model, batch)
+        outputs = found.checked(op).outputs
+        result = outputs
+        if losses:
+            result = checked_sample_losses(found.losses(), batch.size)
+        return Ran(result, outputs, found)
 
     return forward

@@ -1,18 +1,19 @@
-"""The exact diagonal of the generalized Gauss-Newton matrix."""
+"""The diagonal of the generalized Gauss-Newton matrix: exact, and estimated."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FieldError
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import PerSampleSums, tapped_passes
-from fisherprune.statistics.forward import of_outputs
-from fisherprune.statistics.losses import checked_outputs
+from fisherprune.statistics.driver import LoneSample, TappedBatch, tapped_passes
+from fisherprune.statistics.estimates import Estimate, estimate_of
+from fisherprune.statistics.forward import of_likelihoods
+from fisherprune.statistics.known_losses import Reader, reader_of
+from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import (
     ModelStatistics,
     Task,
@@ -20,41 +21,59 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
-from fisherprune.statistics.scale import (
-    in_range,
-    scaled,
-    shifted,
-)
+from fisherprune.statistics.sample_streams import SampleStreams
+from fisherprune.statistics.scale import in_range, scaled, shifted
+from fisherprune.statistics.settings import Settings, checked_number
+from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.streams import stream_seed
 
+OP = "gauss_newton_diagonal"
 DIAGONAL = "the Gauss-Newton diagonal"
 """What errors call it."""
+
+MOST_COLUMNS = 4096
+"""Backward passes for a batch, above which the exact diagonal is refused."""
 
 
 def gauss_newton_diagonal(
     model: nn.Module,
     batches: Batches,
+    loss_fn: LossFn | None = None,
     *,
+    losses: Losses | None = None,
     parameters: Parameters | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
     r"""Compute the diagonal of the generalized Gauss-Newton matrix, exactly.
 
-    .. math:: \frac1N \sum_n J_n^\top (\mathrm{diag}(p_n) - p_n p_n^\top) J_n
+    .. math:: \frac1N \sum_n J_n^\top H_n J_n
 
-    for cross-entropy over N samples, with :math:`J_n` the Jacobian of the sample's C
-    class scores and :math:`p_n` their softmax. It is also the diagonal of the Fisher
-    information under the model's own labels: no label is read. Of a network of linear
-    layers, convolutions, BatchNorm in eval mode, ReLU and max-pooling that uses each
-    weight in one call it is the exact diagonal of the Hessian, for its class scores are
-    piecewise linear in every single weight.
+    over N samples, with :math:`J_n` the Jacobian of the sample's outputs and
+    :math:`H_n` the Hessian of its loss with respect to them:
 
-    It costs a forward pass and C - 1 backward passes. Squares are summed up during
-    each of these, so they take no memory.
+    - cross-entropy: :math:`\mathrm{diag}(p) - p p^\top` with p the softmax of the C
+      class scores, for each of T positions; times 1 / T for a mean over these. No label
+      is read but for which positions count and for class weights;
+    - squared error: 2 for each of K outputs, and binary cross-entropy with logits:
+      :math:`p (1 - p)`; times 1 / K for a mean over these.
+
+    For cross-entropy of one position it is also the diagonal of the Fisher information
+    under the model's own labels. Of a network of linear layers, convolutions, BatchNorm
+    in eval mode, ReLU and max-pooling that uses each weight in one call it is the exact
+    diagonal of the Hessian, for its outputs are piecewise linear in every single
+    weight.
+
+    It costs a forward pass and T (C - 1) or K backward passes. Squares are summed up
+    during each of these, so they take no memory. Where that are too many,
+    ``gauss_newton_estimate`` takes as many as it is told.
 
     Args:
-        model: float32 module with class scores ``[N, C]`` as its output; runs in eval
-            mode, and its samples must not mix.
-        batches: iterable of ``(inputs, labels)``, samples first.
+        model: runs in eval mode, and its samples must not mix.
+        batches: as in ``gradient_moments``.
+        loss_fn: cross-entropy of outputs ``[N, C, *]`` by default;
+            ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` or their
+            functions in ``torch.nn.functional``.
+        losses: in its place, of ``fisherprune.losses`` but ``hugging_face``.
         parameters: as in ``gradient_moments``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
 
@@ -63,94 +82,144 @@ def gauss_newton_diagonal(
         float32 can't hold it, though criterion obd counts it.
 
     Raises:
-        FisherpruneError: where the output is not ``[N, C]`` with at least two classes,
-            and for any reason of ``gradient_moments``.
+        FisherpruneError: where nothing is known of the loss's Hessian, a batch needs
+            more than 4,096 backward passes, the outputs don't fit the loss, or for any
+            reason of ``gradient_moments``.
 
     Reference:
         Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient
         Descent", 2002; Dangel et al., "BackPACK", 2020.
+
+    Example:
+        >>> import torch, fisherprune
+        >>> model = torch.nn.Linear(4, 2)
+        >>> batches = [(torch.ones(8, 4), torch.randn(8, 2))]
+        >>> named = dict(model.named_parameters())
+        >>> mse = torch.nn.functional.mse_loss
+        >>> found = fisherprune.gauss_newton_diagonal(
+        ...     model, batches, mse, parameters=named
+        ... )
+        >>> found["bias"]
+        tensor([1., 1.])
     """
-    task = checked_task(model, batches, parameters, progress=progress)
+    options = loss_fn, 1, progress, losses
+    task = checked_task(model, batches, parameters, *options)
     found = gauss_newton_pass(task)
     diagonal = shifted(found.parts["H"], -found.exponents.get("H", 0))
     check_finite(diagonal, DIAGONAL)
     return diagonal
 
 
+def gauss_newton_estimate(
+    model: nn.Module,
+    batches: Batches,
+    loss_fn: LossFn | None = None,
+    *,
+    draws: int = 16,
+    seed: int = 0,
+    losses: Losses | None = None,
+    parameters: Parameters | None = None,
+    progress: bool = False,
+) -> Estimate:
+    r"""Estimate the diagonal of the Gauss-Newton matrix from random signs.
+
+    .. math:: \frac1N \sum_n \frac1K \sum_{k=1}^K \bigl(J_n^\top S_n z_{nk}\bigr)^2,
+        \qquad S_n S_n^\top = H_n
+
+    with z independent signs, 1 or -1 each as often: its expectation is
+    ``gauss_newton_diagonal``. A single draw of a sample has at most the variance
+    :math:`2 h^2` around its value h, none at all where S has one column (two classes,
+    one output). Labels that are drawn from the model, as in ``gradient_moments``, have
+    the same expectation for cross-entropy, but a variance that grows as one over the
+    probability of rare labels.
+
+    It costs a forward pass and K backward passes, whatever the number of classes and
+    positions, and 8 K bytes a weight, for the standard error. Criterion obd takes this
+    estimate where ``Settings.draws`` is given, with 8 bytes a weight.
+
+    Args:
+        model: as in ``gauss_newton_diagonal``.
+        batches: as in ``gauss_newton_diagonal``.
+        loss_fn: as in ``gauss_newton_diagonal``.
+        draws: K, at least 2.
+        seed: of the signs. Those of a sample depend on its number among all samples,
+            not on batches.
+        losses: as in ``gauss_newton_diagonal``.
+        parameters: as in ``gradient_moments``.
+        progress: whether to show a bar over the batches, with tqdm, on stderr.
+
+    Returns:
+        The estimate and its standard error by parameter name.
+
+    Raises:
+        FisherpruneError: for any reason of ``gauss_newton_diagonal`` but the number of
+            backward passes.
+
+    Reference:
+        Dangel et al., "BackPACK", 2020, for roots and draws; Hutchinson, "A Stochastic
+        Estimator of the Trace of the Influence Matrix", 1989, for signs.
+    """
+    settings = Settings(draws=checked_number("draws", draws, 2))
+    options = loss_fn, 1, progress, losses, settings, seed
+    task = checked_task(model, batches, parameters, *options)
+    sums, exponent = _summed(task, several=draws)
+    each = [shifted(sums.sums_of(k)[1], -2 * exponent) for k in range(draws)]
+    return estimate_of(each, DIAGONAL, 1 / sums.samples)
+
+
+def _reader(task: Task) -> Reader:
+    return reader_of(OP, task, f"{DIAGONAL} (criterion obd)")
+
+
 def _check_loss(task: Task) -> None:
-    if task.loss_fn is not None or task.losses is not None:
-        raise FisherpruneError(
-            "loss_fn and losses must be left out for the Gauss-Newton diagonal "
-            "(criterion obd), which is that of cross-entropy"
-        )
+    _reader(task)
 
 
 @register_pass("gauss_newton", yields=("H",), check=_check_loss)
 def gauss_newton_pass(task: Task) -> ModelStatistics:
-    """Yield the diagonal; the group size plays no part in it."""
-    op, classes = "gauss_newton_diagonal", 2
-
-    def run(exponent: int) -> PerSampleSums:
-        nonlocal classes
-        sums = PerSampleSums(task, group_size=1, scaled=exponent != 0)
-        with evaluating(task.model, task.parameters.values()):
-            for each in tapped_passes(op, task, of_outputs(_class_scores), sums):
-                scores, classes = each.result, each.result.shape[1]
-                for c, column in enumerate(softmax_hessian_root(scores.detach())):
-                    loss = scaled((scores.float() * column).sum(), exponent)
-                    each.backward(loss, again=c < classes - 2)
-        return sums
-
-    found, exponent = in_range(op, DIAGONAL, task.batches, run)
-    samples, (_, squares) = found.samples // (classes - 1), found.sums()
+    """Yield the diagonal, exact or estimated; the group size plays no part in it."""
+    found, exponent = _summed(task)
+    _, squares = found.sums()
     for diagonal in squares.values():
-        diagonal.div_(samples)
-    result = ModelStatistics({"H": squares}, samples, task.group_size)
+        diagonal.div_(found.samples * (task.settings.draws or 1))
+    result = ModelStatistics({"H": squares}, found.samples, task.group_size)
     return result.scaled(H=2 * exponent)
 
 
-def _class_scores(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the model's outputs if they are class scores of the batch."""
-    op, shape = "gauss_newton_diagonal", list(checked_outputs(outputs, labels).shape)
-    if len(shape) != 2 or shape[1] < 2:
-        raise FisherpruneError(
-            f"{op}: the model's output must be scores of at least two classes, "
-            f"[N, classes], got {shape}"
+def _summed(task: Task, several: int = 1) -> tuple[PerSampleSums, int]:
+    """Go backward from the columns of each batch, turning to several sums in turn."""
+    forward = of_likelihoods(OP, _reader(task), losses=False)
+
+    def run(exponent: int) -> PerSampleSums:
+        sums = PerSampleSums(task, 1, exponent != 0, several)
+        with evaluating(task.model, task.parameters.values()):
+            for each in tapped_passes(OP, task, forward, sums):
+                count, columns = _columns(each, task)
+                outputs = each.result.float()
+                for k, column in enumerate(columns):
+                    sums.choose(k % several)
+                    loss = scaled((outputs * column).sum(), exponent)
+                    each.backward(loss, again=k < count - 1)
+        return sums
+
+    return in_range(OP, DIAGONAL, task.batches, run)
+
+
+def _columns(
+    each: TappedBatch | LoneSample, task: Task
+) -> tuple[int, Iterator[Tensor]]:
+    """Return how many columns, and the columns: of a root, or drawn."""
+    likelihood, draws = each.ran.likelihood, task.settings.draws
+    if draws is not None:
+        seed = stream_seed(task.seed, DIAGONAL)
+        streams = (SampleStreams(seed, each.first, k) for k in range(draws))
+        return draws, (likelihood.drawn_root(numbers) for numbers in streams)
+    if likelihood.columns > MOST_COLUMNS:
+        wanted = (
+            f"at most {MOST_COLUMNS} for the exact diagonal; estimate it with "
+            "gauss_newton_estimate or Settings(draws=...)"
         )
-    if not outputs.requires_grad:
-        raise FisherpruneError(
-            f"{op}: the model's output must depend on a parameter of the model"
+        raise FieldError(
+            f"{OP}: backward passes of a batch", wanted, likelihood.columns
         )
-    finite = outputs.detach().isfinite().all(1)
-    if not finite.all():
-        bad = int((~finite).nonzero()[0, 0])
-        raise FisherpruneError(
-            f"{op}: the model's output must be finite, got "
-            f"{outputs[bad].tolist()} for sample {bad} of a batch"
-        )
-    return outputs
-
-
-def softmax_hessian_root(scores: Tensor) -> Iterator[Tensor]:
-    r"""Yield the columns of S with :math:`S S^\top = \mathrm{diag}(p) - p p^\top`.
-
-    Gaussian elimination in closed form: with :math:`r_c = \sum_{j > c} p_j`, column c
-    is :math:`\sqrt{p_c r_c / r_{c-1}}` times 1 at c and :math:`-p_j / r_c` at j > c.
-    The last one would be zero.
-
-    Args:
-        scores: ``[N, C]``.
-
-    Yields:
-        C - 1 columns ``[N, C]``, float32.
-    """
-    p = scores.double().softmax(1)
-    rest = p.flip(1).cumsum(1).flip(1)  # r_{c-1} at c
-    for c in range(p.shape[1] - 1):
-        after = rest[:, c + 1 :][:, :1]
-        column = torch.zeros_like(p)
-        column[:, c] = 1
-        column[:, c + 1 :] = -p[:, c + 1 :] / after
-        column *= (p[:, c : c + 1] * after / rest[:, c : c + 1]).sqrt()
-        # What is left of the probabilities may be too small for any number.
-        yield column.where(after > 0, 0).float()
+    return likelihood.columns, likelihood.roots()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,9 +12,29 @@ from torch import Tensor
 import fisherprune.statistics.moments  # noqa: F401  registers the pass of that name
 from fisherprune.parameters import check_finite
 from fisherprune.statistics.driver import plain_passes
-from fisherprune.statistics.forward import of_losses
+from fisherprune.statistics.forward import Forward, of_losses
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.scale import scaled
+
+GRADIENT = "the mean gradient"
+"""What errors call m."""
+
+
+@dataclass(frozen=True)
+class MeanGradient:
+    """A mean gradient, of losses times a power of two.
+
+    Attributes:
+        mean: float32, by parameter name.
+        samples: number of samples seen.
+        spread: the root of the mean square of the norms of the batches' own mean
+            gradients: what is left of it in ``mean``, rounding errors grow with.
+    """
+
+    mean: dict[str, Tensor]
+    samples: int
+    spread: float
 
 
 @register_pass("gradient", yields=("m",), within="moments")
@@ -21,38 +43,59 @@ def gradient_pass(task: Task) -> ModelStatistics:
 
     That samples mix is seen in the outputs and losses alone, not in layers' inputs.
     """
-    op, weights = "mean_gradient", [*task.parameters.values()]
-    every, last = ([w.detach().double().zero_() for w in weights] for _ in range(2))
-    seen, size = 0, task.group_size
-    with evaluating(task.model, task.parameters.values()):
-        for n, losses in plain_passes(op, task, of_losses(task)):
+    found = mean_gradient("mean_gradient", task, of_losses(task))
+    check_finite(found.mean, GRADIENT)
+    return ModelStatistics({"m": found.mean}, found.samples, task.group_size)
+
+
+def mean_gradient(
+    op: str, task: Task, forward: Forward, exponent: int = 0
+) -> MeanGradient:
+    """Compute the mean over groups of their gradients, times ``2**exponent``."""
+    weights = [*task.parameters.values()]
+    seen, size, square = 0, task.group_size, 0.0
+    with evaluating(task.model, weights):
+        every, last = (
+            [torch.zeros_like(w, dtype=torch.float64) for w in weights]
+            for _ in range(2)
+        )
+        for n, losses in plain_passes(op, task, forward):
             seen += n
             closed = max(0, n - seen % size)  # samples of groups that end in the batch
             if closed:
-                some = losses[:closed].sum()
-                _add([every], some, weights, again=closed < n)
+                loss = scaled(losses[:closed].sum(), exponent)
+                square += _add([every], loss, weights, again=closed < n) / closed
                 for tensor in last:
                     tensor.zero_()
             if closed < n:
-                _add([every, last], losses[closed:].sum(), weights, again=False)
-    groups = -(-seen // size)
-    # Each sample has the weight 1 / size in its group, but for a smaller last group.
-    more = 1 / (seen % size) - 1 / size if seen % size else 0.0
-    mean = {
-        name: (all.div_(size).add_(rest, alpha=more) / groups).float()
-        for name, all, rest in zip(task.parameters, every, last, strict=True)
-    }
-    check_finite(mean, "the mean gradient")
-    return ModelStatistics({"m": mean}, seen, size)
+                loss = scaled(losses[closed:].sum(), exponent)
+                some = _add([every, last], loss, weights, again=False)
+                square += some / (n - closed)
+        groups = -(-seen // size)
+        # A sample has the weight 1 / size in its group, but for a smaller last group.
+        more = 1 / (seen % size) - 1 / size if seen % size else 0.0
+        mean = {
+            name: (all.div_(size).add_(rest, alpha=more) / groups).float()
+            for name, all, rest in zip(task.parameters, every, last, strict=True)
+        }
+    return MeanGradient(mean, seen, math.sqrt(square / seen))
 
 
 def _add(
     sums: list[list[Tensor]], loss: Tensor, weights: Sequence[Tensor], again: bool
-) -> None:
-    """Add the gradient of the loss to each of the sums."""
+) -> float:
+    """Add the gradient of the loss to each of the sums; return its squared norm."""
     grads = torch.autograd.grad(
         loss, weights, retain_graph=again, materialize_grads=True
     )
     for sum in sums:
         for total, grad in zip(sum, grads, strict=True):
             total.add_(grad)
+    norm = norm_of(grads)
+    return norm * norm
+
+
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """Return the norm over all entries, with one wait for the device."""
+    norms = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]
+    return float(torch.stack([n.to(norms[0].device) for n in norms]).norm())

@@ -168,7 +168,7 @@ def checked_outputs(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _cross_entropies(outputs: Tensor, labels: Tensor) -> Tensor:
-    _check_predictions(outputs, labels)
+    check_predictions(outputs, labels)
     if not labels.is_floating_point():
         classes = outputs.shape[1]
         low, high = torch.aminmax(labels)
@@ -182,7 +182,7 @@ def _cross_entropies(outputs: Tensor, labels: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
-def _check_predictions(outputs: Tensor, labels: Tensor) -> None:
+def check_predictions(outputs: Tensor, labels: Tensor) -> None:
     """Check the shapes, of which cross-entropy reads several as one big sample."""
     shape = list(outputs.shape)
     if len(shape) < 2:

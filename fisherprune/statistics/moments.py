@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from fisherprune.errors import FieldError
+from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import PerSampleSums, tapped_passes
-from fisherprune.statistics.forward import of_losses
+from fisherprune.statistics.driver import tapped_passes
+from fisherprune.statistics.forward import of_likelihoods, of_losses
+from fisherprune.statistics.known_losses import Reader, reader_of
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import (
     ModelStatistics,
@@ -22,6 +23,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.sampled_labels import SampledSums
 from fisherprune.statistics.scale import (
     in_range,
     lost,
@@ -29,6 +31,8 @@ from fisherprune.statistics.scale import (
     shifted,
     warn_of_lost,
 )
+from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.sums import PerSampleSums
 
 FISHER = "the mean squared gradient"
 """What errors call F."""
@@ -53,6 +57,7 @@ class GradientMoments:
             where a function without one was differentiated for each sample, "loop"
             where the whole model was; none where no loss depends on it.
         exponent: 0 but where float32 could not hold the squares as they are.
+        labels: of ``sum_sq``, "given" or "sampled"; those of ``sum`` are given.
     """
 
     sum: Sums
@@ -62,6 +67,7 @@ class GradientMoments:
     group_size: int
     paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
     exponent: int = 0
+    labels: str = "given"
 
     @cached_property
     def mean(self) -> dict[str, Tensor]:
@@ -85,13 +91,14 @@ class GradientMoments:
         of the group size.
 
         Raises:
-            FisherpruneError: where the group sizes differ, or names or shapes of the
-                parameters.
+            FisherpruneError: where group sizes or labels differ, or names or shapes of
+                the parameters.
         """
         if not isinstance(other, GradientMoments):
             return NotImplemented
         ours, theirs = (
-            {"group_size": m.group_size} | {n: [*s.shape] for n, s in m.sum.items()}
+            {"group_size": m.group_size, "labels": m.labels}
+            | {n: [*s.shape] for n, s in m.sum.items()}
             for m in (self, other)
         )
         for what in ours | theirs:
@@ -115,6 +122,7 @@ class GradientMoments:
                 for n in self.sum
             },
             exponent,
+            self.labels,
         )
 
     @property
@@ -142,6 +150,9 @@ def gradient_moments(
     *,
     losses: Losses | None = None,
     group_size: int = 1,
+    labels: str = "given",
+    draws: int = 1,
+    seed: int = 0,
     parameters: Parameters | None = None,
     progress: bool = False,
 ) -> GradientMoments:
@@ -154,6 +165,20 @@ def gradient_moments(
     size, and no per-sample gradient of a weight is ever stored. The sums take 8 bytes a
     weight, and 16 more once there are more than 512 groups: blocks of so many are added
     up in float64, so a million samples lose no more digits than 512.
+
+    With ``labels="sampled"``, :math:`G_j` in F is the gradient for labels that are
+    drawn from the model instead of the given ones, the mean over ``draws``: F is then
+    the diagonal of the Fisher information, not of the empirical one. Labels are drawn
+    by softmax of each position, by the logistic function, or as the output plus noise
+    of variance 1 (squared errors). m stays the mean gradient of the loss of the given
+    labels, which is the term of first order in a Taylor expansion; for drawn ones its
+    expectation is zero. F is of the loss as it is: for cross-entropy of one position,
+    with groups of 1, its expectation is ``gauss_newton_diagonal``; of a mean over T
+    positions it is 1 / T of that, of a mean of K squared errors 2 / K.
+
+    It costs a forward and a backward pass, and ``draws`` backward passes more for
+    sampled labels. These take 8 more bytes a weight, or 8 for each draw where groups
+    are larger than 1.
 
     Args:
         model: any module; runs in eval mode, and its samples must not mix. Weights may
@@ -173,6 +198,12 @@ def gradient_moments(
             dictionaries, tuples, data classes. ``fisherprune.losses`` has the usual.
         group_size: samples whose mean gradient is squared as one; 1 is the exact
             empirical Fisher diagonal.
+        labels: "given", or "sampled" for a loss that says how labels are distributed:
+            cross-entropy, squared error or binary cross-entropy, of PyTorch or of
+            ``fisherprune.losses``.
+        draws: of labels, for each sample; groups are those of each draw.
+        seed: of drawn labels. Those of a sample depend on its number among all samples,
+            not on batches.
         parameters: by name, ``prunable_parameters(model)`` by default; any that the
             losses depend on, frozen ones too. ``paths`` of the result says in which way
             the gradients of each were found.
@@ -198,9 +229,12 @@ def gradient_moments(
 
     Reference:
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
-        Gradient Descent", 2019, for F.
+        Gradient Descent", 2019, for F of both kinds of labels.
     """
-    options = loss_fn, group_size, progress, losses
+    if labels == "given" and draws != 1:
+        raise FieldError("draws", "1 where labels are given", shown(draws))
+    settings = Settings(labels=labels, draws=draws)
+    options = loss_fn, group_size, progress, losses, settings, seed
     found = _gradient_moments(checked_task(model, batches, parameters, *options))
     if found.exponent:
         check_finite(found.fisher, FISHER)
@@ -209,22 +243,40 @@ def gradient_moments(
     return found
 
 
-@register_pass("moments", yields=("m", "F"))
+def _check_labels(task: Task) -> None:
+    if task.settings.labels == "sampled":
+        _reader(task)
+
+
+def _reader(task: Task) -> Reader:
+    return reader_of("gradient_moments", task, "labels='sampled'")
+
+
+@register_pass("moments", yields=("m", "F"), check=_check_labels)
 def moments_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient and the Fisher diagonal."""
     return _gradient_moments(task).statistics
 
 
 def _gradient_moments(task: Task) -> GradientMoments:
-    op, forward = "gradient_moments", of_losses(task)
+    op, sampled = "gradient_moments", task.settings.labels == "sampled"
+    forward = of_losses(task)
+    if sampled:
+        forward = of_likelihoods(op, _reader(task), losses=True)
 
     def run(exponent: int) -> PerSampleSums:
-        sums = PerSampleSums(task, task.group_size, scaled=exponent != 0)
+        kind = SampledSums if sampled else PerSampleSums
+        sums = kind(task, task.group_size, exponent != 0)
         with evaluating(task.model, task.parameters.values()):
             for each in tapped_passes(op, task, forward, sums):
-                each.backward(scaled(each.result.sum(), exponent))
+                sums.choose(0)
+                loss = scaled(each.result.sum(), exponent)
+                each.backward(loss, again=sampled)
+                if isinstance(sums, SampledSums):
+                    sums.add_drawn(each, task, exponent)
         return sums
 
     sums, exponent = in_range(op, FISHER, task.batches, run)
     counts = sums.samples, sums.groups, task.group_size
-    return GradientMoments(*sums.sums(), *counts, sums.paths, exponent)
+    found = GradientMoments(*sums.sums(), *counts, sums.paths, exponent)
+    return replace(found, labels=task.settings.labels)

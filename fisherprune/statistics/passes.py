@@ -85,6 +85,8 @@ class Task:
     """Of the random numbers of passes; each draws from a stream of its own name."""
     found: ModelStatistics = field(default_factory=ModelStatistics)
     """What the passes that this one needs have found."""
+    masks: Mapping[str, Tensor] | None = None
+    """In rounds, which weights are kept; the others are zero in the model."""
     may_loop: bool = True
     """Whether the model may run once more for each sample alone, where need be."""
 

@@ -57,7 +57,8 @@ def _result(
     each: StatisticsPass, task: Task, cache: StatisticsCache | None, key: str
 ) -> ModelStatistics:
     """Read the result of a pass or run it, or the one that it is within."""
-    if each.within:
+    # With drawn labels, the other would go backward for them, too.
+    if each.within and task.settings.labels == "given":
         try:
             whole = replace(task, may_loop=False)
             return _result(PASSES[each.within], whole, cache, key)

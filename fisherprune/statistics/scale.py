@@ -20,7 +20,7 @@ from fisherprune.parameters import check_finite
 
 if TYPE_CHECKING:
     from fisherprune.statistics.batches import Batches
-    from fisherprune.statistics.driver import PerSampleSums
+    from fisherprune.statistics.sums import PerSampleSums
 
 Named = Mapping[str, Tensor]
 

@@ -20,6 +20,7 @@ class Images:
     scoring: Dataset
     """The training images the mask is made on, shuffled: groups mix classes."""
     validation: Dataset
+    """Empty where the config holds out none."""
     test: Dataset
 
 
@@ -41,7 +42,7 @@ def load_images(
         image_size=config.image_size,
         quiet=quiet,
     )
-    train, validation = data.train_validation_split(official)
+    train, validation = data.train_validation_split(official, config.validation_share)
     if config.train_samples is not None:
         train = choose(train, config.train_samples, config.seed, "train_samples")
     scored = len(train) if score_samples is None else score_samples

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from fisherprune.baselines import invert_scores, shuffle_masks
 from fisherprune.data.augment import TrainingBatches
 from fisherprune.data.dataset import Augmentation, Dataset
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.select import select_masks
 from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import WithBar
+from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.result import ScoringCost
 from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
@@ -23,6 +24,7 @@ from fisherprune.statistics.key import statistics_key
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
+from fisherprune.train.network import mask_plan
 
 
 def make_masks(
@@ -55,27 +57,34 @@ def make_masks(
         seed=stream_seed(config.seed, "random scores"),
     )
     criteria = scoring_criteria([config.method])
+    rounds = checked_rounds(config.rounds, config.schedule, criteria[0])
     needs, key = needs_of(criteria), ""
+    if rounds.count > 1:
+        statistics = None  # no other run will prune the same in its first rounds
     if needs and statistics is not None:
         key = _key(config, task, images)
-    found = statistics_of(task, needs, cache=statistics, key=key)
-    scores = score_from(task.parameters, found, criteria, seed=task.seed)[config.method]
-    if config.invert_scores:
-        scores = invert_scores(scores)
-    masks = select_masks(
-        scores,
-        config.sparsity,
-        config.scope,
-        densities=config.densities,
+    cost: ScoringCost = {"seconds": 0.0, "samples": 0, "cached": True}
+
+    def score(task: Task, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        found = statistics_of(task, needs, cache=statistics, key=key)
+        cost["seconds"] += found.seconds
+        cost["samples"] += found.samples
+        cost["cached"] &= found.cached
+        scores = score_from(weights, found, criteria, seed=task.seed)[config.method]
+        return invert_scores(scores) if config.invert_scores else scores
+
+    (masks,) = select_in_rounds(
+        task,
+        mask_plan(config, model, task.parameters),
+        [config.sparsity],
+        rounds,
+        score,
+        regrow=criteria[0].regrow,
         ties=config.ties,
     )
     if config.shuffle_masks:
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
-    return masks, {
-        "seconds": found.seconds,
-        "samples": found.samples,
-        "cached": found.cached,
-    }
+    return masks, cost
 
 
 def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
@@ -85,6 +94,7 @@ def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
         "parameters": list(task.parameters),
         "group size": task.group_size,
         "settings": asdict(task.settings),
+        "seed": task.seed,
         "batch size": config.score_batch_size,
         "mean": scoring.mean,
         "std": scoring.std,

@@ -7,8 +7,8 @@ from torch import nn
 from fisherprune import models
 from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FieldError
-from fisherprune.masks.counts import kept_counts
-from fisherprune.parameters import prunable_parameters
+from fisherprune.masks.plan import Plan
+from fisherprune.parameters import Parameters, prunable_parameters, transposed_names
 from fisherprune.runs.config import DataConfig, MaskConfig
 from fisherprune.streams import stream_seed
 
@@ -29,6 +29,7 @@ def network(config: DataConfig, images: Dataset) -> nn.Module:
         len(images.classes),
         images.channels,
         image_size=images.images.shape[-1],
+        init=config.init,
         seed=stream_seed(config.seed, "initialization"),
     ).to(images.images.device)
 
@@ -37,5 +38,20 @@ def check_mask(config: MaskConfig, model: nn.Module) -> None:
     """Raise FisherpruneError where the model can't be pruned as the config asks."""
     prunable = prunable_parameters(model, config.skip)
     if config.method != "none":  # before any work, see that there are such masks
-        shapes = {name: p.shape for name, p in prunable.items()}
-        kept_counts(shapes, config.sparsity, config.scope, densities=config.densities)
+        mask_plan(config, model, prunable).counts(config.sparsity)
+
+
+def mask_plan(config: MaskConfig, model: nn.Module, parameters: Parameters) -> Plan:
+    """Return how the config makes masks of scores.
+
+    Raises:
+        FisherpruneError: where the parameters can't be pruned so.
+    """
+    return Plan(
+        {name: p.shape for name, p in parameters.items()},
+        config.scope,
+        densities=config.densities,
+        min_per_layer=config.min_per_layer,
+        structure=config.structure,
+        transposed=transposed_names(model, parameters),
+    )

@@ -19,8 +19,8 @@ DESCRIPTION = """\
 Prune a network at initialization and train what is left.
 
 Scores every weight on the training images, keeps the best, trains, and tests the
-weights of the last epoch and those of the best validation (on 20 % of the training
-images, stratified, the same in every run). The defaults are the setting of
+weights of the last epoch and those of the best validation (by default on 20 % of the
+training images, stratified, the same in every run). The defaults are the setting of
 Table 1 of arXiv 2502.11450v1. A first try that needs no data and a minute:
 
   python -m fisherprune.train --dataset digits --model resnet20 --epochs 10

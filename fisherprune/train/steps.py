@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fisherprune import models
 from fisherprune.baselines import reinitialize_
 from fisherprune.errors import FisherpruneError
 from fisherprune.files import check_writable
@@ -20,20 +21,16 @@ from fisherprune.runs.environment import environment
 from fisherprune.runs.folder import CHECKPOINT, RESULTS, RunFolder
 from fisherprune.runs.identity import identity
 from fisherprune.runs.metrics import Metrics
-from fisherprune.runs.result import (
-    RunResult,
-    ScoringCost,
-    check_pruned_are_zero,
-    count_layers,
-)
+from fisherprune.runs.result import RunResult, ScoringCost, check_pruned_are_zero
 from fisherprune.runs.tensorboard import require_tensorboard
 from fisherprune.statistics.cache import StatisticsCache
-from fisherprune.streams import stream_seed
+from fisherprune.streams import stream, stream_seed
 from fisherprune.train.checkpoint import Checkpoint, State, misfit
 from fisherprune.train.clock import Clock
 from fisherprune.train.images import Images, load_images
 from fisherprune.train.masking import make_masks, warm_up_batchnorm
 from fisherprune.train.network import check_mask, network
+from fisherprune.train.subnetwork import subnetwork_of
 from fisherprune.train.trainer import Trainer, deterministic_convolutions, evaluate
 
 
@@ -141,7 +138,7 @@ class Steps:
         self.trainer.train(lambda: self.save("training"))
         self.checkpoint.wait()
         self.folder.save_weights("last", self.model.state_dict())
-        if self.trainer.best_epoch == 0:
+        if self.best_sha256 is None:
             self._save_best({"model": self.model.state_dict()})
         self.clock.lap("training")
         result = self.test()
@@ -164,6 +161,7 @@ class Steps:
         if config.reinitialize:
             seed = stream_seed(config.seed, "reinitialization")
             reinitialize_(self.model, trainer.optimizer, seed=seed)
+            models.initialize_(self.model, config.init, stream(config.seed, "reinit"))
         trainer.prune(masks)
         self.folder.save_masks(masks)
         self.save("scoring")
@@ -171,8 +169,11 @@ class Steps:
     def test(self) -> RunResult:
         """Measure the last and the best weights on the test images."""
         config, trainer, model = self.config, self.trainer, self.model
+        images = self.images.test
         model.to(memory_format=torch.contiguous_format)  # as whoever loads the weights
-        layers = count_layers(prunable_parameters(model, config.skip), trainer.masks)
+        image = images.normalize(images.images[:1])
+        prunable = prunable_parameters(model, config.skip)
+        left = subnetwork_of(model, image, prunable, trainer.masks)
         last = best = self.measure("last", model.state_dict())
         if trainer.best_epoch != config.epochs:
             best = self.measure("best", self._best_weights())
@@ -184,11 +185,12 @@ class Steps:
             last=last,
             best=best,
             best_epoch=trainer.best_epoch,
-            layers=layers,
+            layers=left.layers,
             scoring=self.scoring,
             seconds=self.clock.laps,
             environment=environment(self.device),
-            notes=self.notes(),
+            notes=(*self.notes(), *left.notes),
+            flops=left.flops,
         )
 
     def measure(self, which: str, weights: dict[str, Tensor]) -> Metrics:

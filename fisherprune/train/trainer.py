@@ -70,7 +70,10 @@ class Trainer:
             save()
 
     def train(self, save: Callable[[], None]) -> None:
-        """Train for what is left of the epochs; ``save`` after each."""
+        """Train for what is left of the epochs; ``save`` after each.
+
+        Without validation images the last epoch is the best one.
+        """
         while self.done["train"] < self.config.epochs:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate(self.done["train"])
@@ -80,6 +83,8 @@ class Trainer:
                 if value > self.best_value:
                     self.best_epoch, self.best_value = self.done["train"], value
             save()
+        if len(self.images.validation) == 0:  # nothing to choose by
+            self.best_epoch = self.config.epochs
 
     @property
     def is_best(self) -> bool:
@@ -194,9 +199,9 @@ class Trainer:
         return meter.compute()
 
     def _validate(self, phase: str) -> Metrics | None:
-        if (self.done[phase] - 1) % self.config.validation_every:
-            return None
         images, form = self.images.validation, self.memory_format
+        if len(images) == 0 or (self.done[phase] - 1) % self.config.validation_every:
+            return None
         return evaluate(self.model, images, "validation", self.quiet, form)
 
     def _line(
@@ -235,6 +240,7 @@ def make_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.SGD:
         model.parameters(),
         config.lr,
         momentum=config.momentum,
+        nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         fused=True,
     )

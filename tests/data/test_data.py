@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 
 from fisherprune import data
 from fisherprune.data.dataset import Augmentation, Dataset, channel_statistics, resized
@@ -106,6 +107,26 @@ def test_split_is_stratified_fixed_and_whole():
     assert torch.equal(train.images, again.images)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_split_of_another_share_is_scikit_learns(share):
+    source = dataset_of(torch.randint(3, (200,)), 3)
+    parts = train_validation_split(source, share)
+    indices = train_test_split(
+        range(200), test_size=share, stratify=source.labels, random_state=42
+    )
+    for part, expected in zip(parts, indices, strict=True):
+        assert torch.equal(part.images, source.images[expected])
+        assert torch.equal(part.labels, source.labels[expected])
+
+
+def test_no_share_leaves_all_images_in_their_order():
+    source = dataset_of([2, 0, 1, 1], 3)  # too few for a split
+    train, validation = train_validation_split(source, 0)
+    assert torch.equal(train.images, source.images)
+    assert train.labels.tolist() == [2, 0, 1, 1]
+    assert len(validation) == 0 and validation.classes == source.classes
+
+
 @pytest.mark.parametrize(
     "labels, message",
     [
@@ -131,6 +152,13 @@ def test_stratified_choice(size):
     assert (counts - share).abs().max() < 1
     again = stratified_choice(labels, size, chance.set_state(before), name="n")
     assert torch.equal(chosen, again)
+
+
+def test_a_stratified_choice_of_equal_classes_takes_equally_many_of_each():
+    labels = torch.arange(10).repeat(50)[torch.randperm(500)]
+    chance = torch.Generator().manual_seed(torch.initial_seed())
+    chosen = stratified_choice(labels, 100, chance, name="n")
+    assert torch.bincount(labels[chosen]).tolist() == [10] * 10
 
 
 def test_stratified_choice_mixes_the_classes():
@@ -187,8 +215,20 @@ def test_a_dataset_registers_itself(monkeypatch):
 
 
 def test_the_sizes_of_the_datasets():
-    images = {"cifar10": 32, "cifar100": 32, "digits": 8, "folder": 32}
-    batches = {"cifar10": 512, "cifar100": 512, "digits": 16, "folder": 512}
+    images = {
+        "cifar10": 32,
+        "cifar100": 32,
+        "digits": 8,
+        "folder": 32,
+        "tinyimagenet": 64,
+    }
+    batches = {
+        "cifar10": 512,
+        "cifar100": 512,
+        "digits": 16,
+        "folder": 512,
+        "tinyimagenet": 128,
+    }
     assert images.items() <= data.IMAGE_SIZES.items()
     assert batches.items() <= data.BATCH_SIZES.items()
     assert LOADERS.keys() == data.IMAGE_SIZES.keys() == data.BATCH_SIZES.keys()

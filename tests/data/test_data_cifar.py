@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fisherprune import data
-from fisherprune.data import cifar
+from fisherprune.data import download
 from fisherprune.errors import FisherpruneError
 
 datasets = pytest.importorskip("torchvision.datasets")
@@ -178,7 +178,7 @@ def test_an_error_without_words_is_named(tmp_path, monkeypatch):
 
 def test_a_server_that_is_silent(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(cifar, "PATIENCE", 0.2)
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(FisherpruneError, match="failed: .*timed out.*; put"):

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fisherprune import data
-from fisherprune.data import folder
+from fisherprune.data.decoded import cache_file
 from fisherprune.data.images import read_image
 from fisherprune.errors import FisherpruneError
 
@@ -173,7 +173,7 @@ def test_the_cache_is_left_when_the_files_change(tree, change):
         path.rename(path.with_name("z.png"))
     after, _ = load(tree)
     assert not torch.equal(after.images, before.images)
-    assert len(list(folder.cache_file(tree, 32).parent.iterdir())) == 1
+    assert len(list(cache_file(tree, 32).parent.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_cache_is_left_when_the_files_change(tree, change):
 )
 def test_a_damaged_cache_is_not_used(tree, damage):
     before, _ = load(tree)
-    cache = folder.cache_file(tree, 32)
+    cache = cache_file(tree, 32)
     with safe_open(cache, "pt") as file:
         marks = file.metadata()
     tensors = load_file(cache)

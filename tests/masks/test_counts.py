@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from mask_cases import scores_of
 
 import fisherprune as fp
-from fisherprune.masks.counts import SCOPES, checked_sparsity, keep_count, kept_counts
+from fisherprune.masks.counts import checked_sparsity, keep_count
+from fisherprune.masks.plan import Plan
+from fisherprune.masks.scopes.registry import SCOPES
 
 
 @pytest.mark.parametrize(
@@ -78,11 +80,11 @@ def test_decimal_sparsities_keep_what_they_did(n):
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("sparsity", [0.0, 0.55, 0.9])
-def test_kept_counts_are_those_of_the_masks(scope, sparsity):
-    scores = scores_of((20, 3, 3, 3), (7,), (0,), (30, 11))
+def test_counts_are_those_of_the_masks(scope, sparsity):
+    scores = scores_of((5, 1, 3, 1), (20, 3, 3, 3), (7,), (0,), (30, 11))
     given = {"densities": dict.fromkeys(scores, 0.5)} if scope == "densities" else {}
     shapes = {name: s.shape for name, s in scores.items()}
-    counts = kept_counts(shapes, sparsity, scope, **given)
+    counts = Plan(shapes, scope, **given).counts(sparsity)
     masks = fp.select_masks(scores, sparsity, scope, **given)
     if scope == "global":
         assert counts == masks.kept()
@@ -90,7 +92,7 @@ def test_kept_counts_are_those_of_the_masks(scope, sparsity):
         assert counts == {name: int(mask.sum()) for name, mask in masks.items()}
 
 
-def test_kept_counts_refuse_what_the_selection_would():
+def test_a_plan_refuses_what_the_selection_would():
     shapes = {"a": (4,), "b": (6,)}
     for options, match in [
         ({"sparsity": 1.5}, "sparsity must be a number in"),
@@ -101,4 +103,6 @@ def test_kept_counts_refuse_what_the_selection_would():
         ({"shapes": {"a": (0, 3)}}, "at least one entry"),
     ]:
         with pytest.raises(fp.FisherpruneError, match=match):
-            kept_counts(**{"shapes": shapes, "sparsity": 0.2} | options)
+            options = {"shapes": shapes, "sparsity": 0.2} | options
+            sparsity = options.pop("sparsity")
+            Plan(**options).counts(sparsity)

@@ -7,12 +7,13 @@ import pytest
 
 import fisherprune as fp
 from fisherprune import parameters
-from fisherprune.masks import counts, masks, select
+from fisherprune.masks import counts, hold, masks, plan, select
 from fisherprune.masks.masks import Masks
 
 
 @pytest.mark.parametrize(
-    "module", [counts, masks, select, parameters, inspect.getmodule(fp.prune)]
+    "module",
+    [counts, hold, masks, plan, select, parameters, inspect.getmodule(fp.prune)],
 )
 def test_examples_show_what_comes(module):
     result = doctest.testmod(module)
@@ -26,6 +27,7 @@ def test_examples_show_what_comes(module):
             Masks,
             Masks.apply_,
             Masks.hold,
+            hold.Hold.update,
             Masks.save,
             Masks.load,
             Masks.to,
@@ -40,6 +42,8 @@ def test_examples_show_what_comes(module):
         ),
         *(
             select.select_masks,
+            plan.Plan,
+            parameters.transposed_names,
             counts.keep_count,
             parameters.prunable_parameters,
             fp.prune,

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from mask_cases import scores_of
 
 import fisherprune as fp
-from fisherprune.masks.counts import SCOPES, keep_count
+from fisherprune.masks.counts import keep_count
 from fisherprune.masks.densities import erk_densities, keep_counts
 from fisherprune.masks.devices import select_over_devices
+from fisherprune.masks.scopes.registry import SCOPES
 
 
 def test_global_keeps_the_largest_over_all():
@@ -79,10 +80,10 @@ def test_densities_that_do_not_fit():
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_list_of_sparsities_gives_a_list_of_the_same_masks(scope):
-    scores, sparsities = scores_of((50, 4), (9, 9)), [0.1, 0.5, 0.5, 0.99]
+    scores, sparsities = scores_of((2, 1), (50, 4), (9, 9)), [0.1, 0.5, 0.5, 0.99]
     options = {"scope": scope}
     if scope == "densities":
-        options["densities"] = {"layer0": 2, "layer1": 0.5}
+        options["densities"] = {"layer0": 2, "layer1": 0.5, "layer2": 1}
     together = fp.select_masks(scores, sparsities, **options)
     for sparsity, masks in zip(sparsities, together, strict=True):
         alone = fp.select_masks(scores, sparsity, **options)

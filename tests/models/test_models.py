@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fisherprune import models
 from fisherprune.errors import FieldError
@@ -12,6 +13,8 @@ COUNTS = {
     "resnet50": 23_520_842,
     "resnet101": 42_512_970,
     "resnet152": 58_156_618,
+    "lottery_vgg11": 9_231_114,
+    "lottery_vgg16": 14_728_266,
     "vgg11": 9_231_114,
     "vgg13": 9_416_010,
     "vgg16": 14_728_266,
@@ -26,7 +29,9 @@ def test_parameter_counts(name):
     assert sum(p.numel() for p in network.parameters()) == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "vgg11"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "resnet18", "resnet50", "vgg11", "lottery_vgg16"]
+)
 @pytest.mark.parametrize("size", [1, 8, 17, 32])
 def test_any_image_size_classes_and_channels(name, size):
     network = models.create(name, num_classes=7, in_channels=1).eval()
@@ -56,6 +61,24 @@ def test_feature_maps_halve_from_the_second_layer_on():
         layer.register_forward_hook(lambda *a: sizes.append(tuple(a[2].shape[1:])))
     network(torch.rand(1, 1, 32, 32))
     assert sizes == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
+def test_a_lottery_vgg_averages_what_the_others_pool():
+    with torch.device("meta"):
+        lottery = models.lottery_vgg11(7, 1)
+        names = {n: p.shape for n, p in models.vgg11(7, 1).named_parameters()}
+    assert {n: p.shape for n, p in lottery.named_parameters()} == names
+    lottery = models.lottery_vgg11(7, 1).eval()
+    x = images = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        for i in range(1, 9):
+            conv = lottery.get_submodule(f"features.conv{i}")
+            x = F.conv2d(x, conv.weight, conv.bias, padding=1)
+            x = F.relu(lottery.get_submodule(f"features.bn{i}")(x))
+            if i in (1, 2, 4, 6):
+                x = F.max_pool2d(x, 2)
+        logits = F.linear(F.avg_pool2d(x, 2).flatten(1), *lottery.linear.parameters())
+        torch.testing.assert_close(lottery(images), logits)
 
 
 def test_padding_shortcut_keeps_every_other_pixel_between_zeros():

@@ -59,7 +59,7 @@ def test_html_is_one_well_formed_page_without_clashes(study):
     assert "script" not in page.tags and page.loaded == []
     figures = 2 * len(TABLE_FIGURES) + len(COMPARISONS)
     assert page.tags.count("svg") == figures - 1  # no overlap in the second table
-    assert page.tags.count("caption") == page.tags.count("table") == 6
+    assert page.tags.count("caption") == page.tags.count("table") == 8
     assert page.tags.count("figcaption") == page.tags.count("figure") == figures
     assert text.count('role="img" aria-labelledby="') == figures - 1
 

@@ -67,6 +67,20 @@ def test_published_numbers_stand_beside_equal_settings_only():
         assert published_for(replace(same, **fields)) is None, fields
 
 
+def test_what_a_method_had_alone_is_asked_of_its_runs_alone():
+    own = {"fts": {"group_size": 4}, "fbss": {"group_size": 2, "bn_warmup": True}}
+    table = replace(TABLE_1, setting=replace(TABLE_1.setting, own=own))
+    same = TrainConfig()
+    for values, methods in (
+        ({}, set(trees.PUBLISHED_METHODS) - {"fts", "fbss"}),
+        ({"group_size": 4}, {"fts"}),
+        ({"group_size": 2, "bn_warmup": True}, {"fbss"}),
+    ):
+        part = table.beside(replace(same, **values))
+        assert part.cells == {k: v for k, v in TABLE_1.cells.items() if k[0] in methods}
+    assert table.beside(replace(same, group_size=2)) is None
+
+
 def test_differences_to_published_numbers(tmp_path):
     trees.add_run(tmp_path, 0.8774, method="fts", sparsity=0.98, seed=0)
     trees.add_run(tmp_path, 0.8694, method="fts", sparsity=0.98, seed=1)

@@ -21,7 +21,10 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
         ({"method": "obs"}, "method must be one of none, .*fbss.*, got 'obs'"),
         ({"model": "alexnet"}, "model must be one of resnet18, .*, got 'alexnet'"),
         ({"dataset": "mnist"}, "dataset must be one of cifar10, .*, got 'mnist'"),
-        ({"scope": "block"}, "scope must be one of global, layer, .*, got 'block'"),
+        ({"scope": "block"}, "scope must be one of global, .*layer.*, got 'block'"),
+        ({"labels": "all"}, "labels must be one of given, sampled, got 'all'"),
+        ({"draws": 0}, "draws must be at least 1, got 0"),
+        ({"probes": 0}, "probes must be at least 1, got 0"),
         ({"ties": "any"}, "ties must be one of error, position, got 'any'"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:INDEX, got 'gpu'"),
         ({"device": "cuda:"}, "device must be auto"),
@@ -43,6 +46,21 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
         ({"lr": NAN}, "lr must be above 0 and finite, got nan"),
         ({"lr": INF}, "lr must be above 0 and finite, got inf"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": 0.0, "nesterov": True}, "momentum must be above 0 for nesterov"),
+        ({"init": "xavier"}, "init must be one of default, kaiming_.*, got 'xavier'"),
+        ({"validation_share": 1.0}, r"validation_share must be in \[0, 1\), got 1.0"),
+        ({"validation_share": -0.1}, r"validation_share must be in .* got -0.1"),
+        ({"validation_share": NAN}, r"validation_share must be in .* got nan"),
+        *(
+            (
+                {"validation_share": 0.0, name: value},
+                f"{name} must be {idle} where validation_share is 0: .* got {value}",
+            )
+            for name, value, idle in [
+                ("validation_every", 2, 1),
+                ("validation_metric", "f1", "accuracy"),
+            ]
+        ),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1"),
         ({"weight_decay": NAN}, "weight_decay must be at least 0 and finite, got nan"),
         ({"weight_decay": INF}, "weight_decay must be at least 0 and finite, got inf"),
@@ -65,12 +83,25 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
             )
             for name, value, idle in [
                 ("scope", "erk", "global"),
+                ("min_per_layer", 1, 0),
+                ("structure", "channels", "weights"),
                 ("invert_scores", True, False),
                 ("shuffle_masks", True, False),
                 ("reinitialize", True, False),
             ]
         ),
         ({"scope": "densities"}, "densities must be given for scope densities"),
+        ({"min_per_layer": -1}, "min_per_layer must be at least 0, got -1"),
+        ({"structure": "rows"}, "structure must be one of .*, got 'rows'"),
+        ({"structure": "2:4"}, "sparsity must be 0.5 for structure 2:4, got 0.9"),
+        (
+            {"structure": "1:4", "sparsity": 0.75, "scope": "erk"},
+            "scope must be global or layer for structure 1:4",
+        ),
+        (
+            {"structure": "channels", "shuffle_masks": True},
+            "shuffle_masks must be False for structure channels",
+        ),
         ({"densities": {"a": 1}}, "and for no other; scope is global"),
         (
             {"data_mirror": "http://x/", "dataset": "digits"},
@@ -156,6 +187,7 @@ def test_options_fill_the_configuration():
         " --model vgg19 --dataset folder --data-dir d --image-size 48 --seed 7 --quiet"
         " --train-samples 99 --batch-size 64 --momentum 0.5 --weight-decay 0"
         " --lr-drops 5 9 --lr-drop-factor 0.1 --device cpu --output-dir o"
+        " --structure blocks:4x8 --min-per-layer 6"
     )
     assert options.parse(command.split()) == (
         TrainConfig(
@@ -164,6 +196,7 @@ def test_options_fill_the_configuration():
             amp=True, model="vgg19", dataset="folder", data_dir="d", image_size=48,
             seed=7, train_samples=99, batch_size=64, momentum=0.5, weight_decay=0.0,
             lr_drops=(5, 9), lr_drop_factor=0.1, device="cpu", output_dir="o",
+            structure="blocks:4x8", min_per_layer=6,
         ),
         None,
         True,

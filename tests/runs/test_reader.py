@@ -29,14 +29,15 @@ def result(tmp_path):
         best=Metrics(0.75, 0.5, 0.25, 0.375, 0.625),
         best_epoch=2,
         layers=(
-            LayerCount("conv1.weight", 4, 40, 80),
-            LayerCount("conv2.weight", 8, 3, 8),
-            LayerCount("conv3.weight", 8, 0, 10),
+            LayerCount("conv1.weight", 4, 40, 80, 30),
+            LayerCount("conv2.weight", 8, 3, 8, 2),
+            LayerCount("conv3.weight", 8, 0, 10, 0),
         ),
         scoring={"seconds": 3.5, "samples": 7, "cached": True},
         seconds={"scoring": 0.5, "training": 60.0},
         environment={"device": "x", "cpus": 2, "commit": None},
         notes=("conv1.weight is the first word of this note",),
+        flops={"dense": 500, "masked": 200},
         name="a",
     )
 
@@ -56,6 +57,8 @@ def test_what_is_written_is_read_back(result, tmp_path):
         "conv3.weight has collapsed: none of its 10 weights kept",
     )
     assert (back.reused, back.mask_seconds) == (3.5, 4.0)
+    assert (back.effective, back.effective_sparsity) == (32, 66 / 98)
+    assert back.flops_share == 0.4
     assert back.accuracy("last") == 25 and back.accuracy("best") == 50
 
 
@@ -63,14 +66,19 @@ def test_files_of_the_first_version_tell_notes_from_warnings(result, tmp_path):
     content = result.as_json()
     del content["notes"]
     for layer in content["layers"].values():
-        del layer["outputs"]
+        del layer["outputs"], layer["effective"]
+    del content["flops"], content["effective"], content["effective_sparsity"]
     content["warnings"][0] = "trained on two devices"
     content["test"]["last"]["loss"] = math.nan  # what the first version wrote
     back = read_run(written(tmp_path, content), "a")
     assert back.notes == ("trained on two devices",)
     assert back.collapsed == ("conv3.weight",)
     assert math.isnan(back.last.loss)
-    assert back.layers == tuple(replace(x, outputs=None) for x in result.layers)
+    assert back.layers == tuple(
+        replace(x, outputs=None, effective=None) for x in result.layers
+    )
+    assert back.effective is back.effective_sparsity is None
+    assert back.flops is back.flops_share is None
 
 
 def test_the_results_of_the_repository_are_read():
@@ -134,6 +142,15 @@ def test_a_file_that_is_no_result(tmp_path, text, message):
         ("test/best/loss", HUGE, "must be a number, got 1000"),
         ("layers/a", 3, "must be a table of fields, got 3"),
         ("layers/conv1.weight", {"kept": 3, "total": 2}, "must keep from 0 to all of"),
+        (
+            "layers/conv1.weight/effective",
+            41,
+            "must be at most 40, the weights kept, g",
+        ),
+        ("layers/conv1.weight/effective", -1, "must be a whole number in [0, 2^63), g"),
+        ("flops", 3, "must be a table of fields, got 3"),
+        ("flops/masked", 501, "must be at most 500, those of the dense network, got 5"),
+        ("flops/dense", 1.5, "must be a whole number in [0, 2^63), got 1.5"),
         ("layers", {}, "must hold at least one layer, got {}"),
         ("seconds/training", HUGE, "must be a number of at most 3.5e+38, got 1000"),
         ("seconds/training", 1e308, "must be a number of at most 3.5e+38, got 1e+308"),

@@ -26,6 +26,9 @@ OF_ANY_LOSS = [
     "fts",
     "fts_deletion",
     "fbss",
+    "hutchinson_diag",
+    "hutchinson_pruner",
+    "hutchinson_taylor",
 ]
 
 
@@ -52,17 +55,19 @@ def test_scores(what):
     names = [n for n, p in model.named_parameters() if p.dim() > 1]
     parameters = {n: p for n, p in model.named_parameters() if n in names}
     codes = {"losses": losses, "parameters": parameters, "seed": 3}
+    codes["settings"] = fp.Settings(probes=2)
     found = fp.score_all(model, batches, OF_ANY_LOSS, **codes)
     moments = truth.moments_of_losses(model, batches, names, losses, [1])[1]
     with sdpa_kernel(SDPBackend.MATH):  # others have no second derivative
         products = truth.hessian_gradient_of_losses(model, batches, names, losses)
+        estimates = truth.hutchinson_of_losses(model, batches, names, losses, 3, 2)
     for name, weight in parameters.items():
         w, (m, fisher) = weight.detach().double(), moments[name]
         u = truth.uniform(3, name, w.shape)
-        nothing = torch.zeros_like(w)
-        wanted = truth.formulas(w, m, fisher, products[name], nothing, 1, u)
+        found_by = {"m": m, "F": fisher, "Hm": products[name], "D": estimates[name]}
         for code in OF_ANY_LOSS:
-            error = truth.relative_error(found[code][name], wanted[code])
+            wanted = truth.score(code, w, 1, u, **found_by)
+            error = truth.relative_error(found[code][name], wanted)
             assert error < 1e-3, (code, name)
 
 
@@ -101,7 +106,8 @@ def test_obd_of_the_default_loss(what):
         assert truth.relative_error(found[name], wanted) < 1e-4, name
 
 
-def test_obd_of_another_loss_is_refused():
-    model, batches, losses = MODELS["gpt2"]()
-    with pytest.raises(fp.FisherpruneError, match="obd., which is that of cross-entr"):
-        fp.score(model, batches, "obd", losses=losses)
+def test_obd_of_a_models_own_loss_is_refused():
+    model, batches, _ = MODELS["gpt2"]()
+    match = "losses must be none .* next_token, .*, for the Gauss-.* got <function hugg"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.score(model, batches, "obd", losses=fp.losses.hugging_face)

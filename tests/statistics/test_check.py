@@ -180,7 +180,7 @@ def test_attention_is_seen():
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(24, 5)).eval()
     x, y = data((3, 8))
     (said,) = fp.check(model, (x, y)).settings
-    assert "attention runs fused; grasp" in said
+    assert "attention runs fused; grasp and prospr" in said
 
 
 def test_batches_of_any_structure_and_chosen_parameters():

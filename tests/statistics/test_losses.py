@@ -74,9 +74,8 @@ def test_losses_that_are_no_functions(loss_fn):
     model, (x, y) = network(), data((4,))
     match = r"loss_fn must be a function .*nn.CrossEntropyLoss\(\), got .*ross"
     refused(model, x, y, match, loss_fn=loss_fn)
-    moments = fp.gradient_moments(model, [(x, y)])
     with pytest.raises(fp.FisherpruneError, match=match):
-        hessian_gradient_product(model, [(x, y)], moments, loss_fn)
+        hessian_gradient_product(model, [(x, y)], loss_fn)
 
 
 @pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])

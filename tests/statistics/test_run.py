@@ -51,7 +51,7 @@ def needs(*codes):
 def test_cached_scores_are_the_same_bits(data, tmp_path, runs):
     model = conv_net()
     plain = fp.score_all(model, data, CODES, group_size=2, seed=3)
-    task = checked_task(model, data, None, group_size=2)
+    task = checked_task(model, data, None, group_size=2, seed=3)
     runs.clear()
     for _ in range(2):
         cache = StatisticsCache(tmp_path)
@@ -60,7 +60,7 @@ def test_cached_scores_are_the_same_bits(data, tmp_path, runs):
         for code in CODES:
             for name, s in plain[code].items():
                 assert torch.equal(scores[code][name], s), (code, name)
-    assert sorted(runs) == ["gauss_newton", "hessian", "moments"]
+    assert sorted(runs) == sorted({*PASSES} - {"gradient"})  # which is within moments
     assert found.cached and (found.samples, found.groups) == (13, 7)
 
 
@@ -73,7 +73,9 @@ def test_second_order_after_others_runs_one_pass_more(data, tmp_path, runs):
     curved = statistics_of(task, needs("obd"), **options)
     assert runs == ["moments", "hessian", "gauss_newton"]
     assert [f.cached for f in (first, more, again)] == [False, False, True]
-    assert more.seconds > first.seconds > 0 and again.seconds == more.seconds
+    both = first.seconds + more.seconds
+    assert min(first.seconds, more.seconds) > 0 and again.seconds == both
+    assert more.passes == ["hessian"]
     assert again.passes == ["gradient", "hessian", "moments"]
     assert first.passes == ["gradient", "moments"]
     assert curved.passes == ["gauss_newton"] and not curved.cached
@@ -156,7 +158,9 @@ def test_mistakes(data):
         match="needs must be of gauss_newton, gradient, h.*, got synflow",
     ):
         statistics_of(task, ["synflow"])
-    with pytest.raises(fp.FisherpruneError, match="must be left out for the Gauss"):
+    with pytest.raises(
+        fp.FisherpruneError, match="loss_fn must be none .* for the Gauss"
+    ):
         fp.score(model, iter(data), "obd", loss_fn=torch.dot)
     with pytest.raises(fp.FisherpruneError, match="group_size must be an .*, got 0"):
         checked_task(model, data, None, group_size=0)
@@ -187,6 +191,18 @@ def test_the_mean_gradient_alone_needs_no_run_of_each_sample(group_size, size):
         fisher = fp.score(model, batches(x, y, 13), "fisher_diag", **options)
     for name, (_, square) in expected.items():
         assert truth.relative_error(fisher[name], square) < 1e-5
+
+
+def test_weights_of_float64_are_left_as_they_are():
+    model, x, y = RowByRow().double(), torch.randn(13, 3, 4), torch.randint(5, (13,))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    expected = truth.moments(model, x, y, parameters)
+    options = {"parameters": parameters}
+    found = fp.score(model, [(x.double(), y)], "grad_norm", **options)
+    for name, (mean, _) in expected.items():
+        assert truth.relative_error(found[name], mean.abs()) < 1e-5
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
 def test_plain_autograd_is_the_way_only_where_samples_would_run_alone(

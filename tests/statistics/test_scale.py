@@ -37,11 +37,10 @@ def expected_scores(model, x, y, code, scale, group_size=1):
     """Apply the formulas to float64 moments."""
     named = fp.prunable_parameters(model)
     found = truth.moments(model, x, y, named, group_size, times(scale))
-    zero = torch.zeros(())
     return {
-        name: truth.formulas(
-            p.detach().double(), *found[name], zero, zero, group_size, zero
-        )[code]
+        name: truth.score(
+            code, p.detach().double(), group_size, m=found[name][0], F=found[name][1]
+        )
         for name, p in named.items()
     }
 
@@ -119,18 +118,27 @@ def deep_product(layers=12, width=6):
     return nn.Sequential(*parts, nn.Linear(width, 5))
 
 
-@pytest.mark.parametrize("code", ["fbss", "fts", "snip", "grasp", "obd"])
+@pytest.mark.parametrize(
+    "code", ["fbss", "fts", "snip", "grasp", "obd", "hutchinson_pruner"]
+)
 def test_a_deep_product(code):
     model, (x, y) = deep_product(), data((6,))
     named = fp.prunable_parameters(model)
     moments = truth.moments(model, x, y, named)
     products = truth.hessian_gradient(model, x, y, named)
     curvature = truth.gauss_newton_diagonal(model, x, named)
+    estimates = truth.hutchinson(model, x, y, named, 0, 10)
     found = fp.score(model, batches(x, y, 5), code)
     expected = {
-        name: truth.formulas(
-            p.detach().double(), *moments[name], products[name], curvature[name], 1, p
-        )[code]
+        name: truth.score(
+            code,
+            p.detach().double(),
+            m=moments[name][0],
+            F=moments[name][1],
+            Hm=products[name],
+            H=curvature[name],
+            D=estimates[name],
+        )
         for name, p in named.items()
     }
     top = {
@@ -263,11 +271,7 @@ def test_the_hessian_product_of_small_gradients():
     model, (x, y) = smooth_net(), data((3, 9, 9))
     named, scale = fp.prunable_parameters(model), 1e-17
     expected = truth.hessian_gradient(model, x, y, named)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fp.FisherpruneWarning)
-        moments = fp.gradient_moments(model, [(x, y)], times(scale))
-    assert moments.exponent
-    found = hessian_gradient_product(model, [(x, y)], moments, times(scale))
+    found = hessian_gradient_product(model, [(x, y)], times(scale))
     for name, product in found.items():
         wanted = expected[name] * scale**2
         assert truth.relative_error(product.double() * 1e30, wanted * 1e30) < 1e-4

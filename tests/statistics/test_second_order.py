@@ -3,13 +3,11 @@
 import pytest
 import torch
 import truth
-from checks import assert_moments
 from nets import SequenceNet, TwiceNet, batches, conv_net, data, randomized
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fisherprune as fp
-from fisherprune.statistics.gauss_newton import softmax_hessian_root
+from fisherprune.statistics.categorical import softmax_hessian_root
 from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 
 NETS = {
@@ -40,14 +38,9 @@ def test_many_equal_samples_do_not_lose_digits():
     expected = truth.gauss_newton_diagonal(model, x, parameters)["weight"]
     found = fp.gauss_newton_diagonal(model, [batch] * 40, parameters=parameters)
     assert truth.relative_error(found["weight"], expected) < 1e-5
-    few = [(x.expand(3, 1), y.expand(3))] * 3000
+    few = [(x.expand(3, 1), y.expand(3))] * 1500
     product = truth.hessian_gradient(model, x, y, parameters)["weight"]
-    found = hessian_gradient_product(
-        model,
-        few,
-        fp.gradient_moments(model, few, parameters=parameters),
-        parameters=parameters,
-    )
+    found = hessian_gradient_product(model, few, parameters=parameters)
     assert truth.relative_error(found["weight"], product) < 1e-5
 
 
@@ -148,9 +141,7 @@ class Reshaped(nn.Module):
         return self.fc(x)[:, : self.shape[0]].view(-1, *self.shape[1:])
 
 
-@pytest.mark.parametrize(
-    "shape, came", [((1, 1), "4, 1"), ((1,), "4"), ((6, 3, 2), "4, 3, 2")]
-)
+@pytest.mark.parametrize("shape, came", [((1, 1), "4, 1"), ((1,), "4")])
 def test_outputs_that_are_no_class_scores(shape, came):
     model, (x, y) = Reshaped(shape), data((4,), 4)
     match = rf"gauss_newton_diagonal: .* at least two classes, .* got \[{came}\]"
@@ -159,7 +150,12 @@ def test_outputs_that_are_no_class_scores(shape, came):
 
 
 def test_other_outputs_that_are_refused():
-    model, (x, y) = Reshaped((6, 2)), data((4,), 4)
+    model, (x, y) = Reshaped((6, 3, 2)), data((4,), 4)
+    weight = {"fc": model.fc.weight}
+    match = r"labels must be class numbers, integers \[4, 2\], .* got int64 \[4\]"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
+    model = Reshaped((6, 2))
     weight = {"fc": model.fc.weight}
     match = r"must have the batch's 4 samples .* got \[12, 2\]"
     with pytest.raises(fp.FisherpruneError, match=match):
@@ -185,83 +181,3 @@ def test_an_error_of_the_tap_names_the_pass():
     match = "gauss_newton_diagonal: a BatchNorm layer uses batch statistics"
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.gauss_newton_diagonal(model, [(x, y)])
-
-
-@pytest.mark.parametrize("group_size", [1, 3])
-def test_hessian_gradient_product_equals_double_backpropagation(group_size):
-    model, (x, y) = randomized(conv_net()), data((3, 9, 9))
-    names = fp.prunable_parameters(model)
-    expected = truth.hessian_gradient(model, x, y, names, group_size)
-    found_moments = fp.gradient_moments(model, [(x, y)], group_size=group_size)
-    found = hessian_gradient_product(model, batches(x, y, 4), found_moments)
-    for name, product in expected.items():
-        assert truth.relative_error(found[name], product) < 1e-4, name
-
-
-def test_hessian_pass_refuses_samples_that_were_drawn_anew():
-    model, (x, y) = conv_net(), data((3, 9, 9), samples=40)
-    drawn, other = batches(x[:20], y[:20], 5), batches(x[20:], y[20:], 5)
-    moments = fp.gradient_moments(model, drawn)
-    hessian_gradient_product(model, drawn[::-1], moments)
-    with pytest.raises(fp.FisherpruneError, match="but their gradient is another"):
-        hessian_gradient_product(model, other, moments)
-
-
-def test_hessian_pass_refuses_other_data():
-    model, (x, y) = conv_net(), data((3, 9, 9))
-    moments = fp.gradient_moments(model, [(x, y)])
-    with pytest.raises(fp.FisherpruneError, match="same 13 samples again, got 5"):
-        hessian_gradient_product(model, [(x[:5], y[:5])], moments)
-
-
-class Attention(nn.Module):
-    """Fused attention between linear layers; inputs [N, T, 4]."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.head = nn.Linear(4, 24), nn.Linear(8, 5)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
-        h = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.head(h.squeeze(1).mean(1))
-
-
-def test_hessian_of_fused_attention():
-    model, (x, y) = Attention(), data((6, 4))
-    names = fp.prunable_parameters(model)
-    moments = fp.gradient_moments(model, [(x, y)])
-    assert_moments(moments, truth.moments(model, x, y, names))
-    found = hessian_gradient_product(model, batches(x, y, 4), moments)
-    with sdpa_kernel(SDPBackend.MATH):
-        expected = truth.hessian_gradient(model, x, y, names)
-    for name, product in expected.items():
-        assert truth.relative_error(found[name], product) < 1e-4
-
-
-class PositionsLast(nn.Module):
-    """BatchNorm whose gradient arrives expanded over positions."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5)
-        self.head = nn.Linear(5, 3)
-        self.bn.running_mean.normal_(), self.bn.running_var.uniform_(0.5, 2)
-
-    def forward(self, x):
-        h = self.bn(self.conv(x).relu())
-        return self.head(h.flatten(2).transpose(1, 2).mean(1))
-
-
-@pytest.mark.parametrize("sizes", [[1], [4, 1], [1, 1, 3]])
-def test_batches_of_one_sample(sizes):
-    net = PositionsLast()
-    x, y = torch.randn(sum(sizes), 2, 6, 6), torch.randint(3, (sum(sizes),))
-    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
-    named = dict(net.named_parameters())
-    moments = fp.gradient_moments(net, batches, parameters=named)
-    product = hessian_gradient_product(net, batches, moments, parameters=named)
-    expected = truth.hessian_gradient(net, x, y, [*named])
-    for name in named:
-        error = (product[name] - expected[name]).norm()
-        assert error <= 1e-4 * expected[name].norm() + 1e-7, name

@@ -44,7 +44,11 @@ def result(config, best, last=None, layers=None, **changed):
         "sparsity": 1 - kept / total,
         "kept": kept,
         "prunable": total,
-        "layers": {n: {"kept": k, "total": t} for n, (k, t) in layers.items()},
+        "flops": {"dense": 1000 * total, "masked": 900 * kept},
+        "layers": {
+            n: {"kept": k, "total": t, "effective": k - k // 4}
+            for n, (k, t) in layers.items()
+        },
         "warnings": [],
         "seconds": {"data": 1.0, "warmup": 0.0, "scoring": 2.5, "training": 60.0},
         "environment": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -117,24 +118,91 @@ def in_float64(tensor):
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def hessian_gradient(model, x, y, names, group_size=1):
-    """Return {name: H m} by double backpropagation of the whole mean loss."""
+def hessian_gradient(
+    model, x, y, names, group_size=1, flow=None, loss_fn=F.cross_entropy
+):
+    """Return {name: H m} by double backpropagation of the whole mean loss.
+
+    ``flow`` names the parameters of H and m: all trainable ones where it is None.
+    """
     model = in_double(model)
-    return _product(model, group_losses(model, x, y, group_size), names)
+    losses = group_losses(model, x, y, group_size, loss_fn)
+    return _product(model, losses, names, flow)
 
 
 def hessian_gradient_of_losses(model, batches, names, losses):
     """Return {name: H m}; see ``each_loss``."""
     model = in_double(model)
-    return _product(model, each_loss(model, batches, losses), names)
+    return _product(model, each_loss(model, batches, losses), names, None)
 
 
-def _product(model, losses, names):
+def _product(model, losses, names, flow):
+    named = dict(model.named_parameters())
+    for name in names:
+        named[name].requires_grad_()
+    trained = [n for n, p in named.items() if p.requires_grad] if flow is None else flow
+    all_weights = [named[name] for name in dict.fromkeys([*names, *trained])]
+    loss = torch.stack(list(losses)).mean()
+    grads = torch.autograd.grad(
+        loss, all_weights, create_graph=True, materialize_grads=True
+    )
+    along = sum((g * g.detach()).sum() for g in grads)
+    weights = [named[name] for name in names]
+    products = torch.autograd.grad(along, weights, materialize_grads=True)
+    return dict(zip(names, products, strict=True))
+
+
+def meta_gradient(model, batches, names, lr=0.1, momentum=0.0, loss_fn=F.cross_entropy):
+    """Return {name: gradient of the last batch's loss after SGD on the others}.
+
+    For the weights before the first step, in float64, through explicit steps.
+    """
+    model = in_double(model)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad or n in names}
+    start = {n: p.detach().clone().requires_grad_() for n, p in named.items()}
+    now, velocity = dict(start), dict.fromkeys(start, 0.0)
+    for i, (x, y) in enumerate(batches):
+        x, y = x.double().repeat(2, *[1] * (x.dim() - 1)), y.repeat(2)  # see ``run``
+        loss = loss_fn(torch.func.functional_call(model, now, (x,)), y)
+        if i == len(batches) - 1:
+            break
+        grads = torch.autograd.grad(
+            loss, [*now.values()], create_graph=True, materialize_grads=True
+        )
+        for (name, weight), grad in zip(now.items(), grads, strict=True):
+            velocity[name] = momentum * velocity[name] + grad
+            now[name] = weight - lr * velocity[name]
+    grads = torch.autograd.grad(loss, [start[n] for n in names], materialize_grads=True)
+    return dict(zip(names, grads, strict=True))
+
+
+def hutchinson(model, x, y, names, seed, probes):
+    """Return {name: mean of z * (H z)} over probes, H of the mean loss."""
+    model = in_double(model)
+    return _hutchinson(model, group_losses(model, x, y, 1), names, seed, probes)
+
+
+def hutchinson_of_losses(model, batches, names, losses, seed, probes):
+    """Return the same; see ``each_loss``."""
+    model = in_double(model)
+    return _hutchinson(model, each_loss(model, batches, losses), names, seed, probes)
+
+
+def _hutchinson(model, losses, names, seed, probes):
     weights = [dict(model.named_parameters())[name] for name in names]
     loss = torch.stack(list(losses)).mean()
     grads = torch.autograd.grad(loss, weights, create_graph=True)
-    along = sum((g * g.detach()).sum() for g in grads)
-    return dict(zip(names, torch.autograd.grad(along, weights), strict=True))
+    total = [torch.zeros_like(w) for w in weights]
+    for k in range(probes):
+        z = [
+            2.0 * (_words(seed, f"hutchinson {k} {n}", w.shape) & 1) - 1
+            for n, w in zip(names, weights, strict=True)
+        ]
+        along = sum((g * s).sum() for g, s in zip(grads, z, strict=True))
+        products = torch.autograd.grad(along, weights, retain_graph=True)
+        for into, s, product in zip(total, z, products, strict=True):
+            into += s * product / probes
+    return dict(zip(names, total, strict=True))
 
 
 def gauss_newton_diagonal(model, x, names):
@@ -155,6 +223,43 @@ def gauss_newton_diagonal(model, x, names):
             j = torch.stack(jacobian)
             into += torch.einsum("c...,cd,d...->...", j, hessian, j)
     return {name: t / len(x) for name, t in zip(names, total, strict=True)}
+
+
+def gauss_newton_of_losses(model, batches, names, losses):
+    """Return {name: diagonal}, the loss's Hessian by autograd; see ``each_loss``."""
+    model = in_double(model)
+    weights = [dict(model.named_parameters())[name] for name in names]
+    rows = []
+    for batch in batches:
+        for i in range(count_samples(batch)):
+            one = map_tensors(in_float64, some_samples(batch, slice(i, i + 1)))
+            rows.append(_gauss_newton_of_sample(model, one, weights, losses))
+    return {
+        name: torch.stack(column).mean(0)
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
+
+
+def _gauss_newton_of_sample(model, one, weights, losses):
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(model(*args, **kwargs))
+        return seen[-1]
+
+    losses(spy, one)
+    (outputs,) = seen
+    hessian = torch.autograd.functional.hessian(
+        lambda o: losses(lambda *_, **__: o, one)[0], outputs.detach()
+    ).reshape(outputs.numel(), -1)
+    rows = [
+        torch.autograd.grad(o, weights, retain_graph=True, materialize_grads=True)
+        for o in outputs.flatten()
+    ]
+    return [
+        torch.einsum("c...,cd,d...->...", torch.stack(j), hessian, torch.stack(j))
+        for j in zip(*rows, strict=True)
+    ]
 
 
 def hessian_diagonal(model, x, y, names):
@@ -180,33 +285,64 @@ def uniform(seed, name, shape):
 
     Its lowest 24 bits each time, seeded by a hash of the stream's name.
     """
+    return (_words(seed, name, shape) & 0xFFFFFF).double() / 2**24
+
+
+def _words(seed, name, shape):
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     start = (int.from_bytes(digest[:8], "little") >> 1) % 2**32
     words = np.frombuffer(
         np.random.RandomState(start).bytes(4 * math.prod(shape)), "<u4"
     )
-    return torch.from_numpy((words & 0xFFFFFF) / 2**24).view(shape)
+    return torch.from_numpy(words.astype(np.int64)).view(shape)
 
 
-def formulas(w, m, fisher, hm, h, g, u):
-    """Return the scores of every criterion; ``u`` is drawn by ``uniform``."""
-    zero = torch.zeros_like(w)
-    return {
-        "random": u,
-        "magnitude": w.abs(),
-        "grad_norm": m.abs(),
-        "snip": (w * m).abs(),
-        "grasp": w * hm,
-        "grasp_reversed": -w * hm,
-        "fisher_diag": fisher,
-        "obd": w**2 * h / 2,
-        "fisher_pruner": w**2 * fisher / 2,
-        "fts": (w * m + g * w**2 * fisher / 2).abs(),
-        "fts_deletion": (-w * m + g * w**2 * fisher / 2).abs(),
-        "fbss": torch.where(
-            fisher > 0, g / 2 * fisher * (w - m / (g * fisher)) ** 2, zero
-        ),
-    }
+def _fbss(s):
+    found = s.g / 2 * s.F * (s.w - s.m / (s.g * s.F)) ** 2
+    return torch.where(s.F > 0, found, torch.zeros_like(s.w))
+
+
+FORMULAS = {
+    "random": lambda s: s.u,
+    "magnitude": lambda s: s.w.abs(),
+    "grad_norm": lambda s: s.m.abs(),
+    "snip": lambda s: (s.w * s.m).abs(),
+    "force": lambda s: (s.w * s.m).abs(),
+    "synflow": lambda s: s.w.abs() * s.R,
+    "grasp": lambda s: s.w * s.Hm,
+    "grasp_reversed": lambda s: -s.w * s.Hm,
+    "prospr": lambda s: (s.w * s.P).abs(),
+    "ntk_sap": lambda s: s.K.abs(),
+    "hutchinson_diag": lambda s: s.D,
+    "hutchinson_pruner": lambda s: s.w**2 * s.D / 2,
+    "hutchinson_taylor": lambda s: (s.w * s.m + s.w**2 * s.D / 2).abs(),
+    "fisher_diag": lambda s: s.F,
+    "obd": lambda s: s.w**2 * s.H / 2,
+    "fisher_pruner": lambda s: s.w**2 * s.F / 2,
+    "fts": lambda s: (s.w * s.m + s.g * s.w**2 * s.F / 2).abs(),
+    "fts_deletion": lambda s: (-s.w * s.m + s.g * s.w**2 * s.F / 2).abs(),
+    "fbss": _fbss,
+}
+"""Scores by code: of the weights w, the group size g, and what passes find (F, say).
+
+``u`` are the numbers of ``uniform``.
+"""
+
+
+def score(code, w, g=1, u=None, **found):
+    """Return the scores of a criterion."""
+    return FORMULAS[code](SimpleNamespace(w=w, g=g, u=u, **found))
+
+
+def synaptic_flow(model, shape, names):
+    """Return {name: dR / d|w|} of the network of absolute values, inputs of ones."""
+    model = in_double(model)
+    for tensor in model.state_dict().values():
+        tensor.abs_()
+    weights = [dict(model.named_parameters())[name] for name in names]
+    ones = torch.ones(2, *shape, dtype=torch.float64)
+    slopes = torch.autograd.grad(model(ones)[0].sum(), weights, materialize_grads=True)
+    return dict(zip(names, slopes, strict=True))
 
 
 def keep_largest(scores, k):

@@ -11,6 +11,7 @@ import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
 from fisherprune.masks.counts import keep_count
+from fisherprune.runs.identity import identity
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
@@ -70,11 +71,13 @@ def test_methods_and_sparsities_of_a_seed_share_one_pass(small, tmp_path, monkey
         {"score_samples": 21},
         {"score_batch_size": 7},
         {"group_size": 3},
+        {"labels": "sampled"},
+        {"draws": 2},
         {"skip": ("bias", "linear")},
         {"model": "resnet20", "image_size": 9},
     ):
         masks_of(replace(small, **other), statistics=StatisticsCache(folder))
-    assert len(runs) == 14 and len(list(folder.iterdir())) == 8
+    assert len(runs) == 16 and len(list(folder.iterdir())) == 10
 
 
 @pytest.mark.parametrize("change", ["mean", "std", "images", "labels"])
@@ -120,6 +123,33 @@ def test_skip_chooses_what_is_pruned_and_counted(small):
     }
 
 
+@pytest.mark.parametrize("code", ["snip", "force", "synflow"])
+def test_rounds(code, small, tmp_path):
+    """The same masks as of the library; no statistics of a round are kept."""
+    config = replace(small, method=code, rounds=3, schedule="linear", ties="position")
+    folder = tmp_path / "statistics"
+    found, cost = masks_of(config, statistics=folder)
+    model = network(config)
+    batches = list(images_of(config).scoring.batches(config.score_batch_size))
+    options = {"rounds": 3, "schedule": "linear", "ties": "position"}
+    assert [found] == fp.find_masks(model, batches, code, [0.9], **options)
+    assert cost["samples"] == (0 if code == "synflow" else 3 * 20)
+    assert cost["seconds"] > 0 and not cost["cached"] and not [*folder.iterdir()]
+    inverted, _ = masks_of(replace(config, invert_scores=True))
+    assert inverted.kept() == found.kept() and inverted != found
+
+
+def test_a_methods_own_rounds_need_not_be_spelled_out(small):
+    own, spelled, other = (
+        identity(replace(small, method="synflow", rounds=n)) for n in (None, 100, 99)
+    )
+    assert own == spelled != other
+    assert identity(small) == identity(replace(small, rounds=1))
+    for wrong in ({"rounds": 2}, {"schedule": "linear"}):
+        with pytest.raises(fp.FisherpruneError, match="for method none"):
+            replace(small, method="none", sparsity=0.0, **wrong)
+
+
 def test_scopes_by_density(small):
     erk, _ = masks_of(replace(small, scope="erk", sparsity=0.8))
     snip, _ = masks_of(replace(small, method="snip", sparsity=0.8))
@@ -134,6 +164,39 @@ def test_scopes_by_density(small):
     assert erk.density()["conv1.weight"] == 1
     with pytest.raises(fp.FisherpruneError, match="they lack 'conv1.weight'"):
         masks_of(replace(small, scope="densities", densities={"layer1": 1.0}))
+
+
+@pytest.mark.parametrize("structure", ["2:4", "channels", "blocks:2x8"])
+def test_structures(small, structure):
+    """Masks are those that the library makes of the same scores."""
+    config = replace(small, method="magnitude", sparsity=0.5, structure=structure)
+    masks, _ = masks_of(config)
+    scores = fp.score(network(config), [], "magnitude")
+    assert masks == fp.select_masks(scores, 0.5, structure=structure)
+    assert masks != masks_of(replace(config, structure="weights"))[0]
+
+
+def test_layers_keep_their_least(small):
+    plain, _ = masks_of(replace(small, sparsity=0.999))
+    masks, _ = masks_of(replace(small, sparsity=0.999, min_per_layer=5))
+    assert masks.kept() == plain.kept()
+    assert min(int(mask.sum()) for mask in plain.values()) < 5
+    assert min(int(mask.sum()) for mask in masks.values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_per_layer": 10**6}, "min_per_layer: the layers must keep 267408"),
+        (
+            {"scope": "erk_plus", "sparsity": 0.9999},
+            "keeps all 144 weights of the first",
+        ),
+    ],
+)
+def test_masks_that_can_not_be_are_refused(small, fields, message):
+    with pytest.raises(fp.FisherpruneError, match=message):
+        train.run(replace(small, **fields), quiet=True)
 
 
 def test_another_runs_densities_on_the_command_line(small, capsys):

@@ -17,11 +17,12 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import RunFolder
 from fisherprune.runs.metrics import Metrics
-from fisherprune.runs.result import LayerCount, check_pruned_are_zero, count_layers
+from fisherprune.runs.result import LayerCount, check_pruned_are_zero
 from fisherprune.runs.words import table
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train import masking, steps, trainer
+from fisherprune.train.subnetwork import subnetwork_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,15 +78,16 @@ def test_the_first_of_equal_validations_is_the_best(small, monkeypatch):
     assert train.run(replace(small, epochs=2), quiet=True).best_epoch == 1
 
 
-def test_training_is_plain_sgd_with_steps(small):
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_training_is_plain_sgd_with_steps(small, nesterov):
     dense = replace(small, method="none", sparsity=0.0, epochs=3, lr_drops=(1, 2))
-    config = replace(dense, memory_format="contiguous")
+    config = replace(dense, memory_format="contiguous", nesterov=nesterov)
     result = train.run(config, quiet=True)
 
     images = images_of(config)
     network = models.create("resnet20", 10, 1, seed=stream_seed(0, "initialization"))
     optimizer = torch.optim.SGD(
-        network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4
+        network.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=nesterov
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2], 0.2)
     order, chance = stream(0, "training order"), stream(0, "augmentation")
@@ -254,8 +256,10 @@ def test_pruned_weights_that_moved_are_noticed(small):
         check_pruned_are_zero(network.state_dict(), masks)
     masks.apply_(network)
     check_pruned_are_zero(network.state_dict(), masks)
-    counts = count_layers(fp.prunable_parameters(network))
-    assert {c.name: c.kept for c in counts} == {
+    left = subnetwork_of(
+        network, torch.ones(1, 1, 8, 8), fp.prunable_parameters(network), None
+    )
+    assert {c.name: c.kept for c in left.layers} == {
         n: int(m.sum()) for n, m in masks.items()
     }
 
@@ -267,13 +271,76 @@ def test_collapsed_and_starved_layers_are_warned_of(small):
         LayerCount("second", 8, 7, 80),
         LayerCount("third", 8, 0, 80),
     )
-    result = replace(result, layers=layers)
+    result = replace(result, layers=layers, flops=None)
     assert result.warnings == (
         "second keeps 7 weights for 8 outputs: some outputs are constant",
         "third has collapsed: none of its 80 weights kept",
     )
     text = table(result)
     assert text.count("warning: ") == 2 and "0.0875" in text and "15 of 240" in text
+    assert "effective" not in text and "on paths" not in text and "FLOPs" not in text
+
+
+def test_what_the_mask_leaves_is_in_the_result_and_in_the_table(small):
+    config = replace(small, epochs=0, method="magnitude", sparsity=0.99)
+    result = train.run(config, quiet=True)
+    masks = fp.Masks.load(result.folder / "masks.safetensors")
+    model, image = models.create("resnet20", 10, 1), torch.ones(1, 1, 8, 8)
+    paths = fp.effective_masks(model, image, masks)
+    flops = fp.flops(model, image, masks)
+    assert {x.name: x.effective for x in result.layers} == {
+        name: int(mask.sum()) for name, mask in paths.items()
+    }
+    assert result.effective == paths.kept() < masks.kept()
+    assert result.effective_sparsity == pytest.approx(paths.sparsity())
+    assert result.flops == {"dense": flops.dense, "masked": flops.masked}
+    text = table(result)
+    assert f"effective sparsity {paths.sparsity():.6f}: {paths.kept():,} w" in text
+    share = f"{100 * flops.masked / flops.dense:.2f} % of {flops.dense:,}"
+    assert f"FLOPs of an image {flops.masked:,}: {share}" in text
+    assert "density  on paths" in text
+    saved = json.loads((result.folder / "results.json").read_text())
+    assert saved["effective"] == paths.kept() and saved["flops"] == result.flops
+
+
+def test_a_network_without_a_path_is_warned_of_once(small):
+    layers = (
+        LayerCount("first", 8, 9, 80, 0),
+        LayerCount("second", 8, 0, 80, 0),
+        LayerCount("third", 8, 10, 80, 0),
+    )
+    result = replace(train.run(replace(small, epochs=0), quiet=True), layers=layers)
+    assert result.warnings == (
+        "second has collapsed: none of its 80 weights kept",
+        "no kept weight is on a path from an input to an output",
+    )
+    result = replace(result, layers=(*layers, LayerCount("fourth", 8, 10, 80, 3)))
+    assert (
+        "third keeps 10 weights, none of them on a path from an" in result.warnings[2]
+    )
+
+
+def test_a_network_whose_paths_can_not_be_told_is_trained_all_the_same():
+    class Chooses(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = torch.nn.Linear(64, 8), torch.nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.head(self.fc(x.flatten(1)).topk(4).values)
+
+    model = Chooses()
+    left = subnetwork_of(
+        model, torch.ones(1, 1, 8, 8), fp.prunable_parameters(model), None
+    )
+    assert left.layers == (LayerCount("fc.weight", 8, 512, 512, None),)
+    assert left.flops == {"dense": 2 * 512 + 2 * 40, "masked": 2 * 512 + 2 * 40}
+    (note,) = left.notes
+    assert note.startswith("the effective sparsity is not known: effective_masks: path")
+    left = subnetwork_of(model, torch.ones(1, 5), fp.prunable_parameters(model), None)
+    assert (
+        left.flops is None and "the FLOPs are not known: flops: the mo" in left.notes[1]
+    )
 
 
 def first_epoch(config, monkeypatch, moved):

@@ -54,7 +54,7 @@ def _caption(table: ResultTable) -> str:
     if table.dense:
         text += f" Dashed line: dense baseline (n = {table.dense.n})."
     if published := table.published:
-        text += f" Right: {published.source}, n = {len(published.seeds)}."
+        text += f" Right: {published.source}, n = {published.n}."
     return text
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 
-@register(TABLE_FIGURES, place=4)
+@register(TABLE_FIGURES, place=5)
 def curves(table: ResultTable) -> Figure:
     """Show validation accuracy and training loss over the epochs."""
     heading = "Training curves"

@@ -11,6 +11,7 @@ from fisherprune.report.figures.axes import draw_matrix, number_of_runs
 from fisherprune.report.figures.registry import TABLE_FIGURES, Figure, register
 from fisherprune.report.printable import one_line
 from fisherprune.report.tables import Cell, ResultTable
+from fisherprune.runs.result import LayerCount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 COLLAPSED, PALE = "#d40000", "#ffe1de"
+MOSTLY_DEAD = 0.5
+"""Share of a layer's kept weights on paths, below which it is marked."""
 
 
-@register(TABLE_FIGURES, place=2)
+@register(TABLE_FIGURES, place=3)
 def density(table: ResultTable) -> Figure | None:
     """Show the density of each layer: methods by layers, a panel for each sparsity."""
     if not table.cells:
@@ -60,6 +63,12 @@ def _caption(cells: Sequence[Cell]) -> str:
             if collapsed
             else "No layer of any run has collapsed."
         )
+        + (
+            " A white dot: less than half of the kept weights are on a path from an "
+            "input to an output."
+            if any(map(_marked, (x for c in cells for r in c.runs for x in r.layers)))
+            else ""
+        )
     )
 
 
@@ -92,6 +101,14 @@ def _panel(
         left, right, top, bottom = x - 0.5, x + 0.5, y - 0.5, y + 0.5
         corners = [left, right, right, left], [top, top, bottom, bottom]
         ax.fill(*corners, color=PALE, linewidth=0)
+    dots = [
+        (x, y)
+        for y, cell in enumerate(cells)
+        for x, layer in enumerate(layers)
+        if (x, y) not in crosses and _mostly_dead(cell, layer)
+    ]
+    places = [x for x, _ in dots], [y for _, y in dots]
+    ax.plot(*places, "o", color="white", ms=4.2, mec="#333333", mew=0.6)
     places = [x for x, _ in crosses], [y for _, y in crosses]
     ax.plot(*places, linestyle="", marker="x", color=COLLAPSED, ms=6.5, mew=2.2)
     return mesh
@@ -102,6 +119,17 @@ def _density(cell: Cell | None, layer: str) -> float:
     runs = cell.runs if cell else ()
     shares = [x.density for run in runs for x in run.layers if x.name == layer]
     return (statistics.fmean(shares) if shares else 0) or math.nan
+
+
+def _mostly_dead(cell: Cell | None, layer: str) -> bool:
+    """Return whether few of the kept weights are on paths, in at least one seed."""
+    runs = cell.runs if cell else ()
+    return any(_marked(x) for run in runs for x in run.layers if x.name == layer)
+
+
+def _marked(layer: LayerCount) -> bool:
+    known = layer.effective is not None
+    return known and (layer.effective or 0) < MOSTLY_DEAD * layer.kept
 
 
 def _collapsed(cell: Cell | None, layer: str) -> bool:

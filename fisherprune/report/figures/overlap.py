@@ -20,7 +20,7 @@ COLUMNS = 3
 """Matrices in a row, at most."""
 
 
-@register(TABLE_FIGURES, place=3)
+@register(TABLE_FIGURES, place=4)
 def overlap(table: ResultTable) -> Figure | None:
     """Show the overlap of masks between methods, a matrix for each sparsity."""
     if not table.cells:

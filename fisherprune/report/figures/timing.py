@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PHASES = {"scoring": "making the mask", "training": "training"}
 
 
-@register(TABLE_FIGURES, place=5)
+@register(TABLE_FIGURES, place=6)
 def time(table: ResultTable) -> Figure:
     """Show the seconds of scoring and training per run, by method and device."""
     devices = sorted({_device(run) for run in table.runs})

@@ -24,13 +24,19 @@ HEADINGS = {
 DEFINITIONS = {
     "sparsity": "Fraction of the prunable weights removed; 0.98 keeps 2 %.",
     "density": "Fraction of a layer's weights kept.",
+    "effective sparsity": "Fraction of the prunable weights removed or on no path from "
+    "an input to an output (Vysogorets and Kempe, 2023): a weight that is kept does "
+    "nothing where all weights before or after it are removed, or where it meets "
+    "the padding of small images alone.",
+    "FLOPs": "Of the convolutions and matrix products of one image's forward pass, "
+    "those of weights that are kept, in percent of all.",
     "method": "Criterion that scores the weights; the highest scores are kept.",
     "dense": "The same training without pruning.",
     "setting": "All that runs share besides method, sparsity and seed.",
     "mean ± deviation (n)": "Mean test accuracy in percent and sample standard "
     "deviation (divisor n - 1) over n runs of different seeds; no deviation for n = 1.",
     "best validation": "The weights of the epoch with the best result on the "
-    "validation images are tested, as in the published tables. The test images play "
+    "validation images are tested, as in arXiv 2502.11450. The test images play "
     "no part in the choice.",
     "last epoch": "The weights after the last epoch are tested.",
     "highest mean": "In bold on the page. With few seeds it may not belong to the best "
@@ -40,11 +46,18 @@ DEFINITIONS = {
     "number of weights that at least one keeps.",
 }
 
+LEFT_HEADING = "What the masks leave"
+LEFT_CAPTION = (
+    "Effective sparsity, and FLOPs in % of the dense network; mean over seeds."
+)
 ACCURACY_CAPTION = "Test accuracy in %, mean ± standard deviation (n)."
 
 LEGEND = (
     "w: weight, m: its mean gradient, F: mean of its squared gradients, H: diagonal of "
-    "the generalized Gauss-Newton matrix, Hm: Hessian-gradient product, g: group size."
+    "the generalized Gauss-Newton matrix, D: the Hessian's, estimated, Hm: "
+    "Hessian-gradient product, R: derivative of the synaptic flow, "
+    "P: gradient of the loss after a few steps, K: derivative of the tangent kernel's "
+    "trace for a mask, g: group size."
 )
 """What the letters in the methods' formulas mean."""
 
@@ -98,6 +111,17 @@ class Value(NamedTuple):
         return f"{text} ({self.n})" if self.n else text
 
 
+class Left(NamedTuple):
+    """What masks leave of a network, as texts."""
+
+    effective_sparsity: str = "-"
+    flops: str = "-"
+
+    def __str__(self) -> str:
+        """Return ``0.9912, 1.3 %``."""
+        return "-" if self == Left() else f"{self.effective_sparsity}, {self.flops}"
+
+
 class Row(NamedTuple):
     """A row of a table of accuracies."""
 
@@ -140,16 +164,23 @@ def content_of(
 def _section(table: ResultTable, figures: Sequence[DrawnFigure]) -> dict[str, object]:
     """Return what the pages show of one table of runs."""
     accuracies = {HEADINGS[w]: accuracy_rows(table, w) for w in WEIGHTS}
-    seconds = _seconds(table)
+    seconds, left = _seconds(table), left_rows(table)
     texts = [
         (heading, ACCURACY_CAPTION, texts_of(table, rows))
         for heading, rows in accuracies.items()
     ]
+    if left:
+        rows = [[sparsity, *map(str, values)] for sparsity, values in left.items()]
+        rows = [["sparsity", *table.methods], *rows]
+        texts.append((LEFT_HEADING, LEFT_CAPTION, rows))
     return {
         "title": table.title,
         "facts": table_facts(table),
         "columns": table.methods,
         "accuracies": accuracies,
+        "left": left,
+        "left_heading": LEFT_HEADING,
+        "left_caption": LEFT_CAPTION,
         "seconds": seconds,
         "texts": [*texts, ("Seconds per run, mean", "", seconds)],
         "notes": table_notes(table),
@@ -166,6 +197,31 @@ def accuracy_rows(table: ResultTable, weights: str) -> list[list[Row]]:
     if table.dense:
         rows.append([Row("dense", "dense", [_value(table.dense, weights)])])
     return rows
+
+
+def left_rows(table: ResultTable) -> dict[str, list[Left]]:
+    """Return what the masks of each method leave, by sparsity; nothing if not known."""
+    if not table.tells_what_is_left:
+        return {}
+    return {
+        f"{sparsity:g}": [_left(table.cells.get((m, sparsity))) for m in table.methods]
+        for sparsity in table.sparsities
+    }
+
+
+def _left(cell: Cell | None) -> Left:
+    sparsity = cell.effective_sparsity if cell else None
+    flops = cell.flops_share if cell else None
+    return Left(
+        "-" if sparsity is None else _below_one(sparsity),
+        "-" if flops is None else f"{100 * flops:.2f} %",
+    )
+
+
+def _below_one(sparsity: float) -> str:
+    """Return a sparsity that reads 1.0000 where nothing is left, and only there."""
+    text = f"{sparsity:.4f}"
+    return "> 0.9999" if sparsity < 1 and text == "1.0000" else text
 
 
 def texts_of(table: ResultTable, rows: Sequence[Sequence[Row]]) -> list[list[str]]:

@@ -53,7 +53,11 @@ def _run_row(
         "parameters": run.parameters,
         "prunable": run.total,
         "kept": run.kept,
+        "effective": run.effective,
+        "effective_sparsity": run.effective_sparsity,
         "collapsed_layers": len(run.collapsed),
+        "flops_dense": run.flops and run.flops["dense"],
+        "flops_masked": run.flops and run.flops["masked"],
         "seconds_of_cached_statistics": run.reused,
     }
     row |= {f"seconds_{phase}": run.seconds.get(phase) for phase in phases}
@@ -86,6 +90,8 @@ def _summary_rows(table: ResultTable) -> Iterator[Cells]:
                 "published_mean": published[0],
                 "published_std": published[1],
                 "difference": table.difference(method, sparsity, weights),
+                "effective_sparsity": cell.effective_sparsity,
+                "flops_share": cell.flops_share,
             }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from fisherprune.report.published import GRASP_NOTE, PublishedTable, is_cifar10
+from collections.abc import Callable
+
+from fisherprune.report.published import PublishedTable, is_cifar10
 from fisherprune.report.settings import folder_name
 from fisherprune.report.tables import ResultTable
 from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.reader import FinishedRun
 
 
 def table_facts(table: ResultTable) -> str:
@@ -26,10 +29,14 @@ def table_notes(table: ResultTable) -> list[str]:
     config, notes = table.runs[0].config, []
     if config.dataset == "folder":
         notes.append(_folder(config))
+    if config.validation_share == 0:
+        notes.append(
+            "All training images were trained on, none held out: the best weights are "
+            "those of the last epoch."
+        )
     if table.published:
         notes.append(_published(table.published))
-        if "grasp_reversed" in table.methods:
-            notes.append(GRASP_NOTE)
+        notes += table.published.remarks_on(table.methods)
         if config.amp:
             notes.append(
                 "These runs trained in bfloat16 (amp), the published runs did not."
@@ -56,11 +63,14 @@ def _folder(config: TrainConfig) -> str:
 
 
 def _published(table: PublishedTable) -> str:
-    return (
-        f"Published: {table.source}, mean and standard deviation over seeds "
-        f"{', '.join(map(str, table.seeds))}, at the best validation accuracy. "
-        "Difference: ours minus published, in percentage points."
+    text = (
+        f"Published: {table.source}, mean and standard deviation over {table.runs}, "
+        f"{table.chosen}. Difference: ours minus published, in percentage points."
     )
+    if table.dense:
+        mean, std = table.dense
+        text += f" Dense they have {mean:.2f} ± {std:.2f}."
+    return text
 
 
 def _mixed(table: ResultTable) -> list[str]:
@@ -77,10 +87,24 @@ def _mixed(table: ResultTable) -> list[str]:
 
 
 def _collapsed(table: ResultTable) -> list[str]:
-    """Say where layers have collapsed."""
-    found = [
+    """Say where layers have collapsed, and where nothing gets through a network."""
+    kinds: dict[str, Callable[[FinishedRun], bool]] = {
+        "Runs with collapsed layers": lambda run: bool(run.collapsed),
+        "Runs without a path of kept weights from an input to an output": lambda run: (
+            run.effective == 0
+        ),
+    }
+    return [
+        f"{heading}: {', '.join(found)}."
+        for heading, is_so in kinds.items()
+        if (found := _counted(table, is_so))
+    ]
+
+
+def _counted(table: ResultTable, is_so: Callable[[FinishedRun], bool]) -> list[str]:
+    """Return in which cells how many runs are so."""
+    return [
         f"{count} of {method} at sparsity {sparsity:g}"
         for (method, sparsity), cell in table.cells.items()
-        if (count := sum(bool(run.collapsed) for run in cell.runs))
+        if (count := sum(map(is_so, cell.runs)))
     ]
-    return [f"Runs with collapsed layers: {', '.join(found)}."] if found else []

@@ -1,0 +1,44 @@
+"""Squares of gradients for labels that are drawn from the model."""
+
+from __future__ import annotations
+
+from fisherprune.statistics.accumulators import Sums
+from fisherprune.statistics.driver import LoneSample, TappedBatch
+from fisherprune.statistics.passes import Task
+from fisherprune.statistics.sample_streams import SampleStreams
+from fisherprune.statistics.scale import scaled
+from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.streams import stream_seed
+
+
+class SampledSums(PerSampleSums):
+    """Means for given labels, squares for drawn ones.
+
+    Groups run on across batches, so each draw has sums of its own, unless all groups
+    are of one sample.
+    """
+
+    def __init__(self, task: Task, group_size: int, scaled: bool) -> None:
+        self.draws = task.settings.draws or 1
+        of_draws = self.draws if group_size > 1 else 1
+        super().__init__(task, group_size, scaled, 1 + of_draws)
+        self.of_draws = of_draws
+
+    def add_drawn(
+        self, each: TappedBatch | LoneSample, task: Task, exponent: int
+    ) -> None:
+        """Go backward from the outputs, once for each draw of labels."""
+        seed, likelihood = stream_seed(task.seed, "labels"), each.ran.likelihood
+        for draw in range(self.draws):
+            self.choose(1 + draw % self.of_draws)
+            numbers = SampleStreams(seed, each.first, draw)
+            gradient = likelihood.drawn_gradient(numbers)
+            loss = (likelihood.outputs.float() * gradient).sum()
+            each.backward(scaled(loss, exponent), again=draw < self.draws - 1)
+
+    def sums(self) -> tuple[Sums, Sums]:
+        """Return the sums of means, and the sums of squares in the mean over draws."""
+        means, _ = self.sums_of(0)
+        drawn = [self.sums_of(1 + k)[1] for k in range(self.of_draws)]
+        total = {n: sum((d[n] for d in drawn[1:]), drawn[0][n]) for n in means}
+        return means, {n: t / self.draws for n, t in total.items()}

@@ -1,0 +1,117 @@
+"""The synaptic flow of a network, and its derivatives: no data but a sample's shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fisherprune.errors import FisherpruneError
+from fisherprune.statistics.batches import Batch, running
+from fisherprune.statistics.driver import batches_of
+from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
+from fisherprune.statistics.protect import evaluating
+
+OP = "synaptic_flow"
+TOP = 100
+"""Exponent of the largest derivative of a float64 pass: it leaves room below."""
+SAFE = 2.0**60
+"""Flows up to it, and down to its inverse, are computed in float32."""
+
+
+def _check_losses(task: Task) -> None:
+    if task.losses is not None:
+        raise FisherpruneError(
+            f"{OP} (criterion synflow) runs the model on an input of ones: batches "
+            "must be (inputs, labels), and losses left out"
+        )
+
+
+@register_pass("synaptic_flow", yields=("R",), check=_check_losses)
+def synaptic_flow_pass(task: Task) -> ModelStatistics:
+    r"""Yield the derivatives of the flow with respect to the absolute weights.
+
+    The flow :math:`R = 1^\top f_{|\theta|}(1)` is the sum of the outputs of the network
+    whose parameters and buffers (biases and BatchNorm's too) are replaced by their
+    absolute values, in eval mode, for one input of ones. It costs a forward and a
+    backward pass of one sample: in float32 where the flow is in its middle range,
+    otherwise in float64. Loss, labels and pixels are not read.
+
+    Reference:
+        Tanaka et al., "Pruning neural networks without any data by iteratively
+        conserving synaptic flow", 2020, arXiv 2006.05467.
+    """
+    with evaluating(task.model, task.parameters.values()):
+        ones = _ones(task)
+        flow, slopes = _derivatives(task, ones, torch.float32)
+        if not 1 / SAFE < flow < SAFE:
+            flow, slopes = _derivatives(task, ones, torch.float64)
+            if not 0 < flow < math.inf:
+                raise FisherpruneError(
+                    f"{OP}: the flow must be above 0 and finite, got {flow} in "
+                    "float64: no path leads through the network, or its weights are "
+                    "too small or too large"
+                )
+    return _in_float32(slopes)
+
+
+def _ones(task: Task) -> Batch:
+    """Return a batch of one sample of ones, of the shape of the data's."""
+    batch = next(batches_of(OP, replace(task, progress=False)))
+    inputs = batch.content[0]
+    if not inputs.is_floating_point():
+        raise FisherpruneError(
+            f"{OP} (criterion synflow) takes an input of ones: inputs must be "
+            f"floating-point numbers, got {str(inputs.dtype).removeprefix('torch.')}"
+        )
+    return replace(batch, content=torch.ones_like(inputs[:1]), size=1)
+
+
+def _derivatives(
+    task: Task, ones: Batch, dtype: torch.dtype
+) -> tuple[float, dict[str, Tensor]]:
+    """Return the flow, and its derivatives by parameter name."""
+
+    def absolute(tensor: Tensor) -> Tensor:
+        found = tensor.detach().abs()
+        return found.to(dtype) if found.is_floating_point() else found
+
+    model = task.model
+    names = {id(p): name for name, p in task.parameters.items()}
+    state = {name: absolute(p) for name, p in model.named_parameters()}
+    scored = {
+        names[id(p)]: state[name].requires_grad_()
+        for name, p in model.named_parameters()
+        if id(p) in names
+    }
+    state |= {name: absolute(buffer) for name, buffer in model.named_buffers()}
+    with running(OP, ones):
+        outputs = functional_call(model, state, (ones.content.to(dtype),))
+    flow = _sum(outputs)
+    slopes = torch.autograd.grad(flow, [*scored.values()], materialize_grads=True)
+    return flow.item(), dict(zip(scored, slopes, strict=True))
+
+
+def _sum(outputs: object) -> Tensor:
+    if not isinstance(outputs, Tensor) or not outputs.requires_grad:
+        raise FisherpruneError(
+            f"{OP}: the model's output must be a tensor that depends on a parameter, "
+            f"got {type(outputs).__name__}"
+        )
+    return outputs.sum()
+
+
+def _in_float32(slopes: Mapping[str, Tensor]) -> ModelStatistics:
+    """Return the derivatives, times a power of two where they leave float32's range."""
+    if all(s.dtype == torch.float32 for s in slopes.values()):
+        return ModelStatistics({"R": slopes})
+    tops = torch.stack([s.max() for s in slopes.values() if s.numel()])
+    exponent = TOP - math.frexp(float(tops.max()))[1]
+    shifted = {
+        n: torch.ldexp(s, torch.tensor(exponent)).float() for n, s in slopes.items()
+    }
+    return ModelStatistics({"R": shifted}).scaled(R=exponent)
