@@ -13,6 +13,8 @@ from benchmarks import targets
 from benchmarks.record import add_rounds, program
 from fisherprune.commandline import Parser
 
+NAMES = ("topk", "moments", "end_to_end", "curvature", "zoo", "rounds", "training")
+
 
 @program("benchmarks")
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", action="store_true", help="draw PNGs as well")
     options = parser.parse_args(argv)
     arguments = ["--rounds", str(options.rounds)] + ["--plot"] * options.plot
-    for name in ("topk", "moments", "end_to_end", "curvature", "zoo", "training"):
+    for name in NAMES:
         print(f"\n# benchmarks.{name}\n", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
         if status := subprocess.run(command, check=False).returncode:

@@ -119,6 +119,17 @@ def of_zoo(network: str, most: float) -> Target:
     )
 
 
+def of_rounds(method: str) -> Target:
+    """Return the target of a round of pruning, over the scoring pass in it."""
+    return Target(
+        f"resnet18, {method}: a round over its scoring pass",
+        "rounds",
+        lambda rows: one(rows, method=method, what="fisherprune")["over scoring"],
+        1.05,
+        "x",
+    )
+
+
 END, TOPK, TRAINING = "end_to_end", "topk", "training"
 TARGETS = [
     Target(
@@ -197,6 +208,7 @@ TARGETS = [
     of_zoo("GPT-2-like", 1.2),
     of_zoo("Llama-like", 1.2),
     of_zoo("LSTM, 2 layers of 256", 1.5),
+    *(of_rounds(method) for method in ("snip", "force", "synflow")),
 ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fisherprune.runs.config import MaskConfig
 from fisherprune.runs.option import names
+from fisherprune.runs.parts.mask import MaskConfig
 
 
 def collapsed(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from dataclasses import fields
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.experiments.store import StudyRun
-from fisherprune.runs.config import DataConfig, Seeded, TrainConfig, TrainingConfig
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.device import device_name, resolve_device
 from fisherprune.runs.folder import CHECKPOINT, METRICS, RESULTS
 from fisherprune.runs.identity import distinct
 from fisherprune.runs.option import Effect, about, names
+from fisherprune.runs.parts.data import DataConfig
+from fisherprune.runs.parts.seeded import Seeded
+from fisherprune.runs.parts.training import TrainingConfig
 from fisherprune.runs.reader import read_run
 
 ALIKE = {

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES
 from fisherprune.report.printable import one_line
-from fisherprune.runs.config import MaskConfig, TrainConfig
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import distinct
 from fisherprune.runs.option import names
+from fisherprune.runs.parts.mask import MaskConfig
 
 AXES = ("dataset", "model", "method", "sparsity", "seed")
 """Fields with a place of their own in every table; a setting is all the others."""

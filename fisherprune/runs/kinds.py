@@ -8,6 +8,7 @@ else.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -101,3 +102,14 @@ def at_least(least: int, most: int = MAX_WHOLE) -> Rule:
 def one_of(known: Collection[str]) -> Rule:
     """Return the rule for names, of which some may be registered later."""
     return lambda name: None if name in known else f"one of {', '.join(known)}"
+
+
+def _can_be_path(text: str) -> bool:
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:  # half a character, as JSON can spell it
+        return False
+    return bool(encoded) and b"\0" not in encoded
+
+
+FOLDER: Rule = must(_can_be_path, "the name of a folder")

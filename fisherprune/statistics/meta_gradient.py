@@ -32,9 +32,9 @@ def meta_gradient_pass(task: Task) -> ModelStatistics:
     The first k + 1 batches are read, again and again where there are fewer. BatchNorm
     has its running statistics in every step; the group size plays no part.
     """
-    seen, batches = 0, _batches_of_steps(task)
+    seen = 0
     with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
-        path = _Path(task)
+        batches, path = _batches_of_steps(task), _Path(task)
         task = replace(task, batches=batches)
         for n, losses in plain_passes("meta_gradient", task, path.forward):
             seen, batches = seen + n, batches[1:]

@@ -12,9 +12,10 @@ from fisherprune.commandline import Parser, prepare, run_command
 if __name__ == "__main__":
     prepare()
 
-from fisherprune.runs.config import DataConfig, TrainConfig
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.device import resolve_device
 from fisherprune.runs.option import about, names
+from fisherprune.runs.parts.data import DataConfig
 from fisherprune.statistics.check import SAMPLES, check
 from fisherprune.train.images import load_images
 from fisherprune.train.network import network

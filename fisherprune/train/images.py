@@ -8,7 +8,7 @@ import torch
 
 from fisherprune import data
 from fisherprune.data.dataset import Dataset
-from fisherprune.runs.config import DataConfig
+from fisherprune.runs.parts.data import DataConfig
 from fisherprune.streams import stream
 
 

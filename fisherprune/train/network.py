@@ -9,7 +9,8 @@ from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FieldError
 from fisherprune.masks.plan import Plan
 from fisherprune.parameters import Parameters, prunable_parameters, transposed_names
-from fisherprune.runs.config import DataConfig, MaskConfig
+from fisherprune.runs.parts.data import DataConfig
+from fisherprune.runs.parts.mask import MaskConfig
 from fisherprune.streams import stream_seed
 
 

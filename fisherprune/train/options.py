@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 from fisherprune.commandline import Parser, number, path, reader, whole
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.densities import read_densities
-from fisherprune.runs.config import DataConfig, MaskConfig, TrainConfig, TrainingConfig
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import read_config
 from fisherprune.runs.option import about, names
+from fisherprune.runs.parts.data import DataConfig
+from fisherprune.runs.parts.mask import MaskConfig
+from fisherprune.runs.parts.training import TrainingConfig
 
 DESCRIPTION = """\
 Prune a network at initialization and train what is left.

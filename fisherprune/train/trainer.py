@@ -20,9 +20,10 @@ from fisherprune.masks.masks import Masks
 from fisherprune.models import MODELS
 from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import WithBar
-from fisherprune.runs.config import TrainConfig, TrainingConfig
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import ROW, RunFolder
 from fisherprune.runs.metrics import Meter, Metrics
+from fisherprune.runs.parts.training import TrainingConfig
 from fisherprune.runs.words import duration
 from fisherprune.streams import stream
 from fisherprune.train.checkpoint import State, misfit

@@ -15,6 +15,7 @@ from benchmarks import (
     moments,
     readme,
     record,
+    rounds,
     targets,
     topk,
     training,
@@ -175,14 +176,16 @@ def test_rows_are_per_image_but_for_their_rounds():
     ]
 
 
-TIMED = [part.main for part in (topk, training, moments, end_to_end, curvature, zoo)]
+TIMED = [
+    part.main for part in (topk, training, moments, end_to_end, curvature, zoo, rounds)
+]
 
 
 @pytest.mark.parametrize("main", [*TIMED, everything.main])
-@pytest.mark.parametrize("rounds", ["0", "-3", "1.5", "many"])
-def test_rounds_are_at_least_one(main, rounds, capsys):
-    message = f"argument --rounds: must be a whole number of at least 1, got '{rounds}'"
-    check_one_line(main, ["--rounds", rounds], message, capsys)
+@pytest.mark.parametrize("number", ["0", "-3", "1.5", "many"])
+def test_rounds_are_at_least_one(main, number, capsys):
+    message = f"argument --rounds: must be a whole number of at least 1, got '{number}'"
+    check_one_line(main, ["--rounds", number], message, capsys)
 
 
 def check_one_line(main, command, message, capsys):

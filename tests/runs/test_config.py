@@ -3,9 +3,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from fisherprune.data import IMAGE_SIZES
+from fisherprune.data import BATCH_SIZES, IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
-from fisherprune.runs.config import BATCH_SIZES, TrainConfig
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.device import resolve_device
 from fisherprune.runs.kinds import KINDS
 from fisherprune.train import options
