@@ -61,6 +61,11 @@ def test_all_ranks_end_with_the_same_bits_as_one_process_up_to_rounding(
         assert_same_bits(first, one)
 
 
+def test_the_same_ranks_find_the_same_bits_again(ranks):
+    for each in ranks:
+        assert_same_bits(each["again"], each["calls"]["moments"])
+
+
 def test_a_group_of_some_ranks_counts_these_alone(ranks, seed):
     shares = job.batches_of(seed, job.UNEVEN)
     batches = [b for rank in job.SUBSET for b in shares[rank]]
@@ -91,6 +96,7 @@ MISTAKES = {
     "loss of moments": (2, "TypeError: no such loss"),
     "loss of grasp": (2, "TypeError: no such loss"),
     "labels": (1, "labels"),
+    "fewer": (3, "batches must hold the same 8 samples again, got 4"),
     "argument": (0, "group_size must be an integer of at least 1, got 0"),
 }
 DIFFERENCES = {

@@ -144,12 +144,24 @@ def other_weights(seed):
     return net
 
 
+class Fewer(list):
+    """Batches that are half as many when they are read again."""
+
+    def __init__(self, batches, fewer):
+        super().__init__(batches * 2)
+        self.left = [batches * 2, batches if fewer else batches * 2]
+
+    def __iter__(self):
+        return iter(self.left.pop(0))
+
+
 def mistakes(seed, group, alone):
     """Return calls in which one rank, or all, have a mistake."""
     rank, net = distributed.get_rank(), network(seed)
     ours = batches_of(seed, (4, 4, 4, 4))[rank]
     wrong = [(x, y + 9 * (rank == 1)) for x, y in ours]
-    renamed = nn.Sequential(nn.Linear(4, 3 + (rank == 2)))
+    width = 3 + (rank == 2)
+    wider = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 5))
     code, data = "fts" if rank else "snip", iter(ours) if rank else ours
     options = {"process_group": group}
     loss = {"loss_fn": failing_loss(2), **options}
@@ -157,10 +169,11 @@ def mistakes(seed, group, alone):
         "loss": lambda: fp.score(net, ours, "fts", **loss),
         "loss of moments": lambda: fp.gradient_moments(net, ours, **loss),
         "loss of grasp": lambda: fp.prune(net, ours, "grasp", **loss),
-        "labels": lambda: fp.find_masks(net, wrong, "obd", **options),
+        "labels": lambda: fp.find_masks(net, wrong, **options),
         "argument": lambda: fp.score(net, ours, group_size=int(rank > 0), **options),
+        "fewer": lambda: fp.score(net, Fewer(ours, rank == 3), "grasp", **options),
         "weights": lambda: fp.score(other_weights(seed), ours, **options),
-        "shapes": lambda: fp.score(renamed, ours, **options),
+        "shapes": lambda: fp.score(wider, ours, **options),
         "criterion": lambda: fp.score(net, ours, code, **options),
         "seed": lambda: fp.score(net, ours, seed=rank // 3, **options),
         "batches": lambda: fp.score(net, data, **options),
@@ -212,9 +225,10 @@ def run_rank(rank, seed, folder):
     )
     group, subset = distributed.group.WORLD, distributed.new_group(SUBSET)
     saved = {"calls": run_calls(seed, group), "sampled": sampled(seed, group)}
+    ours = batches_of(seed, UNEVEN)[rank]
+    saved["again"] = moments(network(seed), ours, process_group=group)
     alone = distributed.new_group([0])
     if rank in SUBSET:
-        ours = batches_of(seed, UNEVEN)[rank]
         saved["subset"] = moments(network(seed), ours, process_group=subset)
         wrong = {"loss_fn": failing_loss(3), "process_group": subset}
         saved["subset told"] = told(lambda: fp.score(network(seed), ours, **wrong))
