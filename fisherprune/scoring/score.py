@@ -60,8 +60,10 @@ def score(
         settings: what passes can be told, see ``Settings``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
         process_group: as in ``gradient_moments``: ranks that score each its batches get
-            the same scores, those of all samples. Passes of prospr and ntk_sap, and
-            those registered without ``over_ranks``, can't.
+            the same scores, those of all samples. What reads no data each rank finds by
+            itself; the input of ones of synflow has the shape of the first rank's that
+            has a batch. prospr, ntk_sap and passes registered without ``over_ranks``
+            refuse it.
 
     Returns:
         float32 scores by parameter name, each of its parameter's shape, on its device.

@@ -216,13 +216,14 @@ def gradient_moments(
             the gradients of each were found.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
         process_group: of ``torch.distributed``, whose ranks all make this call, each
-            with batches of its own, maybe none: ``torch.distributed.group.WORLD`` for
-            all ranks. Their sums are added up at the end of a pass, so all return the
-            same moments, those of all samples, up to rounding. Each rank's batches
-            form groups of their own, each rank's last may be smaller: the result is
-            that of one process where each rank's samples are a multiple of
-            ``group_size``. Labels are drawn by the rank, too. Models and options must
-            be the same on all ranks; where one rank fails, all raise its error.
+            with batches of its own, maybe none (``DistributedSampler`` repeats samples
+            to give all as many): ``torch.distributed.group.WORLD`` for all ranks. Sums
+            are added up at the end of a pass, so each rank returns the same bits, the
+            moments of all samples up to rounding. Each rank's batches form groups of
+            their own, of which its last may be smaller: that is what one process finds
+            where the samples of each rank are a multiple of ``group_size``. Ranks draw
+            different labels. Model and options must be the same on all ranks. Where
+            one rank fails, all raise its error.
 
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.

@@ -96,7 +96,7 @@ def _meet(
 
 def _described(error: Exception) -> str:
     kind, text = type(error).__name__, f"{error}"
-    return text if isinstance(error, FisherpruneError) else f"{kind}: {text}"
+    return text if isinstance(error, FisherpruneError) and text else f"{kind}: {text}"
 
 
 @contextmanager
