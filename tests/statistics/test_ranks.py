@@ -66,6 +66,29 @@ def test_the_same_ranks_find_the_same_bits_again(ranks):
         assert_same_bits(each["again"], each["calls"]["moments"])
 
 
+def test_groups_are_those_of_each_rank(ranks, seed):
+    shares = [share for share in job.batches_of(seed, job.UNEVEN) if share]
+    net, found = job.network(seed), ranks[0]["partial"]
+    first, *others = (fp.gradient_moments(net, b, group_size=3) for b in shares)
+    both = sum(others, first)
+    assert both.groups == 4 + 1 + 5
+    assert found["counts"].tolist() == [both.samples, both.groups, 0]
+    for name, total in both.sum.items():
+        assert truth.relative_error(found[name], total.double()) < 1e-6
+        square = both.sum_sq[name].double()
+        assert truth.relative_error(found[f"{name} squared"], square) < 1e-6
+    parts = []
+    for share in shares:
+        net, data, named = job.rows(share)
+        options = {"group_size": 3, "parameters": named}
+        parts.append(fp.gradient_moments(net, data, **options))
+    for name, mean in sum(parts[1:], parts[0]).mean.items():
+        score = ranks[0]["partial gradient"][f"grad_norm {name}"]
+        assert truth.relative_error(score, mean.abs().double()) < 1e-5
+    for each in ranks[1:]:
+        assert_same_bits(each["partial"], found)
+
+
 def test_a_group_of_some_ranks_counts_these_alone(ranks, seed):
     shares = job.batches_of(seed, job.UNEVEN)
     batches = [b for rank in job.SUBSET for b in shares[rank]]

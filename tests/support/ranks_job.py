@@ -80,12 +80,17 @@ def pruned(net, batches, **options):
     return {n: p.detach() for n, p in net.named_parameters()}
 
 
-def row_by_row(net, batches, **options):
-    """Score a model that runs once for each sample where a rank has samples."""
+def rows(batches):
+    """Return a model that runs once for each sample, its parameters and batches."""
     torch.manual_seed(7)
     net = RowByRow()
     data = [(x.flatten(1)[:, :12].reshape(-1, 3, 4), y) for x, y in batches]
-    options["parameters"] = dict(net.named_parameters())
+    return net, data, dict(net.named_parameters())
+
+
+def row_by_row(_, batches, **options):
+    """Score a model that runs once for each sample where a rank has samples."""
+    net, data, options["parameters"] = rows(batches)
     return flat(fp.score_all(net, iter(data), ["snip", "grad_norm"], **options))
 
 
@@ -226,6 +231,9 @@ def run_rank(rank, seed, folder):
     group, subset = distributed.group.WORLD, distributed.new_group(SUBSET)
     saved = {"calls": run_calls(seed, group), "sampled": sampled(seed, group)}
     ours = batches_of(seed, UNEVEN)[rank]
+    partial = {"group_size": 3, "process_group": group}
+    saved["partial"] = moments(network(seed), ours, **partial)
+    saved["partial gradient"] = row_by_row(None, ours, **partial)
     saved["again"] = moments(network(seed), ours, process_group=group)
     alone = distributed.new_group([0])
     if rank in SUBSET:
