@@ -23,6 +23,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import add_up_, counted, gathered
 from fisherprune.statistics.scale import ENOUGH, LEAP, scaled
 from fisherprune.statistics.settings import Settings, checked_number
 from fisherprune.streams import stream
@@ -99,7 +100,7 @@ def hutchinson_diagonal(
     return estimate_of(each, DIAGONAL, 2.0**-exponent / samples)
 
 
-@register_pass("hutchinson", yields=("D",))
+@register_pass("hutchinson", yields=("D",), over_ranks=True)
 def hutchinson_pass(task: Task) -> ModelStatistics:
     """Yield the estimate; the group size plays no part in it."""
     (found,), samples, exponent = _in_range(task)
@@ -144,6 +145,8 @@ def _summed(task: Task, several: int, exponent: int) -> tuple[list[Sums], int]:
                     total += z * product
             samples += n
         blocks.finish()
+    (samples,) = map(int, counted(OP, gathered(task, OP, (samples,))))
+    add_up_(task, [each for totals in found for each in totals])
     names = [*task.parameters]
     return [dict(zip(names, totals, strict=True)) for totals in found], samples
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.accumulators import Sums
+from fisherprune.statistics.alike import check_alike
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
 from fisherprune.statistics.forward import of_likelihoods, of_losses
@@ -23,6 +25,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import together
 from fisherprune.statistics.sampled_labels import SampledSums
 from fisherprune.statistics.scale import (
     in_range,
@@ -33,6 +36,9 @@ from fisherprune.statistics.scale import (
 )
 from fisherprune.statistics.settings import Settings
 from fisherprune.statistics.sums import PerSampleSums
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FISHER = "the mean squared gradient"
 """What errors call F."""
@@ -155,6 +161,7 @@ def gradient_moments(
     seed: int = 0,
     parameters: Parameters | None = None,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> GradientMoments:
     r"""Compute mean and mean square of the per-sample gradients, exactly, in one pass.
 
@@ -208,6 +215,15 @@ def gradient_moments(
             losses depend on, frozen ones too. ``paths`` of the result says in which way
             the gradients of each were found.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: of ``torch.distributed``, whose ranks all make this call, each
+            with batches of its own, maybe none (``DistributedSampler`` repeats samples
+            to give all as many): ``torch.distributed.group.WORLD`` for all ranks. Sums
+            are added up at the end of a pass, so each rank returns the same bits, the
+            moments of all samples up to rounding. Each rank's batches form groups of
+            their own, of which its last may be smaller: that is what one process finds
+            where the samples of each rank are a multiple of ``group_size``. Ranks draw
+            different labels. Model and options must be the same on all ranks. Where
+            one rank fails, all raise its error.
 
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.
@@ -231,15 +247,18 @@ def gradient_moments(
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
         Gradient Descent", 2019, for F of both kinds of labels.
     """
-    if labels == "given" and draws != 1:
-        raise FieldError("draws", "1 where labels are given", shown(draws))
-    settings = Settings(labels=labels, draws=draws)
-    options = loss_fn, group_size, progress, losses, settings, seed
-    found = _gradient_moments(checked_task(model, batches, parameters, *options))
-    if found.exponent:
-        check_finite(found.fisher, FISHER)
-        remedy = "prune and score count them exactly; here, scale the loss up"
-        warn_of_lost("gradient_moments", lost(found.mean, found.fisher), remedy)
+    with together(process_group):
+        if labels == "given" and draws != 1:
+            raise FieldError("draws", "1 where labels are given", shown(draws))
+        settings = Settings(labels=labels, draws=draws)
+        options = loss_fn, group_size, progress, losses, settings, seed
+        task = checked_task(model, batches, parameters, *options, process_group)
+        check_alike(task)
+        found = _gradient_moments(task)
+        if found.exponent:
+            check_finite(found.fisher, FISHER)
+            remedy = "prune and score count them exactly; here, scale the loss up"
+            warn_of_lost("gradient_moments", lost(found.mean, found.fisher), remedy)
     return found
 
 
@@ -252,7 +271,7 @@ def _reader(task: Task) -> Reader:
     return reader_of("gradient_moments", task, "labels='sampled'")
 
 
-@register_pass("moments", yields=("m", "F"), check=_check_labels)
+@register_pass("moments", yields=("m", "F"), check=_check_labels, over_ranks=True)
 def moments_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient and the Fisher diagonal."""
     return _gradient_moments(task).statistics
@@ -274,7 +293,7 @@ def _gradient_moments(task: Task) -> GradientMoments:
                 each.backward(loss, again=sampled)
                 if isinstance(sums, SampledSums):
                     sums.add_drawn(each, task, exponent)
-        return sums
+        return sums.add_ranks(op, task)
 
     sums, exponent = in_range(op, FISHER, task.batches, run)
     counts = sums.samples, sums.groups, task.group_size
