@@ -47,7 +47,6 @@ def main():
     ]
     equal = [{name: torch.ones_like(p) for name, p in base.named_parameters()}] * 2
     models = {
-        "before": base,
         "tuned on 0-4": tuned[0],
         "tuned on 5-9": tuned[1],
         "plain average": merged(tuned, equal),

@@ -42,13 +42,11 @@ def gated_gradients(grad, input, gate):
 def main():
     """Return the ways before and after the rule, and F with it and of a plain loop."""
     torch.manual_seed(0)
-    layers = nn.Linear(6, 16), Gate(), nn.Tanh(), nn.Flatten(), nn.Linear(80, 3)
-    model = nn.Sequential(*layers)
+    model = nn.Sequential(nn.Linear(6, 16), Gate(), nn.Flatten(), nn.Linear(80, 3))
     x, y = torch.randn(20, 5, 6), torch.randint(3, (20,))
     before = fp.check(model, (x, y)).ways["1.gate"]
     fp.register_gradients(gated)(gated_gradients)
-    gate = {"1.gate": model[1].gate}
-    moments = fp.gradient_moments(model, [(x, y)], parameters=gate)
+    moments = fp.gradient_moments(model, [(x, y)], parameters={"1.gate": model[1].gate})
     losses = [cross_entropy(model(x[i : i + 1]), y[i : i + 1]) for i in range(len(x))]
     rows = [torch.autograd.grad(loss, model[1].gate)[0] for loss in losses]
     loop = torch.stack(rows).square().mean(0)
