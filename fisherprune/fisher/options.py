@@ -35,6 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = make_parser().parse_args(argv)
     TrainConfig(device=options.device, seed=options.seed)  # raises as for a run
     check_name(options.model)
+    if options.output.is_dir():
+        raise FieldError("output", "a file", f"the folder {options.output}")
     for name, least in (("group_size", 1), ("draws", 1), ("batch_size", 1)):
         checked_number(name, getattr(options, name), least)
     checked_number("image_size", options.image_size, 8)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fisherprune.data import Augmentation, Dataset, stratified_choice
 from fisherprune.data.decoded import decoded
 from fisherprune.data.folder import class_files
-from fisherprune.errors import FieldError, FisherpruneError
+from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.fisher.tensors import read_tensors
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.key import hash_of
@@ -78,7 +78,7 @@ def _file(options: Namespace) -> tuple[Tensor, Tensor, int, dict[str, object]]:
     content = read_tensors(path, "data")
     if {*content} != KEYS:
         wanted = "a file of the tensors inputs and labels"
-        raise FieldError(f"data {path}", wanted, ", ".join(sorted(content)) or "none")
+        raise FieldError(f"data {path}", wanted, shown(sorted(content)))
     inputs, labels = content["inputs"], content["labels"]
     _check(path, inputs, labels)
     about: dict[str, object] = {"file": path.name}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def write_moments(
         max_shard_bytes: bytes of tensors in one file; a larger tensor has one alone.
     """
     path = _checked_path(path, "save")
+    if path.name.endswith(INDEX):
+        raise FieldError("save: path", f"one without {INDEX}, which is added", path)
     checked_number("save: max_shard_bytes", max_shard_bytes)
     names = list(next(iter(parts.values())))
     tensors = {f"{part}/{n}": parts[part][n] for n in names for part in parts}
@@ -103,6 +106,8 @@ def read_moments(path: str | os.PathLike[str]) -> tuple[dict[str, Tensors], Fact
 def _checked_path(path: str | os.PathLike[str], where: str) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise FieldError(f"{where}: path", "a path", shown(path))
+    if Path(path).is_dir():
+        raise FieldError(f"{where}: path", "the path of a file", f"the folder {path}")
     return Path(path)
 
 
@@ -162,7 +167,9 @@ def _write(path: Path, tensors: Tensors, facts: Facts) -> None:
     # writes several in an order that differs each time.
     plain = {name: _plain(tensor).clone() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
+        mode = temporary.stat().st_mode  # safetensors puts a file of its own there
         save_file(plain, temporary, {FORMAT: json.dumps(facts)})
+        temporary.chmod(stat.S_IMODE(mode))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
 

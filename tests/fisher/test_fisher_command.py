@@ -101,6 +101,14 @@ def test_options_are_those_of_gradient_moments(case):
     assert facts[0] != facts[1]
 
 
+def test_sampled_labels_depend_on_the_seed(case):
+    spoiled_data(case, inputs=case.inputs[:1], labels=case.labels[:1] + 2)
+    options = "--labels", "sampled", "--seed"
+    found = [case.run(*options, seed, data="batch.pt") for seed in range(20)]
+    squares = {tuple(each.sum_sq["0.weight"].flatten().tolist()) for each in found}
+    assert 1 < len(squares) <= 3  # one for each class that was drawn
+
+
 def test_the_file_says_what_it_is_of(case):
     (about,) = case.run(weights="w.pt", data="images").provenance
     digest = hashlib.sha256((case.folder / "w.pt").read_bytes()).hexdigest()
@@ -119,14 +127,14 @@ def test_the_file_says_what_it_is_of(case):
 
 def test_the_table_has_a_row_for_each_layer(case, capsys):
     with torch.no_grad():
-        case.state["0.weight"][:2] = 0
-        case.state["1.bias"][:2] = -100  # the units never fire
+        case.state["0.weight"][:1] = 0
+        case.state["1.bias"][:1] = -100  # the unit never fires
     torch.save(case.state, case.folder / "w.pt")
     found = case.run("--all-parameters", weights="w.pt")
     head, *rows, total, last = capsys.readouterr().out.splitlines()
     assert head.split() == "layer weights mean F F = 0 way".split()
     assert [row.split()[:2] for row in rows] == [["0", "112"], ["1", "8"], ["5", "15"]]
-    assert rows[0].split()[3:] == ["50.0%", "conv2d"]
+    assert rows[0].split()[3:] == ["25.0%", "conv2d"]
     mean = torch.cat([found.fisher[f"0.{n}"].flatten() for n in ("weight", "bias")])
     assert float(rows[0].split()[2]) == pytest.approx(float(mean.mean()), rel=1e-3)
     assert total.split()[:2] == ["all", "135"]
@@ -174,7 +182,7 @@ MISTAKES = {
     ),
     "more in the batch": (
         lambda c: spoiled_data(c, other=torch.ones(1)),
-        "data .*batch.pt must be a file of the tensors inputs and labels, got inputs, ",
+        "batch.pt must be a file of the tensors inputs and labels, got .*'other'",
     ),
     "flat inputs": (
         lambda c: spoiled_data(c, inputs=torch.ones(11, 4)),
@@ -213,6 +221,10 @@ MISTAKES = {
     "no folder": (
         lambda c: ["--model", "resnet20", "--images", "nowhere", "--output", "f"],
         "folder dataset: nowhere must be a folder, got none",
+    ),
+    "a folder": (
+        lambda c: [*c.arguments(), "--output", str(c.folder)],
+        "output must be a file, got the folder ",
     ),
     "no data": (
         lambda c: ["--model", "resnet20", "--output", "f"],

@@ -128,6 +128,14 @@ def test_the_same_moments_are_the_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.parametrize("max_shard_bytes", [10**9, SMALL])
+def test_permissions_are_those_of_other_new_files(tmp_path, max_shard_bytes):
+    *_, found = moments()
+    (tmp_path / "other").touch()
+    found.save(tmp_path / "a", max_shard_bytes=max_shard_bytes)
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
+
+
 def shards_of(folder):
     return sorted(folder.glob("*-of-*.safetensors"))
 
@@ -238,6 +246,13 @@ def test_arguments_that_no_file_can_have(tmp_path):
     with pytest.raises(fp.FisherpruneError, match="save: path must be a path, got 3"):
         found.save(3)
     refused(3, "load: path must be a path, got 3")
+    refused(tmp_path, "load: path must be the path of a file, got the folder ")
+    for path, match in [
+        (tmp_path, "save: path must be the path of a file, got the folder "),
+        (tmp_path / "a.index.json", "save: path must be one without .index.json"),
+    ]:
+        with pytest.raises(fp.FisherpruneError, match=match):
+            found.save(path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="nowhere"):
         found.save(tmp_path / "nowhere" / "a")
