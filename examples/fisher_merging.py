@@ -15,8 +15,7 @@ from _digits import accuracy, digits, network, sgd, train
 
 import fisherprune as fp
 
-RATE = 0.02
-FLOOR = 1e-10  # added to F: weights that neither model uses are averaged
+RATE, FLOOR = 0.02, 1e-10  # added to F: what neither model uses is averaged
 
 
 def merged(models, fishers):
