@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,6 +20,11 @@ from fisherprune.statistics.driver import tapped_passes
 from fisherprune.statistics.forward import of_likelihoods, of_losses
 from fisherprune.statistics.known_losses import Reader, reader_of
 from fisherprune.statistics.losses import Losses, LossFn
+from fisherprune.statistics.moments_files import (
+    SHARD_BYTES,
+    read_moments,
+    write_moments,
+)
 from fisherprune.statistics.passes import (
     ModelStatistics,
     Task,
@@ -42,6 +49,8 @@ if TYPE_CHECKING:
 
 FISHER = "the mean squared gradient"
 """What errors call F."""
+FACTS = ("samples", "groups", "group_size", "exponent", "labels", "paths")
+"""What files of moments hold beside tensors and provenance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +73,8 @@ class GradientMoments:
             where the whole model was; none where no loss depends on it.
         exponent: 0 but where float32 could not hold the squares as they are.
         labels: of ``sum_sq``, "given" or "sampled"; those of ``sum`` are given.
+        provenance: what was said of these samples where they were saved, one record for
+            each ``save`` that was given one; those of both sides of ``+``.
     """
 
     sum: Sums
@@ -74,6 +85,7 @@ class GradientMoments:
     paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
     exponent: int = 0
     labels: str = "given"
+    provenance: tuple[Mapping[str, object], ...] = ()
 
     @cached_property
     def mean(self) -> dict[str, Tensor]:
@@ -129,7 +141,71 @@ class GradientMoments:
             },
             exponent,
             self.labels,
+            (*self.provenance, *other.provenance),
         )
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        provenance: Mapping[str, object] | None = None,
+        max_shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        """Write the moments to a safetensors file, whole or not at all.
+
+        Its tensors are ``sum/NAME`` and ``sum_sq/NAME``; counts, ways and versions are
+        in its metadata. Where it would be larger than ``max_shard_bytes`` there are
+        several files instead, and ``PATH.index.json`` in Hugging Face's layout, which
+        is written last. Moments that were at ``path`` before are replaced.
+
+        Args:
+            path: of the file, ``NAME.safetensors`` say.
+            provenance: which model, data and loss they are of: anything that JSON can
+                hold, by name.
+            max_shard_bytes: bytes of tensors in one file; a larger tensor has a file
+                alone.
+
+        Raises:
+            FisherpruneError: where an argument can't be used, or an index that is not
+                of moments is in the way.
+            OSError: where the folder is missing, not writable or full.
+
+        Example:
+            >>> import tempfile
+            >>> from torch import nn
+            >>> net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+            >>> batches = [(torch.randn(16, 5), torch.randint(3, (16,)))]
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = f"{folder}/moments.safetensors"
+            ...     gradient_moments(net, batches).save(path, provenance={"data": "A"})
+            ...     found = GradientMoments.load(path)
+            >>> found.samples, found.provenance
+            (16, ({'data': 'A'},))
+        """
+        if not isinstance(provenance, Mapping | None):
+            wanted = "a dict of what JSON can hold"
+            raise FieldError("save: provenance", wanted, shown(provenance))
+        records = [*self.provenance, *([provenance] if provenance else [])]
+        facts = {name: getattr(self, name) for name in FACTS}
+        facts["provenance"] = [dict(record) for record in records]
+        parts = {"sum": self.sum, "sum_sq": self.sum_sq}
+        write_moments(path, parts, facts, max_shard_bytes)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> GradientMoments:
+        """Read what ``save`` wrote, onto the CPU; every bit is checked.
+
+        Args:
+            path: as it was saved, or of the index of several files.
+
+        Raises:
+            FisherpruneError: where a file is missing, damaged or holds something else.
+        """
+        parts, facts = read_moments(path)
+        sums = parts["sum"], parts["sum_sq"]
+        found = cls(*sums, **{name: facts[name] for name in FACTS})
+        paths = {name: tuple(ways) for name, ways in found.paths.items()}
+        return replace(found, paths=paths, provenance=tuple(facts["provenance"]))
 
     @property
     def statistics(self) -> ModelStatistics:
