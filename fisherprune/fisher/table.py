@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fisherprune.statistics.moments import GradientMoments
+from fisherprune.statistics.gradient_moments import GradientMoments
 
 
 def table(moments: GradientMoments) -> str:
