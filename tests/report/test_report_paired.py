@@ -80,9 +80,7 @@ def test_the_report_says_which(tmp_path):
     text = (output / "report.md").read_text()
     for sparsity in ("0.9", "0.98"):
         assert f"- Sparsity {sparsity}, best weights: paired t tests" in text
-    assert (
-        "apart (p below 0.05): snip over random (+9.67); fts over random (+10.00)." in text
-    )
+    assert "(p below 0.05): snip over random (+9.67); fts over random (+10.00)." in text
     assert "tell 2 of 3 pairs of methods apart" in text
     assert "one in twenty apart by chance" in (output / "report.html").read_text()
     rows = list(csv.DictReader((output / "pairs.csv").open()))
