@@ -127,9 +127,10 @@ def _in_range(task: Task, several: int = 1) -> tuple[list[Sums], int, int]:
 
 def _summed(task: Task, several: int, exponent: int) -> tuple[list[Sums], int]:
     """Add up products of probes, to several sums in turn; return the samples, too."""
-    weights, probes, samples = [*task.parameters.values()], _probes(task), 0
+    weights, samples = [*task.parameters.values()], 0
     # Attention's fused kernels have no second derivative.
     with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+        probes = _probes(task)
         found = [
             [torch.zeros_like(w, dtype=torch.float32) for w in weights]
             for _ in range(several)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, shown
@@ -187,6 +188,8 @@ def register_pass(
     passes_for([*needs, *filter(None, [within])])
 
     def register(run: PassFunction) -> PassFunction:
+        # Autograd can't save what is made in inference mode.
+        run = torch.inference_mode(False)(run)
         PASSES[name] = StatisticsPass(
             name, run, needs, yields, check, within, over_ranks
         )
