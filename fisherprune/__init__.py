@@ -30,8 +30,9 @@ if TYPE_CHECKING:
         gauss_newton_diagonal,
         gauss_newton_estimate,
     )
+    from fisherprune.statistics.gradient_moments import GradientMoments
     from fisherprune.statistics.hutchinson import hutchinson_diagonal
-    from fisherprune.statistics.moments import GradientMoments, gradient_moments
+    from fisherprune.statistics.moments import gradient_moments
     from fisherprune.statistics.settings import Settings
     from fisherprune.subnetwork.flops import Flops, flops
     from fisherprune.subnetwork.paths import effective_masks
@@ -44,7 +45,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "FisherpruneError": "fisherprune.errors",
             "FisherpruneWarning": "fisherprune.errors",
             "Flops": "fisherprune.subnetwork.flops",
-            "GradientMoments": "fisherprune.statistics.moments",
+            "GradientMoments": "fisherprune.statistics.gradient_moments",
             "LayerCollapseWarning": "fisherprune.errors",
             "Masks": "fisherprune.masks.masks",
             "Rows": "fisherprune.persample",

@@ -18,6 +18,7 @@ Exact pruning at initialization for PyTorch.
 COMMANDS = {
     "train": ("fisherprune.train.__main__", "prune a network and train what is left"),
     "check": ("fisherprune.train.check", "say how a network's gradients are found"),
+    "fisher": ("fisherprune.fisher.__main__", "write the gradient moments of a model"),
     "experiments": ("fisherprune.experiments.__main__", "do the runs of studies"),
     "report": ("fisherprune.report.__main__", "tables and figures of the runs"),
     "doctor": ("fisherprune.doctor", "what is installed, and what is wrong with it"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -18,10 +19,15 @@ from fisherprune.parameters import (
 )
 from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.scoring.score import score_task, scoring_criteria
+from fisherprune.statistics.alike import check_alike
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import Task, checked_task
+from fisherprune.statistics.ranks import together
 from fisherprune.statistics.settings import Settings
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def _plain_names(model: nn.Module, parameters: Parameters) -> dict[str, str]:
@@ -61,6 +67,7 @@ def prune(
     settings: Settings | None = None,
     ties: str = "error",
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Masks:
     """Score, keep the largest, set the other weights of ``model`` to zero.
 
@@ -87,6 +94,8 @@ def prune(
         settings: what passes can be told, see ``Settings``.
         ties: "error" or "position", as in ``select_masks``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: as in ``score``: ranks that see each its batches get the same
+            masks.
 
     Returns:
         The masks, by the names of the model where it is not wrapped, whether or not it
@@ -124,6 +133,7 @@ def prune(
         settings=settings,
         ties=ties,
         progress=progress,
+        process_group=process_group,
     )
     masks.apply_(model)
     return masks
@@ -149,6 +159,7 @@ def find_masks(
     settings: Settings | None = None,
     ties: str = "error",
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> list[Masks]:
     """Return the masks with which ``prune`` would prune; the model is left as found.
 
@@ -180,6 +191,7 @@ def find_masks(
         settings: as in ``prune``.
         ties: as in ``prune``.
         progress: as in ``prune``.
+        process_group: as in ``prune``.
 
     Returns:
         Masks for each of the sparsities.
@@ -198,31 +210,41 @@ def find_masks(
         >>> [m.kept() for m in find_masks(net, batches, "snip", [0.5, 0.9], rounds=5)]
         [20, 4]
     """
-    checked_ties(ties)
-    chosen = scoring_criteria([criterion])
-    how = checked_rounds(rounds, schedule, chosen[0])
-    options = loss_fn, group_size, progress, losses, settings, seed
-    task = checked_task(model, batches, parameters, *options)
-    names = _plain_names(model, task.parameters)
-    if not isinstance(sparsities, Sequence) or isinstance(sparsities, str):
-        raise FieldError("sparsities", "a list of numbers in [0, 1]", shown(sparsities))
-    plan = Plan(
-        {name: p.shape for name, p in task.parameters.items()},
-        scope,
-        densities=densities,
-        min_per_layer=min_per_layer,
-        structure=structure,
-        transposed=transposed_names(model, task.parameters),
-    )
-    for each in sparsities:  # before any pass, see that there are such masks
-        plan.counts(each)
-
-    def score(task: Task, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return score_task(task, chosen, weights)[criterion]
-
-    return [
-        Masks({names[name]: mask for name, mask in masks.items()})
-        for masks in select_in_rounds(
-            task, plan, sparsities, how, score, regrow=chosen[0].regrow, ties=ties
+    with together(process_group):
+        checked_ties(ties)
+        chosen = scoring_criteria([criterion])
+        how = checked_rounds(rounds, schedule, chosen[0])
+        options = loss_fn, group_size, progress, losses, settings, seed
+        task = checked_task(model, batches, parameters, *options, process_group)
+        names = _plain_names(model, task.parameters)
+        if not isinstance(sparsities, Sequence) or isinstance(sparsities, str):
+            raise FieldError(
+                "sparsities", "a list of numbers in [0, 1]", shown(sparsities)
+            )
+        plan = Plan(
+            {name: p.shape for name, p in task.parameters.items()},
+            scope,
+            densities=densities,
+            min_per_layer=min_per_layer,
+            structure=structure,
+            transposed=transposed_names(model, task.parameters),
         )
-    ]
+        for each in sparsities:  # before any pass, see that there are such masks
+            plan.counts(each)
+        check_alike(
+            task,
+            criterion=criterion,
+            sparsities=[*sparsities],
+            rounds=how,
+            plan=(scope, densities, min_per_layer, structure, ties),
+        )
+
+        def score(task: Task, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return score_task(task, chosen, weights)[criterion]
+
+        return [
+            Masks({names[name]: mask for name, mask in masks.items()})
+            for masks in select_in_rounds(
+                task, plan, sparsities, how, score, regrow=chosen[0].regrow, ties=ties
+            )
+        ]

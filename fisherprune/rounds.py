@@ -86,7 +86,9 @@ def select_in_rounds(
         rounds: how many, and what each keeps.
         score: finds the scores in a round.
         regrow: whether weights that a round removed compete again in the next.
-        ties: as in ``select_masks``.
+        ties: as in ``select_masks``, of the masks that are returned. On the way there
+            position decides: weights without a gradient, as of taps that max-pooling
+            leaves out, are equal, and go in one round or the next.
     """
     if rounds.count == 1:
         return plan.select(score(task, task.parameters), sparsities, ties)
@@ -105,7 +107,7 @@ def select_in_rounds(
                 found |= zip(due, masks, strict=True)
             if now not in found:
                 step, share = plan.step(now)
-                found[now] = step.select(scores, share, ties, among)
+                found[now] = step.select(scores, share, "position", among)
             last, kept = now, found[now]
             prune(kept)
     return [found[s] for s in sparsities]

@@ -65,8 +65,8 @@ def test_help_and_version_need_no_torch(python, option):
     [
         (
             ["trian"],
-            "argument COMMAND: must be one of train, check, experiments, report, "
-            "doctor, got 'trian' (did you mean train?)",
+            "argument COMMAND: must be one of train, check, fisher, experiments, "
+            "report, doctor, got 'trian' (did you mean train?)",
         ),
         ([], "the following arguments are required: COMMAND"),
         (["--versoin"], "unrecognized arguments: --versoin (did you mean --version?)"),

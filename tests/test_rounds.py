@@ -4,6 +4,7 @@ import pytest
 import torch
 import truth
 from nets import batches, conv_net
+from torch import nn
 
 import fisherprune as fp
 from fisherprune import models
@@ -246,3 +247,21 @@ def test_patterns_and_structures_in_rounds(code, rounds):
             assert found.density() == once.density()
         else:
             assert 0 < found.kept() <= keep_count(found.total(), 0.7), pattern
+
+
+def test_equal_scores_on_the_way_are_no_ties():
+    """Taps that max-pooling leaves out have no flow, more than half of the weights."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4)),
+        *(nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(64, 5)),
+    )
+    batch = (torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.long))
+    scores = fp.score(model, [batch], "synflow")
+    assert (scores["3.weight"] == 0).double().mean() > 0.5
+    with pytest.raises(fp.FisherpruneError, match="scores must decide"):
+        fp.select_masks(scores, 0.3)
+    for rounds in (20, 100):
+        (masks,) = fp.find_masks(model, [batch], "synflow", [0.99], rounds=rounds)
+        assert masks.kept() == keep_count(masks.total(), 0.99)
+        assert not masks["3.weight"][scores["3.weight"] == 0].any()

@@ -50,6 +50,20 @@ def load(request: Request) -> tuple[Dataset, Dataset]:
     return train, test
 
 
+def class_files(folder: Path) -> tuple[list[tuple[os.DirEntry, int]], tuple[str, ...]]:
+    """Return the image files ``folder/CLASS/*``, each with its label, and the classes.
+
+    Raises:
+        FisherpruneError: where there are none.
+    """
+    classes = tuple(e.name for e in _entries(folder) if os.path.isdir(e.path))
+    if not classes:
+        raise FisherpruneError(
+            f"folder dataset: {folder} must hold class folders, got none"
+        )
+    return _files(folder, classes), classes
+
+
 def _entries(folder: Path) -> list[os.DirEntry]:
     """Return what is in a folder by name, without names that begin with a dot."""
     if not folder.is_dir():

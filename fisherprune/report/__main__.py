@@ -18,8 +18,9 @@ DESCRIPTION = """\
 Tables and figures of the runs in and below results folders.
 
 Writes report.html (one page that needs nothing else), report.md, report.csv (a row for
-each run) and summary.csv (a row for each cell), and prints the tables. Exit code: 0, or
-1 where files were broken (the rest is reported), or 2 where there is no report.
+each run), summary.csv (a row for each cell) and pairs.csv (a row for each two methods
+with three seeds in common), and prints the tables. Exit code: 0, or 1 where files were
+broken (the rest is reported), or 2 where there is no report.
 """
 
 

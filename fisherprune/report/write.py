@@ -13,7 +13,7 @@ from fisherprune.report.figures.svg import DrawnFigure, draw, require_matplotlib
 from fisherprune.report.load import load
 from fisherprune.report.overlap import with_overlaps
 from fisherprune.report.pages.content import Report, content_of
-from fisherprune.report.pages.csv_files import runs_csv, summary_csv
+from fisherprune.report.pages.csv_files import pairs_csv, runs_csv, summary_csv
 from fisherprune.report.pages.render import html, markdown
 from fisherprune.report.tables import ResultTable
 
@@ -24,7 +24,7 @@ def write_report(
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Report, Path]:
-    """Write report.html, report.md, report.csv and summary.csv.
+    """Write report.html, report.md, report.csv, summary.csv and pairs.csv.
 
     Args:
         paths: see ``load.load``.
@@ -55,6 +55,7 @@ def write_report(
     write_text(folder / "report.md", markdown(content))
     write_text(folder / "report.csv", runs_csv(report))
     write_text(folder / "summary.csv", summary_csv(report))
+    write_text(folder / "pairs.csv", pairs_csv(report))
     return report, folder
 
 

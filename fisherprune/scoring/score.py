@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,17 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.scoring.criteria import Criterion, Statistics, get_criterion
+from fisherprune.statistics.alike import check_alike
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import ModelStatistics, Task, checked_task
+from fisherprune.statistics.ranks import together
 from fisherprune.statistics.run import statistics_of
 from fisherprune.statistics.settings import Settings
 from fisherprune.streams import stream
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def score(
@@ -31,6 +37,7 @@ def score(
     seed: int = 0,
     settings: Settings | None = None,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     """Score every weight; higher is kept. Scores do not depend on a sparsity.
 
@@ -52,6 +59,11 @@ def score(
         seed: of all random numbers: of criteria that draw them, and of passes.
         settings: what passes can be told, see ``Settings``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: as in ``gradient_moments``: ranks that score each its batches get
+            the same scores, those of all samples. What reads no data each rank finds by
+            itself; the input of ones of synflow has the shape of the first rank's that
+            has a batch. prospr, ntk_sap and passes registered without ``over_ranks``
+            refuse it.
 
     Returns:
         float32 scores by parameter name, each of its parameter's shape, on its device.
@@ -73,6 +85,7 @@ def score(
         seed=seed,
         settings=settings,
         progress=progress,
+        process_group=process_group,
     )[criterion]
 
 
@@ -88,6 +101,7 @@ def score_all(
     seed: int = 0,
     settings: Settings | None = None,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Score by several criteria from one pass over the data; see ``score``.
 
@@ -98,15 +112,17 @@ def score_all(
         FisherpruneError: for any reason of ``score``, and where ``criteria`` is one
             string.
     """
-    if isinstance(criteria, str):
-        raise FisherpruneError(
-            f"score_all: criteria must be a list of codes, got {criteria!r}; score "
-            "takes one"
-        )
-    chosen = scoring_criteria(criteria)
-    options = loss_fn, group_size, progress, losses, settings, seed
-    task = checked_task(model, batches, parameters, *options)
-    return score_task(task, chosen)
+    with together(process_group):
+        if isinstance(criteria, str):
+            raise FisherpruneError(
+                f"score_all: criteria must be a list of codes, got {criteria!r}; score "
+                "takes one"
+            )
+        chosen = scoring_criteria(criteria)
+        options = loss_fn, group_size, progress, losses, settings, seed
+        task = checked_task(model, batches, parameters, *options, process_group)
+        check_alike(task, criteria=[each.code for each in chosen])
+        return score_task(task, chosen)
 
 
 def score_task(

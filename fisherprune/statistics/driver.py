@@ -19,6 +19,7 @@ from fisherprune.statistics.apart import check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
+from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.sums import PerSampleSums
 
 
@@ -203,8 +204,9 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
 
 
 def batches_of(op: str, task: Task) -> Iterator[Batch]:
-    """Yield the batches of a task, at least one."""
-    _warn_of_ranks(op)
+    """Yield the batches of a task, at least one where no other rank may have some."""
+    if task.process_group is None:
+        _warn_of_ranks(op)
     check_unhooked(task.parameters)
     empty = True
     device, title = device_of(task.parameters), op if task.progress else ""
@@ -212,8 +214,8 @@ def batches_of(op: str, task: Task) -> Iterator[Batch]:
     for batch in checked_batches(task.batches, device, title, labelled=labelled):
         empty = False
         yield batch
-    if empty:
-        raise FisherpruneError(f"{op}: batches must hold samples, got none")
+    if empty and task.process_group is None:
+        raise no_samples(op)
 
 
 def _warn_of_loops(op: str, sums: PerSampleSums) -> None:
@@ -239,9 +241,9 @@ def _warn_of_ranks(op: str) -> None:
     if (ranks := distributed.get_world_size()) > 1:
         warnings.warn(
             f"{op}: each of the {ranks} ranks of torch.distributed scores its own "
-            "batches, so their masks differ unless all ranks see the same data: score "
-            "on one rank, and send its masks to the others by "
-            "torch.distributed.broadcast",
+            "batches, so their masks differ unless all ranks see the same data: give "
+            "process_group (torch.distributed.group.WORLD) to gradient_moments, score "
+            "or prune, which then count the batches of all ranks",
             FisherpruneWarning,
             stacklevel=2,
         )

@@ -21,6 +21,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import own_name
 from fisherprune.statistics.sample_streams import SampleStreams
 from fisherprune.statistics.scale import in_range, scaled, shifted
 from fisherprune.statistics.settings import Settings, checked_number
@@ -175,7 +176,7 @@ def _check_loss(task: Task) -> None:
     _reader(task)
 
 
-@register_pass("gauss_newton", yields=("H",), check=_check_loss)
+@register_pass("gauss_newton", yields=("H",), check=_check_loss, over_ranks=True)
 def gauss_newton_pass(task: Task) -> ModelStatistics:
     """Yield the diagonal, exact or estimated; the group size plays no part in it."""
     found, exponent = _summed(task)
@@ -200,7 +201,7 @@ def _summed(task: Task, several: int = 1) -> tuple[PerSampleSums, int]:
                     sums.choose(k % several)
                     loss = scaled((outputs * column).sum(), exponent)
                     each.backward(loss, again=k < count - 1)
-        return sums
+        return sums.add_ranks(OP, task)
 
     return in_range(OP, DIAGONAL, task.batches, run)
 
@@ -211,7 +212,7 @@ def _columns(
     """Return how many columns, and the columns: of a root, or drawn."""
     likelihood, draws = each.ran.likelihood, task.settings.draws
     if draws is not None:
-        seed = stream_seed(task.seed, DIAGONAL)
+        seed = stream_seed(task.seed, own_name(DIAGONAL, task.process_group))
         streams = (SampleStreams(seed, each.first, k) for k in range(draws))
         return draws, (likelihood.drawn_root(numbers) for numbers in streams)
     if likelihood.columns > MOST_COLUMNS:

@@ -15,6 +15,7 @@ from fisherprune.statistics.driver import plain_passes
 from fisherprune.statistics.forward import Forward, of_losses
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import add_up_, counted, gathered
 from fisherprune.statistics.scale import scaled
 
 GRADIENT = "the mean gradient"
@@ -27,17 +28,21 @@ class MeanGradient:
 
     Attributes:
         mean: float32, by parameter name.
-        samples: number of samples seen.
+        samples: number of samples of this rank's batches.
+        all_samples: number of samples of all ranks.
+        groups: number of groups of all ranks.
         spread: the root of the mean square of the norms of the batches' own mean
             gradients: what is left of it in ``mean``, rounding errors grow with.
     """
 
     mean: dict[str, Tensor]
     samples: int
+    all_samples: int
+    groups: int
     spread: float
 
 
-@register_pass("gradient", yields=("m",), within="moments")
+@register_pass("gradient", yields=("m",), within="moments", over_ranks=True)
 def gradient_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient, as "moments" does, without the squares.
 
@@ -45,7 +50,7 @@ def gradient_pass(task: Task) -> ModelStatistics:
     """
     found = mean_gradient("mean_gradient", task, of_losses(task))
     check_finite(found.mean, GRADIENT)
-    return ModelStatistics({"m": found.mean}, found.samples, task.group_size)
+    return ModelStatistics({"m": found.mean}, found.all_samples, task.group_size)
 
 
 def mean_gradient(
@@ -71,14 +76,17 @@ def mean_gradient(
                 loss = scaled(losses[closed:].sum(), exponent)
                 some = _add([every, last], loss, weights, again=False)
                 square += some / (n - closed)
-        groups = -(-seen // size)
         # A sample has the weight 1 / size in its group, but for a smaller last group.
         more = 1 / (seen % size) - 1 / size if seen % size else 0.0
-        mean = {
-            name: (all.div_(size).add_(rest, alpha=more) / groups).float()
-            for name, all, rest in zip(task.parameters, every, last, strict=True)
-        }
-    return MeanGradient(mean, seen, math.sqrt(square / seen))
+        for all, rest in zip(every, last, strict=True):
+            all.div_(size).add_(rest, alpha=more)
+    counts = gathered(task, op, (seen, -(-seen // size), square))
+    samples, groups, square = counted(op, counts)
+    add_up_(task, every)
+    named = zip(task.parameters, every, strict=True)
+    mean = {name: (sum / groups).float() for name, sum in named}
+    spread = math.sqrt(square / samples)
+    return MeanGradient(mean, seen, int(samples), int(groups), spread)
 
 
 def _add(

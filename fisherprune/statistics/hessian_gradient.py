@@ -35,6 +35,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import add_up_, gathered
 from fisherprune.statistics.scale import LEAP, scaled, shifted
 from fisherprune.statistics.settings import Settings
 
@@ -106,7 +107,7 @@ def _check_temperature(task: Task) -> None:
         raise FieldError("temperature", wanted, temperature)
 
 
-@register_pass("hessian", yields=("Hm",), check=_check_temperature)
+@register_pass("hessian", yields=("Hm",), check=_check_temperature, over_ranks=True)
 def hessian_gradient_pass(task: Task) -> ModelStatistics:
     """Yield the product with the mean gradient, which a pass before finds."""
     if isinstance(task.batches, Iterator):
@@ -117,7 +118,7 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
         first, exponent = _gradient_in_range(task, flow, forward)
         check_finite(first.mean, GRADIENT)
         product = _product(task, flow, forward, first, exponent)
-    result = ModelStatistics({"Hm": product}, first.samples, task.group_size)
+    result = ModelStatistics({"Hm": product}, first.all_samples, task.group_size)
     return result.scaled(Hm=2 * exponent)
 
 
@@ -192,7 +193,7 @@ def _product(
             with running(OP, batch):
                 ran = forward(task.model, batch if n > 1 else batch.alone(0))
             losses = ran.result[:n]
-            share = _sample_weights(seen, n, first.samples, task.group_size)
+            share = _sample_weights(seen, n, first, task.group_size)
             loss = scaled(losses @ share.to(losses), exponent)
             parts = _vector_hessian(loss, weights, vector, len(names))
             sums.make_room(1)
@@ -200,7 +201,10 @@ def _product(
                 total += part.detach()
             seen += n
         sums.finish()
-    _check_same(seen, gradient, first)
+    _check_count(seen, first)
+    gathered(task, OP, None)
+    add_up_(task, [*gradient, *product])
+    _check_same(gradient, first)
     return dict(zip(names, product, strict=True))
 
 
@@ -226,13 +230,17 @@ def _vector_hessian(
     return [*grads, *torch.autograd.grad(along, wanted, ones, materialize_grads=True)]
 
 
-def _check_same(seen: int, gradient: Sequence[Tensor], first: MeanGradient) -> None:
-    """Refuse where the batches held other samples than in the first pass."""
+def _check_count(seen: int, first: MeanGradient) -> None:
+    """Refuse where the batches held more or fewer samples than in the first pass."""
     if seen != first.samples:
         raise FisherpruneError(
             f"{OP}: batches must hold the same "
             f"{first.samples} samples again, got {seen}; a list or DataLoader does"
         )
+
+
+def _check_same(gradient: Sequence[Tensor], first: MeanGradient) -> None:
+    """Refuse where the batches held other samples than in the first pass."""
     expected = list(first.mean.values())
     error = norm_of([g - e for g, e in zip(gradient, expected, strict=True)])
     if error > GRADIENT_TOLERANCE * (norm_of(expected) + 0.02 * first.spread):
@@ -243,10 +251,12 @@ def _check_same(seen: int, gradient: Sequence[Tensor], first: MeanGradient) -> N
         )
 
 
-def _sample_weights(first: int, count: int, samples: int, group_size: int) -> Tensor:
-    """Return the weights of samples ``first ...`` in the mean over groups of means."""
-    groups = -(-samples // group_size)
-    group = torch.arange(first, first + count) // group_size
-    last = samples - (groups - 1) * group_size
+def _sample_weights(
+    seen: int, count: int, first: MeanGradient, group_size: int
+) -> Tensor:
+    """Return the weights of samples ``seen ...`` in the mean over groups of means."""
+    groups = -(-first.samples // group_size)
+    group = torch.arange(seen, seen + count) // group_size
+    last = first.samples - (groups - 1) * group_size
     sizes = torch.where(group < groups - 1, group_size, last)
-    return 1.0 / (groups * sizes.double())
+    return 1.0 / (first.groups * sizes.double())

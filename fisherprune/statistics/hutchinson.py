@@ -23,6 +23,7 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import add_up_, counted, gathered
 from fisherprune.statistics.scale import ENOUGH, LEAP, scaled
 from fisherprune.statistics.settings import Settings, checked_number
 from fisherprune.streams import stream
@@ -99,7 +100,7 @@ def hutchinson_diagonal(
     return estimate_of(each, DIAGONAL, 2.0**-exponent / samples)
 
 
-@register_pass("hutchinson", yields=("D",))
+@register_pass("hutchinson", yields=("D",), over_ranks=True)
 def hutchinson_pass(task: Task) -> ModelStatistics:
     """Yield the estimate; the group size plays no part in it."""
     (found,), samples, exponent = _in_range(task)
@@ -126,9 +127,10 @@ def _in_range(task: Task, several: int = 1) -> tuple[list[Sums], int, int]:
 
 def _summed(task: Task, several: int, exponent: int) -> tuple[list[Sums], int]:
     """Add up products of probes, to several sums in turn; return the samples, too."""
-    weights, probes, samples = [*task.parameters.values()], _probes(task), 0
+    weights, samples = [*task.parameters.values()], 0
     # Attention's fused kernels have no second derivative.
     with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+        probes = _probes(task)
         found = [
             [torch.zeros_like(w, dtype=torch.float32) for w in weights]
             for _ in range(several)
@@ -144,6 +146,8 @@ def _summed(task: Task, several: int, exponent: int) -> tuple[list[Sums], int]:
                     total += z * product
             samples += n
         blocks.finish()
+    (samples,) = map(int, counted(OP, gathered(task, OP, (samples,))))
+    add_up_(task, [each for totals in found for each in totals])
     names = [*task.parameters]
     return [dict(zip(names, totals, strict=True)) for totals in found], samples
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, check_finite
-from fisherprune.statistics.accumulators import Sums
+from fisherprune.statistics.alike import check_alike
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
 from fisherprune.statistics.forward import of_likelihoods, of_losses
+from fisherprune.statistics.gradient_moments import GradientMoments
 from fisherprune.statistics.known_losses import Reader, reader_of
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import (
@@ -23,124 +23,22 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import together
 from fisherprune.statistics.sampled_labels import SampledSums
 from fisherprune.statistics.scale import (
     in_range,
     lost,
     scaled,
-    shifted,
     warn_of_lost,
 )
 from fisherprune.statistics.settings import Settings
 from fisherprune.statistics.sums import PerSampleSums
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 FISHER = "the mean squared gradient"
 """What errors call F."""
-
-
-@dataclass(frozen=True, eq=False)
-class GradientMoments:
-    r"""First and second moments of the group gradients :math:`G_1 ... G_J`.
-
-    Kept as sums and counts, so moments of different samples add up: ``a + b`` holds
-    those of the samples of both, and shards of the data may be passed over one by one.
-
-    Attributes:
-        sum: :math:`\sum_j G_j` by parameter name, float32; times ``2**exponent``.
-        sum_sq: :math:`\sum_j G_j \odot G_j`, by parameter name, float32; times
-            ``4**exponent``.
-        samples: number of samples seen.
-        groups: J.
-        group_size: samples averaged in one group.
-        paths: by parameter name, in which ways its gradients were found: the names of
-            functions for whose calls there is a rule ("linear", "conv2d", ...), "vmap"
-            where a function without one was differentiated for each sample, "loop"
-            where the whole model was; none where no loss depends on it.
-        exponent: 0 but where float32 could not hold the squares as they are.
-        labels: of ``sum_sq``, "given" or "sampled"; those of ``sum`` are given.
-    """
-
-    sum: Sums
-    sum_sq: Sums
-    samples: int
-    groups: int
-    group_size: int
-    paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    exponent: int = 0
-    labels: str = "given"
-
-    @cached_property
-    def mean(self) -> dict[str, Tensor]:
-        r""":math:`m = \frac1J \sum_j G_j` by parameter name, float32."""
-        return shifted(_divided(self.sum, self.groups), -self.exponent)
-
-    @cached_property
-    def fisher(self) -> dict[str, Tensor]:
-        r""":math:`F = \frac1J \sum_j G_j \odot G_j`, the mean squared gradients.
-
-        By parameter name, float32; the empirical Fisher diagonal where the group size
-        is 1. It is 0 where float32 can't hold it.
-        """
-        return shifted(_divided(self.sum_sq, self.groups), -2 * self.exponent)
-
-    def __add__(self, other: GradientMoments) -> GradientMoments:
-        """Return the moments of the samples of both, on the devices of the left side.
-
-        Groups stay what they are: a partial last group of the left side counts as one.
-        So the sum is that of a single pass where the left side's samples are a multiple
-        of the group size.
-
-        Raises:
-            FisherpruneError: where group sizes or labels differ, or names or shapes of
-                the parameters.
-        """
-        if not isinstance(other, GradientMoments):
-            return NotImplemented
-        ours, theirs = (
-            {"group_size": m.group_size, "labels": m.labels}
-            | {n: [*s.shape] for n, s in m.sum.items()}
-            for m in (self, other)
-        )
-        for what in ours | theirs:
-            if ours.get(what) != theirs.get(what):
-                wanted = f"{ours.get(what)} on both sides of +"
-                raise FieldError(f"GradientMoments: {what}", wanted, theirs.get(what))
-        exponent = min(self.exponent, other.exponent)  # with which both are in range
-        (sums, squares), (more_sums, more_squares) = (
-            (shifted(m.sum, by), shifted(m.sum_sq, 2 * by))
-            for m in (self, other)
-            for by in [exponent - m.exponent]
-        )
-        return GradientMoments(
-            {n: sum + more_sums[n].to(sum.device) for n, sum in sums.items()},
-            {n: sum + more_squares[n].to(sum.device) for n, sum in squares.items()},
-            self.samples + other.samples,
-            self.groups + other.groups,
-            self.group_size,
-            {
-                n: tuple(sorted({*self.paths.get(n, ()), *other.paths.get(n, ())}))
-                for n in self.sum
-            },
-            exponent,
-            self.labels,
-        )
-
-    @property
-    def statistics(self) -> ModelStatistics:
-        """Return what formulas and other passes read."""
-        if self.exponent:
-            means, squares = (_divided(s, self.groups) for s in (self.sum, self.sum_sq))
-        else:
-            means, squares = self.mean, self.fisher
-        found = ModelStatistics(
-            {"m": means, "F": squares}, self.samples, self.group_size
-        )
-        return found.scaled(m=self.exponent, F=2 * self.exponent)
-
-
-@torch.inference_mode(False)  # autograd may save what is not made in inference mode
-def _divided(sums: Sums, groups: int) -> dict[str, Tensor]:
-    return {name: sum / groups for name, sum in sums.items()}
 
 
 def gradient_moments(
@@ -155,6 +53,7 @@ def gradient_moments(
     seed: int = 0,
     parameters: Parameters | None = None,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> GradientMoments:
     r"""Compute mean and mean square of the per-sample gradients, exactly, in one pass.
 
@@ -208,6 +107,15 @@ def gradient_moments(
             losses depend on, frozen ones too. ``paths`` of the result says in which way
             the gradients of each were found.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: of ``torch.distributed``, whose ranks all make this call, each
+            with batches of its own, maybe none (``DistributedSampler`` repeats samples
+            to give all as many): ``torch.distributed.group.WORLD`` for all ranks. Sums
+            are added up at the end of a pass, so each rank returns the same bits, the
+            moments of all samples up to rounding. Each rank's batches form groups of
+            their own, of which its last may be smaller: that is what one process finds
+            where the samples of each rank are a multiple of ``group_size``. Ranks draw
+            different labels. Model and options must be the same on all ranks. Where
+            one rank fails, all raise its error.
 
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.
@@ -231,15 +139,18 @@ def gradient_moments(
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
         Gradient Descent", 2019, for F of both kinds of labels.
     """
-    if labels == "given" and draws != 1:
-        raise FieldError("draws", "1 where labels are given", shown(draws))
-    settings = Settings(labels=labels, draws=draws)
-    options = loss_fn, group_size, progress, losses, settings, seed
-    found = _gradient_moments(checked_task(model, batches, parameters, *options))
-    if found.exponent:
-        check_finite(found.fisher, FISHER)
-        remedy = "prune and score count them exactly; here, scale the loss up"
-        warn_of_lost("gradient_moments", lost(found.mean, found.fisher), remedy)
+    with together(process_group):
+        if labels == "given" and draws != 1:
+            raise FieldError("draws", "1 where labels are given", shown(draws))
+        settings = Settings(labels=labels, draws=draws)
+        options = loss_fn, group_size, progress, losses, settings, seed
+        task = checked_task(model, batches, parameters, *options, process_group)
+        check_alike(task)
+        found = _gradient_moments(task)
+        if found.exponent:
+            check_finite(found.fisher, FISHER)
+            remedy = "prune and score count them exactly; here, scale the loss up"
+            warn_of_lost("gradient_moments", lost(found.mean, found.fisher), remedy)
     return found
 
 
@@ -252,7 +163,7 @@ def _reader(task: Task) -> Reader:
     return reader_of("gradient_moments", task, "labels='sampled'")
 
 
-@register_pass("moments", yields=("m", "F"), check=_check_labels)
+@register_pass("moments", yields=("m", "F"), check=_check_labels, over_ranks=True)
 def moments_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient and the Fisher diagonal."""
     return _gradient_moments(task).statistics
@@ -274,7 +185,7 @@ def _gradient_moments(task: Task) -> GradientMoments:
                 each.backward(loss, again=sampled)
                 if isinstance(sums, SampledSums):
                     sums.add_drawn(each, task, exponent)
-        return sums
+        return sums.add_ranks(op, task)
 
     sums, exponent = in_range(op, FISHER, task.batches, run)
     counts = sums.samples, sums.groups, task.group_size

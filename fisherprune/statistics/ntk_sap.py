@@ -31,7 +31,6 @@ def _check_losses(task: Task) -> None:
 
 
 @register_pass("ntk_sap", yields=("K",), check=_check_losses)
-@torch.inference_mode(False)  # autograd may save what is not made in inference mode
 def ntk_sap_pass(task: Task) -> ModelStatistics:
     r"""Yield the gradient of a mean squared distance with respect to the masks.
 

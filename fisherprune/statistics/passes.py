@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, shown
@@ -17,6 +19,9 @@ from fisherprune.statistics.losses import (
     checked_losses,
 )
 from fisherprune.statistics.settings import Settings, checked_settings
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Task:
     """In rounds, which weights are kept; the others are zero in the model."""
     may_loop: bool = True
     """Whether the model may run once more for each sample alone, where need be."""
+    process_group: ProcessGroup | None = None
+    """Whose ranks have batches of their own, that count as one set of samples."""
 
 
 class LoopsError(Exception):
@@ -105,6 +112,7 @@ def checked_task(
     losses: Losses | None = None,
     settings: Settings | None = None,
     seed: int = 0,
+    process_group: ProcessGroup | None = None,
 ) -> Task:
     """Return the task if a pass can work on it: what public functions begin with.
 
@@ -124,7 +132,8 @@ def checked_task(
     if group_size >= 2**63:
         raise FieldError("group_size", "below 2^63", shown(group_size))
     options = loss_fn, losses, group_size, progress, checked_settings(settings), seed
-    return Task(eager(model), batches, parameters, *options)
+    task = Task(eager(model), batches, parameters, *options)
+    return replace(task, process_group=process_group)
 
 
 PassFunction = Callable[[Task], ModelStatistics]
@@ -143,6 +152,7 @@ class StatisticsPass:
         check: raises where it can't work on a task; called before any pass is run.
         within: name of a pass that yields the same and more: it is run in this one's
             place, unless it would run the model for each sample alone.
+        over_ranks: whether it adds up what the ranks of the task's process group find.
     """
 
     name: str
@@ -151,6 +161,7 @@ class StatisticsPass:
     yields: tuple[str, ...]
     check: Callable[[Task], None]
     within: str = ""
+    over_ranks: bool = False
 
 
 PASSES: dict[str, StatisticsPass] = {}
@@ -164,6 +175,7 @@ def register_pass(
     yields: tuple[str, ...],
     check: Callable[[Task], None] = lambda task: None,
     within: str = "",
+    over_ranks: bool = False,
 ) -> Callable[[PassFunction], PassFunction]:
     """Register the decorated function as a pass; see ``StatisticsPass``.
 
@@ -176,7 +188,11 @@ def register_pass(
     passes_for([*needs, *filter(None, [within])])
 
     def register(run: PassFunction) -> PassFunction:
-        PASSES[name] = StatisticsPass(name, run, needs, yields, check, within)
+        # Autograd can't save what is made in inference mode.
+        run = torch.inference_mode(False)(run)
+        PASSES[name] = StatisticsPass(
+            name, run, needs, yields, check, within, over_ranks
+        )
         return run
 
     return register

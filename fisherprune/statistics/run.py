@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from fisherprune.errors import FieldError
 from fisherprune.parameters import device_of
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import (
@@ -19,6 +20,7 @@ from fisherprune.statistics.passes import (
     Task,
     passes_for,
 )
+from fisherprune.statistics.ranks import tell
 
 
 def statistics_of(
@@ -47,6 +49,9 @@ def statistics_of(
     if isinstance(task.batches, Iterator) and several:
         task = replace(task, batches=list(task.batches))
     for each in passes:
+        if task.process_group is not None and not each.over_ranks:
+            wanted = f"None for the pass {each.name}, which is not made for ranks"
+            raise FieldError("process_group", wanted, "a group")
         each.check(task)
     for each in passes:
         task = replace(task, found=task.found | _result(each, task, cache, key))
@@ -62,8 +67,8 @@ def _result(
         try:
             whole = replace(task, may_loop=False)
             return _result(PASSES[each.within], whole, cache, key)
-        except LoopsError:
-            pass
+        except LoopsError as error:
+            tell(task.process_group, error)
     run = partial(_timed, each, task)
     like = dict.fromkeys(each.yields, task.parameters)
     return cache.get(f"{key}-{each.name}", like, run) if cache else run()

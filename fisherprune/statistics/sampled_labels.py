@@ -5,6 +5,7 @@ from __future__ import annotations
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.driver import LoneSample, TappedBatch
 from fisherprune.statistics.passes import Task
+from fisherprune.statistics.ranks import own_name
 from fisherprune.statistics.sample_streams import SampleStreams
 from fisherprune.statistics.scale import scaled
 from fisherprune.statistics.sums import PerSampleSums
@@ -28,7 +29,8 @@ class SampledSums(PerSampleSums):
         self, each: TappedBatch | LoneSample, task: Task, exponent: int
     ) -> None:
         """Go backward from the outputs, once for each draw of labels."""
-        seed, likelihood = stream_seed(task.seed, "labels"), each.ran.likelihood
+        seed = stream_seed(task.seed, own_name("labels", task.process_group))
+        likelihood = each.ran.likelihood
         for draw in range(self.draws):
             self.choose(1 + draw % self.of_draws)
             numbers = SampleStreams(seed, each.first, draw)

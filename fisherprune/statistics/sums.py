@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fisherprune.persample.contributions import Gradients
 from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.passes import LoopsError, Task
+from fisherprune.statistics.ranks import add_up_, counted, gathered
 
 
 class PerSampleSums:
@@ -32,6 +33,7 @@ class PerSampleSums:
     ) -> None:
         parameters, self.may_loop = task.parameters, task.may_loop
         self.scaled, self.samples = scaled, 0
+        self._groups: int | None = None
         self._all = [
             (
                 self.accumulators(parameters, group_size),
@@ -61,8 +63,30 @@ class PerSampleSums:
 
     @property
     def groups(self) -> int:
-        """Number of groups, a partial last one included."""
+        """Number of groups, a partial last one of each rank included."""
+        if self._groups is not None:
+            return self._groups
         return -(-self.samples // self.tapped.group_size)
+
+    def add_ranks(self, op: str, task: Task) -> PerSampleSums:
+        """Add what the other ranks of the task's group found; return itself.
+
+        Raises:
+            FisherpruneError: where another rank failed, or none has a sample.
+        """
+        if task.process_group is None:
+            return self
+        every = gathered(task, op, (self.samples, self.groups, self.ways, self.reasons))
+        samples, groups = counted(op, [each[:2] for each in every])
+        self.samples, self._groups = int(samples), int(groups)
+        for _, _, ways, reasons in every:
+            self.reasons |= reasons
+            for name, more in ways.items():
+                self.ways[name] |= more
+        for number in range(len(self._all)):
+            for sums in self.sums_of(number):
+                add_up_(task, [*sums.values()])
+        return self
 
     def loop_over(self, reasons: Mapping[str, str]) -> None:
         """From now on, run samples one by one for these parameters."""

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.parameters import device_of
 from fisherprune.statistics.batches import Batch, running
 from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.ranks import gathered, no_samples
 
 OP = "synaptic_flow"
 TOP = 100
@@ -31,7 +33,7 @@ def _check_losses(task: Task) -> None:
         )
 
 
-@register_pass("synaptic_flow", yields=("R",), check=_check_losses)
+@register_pass("synaptic_flow", yields=("R",), check=_check_losses, over_ranks=True)
 def synaptic_flow_pass(task: Task) -> ModelStatistics:
     r"""Yield the derivatives of the flow with respect to the absolute weights.
 
@@ -47,6 +49,8 @@ def synaptic_flow_pass(task: Task) -> ModelStatistics:
     """
     with evaluating(task.model, task.parameters.values()):
         ones = _ones(task)
+    ones = _of_first_rank(task, ones)
+    with evaluating(task.model, task.parameters.values()):
         flow, slopes = _derivatives(task, ones, torch.float32)
         if not 1 / SAFE < flow < SAFE:
             flow, slopes = _derivatives(task, ones, torch.float64)
@@ -59,9 +63,11 @@ def synaptic_flow_pass(task: Task) -> ModelStatistics:
     return _in_float32(slopes)
 
 
-def _ones(task: Task) -> Batch:
+def _ones(task: Task) -> Batch | None:
     """Return a batch of one sample of ones, of the shape of the data's."""
-    batch = next(batches_of(OP, replace(task, progress=False)))
+    batch = next(batches_of(OP, replace(task, progress=False)), None)
+    if batch is None:  # of this rank
+        return None
     inputs = batch.content[0]
     if not inputs.is_floating_point():
         raise FisherpruneError(
@@ -69,6 +75,18 @@ def _ones(task: Task) -> Batch:
             f"floating-point numbers, got {str(inputs.dtype).removeprefix('torch.')}"
         )
     return replace(batch, content=torch.ones_like(inputs[:1]), size=1)
+
+
+def _of_first_rank(task: Task, ones: Batch | None) -> Batch:
+    """Return the ones of the first rank that has a batch."""
+    if task.process_group is None and ones is not None:
+        return ones
+    sent = None if ones is None else replace(ones, content=ones.content.cpu())
+    found = [each for each in gathered(task, OP, sent) if each is not None]
+    if not found:
+        raise no_samples(OP)
+    content = found[0].content.to(device_of(task.parameters))
+    return replace(found[0], content=content)
 
 
 def _derivatives(

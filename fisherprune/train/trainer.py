@@ -201,7 +201,9 @@ class Trainer:
 
     def _validate(self, phase: str) -> Metrics | None:
         images, form = self.images.validation, self.memory_format
-        if len(images) == 0 or (self.done[phase] - 1) % self.config.validation_every:
+        done, every = self.done[phase], self.config.validation_every
+        last = phase == "train" and done == self.config.epochs
+        if len(images) == 0 or ((done - 1) % every and not last):
             return None
         return evaluate(self.model, images, "validation", self.quiet, form)
 

@@ -78,7 +78,7 @@ def test_equal_results_give_equal_bytes(study, tmp_path):
     )
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes()
-    assert len(list(first.iterdir())) == 4
+    assert len(list(first.iterdir())) == 5
 
 
 def test_dense_runs_stand_in_every_table_with_their_training(tmp_path):

@@ -139,9 +139,10 @@ def digits(samples, size):
     [
         (lambda: conv_net(10), 9, 30, 1),
         (lambda: conv_net(10), 9, 30, 7),
-        (models.resnet18, 16, 6, 1),
+        (models.resnet20, 16, 8, 1),
+        (models.vgg11, 16, 6, 1),
     ],
-    ids=["small", "small_groups", "resnet18"],
+    ids=["small", "small_groups", "resnet20", "vgg11"],
 )
 def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
     model, (x, y) = make(), digits(samples, size)

@@ -172,6 +172,20 @@ def test_runs_in_inference_mode():
         assert truth.relative_error(scores[name], wanted) < 1e-4
 
 
+@pytest.mark.parametrize("criterion", fp.criteria()[1:])
+def test_every_criterion_in_inference_mode(criterion):
+    """Also in rounds, whose weights are those of the model for a while."""
+    model, (x, y) = conv_net(), data((3, 9, 9))
+    expected = fp.score(model, [(x, y)], criterion, seed=3)
+    options = {"rounds": 2, "ties": "position"}
+    (wanted,) = fp.find_masks(model, [(x, y)], criterion, [0.8], **options)
+    with torch.inference_mode():
+        found = fp.score(model, [(x.clone(), y.clone())], criterion, seed=3)
+        (masks,) = fp.find_masks(model, [(x, y)], criterion, [0.8], **options)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert masks == wanted
+
+
 def test_compiled_parts_run_as_written_and_stay_compiled():
     compiled = []
 

@@ -32,13 +32,14 @@ def a_trainer(config, tmp_path):
 
 
 def test_validation_every_some_epochs(small, capsys):
-    config = replace(small, epochs=5, warmup_epochs=2, validation_every=2)
+    """And in the last: else the best weights of a short run are its first."""
+    config = replace(small, epochs=6, warmup_epochs=2, validation_every=3)
     result = train.run(config)
     validated = [row["validation_accuracy"] != "" for row in rows(result.folder)]
-    assert validated == [True, False, True, False, True, False, True]
+    assert validated == [True, False, True, False, False, True, False, True]
     assert [row["validation_f1"] != "" for row in rows(result.folder)] == validated
     assert capsys.readouterr().out.count("validation loss") == 4
-    assert result.best_epoch in (1, 3, 5)
+    assert result.best_epoch in (1, 4, 6)
 
 
 def test_the_metric_chooses_the_best(small, monkeypatch):

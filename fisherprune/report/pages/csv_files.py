@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from fisherprune.report.pages.content import Report
+from fisherprune.report.paired import pairs_of
 from fisherprune.report.printable import printable
 from fisherprune.report.settings import AXES
 from fisherprune.report.tables import DENSE, ResultTable
@@ -93,6 +94,18 @@ def _summary_rows(table: ResultTable) -> Iterator[Cells]:
                 "effective_sparsity": cell.effective_sparsity,
                 "flops_share": cell.flops_share,
             }
+
+
+def pairs_csv(report: Report) -> str:
+    """Return a row for each weights and pair of methods with enough common seeds."""
+    return _csv(
+        {"dataset": table.dataset, "model": table.model, "setting": table.label}
+        | {"weights": weights}
+        | asdict(pair)
+        for table in report.tables
+        for weights in WEIGHTS
+        for pair in pairs_of(table, weights)
+    )
 
 
 def _csv(rows: Iterable[Cells]) -> str:

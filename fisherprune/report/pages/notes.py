@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fisherprune.report.paired import paired_notes
 from fisherprune.report.published import PublishedTable, is_cifar10
 from fisherprune.report.settings import folder_name
 from fisherprune.report.tables import ResultTable
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.reader import FinishedRun
+
+BY_CHANCE = (
+    "Of pairs that do not differ, such a test tells one in twenty apart by chance; "
+    "pairs that it does not tell apart may differ, too: more seeds would say. "
+    "pairs.csv has every p."
+)
 
 
 def table_facts(table: ResultTable) -> str:
@@ -48,6 +55,8 @@ def table_notes(table: ResultTable) -> list[str]:
             "cell shows its n."
         )
     notes += _mixed(table)
+    if paired := paired_notes(table, "best"):
+        notes += [*paired, BY_CHANCE]
     notes += [f"{run.name}: {text}" for run in table.runs for text in run.notes]
     return notes + _collapsed(table)
 

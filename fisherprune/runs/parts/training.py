@@ -60,7 +60,9 @@ class TrainingConfig(Seeded):
         must(lambda value: 0 < value <= 1, "in (0, 1]"),
     )
     validation_every: int = option(
-        1, "epochs from one validation to the next", at_least(1)
+        1,
+        "epochs from one validation to the next; the first and the last epoch have one",
+        at_least(1),
     )
     validation_metric: str = option(
         "accuracy",

@@ -1,0 +1,1 @@
+"""``fisherprune fisher``: the gradient moments of a trained model, kept in a file."""
