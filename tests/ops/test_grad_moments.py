@@ -243,16 +243,15 @@ def test_groups_are_counted_from_the_first_sample():
     ],
 )
 def test_error_stays_small_over_40000_samples(case):
-    case = case | dict(n=2000)
-    weight = make(**case)[2]
+    """The same 2,000 samples come 20 times: rounding that leans adds up."""
+    input, grad, weight, options = make(**case | dict(n=2000))
     got = [torch.zeros(weight) for _ in range(2)]
     truth = [x.double() for x in got]
-    for seed in range(20):
-        input, grad, _, options = make(**case, seed=seed)
+    reference.grad_moments(input, grad, *truth, **options)
+    for _ in range(20):
         ops.grad_moments(input, grad, *got, **options)
-        reference.grad_moments(input, grad, *truth, **options)
-    assert error(got[0], truth[0]) <= 1e-5
-    assert error(got[1], truth[1]) <= 1e-5
+    assert error(got[0], 20 * truth[0]) <= 1e-5
+    assert error(got[1], 20 * truth[1]) <= 1e-5
 
 
 def test_long_sums_are_accurate():

@@ -139,8 +139,8 @@ def digits(samples, size):
     [
         (lambda: conv_net(10), 9, 30, 1),
         (lambda: conv_net(10), 9, 30, 7),
-        (models.resnet20, 16, 8, 1),
-        (models.vgg11, 16, 6, 1),
+        (models.resnet20, 16, 5, 1),
+        (models.vgg11, 16, 4, 1),
     ],
     ids=["small", "small_groups", "resnet20", "vgg11"],
 )

@@ -23,10 +23,10 @@ warmup_epochs = 1
 epochs = 2
 [grid]
 seed = [0, 1]
-method = ["none", "fts", "grasp"]
+method = ["none", "fts"]
 """
-RUNS = 6
-KILLS = 20
+RUNS = 4
+KILLS = 12
 LIMIT = 300
 """Seconds after which a test fails that waits for a process."""
 
