@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -40,25 +41,48 @@ class Records:
 
     Attributes:
         sample: its number in the batch.
+        norms: of the tensors that they read.
+        compares_late: whether comparisons stay ``unread``: then no device waits.
+        unread: for each of them whether a call read other values in the batch, bool.
     """
 
     sample: int = -1
     by_key: dict[Key, Record] = field(default_factory=dict)
-    largest: float = 0.0
-    """The largest norm of a tensor that they read."""
+    norms: list[Tensor] = field(default_factory=list)
+    compares_late: bool = False
+    unread: list[Tensor] = field(default_factory=list)
 
-    def is_same(self, one: Tensor, other: Tensor) -> bool:
-        """Return whether a call read the same, up to what another batch size rounds.
+    @cached_property
+    def _least(self) -> Tensor:
+        """What is nearly zero beside the largest of the tensors that were read."""
+        device = self.norms[0].device
+        return 1e-3 * torch.stack([norm.to(device) for norm in self.norms]).max()
+
+    def differ(self, one: Tensor, others: Sequence[Tensor]) -> list[bool]:
+        """Return which calls read other values, more than another batch size rounds.
 
         What is nearly zero has the rounding errors of the larger numbers from which it
-        was computed.
+        was computed. One that nothing is left to choose from may be told later.
         """
+        found = [self._differs(one, other.detach()) for other in others]
+        if self.compares_late and len(found) == 1:
+            self.unread += found
+            return [False]
+        return read_at_once(found)
+
+    def _differs(self, one: Tensor, other: Tensor) -> Tensor:
         if not one.is_floating_point():
-            return torch.equal(one, other)
+            return (one != other).any()
         tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
         one, other = one.float(), other.float()
-        size = float(other.detach().norm()) + 1e-3 * self.largest
-        return not (one - other).norm() > tolerance * size
+        size = other.norm() + self._least.to(other.device)
+        return (one - other).norm() > tolerance * size
+
+
+def read_at_once(flags: Sequence[Tensor]) -> list[bool]:
+    """Return the values of bool tensors of one element, with one wait for a device."""
+    device = flags[0].device
+    return torch.stack([flag.detach().to(device) for flag in flags]).tolist()
 
 
 class Recorder(Tracking):
@@ -112,6 +136,5 @@ class Recorder(Tracking):
             return Alone(shape)
         value = tensor.detach().clone()
         if value.is_floating_point():
-            norm = float(torch.linalg.vector_norm(value.float()))
-            self.records.largest = max(self.records.largest, norm)
+            self.records.norms.append(torch.linalg.vector_norm(value.float()))
         return Alone(shape, value)

@@ -143,7 +143,7 @@ class Finder:
     def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
         assert self.alone
         layout = find_layout(
-            alone, tensor, self.samples, self.alone.sample, self.alone.is_same
+            alone, tensor, self.samples, self.alone.sample, self.alone.differ
         )
         if layout and not layout.is_sure:
             self.is_unsure = self.tracking.moved = True

@@ -73,7 +73,7 @@ def find_layout(
     tensor: Tensor,
     samples: int,
     sample: int,
-    same: Callable[[Tensor, Tensor], bool],
+    differ: Callable[[Tensor, list[Tensor]], list[bool]],
 ) -> Layout | None:
     """Find the axis of the samples in a tensor of a batch of at least two.
 
@@ -82,7 +82,7 @@ def find_layout(
         tensor: of the batch.
         samples: N.
         sample: which of them ran alone.
-        same: whether two tensors are equal up to rounding.
+        differ: which of others differ from a tensor by more than rounding.
 
     Returns:
         the layout; None where the tensor is none of the samples.
@@ -114,7 +114,8 @@ def find_layout(
     if alone.value is None or not prod(shape):
         return layouts[0]
     value = alone.value
-    fitting = [each for each in layouts if same(value, each.apart(tensor)[sample])]
+    differing = differ(value, [each.apart(tensor)[sample] for each in layouts])
+    fitting = [each for each, no in zip(layouts, differing, strict=True) if not no]
     if len(fitting) == 2 and not torch.equal(*(each.apart(tensor) for each in layouts)):
         raise LayoutError("samples and positions can't be told apart by values")
     if not fitting:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.persample.alone import Recorder, Records
+from fisherprune.persample.alone import Recorder, Records, read_at_once
 from fisherprune.persample.calls import Key
 from fisherprune.statistics.batches import Batch, reason
 from fisherprune.statistics.forward import Forward, Ran
@@ -56,29 +56,41 @@ def run_alone(
     return Alone(ran.detached(), recorder.records)
 
 
-def check_apart(op: str, alone: Alone, together: Ran) -> None:
+def check_apart(op: str, alone: Alone, together: Ran) -> bool:
     """Refuse where a sample's results differ, alone and in its batch.
 
     A small loss has the rounding errors of the outputs from which it was computed.
+
+    Returns:
+        Whether calls read the same, too, where that was left open.
     """
-    outputs, pairs, size = together.outputs, [], 0.0
-    one, i = alone.ran, alone.records.sample
+    outputs, one, i = together.outputs, alone.ran, alone.records.sample
+    tolerance, size = _tolerance(together.result if outputs is None else outputs), None
+    differ = {}
     if one.outputs is not None and outputs is not None:
-        size = float(outputs[i].detach().float().norm())
-        pairs.append(("the model's output for", 0.0, one.outputs[0], outputs[i]))
-    pairs.append(("the loss of", size, one.result[0], together.result[i]))
-    tolerance = _tolerance(together.result if outputs is None else outputs)
-    for what, least, own, other in pairs:
-        if not _is_same(own.detach().float(), other.detach().float(), tolerance, least):
+        size = outputs[i].detach().float().norm()
+        differ["the model's output for"] = _differs(
+            one.outputs[0], outputs[i], tolerance
+        )
+    differ["the loss of"] = _differs(one.result[0], together.result[i], tolerance, size)
+    verdicts = read_at_once([*differ.values(), *alone.records.unread])
+    for what, differs in zip(differ, verdicts, strict=False):
+        if differs:
             raise FisherpruneError(
                 f"{op}: samples mix: {what} a sample alone is another than in a batch "
                 "(or it is random in eval mode, or samples change places on the way)"
             )
+    return not any(verdicts)
 
 
-def _is_same(one: Tensor, other: Tensor, tolerance: float, least: float) -> bool:
-    same = one.shape == other.shape
-    return same and not (one - other).norm() > tolerance * (other.norm() + least)
+def _differs(
+    one: Tensor, other: Tensor, tolerance: float, least: Tensor | None = None
+) -> Tensor:
+    if one.shape != other.shape:
+        return torch.ones((), dtype=torch.bool)
+    one, other = one.detach().float(), other.detach().float()
+    size = other.norm() if least is None else other.norm() + least
+    return (one - other).norm() > tolerance * size
 
 
 def _tolerance(outputs: Tensor) -> float:

@@ -15,12 +15,13 @@ from fisherprune.parameters import check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
-from fisherprune.statistics.apart import check_apart, run_alone
+from fisherprune.statistics.apart import Alone, check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.statistics.verdicts import Verdicts
 
 
 @dataclass
@@ -100,17 +101,20 @@ def tapped_passes(
         FisherpruneError: where there is no batch, samples mix, or a parameter is
             hooked.
     """
-    run = _TappedRun(op, task, forward, sums)
+    run, verdicts = _TappedRun(op, task, forward, sums), Verdicts()
     for batch in batches_of(op, task):
         first = sums.samples
         sums.samples += batch.size
         if sums.tapped.parameters and (tapped := run.tapped(batch)):
+            verdicts.expect(tapped.ran.conditions)
             yield tapped
         if sums.looped.parameters:
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
+                verdicts.expect(ran.conditions)
                 yield LoneSample(ran.of_first(), first + i, sums)
+    verdicts.settle()
     _warn_of_loops(op, sums)
 
 
@@ -122,6 +126,9 @@ class _TappedRun:
     sums: PerSampleSums
     known: dict[object, dict] = field(default_factory=dict)
     """What was found out about calls, by the shapes of a batch."""
+    compares_late: bool = True
+    """Whether values are compared with those of a sample alone after the whole batch:
+    so the device never waits; not where they were found to differ."""
 
     def tapped(self, batch: Batch) -> TappedBatch | None:
         """Run a batch; None where no parameter's gradients are seen."""
@@ -159,12 +166,16 @@ class _TappedRun:
             known,
             self.sums.scaled,
         )
+        if isinstance(alone, Alone):
+            alone.records.compares_late = self.compares_late
         with running(self.op, batch), tap.forward():
             ran = self.forward(self.task.model, batch)
         if isinstance(alone, FisherpruneError):  # the whole batch runs
             raise alone
         if alone:
-            check_apart(self.op, alone, ran)
+            if not check_apart(self.op, alone, ran):
+                self.compares_late = False
+                return self._run(batch, sample, made)
             if tap.refused and tap.made - made:
                 return self._run(batch, sample, made | tap.made)
             if tap.finder.is_unlike and sample:  # one that is padded, maybe
@@ -189,7 +200,7 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
         FisherpruneError: as in ``tapped_passes``; that samples mix is seen in the
             outputs and losses alone.
     """
-    checked = False
+    checked, verdicts = False, Verdicts()
     for batch in batches_of(op, task):
         check = not checked and batch.size > 1
         alone = run_alone(op, task, {}, batch, forward) if check else None
@@ -200,7 +211,9 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
         if alone:
             check_apart(op, alone, ran)
             checked = True
+        verdicts.expect(ran.conditions)
         yield batch.size, ran.result[: batch.size]
+    verdicts.settle()
 
 
 def batches_of(op: str, task: Task) -> Iterator[Batch]:

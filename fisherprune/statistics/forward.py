@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.likelihoods import Likelihood
 from fisherprune.statistics.losses import SampleLosses, checked_sample_losses
+from fisherprune.statistics.verdicts import Condition, Expect
 
 if TYPE_CHECKING:
     from fisherprune.statistics.passes import Task
@@ -24,11 +25,13 @@ class Ran:
         result: what gradients are taken of, samples first: their losses, or scores.
         outputs: the model's, samples first; None where they are not known.
         read: the loss as a function of the outputs, where a pass asks for it.
+        conditions: on its values, for ``Verdicts``.
     """
 
     result: Tensor
     outputs: Tensor | None = None
     read: Likelihood | None = None
+    conditions: Sequence[Condition] = ()
 
     @property
     def likelihood(self) -> Likelihood:
@@ -40,24 +43,25 @@ class Ran:
         """Return the same of the first sample."""
         outputs = None if self.outputs is None else self.outputs[:1]
         read = None if self.read is None else self.read.of_first()
-        return Ran(self.result[:1], outputs, read)
+        return replace(self, result=self.result[:1], outputs=outputs, read=read)
 
     def detached(self) -> Ran:
         """Return the same without a graph."""
         outputs = None if self.outputs is None else self.outputs.detach()
-        return Ran(self.result.detach(), outputs)
+        return Ran(self.result.detach(), outputs, conditions=self.conditions)
 
 
 Forward = Callable[[nn.Module, Batch], Ran]
 
 
-def of_outputs(head: Callable[[Tensor, Tensor], Tensor]) -> Forward:
+def of_outputs(head: Callable[[Tensor, Tensor, Expect], Tensor]) -> Forward:
     """Return the forward pass of ``(inputs, labels)`` whose outputs ``head`` reads."""
 
     def forward(model: nn.Module, batch: Batch) -> Ran:
         inputs, labels = batch.content
-        outputs = model(inputs)
-        return Ran(head(outputs, labels), outputs)
+        outputs, found = model(inputs), list[Condition]()
+        result = head(outputs, labels, found.append)
+        return Ran(result, outputs, conditions=found)
 
     return forward
 
@@ -69,7 +73,9 @@ def of_losses(task: Task) -> Forward:
         return of_outputs(SampleLosses(task.loss_fn))
 
     def forward(model: nn.Module, batch: Batch) -> Ran:
-        return Ran(checked_sample_losses(losses(model, batch.content), batch.size))
+        each, found = losses(model, batch.content), list[Condition]()
+        result = checked_sample_losses(each, batch.size, found.append)
+        return Ran(result, conditions=found)
 
     return forward
 
@@ -87,11 +93,12 @@ def of_likelihoods(
     """
 
     def forward(model: nn.Module, batch: Batch) -> Ran:
-        found = read(model, batch)
-        outputs = found.checked(op).outputs
+        likelihood, found = read(model, batch), list[Condition]()
+        outputs = likelihood.checked(op, found.append).outputs
         result = outputs
         if losses:
-            result = checked_sample_losses(found.losses(), batch.size)
-        return Ran(result, outputs, found)
+            each = likelihood.losses()
+            result = checked_sample_losses(each, batch.size, found.append)
+        return Ran(result, outputs, likelihood, found)
 
     return forward

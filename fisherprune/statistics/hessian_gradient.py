@@ -38,6 +38,7 @@ from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import add_up_, gathered
 from fisherprune.statistics.scale import LEAP, scaled, shifted
 from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.verdicts import Expect, Verdicts
 
 OP = "hessian_gradient_product"
 GRADIENT_TOLERANCE = 5e-2
@@ -129,8 +130,8 @@ def _forward(task: Task) -> Forward:
         return of_losses(task)
     losses = SampleLosses(task.loss_fn)
 
-    def head(outputs: Tensor, labels: Tensor) -> Tensor:
-        return losses(checked_outputs(outputs, labels) / temperature, labels)
+    def head(outputs: Tensor, labels: Tensor, expect: Expect) -> Tensor:
+        return losses(checked_outputs(outputs, labels) / temperature, labels, expect)
 
     return of_outputs(head)
 
@@ -184,6 +185,7 @@ def _product(
     """Pass over the batches again; return the product of the scored parameters."""
     names, weights = list(task.parameters), list(flow.parameters.values())
     vector, seen = list(first.mean.values()), 0
+    verdicts = Verdicts()
     with evaluating(task.model, weights):
         gradient = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
         product = [torch.zeros_like(v) for v in gradient[: len(names)]]
@@ -192,6 +194,7 @@ def _product(
             n = batch.size
             with running(OP, batch):
                 ran = forward(task.model, batch if n > 1 else batch.alone(0))
+            verdicts.expect(ran.conditions)
             losses = ran.result[:n]
             share = _sample_weights(seen, n, first, task.group_size)
             loss = scaled(losses @ share.to(losses), exponent)
@@ -200,6 +203,7 @@ def _product(
             for total, part in zip(sums.blocks, parts, strict=True):
                 total += part.detach()
             seen += n
+        verdicts.settle()
         sums.finish()
     _check_count(seen, first)
     gathered(task, OP, None)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.statistics.sample_streams import SampleStreams
+from fisherprune.statistics.verdicts import Condition, Expect, at_once
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,12 @@ class Likelihood(ABC):
         """Return the names of the fields with samples first."""
         return ("outputs",)
 
-    def checked(self, op: str) -> Likelihood:
+    def checked(self, op: str, expect: Expect = at_once) -> Likelihood:
         """Return the same if the outputs are finite and depend on a parameter.
+
+        Args:
+            op: named in errors.
+            expect: takes the condition that they are finite.
 
         Raises:
             FisherpruneError: where they are not.
@@ -73,14 +78,18 @@ class Likelihood(ABC):
             raise FisherpruneError(
                 f"{op}: the model's output must depend on a parameter of the model"
             )
-        finite = self.outputs.detach().isfinite().flatten(1).all(1)
-        if not finite.all():
+        outputs = self.outputs.detach()
+        finite = outputs.isfinite().flatten(1).all(1)
+
+        def infinite() -> FisherpruneError:
             bad = int((~finite).nonzero()[0, 0])
-            values = self.outputs[bad].detach().flatten()
-            raise FisherpruneError(
+            values = outputs[bad].flatten()
+            return FisherpruneError(
                 f"{op}: the model's output must be finite, got "
                 f"{values[~values.isfinite()][0].item()} for sample {bad} of a batch"
             )
+
+        expect(Condition(finite.all(), infinite))
         return self
 
 

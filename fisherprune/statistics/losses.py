@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning, shown
+from fisherprune.statistics.verdicts import Condition, Expect, at_once
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 """``(outputs, labels) -> loss``."""
@@ -66,9 +67,11 @@ class SampleLosses:
     def __init__(self, loss_fn: LossFn | None) -> None:
         self.loss_fn, self.compared = loss_fn, loss_fn is None
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self, outputs: Tensor, labels: Tensor, expect: Expect = at_once
+    ) -> Tensor:
         """Return the losses of the batch's samples."""
-        losses = sample_losses(outputs, labels, self.loss_fn)
+        losses = sample_losses(outputs, labels, self.loss_fn, expect)
         if self.loss_fn is not None and not self.compared and len(losses) > 1:
             self.compared = True
             exact = outputs.dtype in (torch.float32, torch.float64)
@@ -94,7 +97,9 @@ def _compare(batch: Tensor, losses: Tensor, tolerance: float) -> None:
         )
 
 
-def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Tensor:
+def sample_losses(
+    outputs: Tensor, labels: Tensor, loss_fn: LossFn | None, expect: Expect = at_once
+) -> Tensor:
     """Return the losses of the batches made of one sample each, float ``[N]``.
 
     Args:
@@ -103,29 +108,34 @@ def sample_losses(outputs: Tensor, labels: Tensor, loss_fn: LossFn | None) -> Te
             probabilities like the outputs.
         loss_fn: ``(outputs, labels) -> loss``; cross-entropy where it is None, the mean
             over the positions ``*``.
+        expect: takes the conditions on values: labels are classes, losses are finite.
 
     Raises:
-        FisherpruneError: where outputs, labels or losses are not of such shapes, a
-            label is no class, or a loss is not finite or depends on no parameter.
+        FisherpruneError: where outputs, labels or losses are not of such shapes, or
+            depend on no parameter; of a condition where a label is no class, or a loss
+            is not finite.
     """
     checked_outputs(outputs, labels)
     if loss_fn is None:
-        losses = _cross_entropies(outputs, labels)
+        losses = _cross_entropies(outputs, labels, expect)
     else:
         losses = _each_sample(loss_fn, outputs, labels)
-    return _checked_values(losses)
+    return _checked_values(losses, expect)
 
 
-def checked_sample_losses(losses: Tensor, samples: int) -> Tensor:
+def checked_sample_losses(
+    losses: Tensor, samples: int, expect: Expect = at_once
+) -> Tensor:
     """Return what a function ``losses`` returned if it is a loss for each sample.
 
     Args:
         losses: floating-point ``[N]``.
         samples: N, the batch's.
+        expect: takes the condition that losses are finite.
 
     Raises:
-        FisherpruneError: where it has another type or shape, or a loss is not finite or
-            depends on no parameter.
+        FisherpruneError: where it has another type or shape or depends on no parameter;
+            of the condition where a loss is not finite.
     """
     tensor = isinstance(losses, Tensor)
     if not tensor or losses.shape != (samples,) or not losses.is_floating_point():
@@ -136,17 +146,21 @@ def checked_sample_losses(losses: Tensor, samples: int) -> Tensor:
             f"losses must return one floating-point loss for each of the batch's "
             f"{samples} samples, a tensor [{samples}], got {got}"
         )
-    return _checked_values(losses)
+    return _checked_values(losses, expect)
 
 
-def _checked_values(losses: Tensor) -> Tensor:
-    finite = losses.detach().isfinite()
-    if not finite.all():
+def _checked_values(losses: Tensor, expect: Expect) -> Tensor:
+    values = losses.detach()
+    finite = values.isfinite()
+
+    def infinite() -> FisherpruneError:
         bad = int((~finite).nonzero()[0, 0])
-        raise FisherpruneError(
-            f"the loss must be finite, got {losses[bad].item()} for sample {bad} of a "
+        return FisherpruneError(
+            f"the loss must be finite, got {values[bad].item()} for sample {bad} of a "
             "batch"
         )
+
+    expect(Condition(finite.all(), infinite))
     if not losses.requires_grad:
         raise FisherpruneError("the loss does not depend on any parameter of the model")
     return losses
@@ -167,22 +181,31 @@ def checked_outputs(outputs: Tensor, labels: Tensor) -> Tensor:
     return outputs
 
 
-def _cross_entropies(outputs: Tensor, labels: Tensor) -> Tensor:
-    check_predictions(outputs, labels)
+def _cross_entropies(outputs: Tensor, labels: Tensor, expect: Expect) -> Tensor:
+    check_predictions(outputs, labels, expect)
     if not labels.is_floating_point():
-        classes = outputs.shape[1]
-        low, high = torch.aminmax(labels)
-        if (low < 0) | (high >= classes):  # one read from the device
-            raise FisherpruneError(
-                f"labels must lie in [0, {classes}), the model's classes, got "
-                f"{int(low)} to {int(high)}"
-            )
-        labels = labels.long()
+        labels = _classes(labels, outputs.shape[1], expect)
     losses = F.cross_entropy(outputs.float(), labels, reduction="none")
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
-def check_predictions(outputs: Tensor, labels: Tensor) -> None:
+def _classes(labels: Tensor, classes: int, expect: Expect) -> Tensor:
+    """Return the labels, those that are no class as one: none ends up outside."""
+    low, high = torch.aminmax(labels)
+
+    def outside() -> FisherpruneError:
+        return FisherpruneError(
+            f"labels must lie in [0, {classes}), the model's classes, got {int(low)} "
+            f"to {int(high)}"
+        )
+
+    expect(Condition((low >= 0) & (high < classes), outside))
+    return labels.long().clamp(0, classes - 1)
+
+
+def check_predictions(
+    outputs: Tensor, labels: Tensor, expect: Expect = at_once
+) -> None:
     """Check the shapes, of which cross-entropy reads several as one big sample."""
     shape = list(outputs.shape)
     if len(shape) < 2:
@@ -209,18 +232,22 @@ def check_predictions(outputs: Tensor, labels: Tensor) -> None:
             "[N, positions, classes]: give a loss_fn, F.cross_entropy for the first"
         )
     if labels.is_floating_point():
-        _check_probabilities(labels)
+        _check_probabilities(labels, expect)
 
 
-def _check_probabilities(labels: Tensor) -> None:
+def _check_probabilities(labels: Tensor, expect: Expect) -> None:
     sums = labels.sum(1)
-    if not ((labels >= 0).all() & ((sums - 1).abs() <= 1e-2).all()):
-        raise FisherpruneError(
+
+    def improbable() -> FisherpruneError:
+        return FisherpruneError(
             "floating-point labels must be probabilities for cross-entropy, the "
             "default: at least 0, with sum 1 over the classes, got sums from "
             f"{sums.min():g} to {sums.max():g}, {labels.min():g} as the least: give a "
             "loss_fn"
         )
+
+    holds = (labels >= 0).all() & ((sums - 1).abs() <= 1e-2).all()
+    expect(Condition(holds, improbable))
 
 
 def _each_sample(loss_fn: LossFn, outputs: Tensor, labels: Tensor) -> Tensor:
