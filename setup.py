@@ -11,7 +11,7 @@ Environment:
                              CUDA; 1: fail where CUDA kernels can't be built
   FISHERPRUNE_PYTHONS        interpreters, separated by spaces, that the module is made
                              for, and the wheel with it; default: the running one
-  FISHERPRUNE_VARIANT        ends the version, as cu130 in 0.1.0+cu130: tells wheels apart
+  FISHERPRUNE_VARIANT        ends the version, as in 0.1.0+cu130, to tell wheels apart
   TORCH_CUDA_ARCH_LIST       architectures, default "8.0;9.0+PTX"
   MAX_JOBS                   parallel compiler processes
 """
@@ -191,7 +191,9 @@ def pythons():
         try:
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"FISHERPRUNE_PYTHONS: {python} does not run: {error}")
+            raise SystemExit(
+                f"FISHERPRUNE_PYTHONS: {python} does not run: {error}"
+            ) from None
         abi, found[abi] = answer.stdout.rstrip("\n").split(" ", 1)
     return found
 

@@ -3,16 +3,18 @@
 Each is made without a network, moved off the constants that it begins with, and asked
 three things: which share of its weights is pruned by default, in which ways the
 gradients of all its weights are found, and how far F is from a float64 loop over single
-samples. The rows go to ``benchmarks/results/models.json``, from which ``docs/models.md``
-is written; ``--page`` writes that alone.
+samples. The rows go to ``benchmarks/results/models.json``, and from there to
+``docs/models.md``; ``--page`` writes that alone.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from benchmarks.models.case import Case
 from benchmarks.models.language import peft_models, transformers_models
@@ -32,12 +34,19 @@ FILE = RESULTS / "models.json"
 PAGE = ROOT / "docs" / "models.md"
 
 
-def cases(libraries: Sequence[str], families: Sequence[str]) -> Iterator[Case]:
+def cases(
+    libraries: Sequence[str], families: Sequence[str] = (), every: bool = False
+) -> Iterator[Case]:
     """Yield the cases of libraries, of these families alone where some are named."""
     for library in libraries:
-        for case in LIBRARIES[library]():
+        for case in LIBRARIES[library](every):
             if not families or case.family in families:
                 yield case
+
+
+def versions() -> dict[str, str]:
+    """Return those of the libraries that the models are from."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def tried(case: Case) -> Row:
@@ -57,12 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m benchmarks.models", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=LIBRARIES, default=[*LIBRARIES])
     parser.add_argument("--family", nargs="+", default=[], help="of these alone")
-    parser.add_argument("--output", default=FILE, help="result file")
+    parser.add_argument("--every", action="store_true", help="torchvision's every one")
+    parser.add_argument("--output", type=Path, default=FILE, help="result file")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(argv)
     rows: list[Row] = []
-    record = {"benchmark": "models", "environment": environment(), "rows": rows}
-    for case in () if options.page else cases(options.only, options.family):
+    place = environment() | {"peers": versions()}
+    record = {"benchmark": "models", "environment": place, "rows": rows}
+    chosen = options.only, options.family, options.every
+    for case in () if options.page else cases(*chosen):
         rows.append(tried(case))
         print(rows[-1], flush=True)
         write_json(options.output, record)

@@ -62,7 +62,7 @@ EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 """Their grouped products of matrices are of float32 alone."""
 
 
-def transformers_models() -> Iterator[Case]:
+def transformers_models(every: bool = False) -> Iterator[Case]:
     """Yield a tiny model of each family of the sample."""
     hugging_face = fp.losses.hugging_face
     kinds = (
@@ -141,7 +141,7 @@ def of_images(config: Any) -> Any:
     return {"pixel_values": images, "labels": torch.randint(CLASSES, (SAMPLES,))}
 
 
-def peft_models() -> Iterator[Case]:
+def peft_models(every: bool = False) -> Iterator[Case]:
     """Yield a tiny Llama with each kind of adapter."""
     import peft
 

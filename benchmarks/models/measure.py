@@ -18,7 +18,7 @@ from fisherprune.statistics.structure import (
     twice,
 )
 
-LARGEST = 120_000_000
+LARGEST = 140_000_000
 """Weights of the largest model that a float64 loop is run for."""
 NEGLIGIBLE = 1e-10
 """Norms, relative to the largest, that are zero but for rounding."""
@@ -72,19 +72,12 @@ def measure_norms(
     for norm in norms:
         norm.momentum = None
         norm.reset_running_stats()
-        norm.train(several_values(norm))
-    try:
-        with torch.no_grad():
-            losses(model, batch)
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.eval()
-
-
-def several_values(norm: Any) -> bool:
-    """Return whether the norm keeps buffers that can be measured."""
-    return bool(norm.track_running_stats)
+        norm.train()
+    with torch.no_grad():
+        losses(model, batch)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def prunable(model: nn.Module) -> int:

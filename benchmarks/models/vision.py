@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -17,8 +18,8 @@ Made = tuple[nn.Module, Any]
 CLIPS: dict[str, Any] = {"mvit": {"spatial_size": (64, 64), "temporal_size": 16}}
 
 
-def torchvision_models() -> Iterator[Case]:
-    """Yield those of torchvision but detectors and quantized ones.
+def torchvision_models(every: bool = False) -> Iterator[Case]:
+    """Yield the smallest of each family, or all, but detectors and quantized ones.
 
     In training a detector returns one loss for all images of a batch, in evaluation
     none; quantized weights are not trained.
@@ -32,9 +33,20 @@ def torchvision_models() -> Iterator[Case]:
         models.optical_flow: (flow, of_flow),
     }
     for module, (make, losses) in kinds.items():
+        families: dict[str, list[str]] = {}
         for name in models.list_models(module=module):
             family = models.get_model_builder(name).__module__.rpartition(".")[2]
-            yield Case("torchvision", family, name, partial(make, name), losses)
+            families.setdefault(family, []).append(name)
+        for family, names in families.items():
+            for name in sorted(names, key=published_weights)[: None if every else 1]:
+                yield Case("torchvision", family, name, partial(make, name), losses)
+
+
+def published_weights(name: str) -> int:
+    """Return how many weights a model of torchvision has."""
+    from torchvision import models
+
+    return next(iter(models.get_model_weights(name))).meta["num_params"]
 
 
 def labelled(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -95,45 +107,40 @@ def of_flow(model: Any, batch: Any) -> Tensor:
     return (model(x[:, 0], x[:, 1], 2)[-1] - y).abs().mean((1, 2, 3))
 
 
-def timm_models() -> Iterator[Case]:
-    """Yield the smallest model of each of timm's families."""
+def timm_models(every: bool = False) -> Iterator[Case]:
+    """Yield a small model of each of timm's families."""
     import timm
 
     for family in timm.list_modules():
         if names := timm.list_models(module=family):
-            make = partial(small_of_timm, names)
-            yield Case("timm", family, family, make, fp.losses.classification)
+            name = min(names, key=size_by_name)
+            make = partial(small_image_classifier, name)
+            yield Case("timm", family, name, make, fp.losses.classification)
 
 
-def small_of_timm(names: list[str]) -> Made:
-    """Return the smallest of some models, for the smallest images that it takes."""
+SIZES = ("test", "atto", "femto", "pico", "zepto", "nano", "xxs", "xxt", "xs", "micro")
+SIZES += ("tiny", "mini", "small", "_t", "_s", "_m", "base", "_b")
+
+
+def size_by_name(name: str) -> tuple[int, list[int], str]:
+    """Order models by the word for a size in their names, then by numbers."""
+    place = next((i for i, word in enumerate(SIZES) if word in name), len(SIZES))
+    return place, [int(number) for number in re.findall(r"\d+", name)], name
+
+
+def small_image_classifier(name: str) -> Made:
+    """Return a model of timm, for the smallest images that it takes."""
     import timm
 
-    name = min(names, key=weights_of_timm)
-    size = timm.create_model(name, num_classes=CLASSES).default_cfg["input_size"][1]
-    options: list[dict[str, int]] = [{}, {"img_size": 64}, {"img_size": 128}]
-    sizes = [64, 64, 128]
-    for each, pixels in [*zip(options, sizes, strict=True), ({}, 128), ({}, size)]:
+    native = timm.get_pretrained_cfg(name).input_size[1]
+    for pixels, sized in ((64, False), (64, True), (128, True), (128, False)):
+        options = {"img_size": pixels} if sized else {}
         try:
-            model = timm.create_model(name, num_classes=CLASSES, **each).eval()
+            model = timm.create_model(name, num_classes=CLASSES, **options).eval()
             batch = labelled((3, pixels, pixels))
             with torch.no_grad():
                 model(batch[0])
-        except Exception:
-            if (each, pixels) == ({}, size):
-                raise
+        except Exception:  # not of this size, or not by this word
             continue
-        break
-    return model, batch
-
-
-def weights_of_timm(name: str) -> float:
-    """Return how many weights a model has, infinitely many where it can't be told."""
-    import timm
-
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=CLASSES)
-    except Exception:
-        return float("inf")
-    return sum(p.numel() for p in model.parameters())
+        return model, batch
+    return timm.create_model(name, num_classes=CLASSES), labelled((3, native, native))

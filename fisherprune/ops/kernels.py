@@ -8,6 +8,7 @@ for, which hands on what the library says of itself.
 from __future__ import annotations
 
 import os
+import platform
 import struct
 import sys
 from importlib.machinery import PathFinder
@@ -19,8 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 MEND = "reinstall with `pip install --no-build-isolation .` in the source folder"
-
-
+RUNNING = platform.python_version()
 LIBRARY = "_kernels.so"
 NAME = "fisherprune._C"
 
@@ -54,9 +54,7 @@ def _load() -> tuple[ModuleType, str]:
 def _why_none(places: list[Path]) -> str:
     for place in places:
         if (place / LIBRARY).is_file():
-            return (
-                f"those in {place} are for other Pythons than {sys.version.split()[0]}"
-            )
+            return f"those in {place} are for other Pythons than {RUNNING}"
     return f"there are none in {places[0]}, and none are installed"
 
 
