@@ -41,7 +41,8 @@ def test_zero_builds_without_cuda_and_says_so(tmp_path):
 LOOK = """
 from distutils.core import run_setup
 found = run_setup("setup.py", ["bdist_wheel"], stop_after="commandline")
-wheel, build = map(found.get_finalized_command, ["bdist_wheel", "build_ext"])
+wheel, build = map(found.get_command_obj, ["bdist_wheel", "build_ext"])
+wheel.ensure_finalized(), build.ensure_finalized()
 print(found.get_version(), "-".join(wheel.get_tag()[:2]))
 for each in build.extensions:
     print(build.get_ext_filename(each.name), each.include_dirs[0])

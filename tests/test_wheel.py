@@ -13,6 +13,11 @@ import pytest
 
 from fisherprune.ops import kernels
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 LIBRARY, MODULE = Path(kernels.PATH), Path(sys.modules["fisherprune._C"].__file__)
@@ -31,9 +36,8 @@ def tool(name):
 
 def repair_command():
     """Return the words of the command in pyproject.toml."""
-    text = (ROOT / "pyproject.toml").read_text()
-    command = re.search(r'^repair-wheel-command = """\\\n(.*?)"""', text, re.M | re.S)
-    return shlex.split(command[1])
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    return shlex.split(settings["cibuildwheel"]["repair-wheel-command"])
 
 
 def bare_wheel(folder):
@@ -46,7 +50,7 @@ def bare_wheel(folder):
             wheel.write(file, f"fisherprune/{file.name}")
         wheel.writestr(f"{info}/METADATA", "Name: fisherprune\nVersion: 0\n")
         wheel.writestr(f"{info}/WHEEL", f"{head}Tag: cp311-cp311-linux_x86_64\n")
-        wheel.writestr(f"{info}/RECORD", "")
+        wheel.writestr(f"{info}/RECORD", "".join(f"{n},,\n" for n in wheel.namelist()))
     return path
 
 

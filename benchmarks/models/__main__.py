@@ -3,8 +3,8 @@
 Each is made without a network, moved off the constants that it begins with, and asked
 three things: which share of its weights is pruned by default, in which ways the
 gradients of all its weights are found, and how far F is from a float64 loop over single
-samples. The rows go to ``benchmarks/results/models.json``, and from there to
-``docs/models.md``; ``--page`` writes that alone.
+samples. The rows of a library go to ``benchmarks/results/models-LIBRARY.json``, and all
+that are there to ``docs/models.md``; ``--page`` writes that alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.models.case import Case
 from benchmarks.models.language import peft_models, transformers_models
 from benchmarks.models.measure import Row, measure
-from benchmarks.models.page import page
+from benchmarks.models.page import Record, page
 from benchmarks.models.vision import timm_models, torchvision_models
 from benchmarks.record import RESULTS, ROOT, environment, program, write_json
 from fisherprune.commandline import Parser
@@ -30,23 +30,16 @@ LIBRARIES = {
     "transformers": transformers_models,
     "peft": peft_models,
 }
-FILE = RESULTS / "models.json"
 PAGE = ROOT / "docs" / "models.md"
 
 
 def cases(
-    libraries: Sequence[str], families: Sequence[str] = (), every: bool = False
+    library: str, families: Sequence[str] = (), every: bool = False
 ) -> Iterator[Case]:
-    """Yield the cases of libraries, of these families alone where some are named."""
-    for library in libraries:
-        for case in LIBRARIES[library](every):
-            if not families or case.family in families:
-                yield case
-
-
-def versions() -> dict[str, str]:
-    """Return those of the libraries that the models are from."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    """Yield the cases of a library, of these families alone where some are named."""
+    for case in LIBRARIES[library](every):
+        if not families or case.family in families:
+            yield case
 
 
 def tried(case: Case) -> Row:
@@ -60,26 +53,40 @@ def tried(case: Case) -> Row:
         gc.collect()
 
 
+def try_library(library: str, families: Sequence[str], every: bool, to: Path) -> None:
+    """Try a library's models and write the rows after each."""
+    place = environment() | {"library": importlib.metadata.version(library)}
+    rows: list[Row] = []
+    for case in cases(library, families, every):
+        rows.append(tried(case))
+        print(rows[-1], flush=True)
+        record = {"benchmark": "models", "environment": place, "rows": rows}
+        write_json(to / f"models-{library}.json", record)
+
+
+def read(folder: Path = RESULTS) -> list[Record]:
+    """Return the libraries' result files that are there."""
+    files = [folder / f"models-{library}.json" for library in LIBRARIES]
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+
 @program("benchmarks.models")
 def main(argv: Sequence[str] | None = None) -> None:
-    """Try the models; write the rows after each, and the page at the end."""
+    """Try the models, then write the page."""
     parser = Parser("python -m benchmarks.models", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=LIBRARIES, default=[*LIBRARIES])
     parser.add_argument("--family", nargs="+", default=[], help="of these alone")
     parser.add_argument("--every", action="store_true", help="torchvision's every one")
-    parser.add_argument("--output", type=Path, default=FILE, help="result file")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder of results"
+    )
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(argv)
-    rows: list[Row] = []
-    place = environment() | {"peers": versions()}
-    record = {"benchmark": "models", "environment": place, "rows": rows}
-    chosen = options.only, options.family, options.every
-    for case in () if options.page else cases(*chosen):
-        rows.append(tried(case))
-        print(rows[-1], flush=True)
-        write_json(options.output, record)
-    if options.output == FILE:
-        PAGE.write_text(page(json.loads(FILE.read_text())))
+    for library in () if options.page else options.only:
+        try_library(library, options.family, options.every, options.output)
+    if options.output == RESULTS:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page(read()))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from typing import Any
 
 FUSED = ("linear", "addmm", "matmul", "mm", "conv1d", "conv2d", "conv3d")
 """Functions whose weights' gradients the kernels take."""
+Record = Mapping[str, Any]
 KINDS = ("fused", "rows", "vmap", "loop", "unused", "none")
 TITLE = """\
 # Models
 
 Which part of a model is covered, in which way, and with what error. Every number comes
-from one run of `python -m benchmarks.models`; this page is written by it.
+from runs of `python -m benchmarks.models`; this page is written by it.
 
 Each model is made without pretrained weights, moved off the constants that its
 parameters begin with (a branch that begins at zero has no gradients), and run with two
@@ -33,23 +34,18 @@ samples. Columns:
 """
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """Return the page of a result file."""
-    place, rows = record["environment"], record["rows"]
-    libraries = dict.fromkeys(row["library"] for row in rows)
-    names = ", ".join(f"{name} {place['peers'][name]}" for name in libraries)
-    where = f"torch {place['torch']}, {names}; commit {place['commit'][:10]}."
-    parts = [TITLE, where + "\n"]
-    for library in libraries:
-        parts += of_library(library, [r for r in rows if r["library"] == library])
-    return "\n".join(parts)
+def page(records: Iterable[Record]) -> str:
+    """Return the page of the libraries' result files."""
+    return "\n".join([TITLE, *(line for each in records for line in of_library(each))])
 
 
-def of_library(library: str, rows: list[Mapping[str, Any]]) -> Iterable[str]:
+def of_library(record: Record) -> Iterable[str]:
     """Yield a library's heading, table and sentences."""
+    place, rows = record["environment"], record["rows"]
     good = [row for row in rows if is_covered(row)]
-    yield f"## {library}\n"
-    yield f"{len(good)} of {len(rows)} models: every weight covered.\n"
+    yield f"## {rows[0]['library']} {place['library']}\n"
+    yield f"{len(good)} of {len(rows)} models: every weight is covered. Tried with torch"
+    yield f"{place['torch']}, commit {place['commit'][:10]}.\n"
     yield "| family | model | weights | pruned by default | ways | error | in float32 |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     yield from map(line, rows)
