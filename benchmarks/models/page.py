@@ -44,8 +44,9 @@ def of_library(record: Record) -> Iterable[str]:
     place, rows = record["environment"], record["rows"]
     good = [row for row in rows if is_covered(row)]
     yield f"## {rows[0]['library']} {place['library']}\n"
-    yield f"{len(good)} of {len(rows)} models: every weight is covered. Tried with torch"
-    yield f"{place['torch']}, commit {place['commit'][:10]}.\n"
+    yield f"{len(good)} of {len(rows)} models: every weight is covered."
+    state = ", changed" if place["dirty"] else ""
+    yield f"Tried with torch {place['torch']}, commit {place['commit'][:10]}{state}.\n"
     yield "| family | model | weights | pruned by default | ways | error | in float32 |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     yield from map(line, rows)

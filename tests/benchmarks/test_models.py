@@ -70,7 +70,7 @@ def test_a_wrong_number_shows(monkeypatch):
 
 
 def record(rows):
-    place = {"torch": "2", "commit": "c" * 40, "library": "1"}
+    place = {"torch": "2", "commit": "c" * 40, "library": "1", "dirty": False}
     return {"environment": place, "rows": rows}
 
 
