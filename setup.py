@@ -1,9 +1,17 @@
-"""Builds fisherprune._C: the C++ kernels, and the CUDA ones where a toolkit is found.
+"""Builds the kernels, C++ and where a toolkit is found CUDA, and their Python module.
+
+``fisherprune/_kernels.so`` has the kernels. It knows no Python: one file serves every
+Python, and by torch's stable ABI every torch from 2.11. ``fisherprune/_C.*.so``, a
+pybind11 module, tells Python what that file says of itself; it is a second's work and
+made for each Python that is named.
 
 Environment:
   FISHERPRUNE_CUDA=auto|0|1  auto (default): CUDA kernels where both a CUDA toolkit and
                              a CUDA build of torch are present, GPU or not; 0: without
                              CUDA; 1: fail where CUDA kernels can't be built
+  FISHERPRUNE_PYTHONS        interpreters, separated by spaces, that the module is made
+                             for, and the wheel with it; default: the running one
+  FISHERPRUNE_VARIANT        ends the version, as in 0.1.0+cu130, to tell wheels apart
   TORCH_CUDA_ARCH_LIST       architectures, default "8.0;9.0+PTX"
   MAX_JOBS                   parallel compiler processes
 """
@@ -14,15 +22,19 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import setuptools
 
 CSRC = Path("csrc")
+MODULE = CSRC / "module.cpp"
 FACTS = Path("build", "facts", "build_facts.h")
 ARCHS = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 # The oldest torch whose stable ABI has all that the kernels use.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# Python's own flags ask for debug symbols: ten times the size.
+CXX_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
 
 
 def find_cuda_home():
@@ -107,7 +119,7 @@ def parallel_flags():
 
 
 def write_facts(torch_version, cuda_version):
-    """Write what module.cpp tells about this build, only where it changed."""
+    """Write what facts.cpp tells about this build, only where it changed."""
     source_hash = runpy.run_path("fisherprune/ops/sources.py")["source_hash"]
     facts = {
         "TORCH_VERSION": torch_version,
@@ -137,8 +149,8 @@ def check_tools():
         )
 
 
-def extension():
-    """Describe fisherprune._C with every source below csrc/ that applies."""
+def kernels():
+    """Describe the library with every source below csrc/ that applies."""
     check_tools()
     cuda_version = choose_cuda()
     import torch
@@ -146,30 +158,93 @@ def extension():
 
     write_facts(torch.__version__, cuda_version)
     defines, parallel = [STABLE_ABI], []
-    sources = [*CSRC.rglob("*.cpp")]
+    sources = {*CSRC.rglob("*.cpp")} - {MODULE}
     if cuda_version:
-        sources += CSRC.rglob("*.cu")
+        sources |= {*CSRC.rglob("*.cu")}
         defines += ["-DUSE_CUDA"]
         parallel = parallel_flags()
     kind = CUDAExtension if cuda_version else CppExtension
-    return kind(
-        name="fisherprune._C",
+    library = kind(
+        name="fisherprune._kernels",
         sources=sorted(map(str, sources)),
-        # pybind11's headers are among torch's.
         include_dirs=[str(path.resolve()) for path in (CSRC, FACTS.parent)],
         extra_compile_args={
-            "cxx": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *defines],
+            "cxx": [*CXX_FLAGS, *defines],
             "nvcc": ["-O3", *parallel, "-lineinfo", *defines],
         },
+        extra_link_args=["-Wl,-soname,_kernels.so"],
         depends=sorted(map(str, CSRC.rglob("*.*h"))),
+    )
+    library.libraries.remove("torch_python")
+    return library
+
+
+def pythons():
+    """Return the folder of headers of each Python to build for, by its ABI."""
+    script = (
+        "from sysconfig import get_config_var, get_path;"
+        "print(get_config_var('SOABI'), get_path('include'))"
+    )
+    found = {}
+    for python in os.environ.get("FISHERPRUNE_PYTHONS", "").split() or [sys.executable]:
+        command = [python, "-c", script]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SystemExit(
+                f"FISHERPRUNE_PYTHONS: {python} does not run: {error}"
+            ) from None
+        abi, found[abi] = answer.stdout.rstrip("\n").split(" ", 1)
+    return found
+
+
+def module(abi, headers):
+    """Describe fisherprune._C for one Python; pybind11's headers are among torch's."""
+    from torch.utils.cpp_extension import include_paths
+
+    return setuptools.Extension(
+        name=f"fisherprune._C_{abi}",
+        sources=[str(MODULE)],
+        # Those of the Python that builds come last.
+        include_dirs=[headers, str(CSRC.resolve()), *include_paths()],
+        extra_compile_args=CXX_FLAGS,
+        runtime_library_dirs=["$ORIGIN"],
+        language="c++",
     )
 
 
-def build_command():
-    """Return torch's build_ext, which compiles with ninja and nvcc."""
+def commands(abis):
+    """Return torch's build_ext, and bdist_wheel, with our files' names and tags."""
+    from setuptools.command.bdist_wheel import bdist_wheel
     from torch.utils.cpp_extension import BuildExtension
 
-    return BuildExtension.with_options(no_python_abi_suffix=False)
+    class BuildBoth(BuildExtension):
+        def get_ext_filename(self, name):
+            *package, file = name.split(".")
+            return os.path.join(*package, f"{file.replace('_C_', '_C.')}.so")
+
+        def build_extension(self, each):
+            library = self.get_ext_fullpath("fisherprune._kernels")
+            objects = self.build_temp
+            if each.name != "fisherprune._kernels":
+                each.extra_objects = [library]
+                self.build_temp = os.path.join(objects, each.name)
+            super().build_extension(each)
+            self.build_temp = objects
+
+    class TaggedWheel(bdist_wheel):
+        def get_tag(self):
+            names = [re.sub(r"cpython-(\d+t?).*", r"cp\1", abi) for abi in abis]
+            tags = ".".join(dict.fromkeys(name.rstrip("t") for name in names))
+            return tags, ".".join(names), super().get_tag()[2]
+
+    return {"build_ext": BuildBoth, "bdist_wheel": TaggedWheel}
 
 
-setuptools.setup(ext_modules=[extension()], cmdclass={"build_ext": build_command()})
+ABIS = pythons()
+VARIANT = os.environ.get("FISHERPRUNE_VARIANT")
+setuptools.setup(
+    ext_modules=[kernels(), *(module(abi, ABIS[abi]) for abi in ABIS)],
+    cmdclass=commands(ABIS),
+    options={"egg_info": {"tag_build": f"+{VARIANT}"}} if VARIANT else {},
+)

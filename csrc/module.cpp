@@ -1,26 +1,17 @@
-// fisherprune._C: plain facts about this build. Importing it registers the ops.
+// fisherprune._C: what the library of kernels beside it tells about itself, in Python.
+// The one file that is compiled for a certain Python; it knows nothing of torch.
 #include <pybind11/pybind11.h>
 
-#include <string>
+#include "facts.h"
 
-#include "build_facts.h"  // written by setup.py
-#include "common/cpu/capability.h"
-
-#ifdef __clang__
-#define COMPILER "clang"
-#else
-#define COMPILER "gcc"
-#endif
-
-PYBIND11_MODULE(_C, m) {
+// All is constant: free-threaded Pythons need no lock.
+PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
+  const FisherpruneFacts& facts = *fisherprune_facts();
   m.doc() = "Facts about the compiled kernels of fisherprune.";
-  m.attr("cuda_version") = FISHERPRUNE_CUDA_VERSION;    // "" = built without CUDA
-  m.attr("cuda_archs") = FISHERPRUNE_CUDA_ARCHS;        // as in TORCH_CUDA_ARCH_LIST
-  m.attr("torch_version") = FISHERPRUNE_TORCH_VERSION;  // the torch it was built with
-  m.attr("source_hash") = FISHERPRUNE_SOURCE_HASH;      // of csrc/, see sources.py
-  m.attr("compiler") = COMPILER " " __VERSION__;
-  m.def(
-      "cpu_capability",
-      [] { return std::string(name_of(fisherprune::cpu::cpu_capability())); },
-      "avx512, avx2 or portable");
+  m.attr("cuda_version") = facts.cuda_version;
+  m.attr("cuda_archs") = facts.cuda_archs;
+  m.attr("torch_version") = facts.torch_version;
+  m.attr("source_hash") = facts.source_hash;
+  m.attr("compiler") = facts.compiler;
+  m.def("cpu_capability", &fisherprune_cpu_capability, "avx512, avx2 or portable");
 }

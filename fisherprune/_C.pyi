@@ -1,4 +1,4 @@
-"""Facts about the compiled kernels; importing them registers the ops."""
+"""What the library of kernels beside this module tells about itself."""
 
 cuda_version: str
 cuda_archs: str

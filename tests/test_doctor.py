@@ -1,5 +1,6 @@
 """The doctor, and kernels that do not load."""
 
+import platform
 import re
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from fisherprune.ops import kernels, reference
 from fisherprune.ops.sources import source_hash
 
 PACKAGE = Path(fp.__file__).parent
-KERNELS = kernels.PATH
+KERNELS = Path(kernels.PATH)
+MODULE = Path(sys.modules["fisherprune._C"].__file__)
 START = "fisherprune: the compiled kernels (fisherprune._C) do not load beside torch"
 
 
@@ -32,21 +34,27 @@ def test_mistakes_end_in_one_line(capsys):
     assert capsys.readouterr() == ("", error)
 
 
-def run_copy(folder, *command, kernels="raise ImportError('libcudart.so.99: no file')"):
-    """Run a copy of the package with other kernels: Python, bytes, or None for none."""
+def run_copy(folder, *command, files=()):
+    """Run a copy of the package with other kernels: files' bytes, text, or a link."""
     copy = folder / "fisherprune"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    if isinstance(kernels, bytes):
-        (copy / Path(KERNELS).name).write_bytes(kernels)
-    elif kernels is not None:
-        (copy / "_C.py").write_text(kernels)
+    for name, content in dict(files).items():
+        if isinstance(content, Path):
+            (copy / name).symlink_to(content)
+        else:
+            data = content.encode() if isinstance(content, str) else content
+            (copy / name).write_bytes(data)
     return subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True
     )
 
 
+LIBRARY = {KERNELS.name: KERNELS}
+BROKEN = LIBRARY | {"_C.py": "raise ImportError('libcudart.so.99: no file')"}
+
+
 def test_kernels_that_do_not_load_are_explained(tmp_path):
-    result = run_copy(tmp_path, "-m", "fisherprune.doctor")
+    result = run_copy(tmp_path, "-m", "fisherprune.doctor", files=BROKEN)
     assert result.returncode == 1
     assert "the compiled kernels do not load" in result.stdout
     assert "libcudart.so.99: no file" in result.stdout
@@ -55,31 +63,34 @@ def test_kernels_that_do_not_load_are_explained(tmp_path):
 
 
 @pytest.mark.parametrize("bytes_left", [1000, 0.5, 0.99])
-def test_kernels_that_were_cut_short_are_explained(tmp_path, bytes_left):
+@pytest.mark.parametrize("cut", [KERNELS, MODULE], ids=["library", "module"])
+def test_kernels_that_were_cut_short_are_explained(tmp_path, cut, bytes_left):
     """To load them would kill the process."""
-    whole = Path(KERNELS).read_bytes()
+    whole = cut.read_bytes()
     if whole[:4] != b"\x7fELF":
         pytest.skip("the kernels are no ELF file")
     size = bytes_left if bytes_left > 1 else int(len(whole) * bytes_left)
-    result = run_copy(tmp_path, "-m", "fisherprune.doctor", kernels=whole[:size])
+    files = {KERNELS.name: KERNELS, MODULE.name: MODULE} | {cut.name: whole[:size]}
+    result = run_copy(tmp_path, "-m", "fisherprune.doctor", files=files)
     assert result.returncode == 1
-    reason = f"was cut short: it has {size} of {len(whole)} bytes; reinstall with"
+    reason = f"{cut.name} was cut short: it has {size} of {len(whole)} bytes; reinstall"
     assert reason in result.stdout
-    use = subprocess.run(
-        [sys.executable, "-c", "from fisherprune import score"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert use.returncode == 1 and f"ImportError: {START}" in use.stderr
 
 
 def test_use_without_kernels_says_why(tmp_path):
-    result = run_copy(tmp_path, "-c", "from fisherprune import score")
+    result = run_copy(tmp_path, "-c", "from fisherprune import score", files=BROKEN)
     assert f"ImportError: {START}" in result.stderr
     script = "import fisherprune as fp; print(fp.__version__); fp.prune"
-    result = run_copy(tmp_path / "again", "-c", script)
+    result = run_copy(tmp_path / "again", "-c", script, files=BROKEN)
     assert result.stdout == f"{fp.__version__}\n" and START in result.stderr
+
+
+def test_a_module_without_its_library_is_explained(tmp_path):
+    files = {MODULE.name: MODULE}
+    result = run_copy(tmp_path, "-c", "from fisherprune import score", files=files)
+    place = tmp_path / "fisherprune" / KERNELS.name
+    assert f"No such file or directory: '{place}'" in result.stderr
+    assert f"ImportError: {START}" in result.stderr
 
 
 def test_without_kernels_those_of_the_installed_package_are_used(tmp_path):
@@ -88,22 +99,31 @@ def test_without_kernels_those_of_the_installed_package_are_used(tmp_path):
         "from fisherprune.ops import kernels as k\n"
         "print(k.PATH, k.__file__, fisherprune.score.__module__)"
     )
-    script = script.format(str(Path(KERNELS).parents[1]))
-    result = run_copy(tmp_path, "-c", script, kernels=None)
+    script = script.format(str(KERNELS.parents[1]))
+    result = run_copy(tmp_path, "-c", script)
     here = tmp_path / "fisherprune" / "ops" / "kernels.py"
     assert result.stdout == f"{KERNELS} {here} fisherprune.scoring.score\n"
 
 
+NOTHING_INSTALLED = (
+    "import os, sys, torch\n"
+    "paths = [p for p in sys.path[1:] if not os.path.isdir(p + '/fisherprune')]\n"
+    "sys.path[1:] = paths; import fisherprune.ops"
+)
+
+
 def test_without_any_kernels_it_is_said(tmp_path):
-    script = (
-        "import os, sys, torch\n"
-        "paths = [p for p in sys.path[1:] if not os.path.isdir(p + '/fisherprune')]\n"
-        "sys.path[1:] = paths; import fisherprune.ops"
-    )
-    result = run_copy(tmp_path, "-c", script, kernels=None)
+    result = run_copy(tmp_path, "-c", NOTHING_INSTALLED)
     place = tmp_path / "fisherprune"
     assert f"{START} " in result.stderr
     assert f"there are none in {place}, and none are installed; rein" in result.stderr
+
+
+def test_kernels_for_other_pythons_are_explained(tmp_path):
+    module = {"_C.cpython-39-x86_64-linux-gnu.so": MODULE}
+    result = run_copy(tmp_path, "-c", NOTHING_INSTALLED, files=LIBRARY | module)
+    words = f"those in {tmp_path / 'fisherprune'} are for other Pythons than "
+    assert f"{words}{platform.python_version()}; reinstall with" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,11 +133,12 @@ def test_without_any_kernels_it_is_said(tmp_path):
 )
 def test_kernels_of_another_cuda_are_refused(tmp_path, built, runs, fits):
     facts = ("cuda_archs", "torch_version", "compiler", "source_hash")
-    kernels = f"cuda_version = {built!r}\n" + "\n".join(f"{f} = 'x'" for f in facts)
+    module = f"cuda_version = {built!r}\n" + "\n".join(f"{f} = 'x'" for f in facts)
     script = f"import torch; torch.version.cuda = {runs!r}; import fisherprune.ops"
-    result = run_copy(tmp_path, "-c", script, kernels=kernels)
+    files = LIBRARY | {"_C.py": module}
+    result = run_copy(tmp_path, "-c", script, files=files)
     words = "the kernels are built for CUDA 13.0 but torch .* runs on CUDA 12.8"
-    assert result.returncode != 0  # such kernels have no ops
+    assert (result.returncode == 0) == fits
     assert bool(re.search(f"ImportError: fisherprune: {words}", result.stderr)) != fits
 
 

@@ -1,6 +1,7 @@
 """What setup.py decides about CUDA, asked of setup.py itself."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-def decide(folder, **variables):
+def decide(folder, *command, **variables):
     """Run setup.py in a copy of the source folder, without compiling anything."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -20,7 +21,7 @@ def decide(folder, **variables):
         skip = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("CUDA")}
-    command = [sys.executable, "setup.py", "--name"]
+    command = [sys.executable, *(command or ["setup.py", "--name"])]
     return subprocess.run(
         command, cwd=folder, env=kept | variables, capture_output=True, text=True
     )
@@ -35,6 +36,46 @@ def test_zero_builds_without_cuda_and_says_so(tmp_path):
     assert result.returncode == 0
     assert "building the C++ kernels only: FISHERPRUNE_CUDA=0" in result.stdout
     assert '#define FISHERPRUNE_CUDA_VERSION ""' in facts(tmp_path)
+
+
+LOOK = """
+from distutils.core import run_setup
+found = run_setup("setup.py", ["bdist_wheel"], stop_after="commandline")
+wheel, build = map(found.get_command_obj, ["bdist_wheel", "build_ext"])
+wheel.ensure_finalized(), build.ensure_finalized()
+print(found.get_version(), "-".join(wheel.get_tag()[:2]))
+for each in build.extensions:
+    print(build.get_ext_filename(each.name), each.include_dirs[0])
+    assert "torch_python" not in each.libraries and each.language == "c++"
+"""
+
+
+def test_one_wheel_serves_several_pythons(tmp_path):
+    """Those are asked for their names and headers, and need no torch."""
+    names = {}
+    for abi in ("cpython-310-x86_64-linux-gnu", "cpython-313t-x86_64-linux-gnu"):
+        names[abi] = tmp_path / abi
+        names[abi].write_text(f"#!/bin/sh\necho '{abi} /headers of/{abi}'\n")
+        names[abi].chmod(0o755)
+    source = tmp_path / "source"
+    source.mkdir()
+    given = {"FISHERPRUNE_CUDA": "0", "FISHERPRUNE_VARIANT": "cpu"}
+    given["FISHERPRUNE_PYTHONS"] = " ".join(map(str, names.values()))
+    result = decide(source, "-c", "import setuptools\n" + LOOK, **given)
+    assert result.returncode == 0, result.stderr
+    shown = result.stdout.splitlines()[-4:]
+    version = re.search(
+        r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+    assert shown[0] == f"{version[1]}+cpu cp310.cp313-cp310.cp313t"
+    assert shown[1].startswith("fisherprune/_kernels.so ")
+    assert shown[2:] == [f"fisherprune/_C.{abi}.so /headers of/{abi}" for abi in names]
+
+
+def test_a_python_that_does_not_run_is_named(tmp_path):
+    result = decide(tmp_path, FISHERPRUNE_PYTHONS="/nonexistent/python")
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert "FISHERPRUNE_PYTHONS: /nonexistent/python does not run: " in result.stderr
 
 
 def test_other_values_are_refused(tmp_path):

@@ -1,11 +1,14 @@
 """Loads the compiled kernels and knows the facts about them.
 
-Importing this module registers the ops below ``torch.ops.fisherprune``.
+Importing this module registers the ops below ``torch.ops.fisherprune``. The kernels are
+a library that knows no Python; beside it lies a module for each Python that it was made
+for, which hands on what the library says of itself.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import struct
 import sys
 from importlib.machinery import PathFinder
@@ -17,23 +20,26 @@ from typing import TYPE_CHECKING
 import torch
 
 MEND = "reinstall with `pip install --no-build-isolation .` in the source folder"
-
-
+RUNNING = platform.python_version()
+LIBRARY = "_kernels.so"
 NAME = "fisherprune._C"
 
 
-def _load() -> ModuleType:
-    """Import the kernels beside this package, else those of an installed one.
+def _load() -> tuple[ModuleType, str]:
+    """Load the kernels beside this package, else those of an installed one.
 
     A source folder on ``sys.path`` hides the installed package, but it has kernels only
-    if they were built in place.
+    if they were built in place, and then for one Python.
     """
     places = [Path(__file__).parents[1], *(Path(p, "fisherprune") for p in sys.path)]
     try:
         spec = PathFinder.find_spec(NAME, [os.fspath(place) for place in places])
         if spec is None or spec.loader is None or spec.origin is None:
-            raise ImportError(f"there are none in {places[0]}, and none are installed")
+            raise ImportError(_why_none(places))
+        library = Path(spec.origin).with_name(LIBRARY)
+        _check_whole(library)
         _check_whole(Path(spec.origin))
+        torch.ops.load_library(library)
         module = sys.modules[NAME] = module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:
@@ -42,7 +48,14 @@ def _load() -> ModuleType:
             f"fisherprune: the compiled kernels ({NAME}) do not load beside "
             f"torch {torch.__version__}: {error}; {MEND}"
         ) from None
-    return module
+    return module, os.fspath(library)
+
+
+def _why_none(places: list[Path]) -> str:
+    for place in places:
+        if (place / LIBRARY).is_file():
+            return f"those in {place} are for other Pythons than {RUNNING}"
+    return f"there are none in {places[0]}, and none are installed"
 
 
 def _check_whole(path: Path) -> None:
@@ -75,8 +88,11 @@ def _check_cuda_major(built: str, running: str | None) -> None:
 
 if TYPE_CHECKING:
     from fisherprune import _C
+
+    PATH: str
+    """The file they were loaded from."""
 else:
-    _C = _load()
+    _C, PATH = _load()
 _check_cuda_major(_C.cuda_version, torch.version.cuda)
 
 CUDA_VERSION: str = _C.cuda_version
@@ -89,8 +105,6 @@ COMPILER: str = _C.compiler
 """The C++ compiler and its version."""
 SOURCE_HASH: str = _C.source_hash
 """``sources.source_hash`` of the csrc/ folder the kernels were built from."""
-PATH: str = _C.__file__
-"""The file they were loaded from."""
 
 
 def cpu_capability() -> str:

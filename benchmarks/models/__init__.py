@@ -1,0 +1,1 @@
+"""Which models are covered, in which ways, with what error: ``docs/models.md``."""

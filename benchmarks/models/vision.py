@@ -1,0 +1,146 @@
+"""Models of torchvision, all that have a loss for each sample, and families of timm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fisherprune as fp
+from benchmarks.models.case import CLASSES, SAMPLES, Case
+
+Made = tuple[nn.Module, Any]
+CLIPS: dict[str, Any] = {"mvit": {"spatial_size": (64, 64), "temporal_size": 16}}
+
+
+def torchvision_models(every: bool = False) -> Iterator[Case]:
+    """Yield the smallest of each family, or all, but detectors and quantized ones.
+
+    In training a detector returns one loss for all images of a batch, in evaluation
+    none; quantized weights are not trained.
+    """
+    from torchvision import models
+
+    kinds = {
+        models: (image_classifier, fp.losses.classification),
+        models.video: (clip_classifier, fp.losses.classification),
+        models.segmentation: (segmenter, of_pixels),
+        models.optical_flow: (flow, of_flow),
+    }
+    for module, (make, losses) in kinds.items():
+        families: dict[str, list[str]] = {}
+        for name in models.list_models(module=module):
+            family = models.get_model_builder(name).__module__.rpartition(".")[2]
+            families.setdefault(family, []).append(name)
+        for family, names in families.items():
+            for name in sorted(names, key=published_weights)[: None if every else 1]:
+                yield Case("torchvision", family, name, partial(make, name), losses)
+
+
+def published_weights(name: str) -> int:
+    """Return how many weights a model of torchvision has."""
+    from torchvision import models
+
+    return next(iter(models.get_model_weights(name))).meta["num_params"]
+
+
+def labelled(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return as many inputs of a shape as there are samples, with classes."""
+    return torch.randn(SAMPLES, *shape), torch.randint(CLASSES, (SAMPLES,))
+
+
+def image_classifier(name: str) -> Made:
+    """Return a classifier, for small images where it can be made for them."""
+    from torchvision import models
+
+    sizes = {"maxvit_t": 224, "vit_h_14": 56, "inception_v3": 96}
+    size, options = sizes.get(name, 64), {}
+    if name.startswith("vit_"):
+        options = {"image_size": size}
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": True}  # says that this takes long
+    model = models.get_model(name, weights=None, num_classes=CLASSES, **options)
+    return model, labelled((3, size, size))
+
+
+def clip_classifier(name: str) -> Made:
+    """Return a classifier of 16 frames."""
+    from torchvision import models
+
+    options = CLIPS.get(name.partition("_")[0], {})
+    model = models.get_model(name, weights=None, num_classes=CLASSES, **options)
+    return model, labelled((3, 16, 64, 64))
+
+
+def segmenter(name: str) -> Made:
+    """Return a model that classifies pixels."""
+    from torchvision import models
+
+    options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
+    classes = torch.randint(CLASSES, (SAMPLES, 64, 64))
+    batch = torch.randn(SAMPLES, 3, 64, 64), classes
+    return models.get_model(name, **options), batch
+
+
+def of_pixels(model: Any, batch: Any) -> Tensor:
+    """Return the mean cross-entropy over each image's pixels."""
+    x, y = batch
+    return F.cross_entropy(model(x)["out"], y, reduction="none").mean((1, 2))
+
+
+def flow(name: str) -> Made:
+    """Return a model of the motion between two images."""
+    from torchvision import models
+
+    pairs = torch.randn(SAMPLES, 2, 3, 128, 128), torch.randn(SAMPLES, 2, 128, 128)
+    return models.get_model(name, weights=None), pairs
+
+
+def of_flow(model: Any, batch: Any) -> Tensor:
+    """Return the mean distance of each pair's motion, after two rounds."""
+    x, y = batch
+    return (model(x[:, 0], x[:, 1], 2)[-1] - y).abs().mean((1, 2, 3))
+
+
+def timm_models(every: bool = False) -> Iterator[Case]:
+    """Yield a small model of each of timm's families."""
+    import timm
+
+    for family in timm.list_modules():
+        if names := timm.list_models(module=family):
+            name = min(names, key=size_by_name)
+            make = partial(small_image_classifier, name)
+            yield Case("timm", family, name, make, fp.losses.classification)
+
+
+SIZES = ("test", "atto", "femto", "pico", "zepto", "nano", "xxs", "xxt", "xs", "micro")
+SIZES += ("tiny", "mini", "small", "_t", "_s", "_m", "base", "_b")
+
+
+def size_by_name(name: str) -> tuple[int, list[int], str]:
+    """Order models by the word for a size in their names, then by numbers."""
+    place = next((i for i, word in enumerate(SIZES) if word in name), len(SIZES))
+    return place, [int(number) for number in re.findall(r"\d+", name)], name
+
+
+def small_image_classifier(name: str) -> Made:
+    """Return a model of timm, for the smallest images that it takes."""
+    import timm
+
+    native = timm.get_pretrained_cfg(name).input_size[1]
+    for pixels, sized in ((64, False), (64, True), (128, True), (128, False)):
+        options = {"img_size": pixels} if sized else {}
+        try:
+            model = timm.create_model(name, num_classes=CLASSES, **options).eval()
+            batch = labelled((3, pixels, pixels))
+            with torch.no_grad():
+                model(batch[0])
+        except Exception:  # not of this size, or not by this word
+            continue
+        return model, batch
+    return timm.create_model(name, num_classes=CLASSES), labelled((3, native, native))
