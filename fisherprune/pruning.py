@@ -19,7 +19,7 @@ from fisherprune.parameters import (
 )
 from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.scoring.score import score_task, scoring_criteria
-from fisherprune.statistics.alike import check_alike
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import Task, checked_task
@@ -231,7 +231,7 @@ def find_masks(
         )
         for each in sparsities:  # before any pass, see that there are such masks
             plan.counts(each)
-        check_alike(
+        task = agreed(
             task,
             criterion=criterion,
             sparsities=[*sparsities],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
-from fisherprune.parameters import check_unhooked, device_of
+from fisherprune.parameters import Parameters, check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
@@ -20,6 +20,7 @@ from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.ranks import no_samples
+from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
 
 
@@ -64,6 +65,7 @@ class LoneSample:
     ran: Ran
     first: int
     sums: PerSampleSums
+    weights: Parameters
 
     @property
     def result(self) -> Tensor:
@@ -75,13 +77,13 @@ class LoneSample:
         looped = self.sums.looped
         grads = torch.autograd.grad(
             loss,
-            [*looped.parameters.values()],
+            [self.weights[name] for name in looped.parameters],
             retain_graph=again,
             materialize_grads=True,
         )
         looped.begin(1)
         for name, grad in zip(looped.parameters, grads, strict=True):
-            looped.add(name, Rows(grad.unsqueeze(0)))
+            self.sums.add_looped(name, Rows(grad.unsqueeze(0)))
         looped.end()
 
 
@@ -100,6 +102,13 @@ def tapped_passes(
         FisherpruneError: where there is no batch, samples mix, or a parameter is
             hooked.
     """
+    with in_layers(task) as laid:
+        yield from _tapped_passes(op, laid, forward, sums)
+
+
+def _tapped_passes(
+    op: str, task: Task, forward: Forward, sums: PerSampleSums
+) -> Iterator[TappedBatch | LoneSample]:
     run = _TappedRun(op, task, forward, sums)
     for batch in batches_of(op, task):
         first = sums.samples
@@ -110,7 +119,7 @@ def tapped_passes(
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
-                yield LoneSample(ran.of_first(), first + i, sums)
+                yield LoneSample(ran.of_first(), first + i, sums, task.used)
     _warn_of_loops(op, sums)
 
 
@@ -143,7 +152,7 @@ class _TappedRun:
     ) -> TappedBatch:
         alone = known = None
         tapped = self.sums.tapped.parameters
-        parameters = {n: p for n, p in self.task.parameters.items() if n in tapped}
+        parameters = {n: p for n, p in self.task.used.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
             # Before the batch, whose graph must not save what this one changes.
             alone = run_alone(
@@ -205,7 +214,7 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
 
 def batches_of(op: str, task: Task) -> Iterator[Batch]:
     """Yield the batches of a task, at least one where no other rank may have some."""
-    if task.process_group is None:
+    if task.process_group is None and not task.every_rank:
         _warn_of_ranks(op)
     check_unhooked(task.parameters)
     empty = True

@@ -9,7 +9,7 @@ from torch import nn
 
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, check_finite
-from fisherprune.statistics.alike import check_alike
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
 from fisherprune.statistics.forward import of_likelihoods, of_losses
@@ -145,7 +145,7 @@ def gradient_moments(
         settings = Settings(labels=labels, draws=draws)
         options = loss_fn, group_size, progress, losses, settings, seed
         task = checked_task(model, batches, parameters, *options, process_group)
-        check_alike(task)
+        task = agreed(task)
         found = _gradient_moments(task)
         if found.exponent:
             check_finite(found.fisher, FISHER)
@@ -163,7 +163,13 @@ def _reader(task: Task) -> Reader:
     return reader_of("gradient_moments", task, "labels='sampled'")
 
 
-@register_pass("moments", yields=("m", "F"), check=_check_labels, over_ranks=True)
+@register_pass(
+    "moments",
+    yields=("m", "F"),
+    check=_check_labels,
+    over_ranks=True,
+    in_shards=True,
+)
 def moments_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient and the Fisher diagonal."""
     return _gradient_moments(task).statistics
