@@ -23,7 +23,6 @@ from fisherprune.modules import (
     without,
     wrapped,
 )
-
 from fisherprune.shards import local, mesh_of, settle, summed
 
 Parameters = dict[str, nn.Parameter]

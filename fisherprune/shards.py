@@ -52,9 +52,7 @@ def bounds(like: Tensor) -> tuple[slice, ...]:
     spread, found = cast("DTensor", like), [slice(0, n) for n in like.shape]
     coordinate = spread.device_mesh.get_coordinate()
     if coordinate is None:
-        raise FisherpruneError(
-            "shards: this rank must be in the mesh of the parameters"
-        )
+        raise FisherpruneError("shards: this rank must be in the parameters' mesh")
     sizes = spread.device_mesh.shape
     for i, size, placement in zip(coordinate, sizes, spread.placements, strict=True):
         if type(placement) is Shard:

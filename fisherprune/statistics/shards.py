@@ -112,7 +112,7 @@ class PartOf:
 
 
 def part_of_all(gradients: Gradients, parameter: Tensor) -> Gradients:
-    """Return what a rank keeps of the gradients of a parameter: all, if not in shards."""
+    """Return what a rank keeps of the gradients of a parameter."""
     if not is_shard(parameter):
         return gradients
     return PartOf(gradients, tuple(parameter.shape), bounds(parameter))
