@@ -31,8 +31,10 @@ def any_shard(values: Iterable[object]) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part, outside of autograd; all of a tensor of no shards."""
+    if not is_shard(tensor):
+        return tensor.detach()
     with torch.no_grad():
-        return cast("DTensor", tensor).to_local() if is_shard(tensor) else tensor
+        return cast("DTensor", tensor).to_local()
 
 
 def mesh_of(tensors: Iterable[Tensor]) -> DeviceMesh | None:
@@ -66,6 +68,15 @@ def bounds(like: Tensor) -> tuple[slice, ...]:
     return tuple(found)
 
 
+def flat_places(chosen: Tensor, like: Tensor) -> Tensor:
+    """Return the flat indices in the whole of what is chosen in this rank's part."""
+    places = chosen.nonzero()
+    flat = places.new_zeros(len(places))
+    for i, (size, place) in enumerate(zip(like.shape, bounds(like), strict=True)):
+        flat = flat * size + places[:, i] + place.start
+    return flat
+
+
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
     """Return what this rank holds of a whole tensor that is split like another."""
     return whole[bounds(like)].contiguous() if is_shard(like) else whole
@@ -86,6 +97,33 @@ def as_shard(part: Tensor, like: Tensor) -> Tensor:
 def shards_of(whole: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict:
     """Return whole tensors split like others, by name; no rank sends anything."""
     return {n: as_shard(part_of(t, like[n]), like[n]) for n, t in whole.items()}
+
+
+def split_like(tensor: Tensor, like: Tensor, what: str) -> Tensor:
+    """Return a tensor on the device and in the shards of another of its shape.
+
+    Raises:
+        FisherpruneError: where it is in other shards.
+    """
+    if not is_shard(tensor):
+        return as_shard(part_of(tensor, like).to(like.device), like)
+    mine, theirs = (cast("DTensor", t) for t in (tensor, like))
+    if not is_shard(like) or mine.device_mesh != theirs.device_mesh:
+        raise FieldError(what, "whole, or in shards of the same ranks", "others")
+    if mine.placements != theirs.placements:
+        raise FieldError(what, f"split as {theirs.placements}", f"{mine.placements}")
+    return tensor
+
+
+def check_whole(what: str, instead: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors in shards.
+
+    Raises:
+        FisherpruneError: where there is one; it says what to do instead.
+    """
+    for name, tensor in tensors.items():
+        if is_shard(tensor):
+            raise FieldError(what, f"whole ({instead})", f"{name!r} in shards")
 
 
 def whole_of(tensor: Tensor) -> Tensor:

@@ -13,13 +13,18 @@ from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks import scopes as _scopes  # noqa: F401  # they register
 from fisherprune.masks import structures as _structures  # noqa: F401
 from fisherprune.masks.checks import checked_among, checked_scores
-from fisherprune.masks.compare import count_each
 from fisherprune.masks.counts import Counts, Densities, Shapes, checked_sparsity
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.room import counts_within
 from fisherprune.masks.scopes.registry import SCOPES, Layers, checked_scope
 from fisherprune.masks.structures.registry import Selection, structure_of
 from fisherprune.masks.ties import checked_ties
+from fisherprune.shards import any_shard, count_true
+
+SHARDS = (
+    "where scores are in shards, for units may lie on several ranks: score the model "
+    "before it is split, and apply the masks to it after"
+)
 
 
 def check_pattern(
@@ -192,9 +197,11 @@ class Plan:
         ties: str,
         among: dict[str, Tensor] | None,
     ) -> list[Masks]:
+        if any_shard(tensors.values()) and not self._structure.exact:
+            raise FieldError("structure", f"weights {SHARDS}", "another")
         room, least = self._layers.sizes, self._least
         if among is not None:
-            room = count_each(among)
+            room = count_true(among)
             least = {name: min(n, room[name]) for name, n in least.items()}
             if self._structure.exact:
                 spare = 0 if self._scope.apart else 1
