@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.plan import Plan
+from fisherprune.masks.plan import Plan, check_splits
 from fisherprune.masks.ties import checked_ties
 from fisherprune.parameters import (
     Parameters,
@@ -229,6 +229,7 @@ def find_masks(
             structure=structure,
             transposed=transposed_names(model, task.parameters),
         )
+        check_splits(structure, task.parameters)
         for each in sparsities:  # before any pass, see that there are such masks
             plan.counts(each)
         task = agreed(

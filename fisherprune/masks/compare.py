@@ -44,7 +44,7 @@ def paired(
 def is_same_in_shards(
     masks: Mapping[str, Tensor], others: Mapping[str, Tensor]
 ) -> bool:
-    """Return whether masks of the same names are equal, those in shards on all ranks."""
+    """Return whether masks of the same names are equal, on all ranks together."""
     pairs = {n: (m, others[n]) for n, m in masks.items()}
     if any(mine.shape != other.shape for mine, other in pairs.values()):
         return False

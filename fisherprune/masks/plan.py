@@ -27,6 +27,16 @@ SHARDS = (
 )
 
 
+def check_splits(structure: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a structure of units where tensors are in shards.
+
+    Raises:
+        FisherpruneError: where they are.
+    """
+    if structure != "weights" and any_shard(tensors.values()):
+        raise FieldError("structure", f"weights {SHARDS}", shown(structure))
+
+
 def check_pattern(
     scope: str = "global",
     *,
@@ -96,7 +106,7 @@ class Plan:
             structure=structure,
         )
         self._structure, self._scope = structure_of(structure), SCOPES[scope]
-        self._transposed = frozenset(transposed)
+        self._transposed, self._text = frozenset(transposed), structure
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
         sizes = Layers(shapes, {}).sizes
         if not any(sizes.values()):
@@ -186,6 +196,7 @@ class Plan:
         sparsities = cast("Sequence[float]", sparsity if several else [sparsity])
         counts = [self.counts(each) for each in sparsities]
         tensors = checked_scores(scores, self._layers.shapes)
+        check_splits(self._text, tensors)
         inside = None if among is None else checked_among(among, tensors)
         masks = self._selected(tensors, counts, ties, inside)
         return masks if several else masks[0]
@@ -197,8 +208,6 @@ class Plan:
         ties: str,
         among: dict[str, Tensor] | None,
     ) -> list[Masks]:
-        if any_shard(tensors.values()) and not self._structure.exact:
-            raise FieldError("structure", f"weights {SHARDS}", "another")
         room, least = self._layers.sizes, self._least
         if among is not None:
             room = count_true(among)

@@ -63,11 +63,13 @@ def score(
         process_group: as in ``gradient_moments``: ranks that score each its batches get
             the same scores, those of all samples. What reads no data each rank finds by
             itself; the input of ones of synflow has the shape of the first rank's that
-            has a batch. prospr, ntk_sap and passes registered without ``over_ranks``
-            refuse it.
+            has a batch. For prospr, ntk_sap and passes registered without
+            ``over_ranks`` each rank passes over the batches of all, those of the first
+            rank first: this takes as long as in one process.
 
     Returns:
-        float32 scores by parameter name, each of its parameter's shape, on its device.
+        float32 scores by parameter name, each of its parameter's shape, on its device
+            and in its shards.
         Where squares of gradients leave float32's range, formulas are computed in
         float64; scores that would leave it, too, are all times one power of two.
 

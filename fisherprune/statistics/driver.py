@@ -251,8 +251,8 @@ def _warn_of_ranks(op: str) -> None:
         warnings.warn(
             f"{op}: each of the {ranks} ranks of torch.distributed scores its own "
             "batches, so their masks differ unless all ranks see the same data: give "
-            "process_group (torch.distributed.group.WORLD) to gradient_moments, score "
-            "or prune, which then count the batches of all ranks",
+            "process_group (torch.distributed.group.WORLD), with which the batches of "
+            "all ranks count",
             FisherpruneWarning,
             stacklevel=2,
         )

@@ -157,7 +157,7 @@ def gauss_newton_estimate(
         losses: as in ``gauss_newton_diagonal``.
         parameters: as in ``gradient_moments``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
-        process_group: as in ``gradient_moments``.
+        process_group: as in ``gradient_moments``; ranks draw different signs.
 
     Returns:
         The estimate and its standard error by parameter name.

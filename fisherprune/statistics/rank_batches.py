@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fisherprune.statistics.batches import Batches
+from fisherprune.statistics.batches import Batches, check_iterable
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.ranks import meet, number_of, reaching
 from fisherprune.statistics.structure import moved
@@ -60,6 +60,7 @@ def on_every_rank(task: Task) -> Task:
     """Return the task of a rank that passes over the batches of all ranks by itself."""
     if task.process_group is None:
         return task
+    check_iterable(task.batches, task.losses is None)
     every: Any = RankBatches(task.batches, task.process_group)
     batches = iter(every) if isinstance(task.batches, Iterator) else every
     return replace(task, batches=batches, process_group=None, every_rank=True)

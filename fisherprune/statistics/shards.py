@@ -103,12 +103,11 @@ class PartOf:
         """Accumulate in whole tensors, as one process does, which last this call."""
         if not sum.numel():
             return
-        parts, whole = (sum, sum_sq), [sum.new_zeros(self.shape) for _ in range(2)]
-        for part, all in zip(parts, whole, strict=True):
-            all[self.place] = part
-        self.gradients.add_moments(*whole, group_size)
-        for part, all in zip(parts, whole, strict=True):
-            part.copy_(all[self.place])
+        means, squares = sum.new_zeros(self.shape), sum.new_zeros(self.shape)
+        means[self.place], squares[self.place] = sum, sum_sq
+        self.gradients.add_moments(means, squares, group_size)
+        sum.copy_(means[self.place])
+        sum_sq.copy_(squares[self.place])
 
 
 def part_of_all(gradients: Gradients, parameter: Tensor) -> Gradients:

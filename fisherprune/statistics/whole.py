@@ -64,20 +64,20 @@ def _whole_parameters(model: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
         if id(p) not in whole:
             whole[id(p)] = nn.Parameter(whole_of(p).detach(), p.requires_grad)
     hooks = [h for m in modules for h in (m._forward_pre_hooks, m._forward_hooks)]
-    before = [(named, dict(named)) for named in hooks]
+    before = [(each, dict(each)) for each in hooks]
     try:
         for named, name, p in shards:
             named[name] = whole[id(p)]
-        for named in hooks:
-            for key in [key for key, hook in named.items() if _gathers(hook)]:
-                del named[key]
+        for each in hooks:
+            for key in [key for key, hook in each.items() if _gathers(hook)]:
+                del each[key]
         yield whole
     finally:
         for named, name, p in shards:
             named[name] = p
-        for named, as_it_was in before:
-            named.clear()
-            named.update(as_it_was)
+        for each, as_it_was in before:
+            each.clear()
+            each.update(as_it_was)
 
 
 def _gathers(hook: object) -> bool:
