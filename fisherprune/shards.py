@@ -109,7 +109,11 @@ def split_like(tensor: Tensor, like: Tensor, what: str) -> Tensor:
         return as_shard(part_of(tensor, like).to(like.device), like)
     mine, theirs = (cast("DTensor", t) for t in (tensor, like))
     if not is_shard(like) or mine.device_mesh != theirs.device_mesh:
-        raise FieldError(what, "whole, or in shards of the same ranks", "others")
+        raise FieldError(
+            what,
+            "whole, or in shards of the same ranks (whole() makes it so)",
+            "others",
+        )
     if mine.placements != theirs.placements:
         raise FieldError(what, f"split as {theirs.placements}", f"{mine.placements}")
     return tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,12 @@ def in_layers(task: Task) -> Iterator[Task]:
     for some in gathered_in_turn(task.model):
         whole |= some
     named = task.parameters.items()
-    yield replace(task, leaves={n: whole[id(p)] for n, p in named if id(p) in whole})
+    leaves = {n: whole[id(p)] for n, p in named if id(p) in whole}
+    try:
+        yield replace(task, leaves=leaves)
+    except BaseException:
+        _forget(task.model)
+        raise
     _finish(task.model)
 
 
@@ -79,6 +84,13 @@ def _finish(model: nn.Module) -> None:
     for module in fsdp_modules(model):
         module.unshard()
         module.reshard()
+
+
+def _forget(model: nn.Module) -> None:
+    """Let FSDP2 forget a forward pass that an error ended, as far as it can."""
+    for module in fsdp_modules(model):
+        with suppress(RuntimeError, AttributeError):  # not the first one, or an old one
+            module.reset_iter_state()
 
 
 @dataclass(frozen=True)

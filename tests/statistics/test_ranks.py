@@ -191,6 +191,7 @@ OF_SHARDS = {
     + WHOLE.format("shuffle_masks(masks.whole()), the same masks on each rank"),
     "paths": "effective_masks: parameters "
     + WHOLE.format("of the same model before it is split, with masks.whole()"),
+    "forward": "gradient_moments: the model failed on batch 0 ",
     "no batches": "gradient_moments: batches must hold samples, got none",
     "infinite": "the mean squared gradient of '0.weight' is NaN or infinite",
 }
@@ -304,6 +305,12 @@ def test_equal_scores_in_shards_are_kept_by_their_place(ranks, seed):
     for each in ranks:
         assert_same_bits(each["shards"]["selected"], expected)
         assert each["shards"]["tied"] == tied
+
+
+@pytest.mark.parametrize("name", job.ALONE)
+def test_ranks_that_score_alone_are_warned(ranks, name):
+    for each in ranks:
+        assert "each of the 4 ranks of torch.distributed" in each["warned"][name]
 
 
 def test_a_process_group_without_a_job():

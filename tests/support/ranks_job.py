@@ -156,6 +156,29 @@ CALLS = {
 }
 
 
+ALONE = {
+    "moments": fp.gradient_moments,
+    "hutchinson": lambda n, b: fp.hutchinson_diagonal(n, b, probes=2),
+    "gauss_newton": fp.gauss_newton_diagonal,
+    "estimate": lambda n, b: fp.gauss_newton_estimate(n, b, draws=2),
+    "product": hessian_gradient_product,
+    "prospr": lambda n, b: fp.score(n, b, "prospr"),
+    "ntk_sap": lambda n, b: fp.score(n, b, "ntk_sap"),
+    "prune": lambda n, b: fp.prune(n, b, "snip"),
+}
+
+
+def warned(seed):
+    """Return the warnings of calls without a group."""
+    found, batches = {}, batches_of(seed, (4,))[0]
+    for name, call in ALONE.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(network(seed), batches)
+        found[name] = "; ".join(f"{each.message}" for each in caught)
+    return found
+
+
 def sampled(seed, group):
     """Return moments of drawn labels where two ranks have the same samples."""
     ours = batches_of(seed, (6,))[0] if distributed.get_rank() < 2 else []
@@ -267,6 +290,7 @@ def run_rank(rank, seed, folder):
     )
     group, subset = distributed.group.WORLD, distributed.new_group(SUBSET)
     saved = {"calls": run_calls(seed, group), "sampled": sampled(seed, group)}
+    saved["warned"] = warned(seed)
     ours = batches_of(seed, UNEVEN)[rank]
     partial = {"group_size": 3, "process_group": group}
     saved["partial"] = moments(network(seed), ours, **partial)

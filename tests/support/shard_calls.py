@@ -167,6 +167,7 @@ def mistakes(seed, network, shares, group, subset, mesh):
         "shuffle": lambda: fp.baselines.shuffle_masks(masks),
         "paths": lambda: fp.effective_masks(net, masks, shares[0][0][0]),
         "batches": lambda: fp.score(net, failing, "snip", **options),
+        "forward": lambda: fp.score(net, [(x[:, :2], y) for x, y in ours], **options),
         "no batches": lambda: fp.score(net, [], "snip", **options),
         "infinite": lambda: fp.gradient_moments(
             net, ours, loss_fn=lambda o, y: F.cross_entropy(o, y) * 1e300, **options
