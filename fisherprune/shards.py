@@ -195,6 +195,13 @@ def fsdp_modules(model: nn.Module) -> list[Any]:
     return [] if kind is None else [m for m in model.modules() if isinstance(m, kind)]
 
 
+def is_flat(model: nn.Module) -> bool:
+    """Return whether a part of a model is in the shards of the first FSDP."""
+    known = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(known, "FullyShardedDataParallel", None)
+    return kind is not None and any(isinstance(m, kind) for m in model.modules())
+
+
 def settle(model: nn.Module) -> None:
     """Let a model have its shards as parameters, where a forward pass left whole ones.
 

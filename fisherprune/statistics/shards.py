@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from fisherprune.shards import (
     bounds,
     fsdp_modules,
     gathered_in_turn,
+    is_flat,
     is_shard,
 )
 
@@ -32,28 +33,44 @@ UNMANAGED = (
 )
 
 
+FLAT = (
+    "model: FullyShardedDataParallel hides parameters in flat ones: use "
+    "torch.distributed.fsdp.fully_shard, or score the model before it is wrapped"
+)
+
+
 def check_shards(task: Task, group: ProcessGroup | None) -> bool:
     """Return whether a model is in shards that passes can work on.
 
     Raises:
         FisherpruneError: where it is in others, or not on the ranks of the group.
     """
+    if is_flat(task.model):
+        raise FisherpruneError(FLAT)
     named = {n: p for n, p in task.model.named_parameters() if is_shard(p)}
-    if not named:
-        return False
-    managed = {
-        id(p) for module in fsdp_modules(task.model) for p in module.parameters()
-    }
     ranks = None if group is None else torch.distributed.get_process_group_ranks(group)
-    for name, parameter in named.items():
-        spread: Any = parameter
-        if id(parameter) not in managed:
-            raise FisherpruneError(UNMANAGED.format(name))
+    _check_managed(task.model, named)
+    for spread in map(_with_places, named.values()):
         if ranks is None or {*ranks} != {*spread.device_mesh.mesh.flatten().tolist()}:
             wanted = "of all ranks that hold shards of the model's parameters"
             raise FieldError("process_group", wanted, shown(ranks))
+    return bool(named)
+
+
+def _check_managed(model: nn.Module, named: Mapping[str, nn.Parameter]) -> None:
+    """Refuse shards that are not FSDP2's alone: one over ranks, or copies of that."""
+    managed = {id(p) for module in fsdp_modules(model) for p in module.parameters()}
+    for name, parameter in named.items():
+        *copies, split = _with_places(parameter).placements
+        alone = split.is_shard() and all(each.is_replicate() for each in copies)
+        if id(parameter) not in managed or not alone:
+            raise FisherpruneError(UNMANAGED.format(name))
         bounds(parameter)
-    return True
+
+
+def _with_places(parameter: nn.Parameter) -> Any:
+    """Return a parameter in shards, whose attributes type checkers don't know."""
+    return parameter
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 import fisherprune as fp
 
-COUNTS = (6, 1, 0, 5)
+COUNTS = (4, 1, 0, 5)
 """Samples of each rank."""
 CODES = ["fts", "fbss", "random", "synflow", "grasp", "obd", "hutchinson_diag"]
+FEW = fp.Settings(probes=2)
 SCOPES = {
     "global": {},
     "layers": {"scope": "layer"},
@@ -50,8 +51,7 @@ def estimates(net, batches, **options):
     """Return estimates and errors of two kinds, and the diagonals beside them."""
     first = fp.hutchinson_diagonal(net, batches, probes=2, **options)
     second = fp.gauss_newton_estimate(net, batches, draws=2, **options)
-    named = {"exact": fp.gauss_newton_diagonal(net, batches, **options)}
-    named |= {"mean": first.mean, "mean of draws": second.mean}
+    named = {"mean": first.mean, "mean of draws": second.mean}
     named |= {"error": first.standard_error, "of draws": second.standard_error}
     return {f"{k} {n}": t for k, each in named.items() for n, t in each.items()}
 
@@ -145,12 +145,17 @@ class Failing(list):
 def mistakes(seed, network, shares, group, subset, mesh):
     """Return calls that must fail on all ranks."""
     rank = distributed.get_rank()
-    ours, net = shares[rank], sharded(plain(seed, network), mesh)
+    ours, net = shares[rank][:1], sharded(plain(seed, network), mesh)
     masks = fp.find_masks(net, ours, "magnitude", process_group=group)[0]
     failing = Failing(ours) if rank == 1 else ours
     options = {"process_group": group}
     split = parallel(mesh)
     rows = [(x.flatten(1)[:, :4], y) for x, y in ours]
+    both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    two_ways = fully_shard(parallel(both["shards"]), mesh=both["copies"])
+    flat = FullyShardedDataParallel(
+        nn.Linear(4, 5), group, device_id=torch.device("cpu")
+    )
     channels = {"structure": "channels", **options}
     return {
         "no group": lambda: fp.score(net, ours),
@@ -159,6 +164,10 @@ def mistakes(seed, network, shares, group, subset, mesh):
             net, ours, process_group=subset if rank in (1, 3) else None
         ),
         "tensor parallel": lambda: fp.score(split, rows, **options),
+        "two ways": lambda: fp.score(two_ways, rows, **options),
+        "flat": lambda: fp.score(
+            flat, rows, parameters=dict(flat.named_parameters()), **options
+        ),
         "structure": lambda: fp.find_masks(net, ours, "snip", **channels),
         "copy": lambda: fp.score(net, ours, "ntk_sap", **options),
         "check": lambda: fp.check(net, shares[0][0]),
@@ -190,21 +199,24 @@ def run(seed, network, batches_of, moments, scores, masks, group, subset):
     saved["moments"] = found.whole().sum | {
         f"{n} squared": t for n, t in (found + found).whole().sum_sq.items()
     }
-    saved["scores"] = whole(scores(CODES)(net, ours, **options))
+    saved["scores"] = whole(scores(CODES, settings=FEW)(net, ours, **options))
     saved["estimates"] = whole(estimates(net, ours, **options))
     saved["masks"] = whole(masks(net, ours, **options))
     after = [type(p) for p in net.parameters()], len(net._forward_pre_hooks)
     saved["as found"] = before == after and not any(p._grad for p in net.parameters())
     mask = fp.prune(net, ours, "fisher_diag", 0.5, ties="position", **options)
     saved["pruned"] = whole({n: p.detach() for n, p in net.named_parameters()})
-    saved["facts"] = facts(mask, fp.find_masks(net, ours, "snip", **options)[0])
+    other = fp.find_masks(net, ours, "magnitude", [0.3], **options)[0]
+    saved["facts"] = facts(mask, other)
     saved["repr"], saved["whole"] = f"{mask}", dict(mask.whole())
-    saved["trained"] = whole(trained(new(), mask, shares[0]))
+    saved["trained"] = whole(trained(new(), mask, batches_of(seed, (6,))[0]))
     other = new()
     mask.whole().apply_(other)
     saved["applied"] = whole({n: p.detach() for n, p in other.named_parameters()})
     both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
-    saved["two dimensions"] = whole(masks(new(both), ours, **options))
+    half = {"ties": "position", **options}
+    found = fp.find_masks(new(both), ours, "fisher_diag", [0.5], **half)[0]
+    saved["two dimensions"] = whole(found)
     scored, among = tensors(seed)
     spread = {n: distribute_tensor(t, mesh, PLACES[n]) for n, t in scored.items()}
     spread["d"] = scored["d"]
