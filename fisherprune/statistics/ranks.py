@@ -164,7 +164,10 @@ def no_samples(op: str) -> FisherpruneError:
 
 
 def copy_first_(task: Task, tensors: Sequence[Tensor]) -> None:
-    """Set tensors to those of the first rank, which may compute a bit differently."""
+    """Set tensors to those of the first rank: others may round another way.
+
+    It must follow a ``gathered``, as ``add_up_`` must.
+    """
     if (group := task.process_group) is None:
         return
     with reaching(), torch.no_grad():

@@ -21,7 +21,7 @@ from fisherprune.statistics.passes import (
     passes_for,
 )
 from fisherprune.statistics.rank_batches import on_every_rank
-from fisherprune.statistics.ranks import copy_first_, tell
+from fisherprune.statistics.ranks import copy_first_, gathered, tell
 
 
 def statistics_of(
@@ -63,6 +63,7 @@ def _on_ranks(
     if each.over_ranks:
         return _result(each, task, cache, key)
     found = _result(each, on_every_rank(task), cache, key)
+    gathered(task, each.name, None)
     copy_first_(task, [t for named in found.parts.values() for t in named.values()])
     return found
 

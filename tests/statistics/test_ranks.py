@@ -195,7 +195,7 @@ OF_SHARDS = {
     + WHOLE.format("of the same model before it is split, with masks.whole()"),
     "forward": "gradient_moments: the model failed on batch 0 ",
     "no batches": "gradient_moments: batches must hold samples, got none",
-    "infinite": "the mean squared gradient of '0.weight' is NaN or infinite",
+    "infinite": "the loss must be finite, got inf",
 }
 
 
@@ -277,7 +277,7 @@ def test_a_model_in_the_shards_of_two_ranks(ranks, seed):
 def test_masks_in_shards_say_what_whole_ones_do(ranks, one):
     net, batches = one()
     masks = fp.Masks(halves(net, batches))
-    other = fp.find_masks(net, batches, "magnitude", [0.3])[0]
+    other = fp.find_masks(net, batches, "random", [0.3])[0]
     expected = shard_calls.facts(masks, other)
     for each in ranks:
         found = each["shards"]
@@ -305,7 +305,8 @@ def test_masks_are_held_in_shards(ranks, one, seed):
 def test_equal_scores_in_shards_are_kept_by_their_place(ranks, seed):
     scores, among = shard_calls.tensors(seed)
     expected = shard_calls.selected(scores, among)
-    tied = shard_calls.told(lambda: fp.select_masks(scores, 0.75))
+    equal = {n: 0 * t for n, t in scores.items()}
+    tied = shard_calls.told(lambda: fp.select_masks(equal, 0.75))
     assert "equal scores" in tied
     for each in ranks:
         assert_same_bits(each["shards"]["selected"], expected)

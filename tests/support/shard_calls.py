@@ -206,7 +206,7 @@ def run(seed, network, batches_of, moments, scores, masks, group, subset):
     saved["as found"] = before == after and not any(p._grad for p in net.parameters())
     mask = fp.prune(net, ours, "fisher_diag", 0.5, ties="position", **options)
     saved["pruned"] = whole({n: p.detach() for n, p in net.named_parameters()})
-    other = fp.find_masks(net, ours, "magnitude", [0.3], **options)[0]
+    other = fp.find_masks(net, ours, "random", [0.3], **options)[0]
     saved["facts"] = facts(mask, other)
     saved["repr"], saved["whole"] = f"{mask}", dict(mask.whole())
     saved["trained"] = whole(trained(new(), mask, batches_of(seed, (6,))[0]))
@@ -221,7 +221,8 @@ def run(seed, network, batches_of, moments, scores, masks, group, subset):
     spread = {n: distribute_tensor(t, mesh, PLACES[n]) for n, t in scored.items()}
     spread["d"] = scored["d"]
     saved["selected"] = whole(selected(spread, among))
-    saved["tied"] = told(lambda: fp.select_masks(spread, 0.75))
+    equal = {n: 0 * t for n, t in spread.items()}
+    saved["tied"] = told(lambda: fp.select_masks(equal, 0.75))
     split = parallel(mesh)
     half = fp.Masks({"0.weight": torch.eye(8, 4) > 0, "2.weight": torch.eye(5, 8) > 0})
     with half.hold(split):
