@@ -123,6 +123,12 @@ class Masks(Mapping[str, Tensor]):
         """Return masks that are in shards as whole ones, on each rank.
 
         All ranks must ask for them. Others are returned as they are.
+
+        Example:
+            >>> import torch
+            >>> masks = Masks({"a": torch.eye(2) > 0})
+            >>> masks.whole() == masks
+            True
         """
         return Masks({name: whole_of(mask) for name, mask in self.items()})
 
@@ -201,7 +207,8 @@ class Masks(Mapping[str, Tensor]):
         """Set the pruned weights of ``model`` to zero, once.
 
         Names fit whether the model or the one that the masks were made of is wrapped,
-        by ``torch.compile`` or ``DistributedDataParallel``. Where the masks keep no
+        by ``torch.compile`` or ``DistributedDataParallel``. Of a model in shards each
+        rank prunes its own; whole masks fit it as well. Where the masks keep no
         weight of a layer, a ``LayerCollapseWarning`` names it, once for these masks.
 
         Raises:

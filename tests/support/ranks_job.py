@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import shard_calls
 import torch
+import torch._dynamo  # once, before ranks are forked
 from nets import RowByRow, conv_net
 from torch import distributed, nn
 from torch.nn import functional as F
