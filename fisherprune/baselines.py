@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fisherprune.masks.masks import Masks
 from fisherprune.parameters import eager
+from fisherprune.shards import check_whole
 from fisherprune.statistics.redraw import redraw_
 from fisherprune.streams import stream
 
@@ -35,6 +36,8 @@ def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
         masks: bool masks by parameter name.
         seed: a layer's permutation depends on it, the layer's name and its shape.
     """
+    instead = "shuffle_masks(masks.whole()), the same masks on each rank"
+    check_whole("shuffle_masks: masks", instead, masks)
     shuffled = {}
     for name, mask in masks.items():
         generator = stream(seed, name)

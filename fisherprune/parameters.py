@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from fisherprune.errors import FieldError, FisherpruneError, FisherpruneWarning, shown
@@ -22,6 +23,7 @@ from fisherprune.modules import (
     without,
     wrapped,
 )
+from fisherprune.shards import local, mesh_of, settle, summed
 
 Parameters = dict[str, nn.Parameter]
 
@@ -30,8 +32,18 @@ WRAPPERS = ("_orig_mod", "module")
 
 
 def eager(model: nn.Module) -> nn.Module:
-    """Return the module below ``torch.compile``: compiled code can't be tapped."""
-    return getattr(model, "_orig_mod", model)
+    """Return the module below ``torch.compile`` and ``DistributedDataParallel``.
+
+    Compiled code can't be tapped, and what ranks send each other in a forward pass
+    would wait for ranks that have fewer batches.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
 
 
 def device_of(parameters: Parameters) -> torch.device:
@@ -110,10 +122,15 @@ def check_finite(tensors: dict[str, Tensor], what: str) -> None:
     entries are. Where it is not, large entries may have overflowed together, so only
     then each entry is looked at.
     """
-    sums = [t.sum() for t in tensors.values()]
-    total = torch.stack([s.to(sums[0].device) for s in sums])
-    for name, ok in zip(tensors, total.isfinite().tolist(), strict=True):
-        if not ok and not tensors[name].isfinite().all():
+    parts = [local(t) for t in tensors.values()]
+    sums = [part.sum() for part in parts]
+    finite = torch.stack([s.to(sums[0].device) for s in sums]).isfinite().tolist()
+    pairs = zip(finite, parts, strict=True)
+    odd = [int(not ok and not part.isfinite().all()) for ok, part in pairs]
+    if mesh := mesh_of(tensors.values()):
+        odd = summed(torch.tensor(odd), mesh).tolist()
+    for name, is_odd in zip(tensors, odd, strict=True):
+        if is_odd:
             raise FisherpruneError(f"{what} of {name!r} is NaN or infinite")
 
 
@@ -280,6 +297,7 @@ def checked_model(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise FieldError("model", "a torch.nn.Module", type(model).__name__)
+    settle(model)
     return model
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.masks import Masks
-from fisherprune.masks.plan import Plan
+from fisherprune.masks.plan import Plan, check_splits
 from fisherprune.masks.ties import checked_ties
 from fisherprune.parameters import (
     Parameters,
@@ -19,7 +19,7 @@ from fisherprune.parameters import (
 )
 from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.scoring.score import score_task, scoring_criteria
-from fisherprune.statistics.alike import check_alike
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import Task, checked_task
@@ -99,7 +99,8 @@ def prune(
 
     Returns:
         The masks, by the names of the model where it is not wrapped, whether or not it
-        is; ``masks.hold(model, optimizer)`` keeps the zeros through training.
+        is; ``masks.hold(model, optimizer)`` keeps the zeros through training. Of a
+        model in shards (``fully_shard``) they are in the same shards.
 
     Raises:
         FisherpruneError: for any reason of ``score`` and ``select_masks``; the model is
@@ -229,9 +230,10 @@ def find_masks(
             structure=structure,
             transposed=transposed_names(model, task.parameters),
         )
+        check_splits(structure, task.parameters)
         for each in sparsities:  # before any pass, see that there are such masks
             plan.counts(each)
-        check_alike(
+        task = agreed(
             task,
             criterion=criterion,
             sparsities=[*sparsities],

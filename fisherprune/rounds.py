@@ -15,6 +15,7 @@ from fisherprune.masks.masks import Masks
 from fisherprune.masks.plan import Plan
 from fisherprune.parameters import Parameters
 from fisherprune.scoring.criteria import Criterion
+from fisherprune.shards import local
 from fisherprune.statistics.passes import Task
 from fisherprune.streams import stream_seed
 
@@ -128,11 +129,12 @@ def _pruned(
 
     def prune(masks: Mapping[str, Tensor]) -> None:
         for name, weight in dense.items():
-            zero = weight.new_zeros(())
-            parameters[name].data.copy_(torch.where(masks[name], weight, zero))
+            here = local(weight)
+            pruned = torch.where(local(masks[name]), here, here.new_zeros(()))
+            local(parameters[name].data).copy_(pruned)
 
     try:
         yield dense, prune
     finally:
         for name, weight in dense.items():
-            parameters[name].data.copy_(weight)
+            local(parameters[name].data).copy_(local(weight))

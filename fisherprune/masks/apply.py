@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError, LayerCollapseWarning
+from fisherprune.masks.compare import count
 from fisherprune.parameters import checked_model, fitted_names, plain_parameters
+from fisherprune.shards import local, split_like
 
 
 def pruned_weights(
     masks: Mapping[str, Tensor], model: nn.Module
 ) -> dict[str, tuple[nn.Parameter, Tensor]]:
     """Pair the model's parameters with the inverted masks on their devices, by name.
+
+    Of parameters in shards, the masks are of this rank's part.
 
     Raises:
         FisherpruneError: where the model has no such parameter, or its shape is
@@ -34,7 +38,8 @@ def pruned_weights(
                 f"masks do not fit: {name!r} of {type(model).__name__} has shape "
                 f"{list(parameter.shape)}, its mask {list(mask.shape)}"
             )
-        pruned = torch.empty_like(parameter, dtype=torch.bool)
+        mask = local(split_like(mask, parameter, f"mask of {name!r}"))
+        pruned = torch.empty_like(local(parameter), dtype=torch.bool)
         pairs[name] = parameter, pruned.copy_(~mask)  # strides as the weight's
     return pairs
 
@@ -44,7 +49,7 @@ def warn_of_collapse(masks: Mapping[str, Tensor], stacklevel: int) -> None:
     gone = [
         name
         for name, mask in masks.items()
-        if not name.endswith("bias") and mask.numel() and not mask.any()
+        if not name.endswith("bias") and mask.numel() and not count(mask)
     ]
     if gone:
         some = ", ".join(map(repr, gone[:8])) + (", ..." if len(gone) > 8 else "")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.parameters import fitted_names
+from fisherprune.shards import split_like
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Of scores; they are compared in float32."""
@@ -106,7 +107,8 @@ def checked_among(
     wanted = {name: s.shape for name, s in scores.items()}
     found = {name: mask.shape for name, mask in masks.items()}
     _check_shapes("select_masks: among", found, wanted)
-    return {name: masks[name].to(s.device) for name, s in scores.items()}
+    what = "select_masks: among of {!r}"
+    return {n: split_like(masks[n], s, what.format(n)) for n, s in scores.items()}
 
 
 def _check_shapes(

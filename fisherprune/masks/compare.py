@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.masks.checks import checked_masks
-from fisherprune.masks.devices import read_together
 from fisherprune.parameters import fitted_names
+from fisherprune.shards import as_shard, count_true, is_shard, local, split_like
 
 
 def paired(
@@ -38,8 +37,23 @@ def paired(
                 f"{where}: masks of {name!r} must have one shape, got "
                 f"{list(mask.shape)} and {list(theirs.shape)}"
             )
-        pairs[name] = mask, theirs.to(mask.device)
+        pairs[name] = mask, split_like(theirs, mask, f"{where}: masks of {name!r}")
     return pairs
+
+
+def is_same_in_shards(
+    masks: Mapping[str, Tensor], others: Mapping[str, Tensor]
+) -> bool:
+    """Return whether masks of the same names are equal, on all ranks together."""
+    pairs = {n: (m, others[n]) for n, m in masks.items()}
+    if any(mine.shape != other.shape for mine, other in pairs.values()):
+        return False
+    different = {}
+    for name, (mine, other) in pairs.items():
+        mine = mine if is_shard(mine) else split_like(mine, other, "masks")
+        other = split_like(other, mine, "masks")
+        different[name] = as_shard(local(mine) ^ local(other), mine)
+    return not any(count_true(different).values())
 
 
 def overlaps(masks: Mapping[str, Tensor], other: object) -> dict[str, tuple[int, int]]:
@@ -49,16 +63,10 @@ def overlaps(masks: Mapping[str, Tensor], other: object) -> dict[str, tuple[int,
 
 
 def count(mask: Tensor) -> int:
-    """Return how many weights a mask keeps."""
-    return int(torch.count_nonzero(mask))  # sum first widens every bool to an int64
+    """Return how many weights a mask keeps; of one in shards all ranks ask for it."""
+    return count_true({"": mask})[""]
 
 
 def share(part: int, whole: int) -> float:
     """Return the fraction ``part / whole``; 1 of nothing."""
     return part / whole if whole else 1.0
-
-
-def count_each(masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return how many weights each mask keeps; the host waits once."""
-    counts = read_together([torch.count_nonzero(m)[None] for m in masks.values()])
-    return dict(zip(masks, counts, strict=True))

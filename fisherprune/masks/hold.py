@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.masks.optimizers import check_trains, clean, trained, unwrapped
 from fisherprune.parameters import WRAPPERS, fitted_names
+from fisherprune.shards import as_shard, local, split_like
 
 if TYPE_CHECKING:
     from fisherprune.masks.masks import Masks
@@ -72,7 +73,8 @@ class Hold:
     @property
     def masks(self) -> Masks:
         """Return the masks that are held, in new tensors, by the names they came by."""
-        return _masks({n: ~self._masks[p].pruned for p, n in self._names.items()})
+        pruned = {p: self._masks[p].pruned for p in self._names}
+        return _masks({n: as_shard(~pruned[p], p) for p, n in self._names.items()})
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Go on with other masks, for schedules that prune more or let weights return.
@@ -108,7 +110,7 @@ class Hold:
         given._warn_of_collapse()
         self._masks |= new
         for parameter, out in either.items():
-            parameter.data.masked_fill_(out, 0.0)
+            local(parameter.data).masked_fill_(out, 0.0)
             self._mask_gradient(parameter)
         self._clean(either)
 
@@ -127,7 +129,11 @@ class Hold:
             if shape != list(parameter.shape):
                 wanted = f"of shape {list(parameter.shape)}"
                 raise FieldError(f"update: mask of {name!r}", wanted, shape)
-        return {p: _Mask.of(~masks[names[n]], p) for p, n in self._names.items()}
+        fitted = {
+            p: local(split_like(masks[names[n]], p, f"update: mask of {n!r}"))
+            for p, n in self._names.items()
+        }
+        return {p: _Mask.of(~mask, p) for p, mask in fitted.items()}
 
     def _take(self, name: str, parameter: nn.Parameter, out: Tensor) -> None:
         """Hold one more parameter."""
@@ -204,7 +210,7 @@ class Hold:
         """
         bits, kept = [], []
         for parameter in self._masks if parameters is None else parameters:
-            weight, mask = parameter.data, self._mask(parameter)
+            weight, mask = local(parameter.data), self._mask(parameter)
             if mask.kept is None:
                 weight.masked_fill_(mask.pruned, 0.0)
             else:
@@ -227,7 +233,7 @@ class Hold:
         if grad.is_sparse:
             parameter.grad = _mask_rows(grad, self._mask(parameter).pruned)
         else:
-            grad.masked_fill_(self._mask(parameter).pruned, 0.0)
+            local(grad).masked_fill_(self._mask(parameter).pruned, 0.0)
 
     def _clean(self, out: Mapping[Tensor, Tensor]) -> None:
         """Set to zero what the optimizers remember of weights, by parameter."""
@@ -255,7 +261,8 @@ class _Mask(NamedTuple):
 
     @classmethod
     def of(cls, pruned: Tensor, parameter: Tensor) -> _Mask:
-        weight, dtype = parameter.data, INTEGERS.get(parameter.element_size())
+        weight = local(parameter.data)
+        dtype = INTEGERS.get(weight.element_size())
         out = torch.empty_like(weight, dtype=torch.bool).copy_(pruned)
         kept = None if dtype is None else torch.empty_like(weight, dtype=dtype)
         return cls(out, None if kept is None else kept.copy_(~out))
@@ -263,10 +270,11 @@ class _Mask(NamedTuple):
     def fits(self, parameter: Tensor) -> bool:
         """Return whether the parameter lies as it did."""
         size = 0 if self.kept is None else self.kept.element_size()
+        weight = local(parameter)
         return (
-            INTEGERS.get(parameter.element_size()) == INTEGERS.get(size)
-            and self.pruned.device == parameter.device
-            and self.pruned.stride() == parameter.stride()
+            INTEGERS.get(weight.element_size()) == INTEGERS.get(size)
+            and self.pruned.device == weight.device
+            and self.pruned.stride() == weight.stride()
         )
 
 

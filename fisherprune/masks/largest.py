@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fisherprune.masks.compare import count_each
 from fisherprune.masks.counts import Counts
 from fisherprune.masks.devices import (
     read_together,
@@ -17,6 +16,7 @@ from fisherprune.masks.devices import (
     select_over_devices,
 )
 from fisherprune.masks.ties import refuse_ties, tie_ranks
+from fisherprune.shards import any_shard, as_shard, count_true, local
 
 
 class Contest(NamedTuple):
@@ -40,7 +40,10 @@ class Contest(NamedTuple):
         """Return the contest of the entries of ``among``; None: of all."""
         if among is None:
             return cls(scores, {name: s.numel() for name, s in scores.items()})
-        inside = {n: torch.where(among[n], s, -math.inf) for n, s in scores.items()}
+        inside = {
+            n: as_shard(torch.where(local(among[n]), local(s), -math.inf), s)
+            for n, s in scores.items()
+        }
         return cls(inside, room)
 
     def only(self, names: Collection[str]) -> Contest:
@@ -83,7 +86,7 @@ def _above_least(
     rest, short, left = contest, list[str](), keep
     while True:
         (masks,) = _together(rest, [left], "position")
-        found = [n for n, count in count_each(masks).items() if count < least[n]]
+        found = [n for n, count in count_true(masks).items() if count < least[n]]
         if not found:
             break
         short += found
@@ -99,6 +102,15 @@ def _apart(
     contest: Contest, counts: Sequence[Mapping[str, int]], ties: str
 ) -> list[dict[str, Tensor]]:
     """Keep the largest of each tensor."""
+    tensors, room = contest
+    if any_shard(tensors.values()):
+        return [
+            {
+                name: select_over_devices({name: t}, count[name], ties, room)[name]
+                for name, t in tensors.items()
+            }
+            for count in counts
+        ]
     found = [
         _Found.among(contest.only([name]), [count[name] for count in counts], ties)
         for name in contest.tensors
@@ -111,7 +123,7 @@ def _together(
 ) -> list[dict[str, Tensor]]:
     """Keep the largest of all tensors."""
     tensors, room = contest
-    if len({t.device for t in tensors.values()}) > 1:
+    if len({t.device for t in tensors.values()}) > 1 or any_shard(tensors.values()):
         return [select_over_devices(tensors, k, ties, room) for k in keep]
     return _checked([_Found.among(contest, keep, ties)], len(keep))
 

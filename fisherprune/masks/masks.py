@@ -11,13 +11,22 @@ from torch import Tensor, nn
 from fisherprune.errors import FieldError, shown
 from fisherprune.masks.apply import pruned_weights, warn_of_collapse
 from fisherprune.masks.checks import checked_masks
-from fisherprune.masks.compare import count, overlaps, paired, share
+from fisherprune.masks.compare import (
+    is_same_in_shards,
+    overlaps,
+    paired,
+    share,
+)
 from fisherprune.masks.files import read_masks, write_masks
 from fisherprune.masks.hold import Hold
+from fisherprune.shards import any_shard, check_whole, count_true, local, whole_of
 
 
 class Masks(Mapping[str, Tensor]):
     """Bool masks by parameter name, True = kept.
+
+    Of a model whose parameters are in shards (FSDP2, DTensor) they are in shards, too:
+    then what counts or compares them is asked of all ranks together.
 
     They are equal to others of the same names, shapes and bits, on whatever device; so
     they can't be hashed, as other mappings. ``&`` keeps what both keep, ``|`` what
@@ -55,6 +64,8 @@ class Masks(Mapping[str, Tensor]):
         return len(self._masks)
 
     def __repr__(self) -> str:
+        if any_shard(self.values()):  # one rank alone may print it
+            return f"Masks({len(self)} parameters, {self.total()} weights, in shards)"
         kept, total = self.kept(), self.total()
         return f"Masks({len(self)} parameters, {kept} of {total} weights kept)"
 
@@ -65,6 +76,8 @@ class Masks(Mapping[str, Tensor]):
             return False
         pairs = [(mask, other[name]) for name, mask in self.items()]
         bools = all(isinstance(o, Tensor) and o.dtype == torch.bool for _, o in pairs)
+        if bools and any_shard(each for pair in pairs for each in pair):
+            return is_same_in_shards(self, other)
         return bools and all(torch.equal(m, o.to(m.device)) for m, o in pairs)
 
     __hash__ = None  # type: ignore[assignment]  # the values can be changed
@@ -106,6 +119,19 @@ class Masks(Mapping[str, Tensor]):
             raise FieldError("to: device", "a torch device", shown(device)) from None
         return Masks({name: mask.to(place) for name, mask in self.items()})
 
+    def whole(self) -> Masks:
+        """Return masks that are in shards as whole ones, on each rank.
+
+        All ranks must ask for them. Others are returned as they are.
+
+        Example:
+            >>> import torch
+            >>> masks = Masks({"a": torch.eye(2) > 0})
+            >>> masks.whole() == masks
+            True
+        """
+        return Masks({name: whole_of(mask) for name, mask in self.items()})
+
     def kept(self) -> int:
         """Return the number of weights kept.
 
@@ -115,7 +141,7 @@ class Masks(Mapping[str, Tensor]):
             >>> masks.kept()
             6
         """
-        return sum(map(count, self.values()))
+        return sum(count_true(self).values())
 
     def total(self) -> int:
         """Return the number of weights under a mask.
@@ -145,7 +171,8 @@ class Masks(Mapping[str, Tensor]):
             >>> Masks({"a": torch.ones(4) > 0, "b": torch.eye(2) > 0}).density()
             {'a': 1.0, 'b': 0.5}
         """
-        return {n: share(count(mask), mask.numel()) for n, mask in self.items()}
+        kept = count_true(self)
+        return {n: share(kept[n], mask.numel()) for n, mask in self.items()}
 
     def jaccard(self, other: Mapping[str, Tensor]) -> float:
         """Return the overlap with other masks: weights kept by both / by either.
@@ -180,7 +207,8 @@ class Masks(Mapping[str, Tensor]):
         """Set the pruned weights of ``model`` to zero, once.
 
         Names fit whether the model or the one that the masks were made of is wrapped,
-        by ``torch.compile`` or ``DistributedDataParallel``. Where the masks keep no
+        by ``torch.compile`` or ``DistributedDataParallel``. Of a model in shards each
+        rank prunes its own; whole masks fit it as well. Where the masks keep no
         weight of a layer, a ``LayerCollapseWarning`` names it, once for these masks.
 
         Raises:
@@ -197,7 +225,7 @@ class Masks(Mapping[str, Tensor]):
         pairs = pruned_weights(self, model)
         with torch.no_grad():
             for parameter, pruned in pairs.values():
-                parameter.masked_fill_(pruned, 0.0)
+                local(parameter).masked_fill_(pruned, 0.0)
         self._warn_of_collapse()
 
     def _warn_of_collapse(self) -> None:
@@ -275,7 +303,8 @@ class Masks(Mapping[str, Tensor]):
 
         Raises:
             OSError: where it can't be written.
-            FisherpruneError: where ``path`` is no path.
+            FisherpruneError: where ``path`` is no path, or masks are in shards: then
+                all ranks ask for ``whole()``, and one saves these.
 
         Example:
             >>> import tempfile, torch
@@ -285,6 +314,7 @@ class Masks(Mapping[str, Tensor]):
             ...     Masks.load(f"{folder}/masks.safetensors") == masks
             True
         """
+        check_whole("save: masks", "masks.whole().save(path) on one rank", self)
         write_masks(self, path)
 
     @classmethod

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.shards import local
 
 
 def unwrapped(optimizer: Optimizer | None) -> Iterator[Optimizer]:
@@ -48,8 +49,9 @@ def clean(optimizer: Optimizer, out: Mapping[Tensor, Tensor]) -> None:
     states = [s for s in vars(optimizer).values() if isinstance(s, Mapping)]
     for parameter, mask in out.items():
         for tensor in _tensors(s.get(parameter) for s in states):
-            if tensor.shape == mask.shape:
-                tensor.masked_fill_(mask.to(tensor.device), 0.0)
+            here = local(tensor)
+            if here.shape == mask.shape:
+                here.masked_fill_(mask.to(here.device), 0.0)
 
 
 def _tensors(states: Iterable[object]) -> Iterator[Tensor]:

@@ -13,13 +13,28 @@ from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks import scopes as _scopes  # noqa: F401  # they register
 from fisherprune.masks import structures as _structures  # noqa: F401
 from fisherprune.masks.checks import checked_among, checked_scores
-from fisherprune.masks.compare import count_each
 from fisherprune.masks.counts import Counts, Densities, Shapes, checked_sparsity
 from fisherprune.masks.masks import Masks
 from fisherprune.masks.room import counts_within
 from fisherprune.masks.scopes.registry import SCOPES, Layers, checked_scope
 from fisherprune.masks.structures.registry import Selection, structure_of
 from fisherprune.masks.ties import checked_ties
+from fisherprune.shards import any_shard, count_true
+
+SHARDS = (
+    "where scores are in shards, for units may lie on several ranks: score the model "
+    "before it is split, and apply the masks to it after"
+)
+
+
+def check_splits(structure: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a structure of units where tensors are in shards.
+
+    Raises:
+        FisherpruneError: where they are.
+    """
+    if structure != "weights" and any_shard(tensors.values()):
+        raise FieldError("structure", f"weights {SHARDS}", shown(structure))
 
 
 def check_pattern(
@@ -91,7 +106,7 @@ class Plan:
             structure=structure,
         )
         self._structure, self._scope = structure_of(structure), SCOPES[scope]
-        self._transposed = frozenset(transposed)
+        self._transposed, self._text = frozenset(transposed), structure
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
         sizes = Layers(shapes, {}).sizes
         if not any(sizes.values()):
@@ -181,6 +196,7 @@ class Plan:
         sparsities = cast("Sequence[float]", sparsity if several else [sparsity])
         counts = [self.counts(each) for each in sparsities]
         tensors = checked_scores(scores, self._layers.shapes)
+        check_splits(self._text, tensors)
         inside = None if among is None else checked_among(among, tensors)
         masks = self._selected(tensors, counts, ties, inside)
         return masks if several else masks[0]
@@ -194,7 +210,7 @@ class Plan:
     ) -> list[Masks]:
         room, least = self._layers.sizes, self._least
         if among is not None:
-            room = count_each(among)
+            room = count_true(among)
             least = {name: min(n, room[name]) for name, n in least.items()}
             if self._structure.exact:
                 spare = 0 if self._scope.apart else 1

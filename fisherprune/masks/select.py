@@ -68,7 +68,9 @@ def select_masks(
 
     Args:
         scores: float32 tensors by parameter name (float16 and bfloat16 are widened), on
-            one or several devices.
+            one or several devices, or in shards (DTensors) on the ranks of one mesh,
+            which all make this call: then counts of scores are added up over the ranks,
+            no score is sent, and the masks are in the same shards.
         sparsity: fraction removed, in [0, 1]; for a list of them all masks come from
             one selection. For structure "N:M" it must be 1 - N / M.
         scope: "global", one threshold over all tensors, or one for each tensor: at the
@@ -81,10 +83,10 @@ def select_masks(
         min_per_layer: number of weights that each tensor keeps at least, or all where
             it has fewer: first its own best so many, and the others compete for what is
             left of the same total. 1 keeps layers from collapsing.
-        structure: "weights", each by itself; "channels", whole output channels;
-            "blocks:RxC", R outputs times C inputs; "N:M", N of each M consecutive
-            inputs. Inputs and outputs are the dimensions 1 and 0; each tap of a kernel
-            has blocks and groups of its own.
+        structure: "weights", each by itself, the only one for scores in shards;
+            "channels", whole output channels; "blocks:RxC", R outputs times C inputs;
+            "N:M", N of each M consecutive inputs. Inputs and outputs are the dimensions
+            1 and 0; each tap of a kernel has blocks and groups of its own.
         transposed: names of tensors whose dimensions 0 and 1 are inputs and outputs, as
             weights of transposed convolutions: ``transposed_names(model, parameters)``.
         among: bool tensors like the scores: what is False in them is not kept, whatever

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.shards import count_true
 
 TIES = ("error", "position")
 """What to do where equal scores at the threshold decide what is kept."""
@@ -57,8 +57,9 @@ def refuse_ties(ties: Sequence[tuple[Mapping[str, Tensor], int, float]]) -> None
     for tensors, keep, threshold in ties:
         places += keep
         for name, s in tensors.items():
-            equal[name] = int(torch.count_nonzero(s == threshold))
-            places -= int(torch.count_nonzero(s > threshold))
+            found = count_true({"equal": s == threshold, "above": s > threshold})
+            equal[name] = found["equal"]
+            places -= found["above"]
     refuse_equal(equal, places, f" of {ties[0][2]:g}")
 
 

@@ -162,6 +162,10 @@ class Tracking(TorchFunctionMode):
         if kwargs:
             tensors += tensors_in(kwargs)
         shared = [t for t in tensors if id(t) in self.keys]
+        if shared and func.__name__ == "__get__":  # FSDP2 asks for facts now and then
+            fact = func(*args, **kwargs)
+            if not isinstance(fact, Tensor):
+                return fact
         if shared and torch.is_grad_enabled():
             if inner := inside_of(func):
                 return self._run_inside(inner, args, kwargs, tensors)

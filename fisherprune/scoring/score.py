@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.scoring.criteria import Criterion, Statistics, get_criterion
-from fisherprune.statistics.alike import check_alike
+from fisherprune.shards import as_shard, is_shard, largest, part_of
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import Losses, LossFn
 from fisherprune.statistics.passes import ModelStatistics, Task, checked_task
@@ -62,11 +63,13 @@ def score(
         process_group: as in ``gradient_moments``: ranks that score each its batches get
             the same scores, those of all samples. What reads no data each rank finds by
             itself; the input of ones of synflow has the shape of the first rank's that
-            has a batch. prospr, ntk_sap and passes registered without ``over_ranks``
-            refuse it.
+            has a batch. For prospr, ntk_sap and passes registered without
+            ``over_ranks`` each rank passes over the batches of all, those of the first
+            rank first: this takes as long as in one process.
 
     Returns:
-        float32 scores by parameter name, each of its parameter's shape, on its device.
+        float32 scores by parameter name, each of its parameter's shape, on its device
+            and in its shards.
         Where squares of gradients leave float32's range, formulas are computed in
         float64; scores that would leave it, too, are all times one power of two.
 
@@ -121,7 +124,7 @@ def score_all(
         chosen = scoring_criteria(criteria)
         options = loss_fn, group_size, progress, losses, settings, seed
         task = checked_task(model, batches, parameters, *options, process_group)
-        check_alike(task, criteria=[each.code for each in chosen])
+        task = agreed(task, criteria=[each.code for each in chosen])
         return score_task(task, chosen)
 
 
@@ -187,7 +190,7 @@ def score_from(
                 f"{', '.join(sorted(missing))}, got {found.passes}"
             )
         named = {
-            name: criterion.score(_known(name, weight, found, seed))
+            name: _like(criterion.score(_known(name, weight, found, seed)), weight)
             for name, weight in weights.items()
         }
         check_finite(named, f"the {criterion.code} score")
@@ -197,10 +200,17 @@ def score_from(
 
 def _in_float32(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return float64 scores as float32, times a power of two where they leave range."""
-    top = max((float(s.abs().max()) for s in scores.values() if s.numel()), default=0.0)
+    top = max(largest(scores, absolute=True).values(), default=0.0)
     exponent = math.frexp(top)[1]
     factor = 1.0 if -64 <= exponent <= 127 else 2.0**-exponent
     return {name: (s * factor).float() for name, s in scores.items()}
+
+
+def _like(scores: Tensor, weight: Tensor) -> Tensor:
+    """Return scores that are split as their weight is, of a formula's whole ones."""
+    if not is_shard(scores):
+        return as_shard(part_of(scores, weight), weight)
+    return scores.redistribute(placements=weight.placements)  # type: ignore[attr-defined]
 
 
 def _known(name: str, weight: Tensor, found: ModelStatistics, seed: int) -> Statistics:

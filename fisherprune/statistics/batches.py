@@ -38,16 +38,21 @@ def checked_batches(
     Those that are ``labelled`` must be pairs of inputs and labels, others may have any
     structure.
     """
-    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
-        of = "(inputs, labels) tensors" if labelled else "batches"
-        raise FisherpruneError(
-            f"batches must be an iterable of {of}, got {type(batches).__name__}"
-        )
+    check_iterable(batches, labelled)
     for i, batch in enumerate(shown_bar(batches, title) if title else batches):
         deliver_interrupt()
         check_batch(i, batch, labelled)
         size = len(batch[0]) if labelled else count_samples(batch)
         yield Batch(moved(batch, device), size, i)
+
+
+def check_iterable(batches: Batches, labelled: bool) -> None:
+    """Refuse batches that can't be read one after the other."""
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        of = "(inputs, labels) tensors" if labelled else "batches"
+        raise FisherpruneError(
+            f"batches must be an iterable of {of}, got {type(batches).__name__}"
+        )
 
 
 @contextmanager

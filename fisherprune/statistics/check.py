@@ -17,6 +17,7 @@ from fisherprune.parameters import (
 )
 from fisherprune.persample.calls import Function
 from fisherprune.persample.contributions import Gradients
+from fisherprune.shards import check_whole
 from fisherprune.statistics.accumulators import Accumulator, Accumulators
 from fisherprune.statistics.batches import check_batch, reason
 from fisherprune.statistics.conditions import settings_of
@@ -28,6 +29,8 @@ from fisherprune.statistics.passes import Task, checked_task
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.structure import count_samples, some_samples
 from fisherprune.statistics.sums import PerSampleSums
+
+CHECK_BEFORE = "check the model before it is split, or a copy"
 
 SAMPLES = 3
 """With which a model is tried: enough to tell them from a lone one."""
@@ -79,6 +82,7 @@ def check(
         checked_parameters(model, parameters)  # raises
     unusable = {n: why for n, p in parameters.items() if (why := _why_unusable(p))}
     usable = {n: p for n, p in parameters.items() if n not in unusable}
+    check_whole("check: parameters", CHECK_BEFORE, parameters)
     check_batch(0, batch, labelled=losses is None)
     few = some_samples(batch, slice(SAMPLES))
     ways: dict[str, tuple[str, ...]] = {}

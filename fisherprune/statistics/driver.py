@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
-from fisherprune.parameters import check_unhooked, device_of
+from fisherprune.parameters import Parameters, check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
@@ -20,6 +20,7 @@ from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.ranks import no_samples
+from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
 from fisherprune.statistics.verdicts import Verdicts
 
@@ -65,6 +66,7 @@ class LoneSample:
     ran: Ran
     first: int
     sums: PerSampleSums
+    weights: Parameters
 
     @property
     def result(self) -> Tensor:
@@ -76,13 +78,13 @@ class LoneSample:
         looped = self.sums.looped
         grads = torch.autograd.grad(
             loss,
-            [*looped.parameters.values()],
+            [self.weights[name] for name in looped.parameters],
             retain_graph=again,
             materialize_grads=True,
         )
         looped.begin(1)
         for name, grad in zip(looped.parameters, grads, strict=True):
-            looped.add(name, Rows(grad.unsqueeze(0)))
+            self.sums.add_looped(name, Rows(grad.unsqueeze(0)))
         looped.end()
 
 
@@ -101,6 +103,13 @@ def tapped_passes(
         FisherpruneError: where there is no batch, samples mix, or a parameter is
             hooked.
     """
+    with in_layers(task) as laid:
+        yield from _tapped_passes(op, laid, forward, sums)
+
+
+def _tapped_passes(
+    op: str, task: Task, forward: Forward, sums: PerSampleSums
+) -> Iterator[TappedBatch | LoneSample]:
     run, verdicts = _TappedRun(op, task, forward, sums), Verdicts()
     for batch in batches_of(op, task):
         first = sums.samples
@@ -113,7 +122,7 @@ def tapped_passes(
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
                 verdicts.expect(ran.conditions)
-                yield LoneSample(ran.of_first(), first + i, sums)
+                yield LoneSample(ran.of_first(), first + i, sums, task.used)
     verdicts.settle()
     _warn_of_loops(op, sums)
 
@@ -150,7 +159,7 @@ class _TappedRun:
     ) -> TappedBatch:
         alone = known = None
         tapped = self.sums.tapped.parameters
-        parameters = {n: p for n, p in self.task.parameters.items() if n in tapped}
+        parameters = {n: p for n, p in self.task.used.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
             # Before the batch, whose graph must not save what this one changes.
             alone = run_alone(
@@ -218,7 +227,7 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
 
 def batches_of(op: str, task: Task) -> Iterator[Batch]:
     """Yield the batches of a task, at least one where no other rank may have some."""
-    if task.process_group is None:
+    if task.process_group is None and not task.every_rank:
         _warn_of_ranks(op)
     check_unhooked(task.parameters)
     empty = True
@@ -255,8 +264,8 @@ def _warn_of_ranks(op: str) -> None:
         warnings.warn(
             f"{op}: each of the {ranks} ranks of torch.distributed scores its own "
             "batches, so their masks differ unless all ranks see the same data: give "
-            "process_group (torch.distributed.group.WORLD) to gradient_moments, score "
-            "or prune, which then count the batches of all ranks",
+            "process_group (torch.distributed.group.WORLD), with which the batches of "
+            "all ranks count",
             FisherpruneWarning,
             stacklevel=2,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError
 from fisherprune.parameters import Parameters, check_finite
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import LoneSample, TappedBatch, tapped_passes
 from fisherprune.statistics.estimates import Estimate, estimate_of
@@ -21,12 +23,15 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
-from fisherprune.statistics.ranks import own_name
+from fisherprune.statistics.ranks import own_name, together
 from fisherprune.statistics.sample_streams import SampleStreams
 from fisherprune.statistics.scale import in_range, scaled, shifted
 from fisherprune.statistics.settings import Settings, checked_number
 from fisherprune.statistics.sums import PerSampleSums
 from fisherprune.streams import stream_seed
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OP = "gauss_newton_diagonal"
 DIAGONAL = "the Gauss-Newton diagonal"
@@ -44,6 +49,7 @@ def gauss_newton_diagonal(
     losses: Losses | None = None,
     parameters: Parameters | None = None,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     r"""Compute the diagonal of the generalized Gauss-Newton matrix, exactly.
 
@@ -77,6 +83,7 @@ def gauss_newton_diagonal(
         losses: in its place, of ``fisherprune.losses`` but ``hugging_face``.
         parameters: as in ``gradient_moments``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: as in ``gradient_moments``.
 
     Returns:
         The diagonal by parameter name, float32, of the parameters' shapes; 0 where
@@ -103,11 +110,12 @@ def gauss_newton_diagonal(
         >>> found["bias"]
         tensor([1., 1.])
     """
-    options = loss_fn, 1, progress, losses
-    task = checked_task(model, batches, parameters, *options)
-    found = gauss_newton_pass(task)
-    diagonal = shifted(found.parts["H"], -found.exponents.get("H", 0))
-    check_finite(diagonal, DIAGONAL)
+    with together(process_group):
+        options = loss_fn, 1, progress, losses, None, 0, process_group
+        task = agreed(checked_task(model, batches, parameters, *options))
+        found = gauss_newton_pass(task)
+        diagonal = shifted(found.parts["H"], -found.exponents.get("H", 0))
+        check_finite(diagonal, DIAGONAL)
     return diagonal
 
 
@@ -121,6 +129,7 @@ def gauss_newton_estimate(
     losses: Losses | None = None,
     parameters: Parameters | None = None,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Estimate:
     r"""Estimate the diagonal of the Gauss-Newton matrix from random signs.
 
@@ -148,6 +157,7 @@ def gauss_newton_estimate(
         losses: as in ``gauss_newton_diagonal``.
         parameters: as in ``gradient_moments``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: as in ``gradient_moments``; ranks draw different signs.
 
     Returns:
         The estimate and its standard error by parameter name.
@@ -160,12 +170,13 @@ def gauss_newton_estimate(
         Dangel et al., "BackPACK", 2020, for roots and draws; Hutchinson, "A Stochastic
         Estimator of the Trace of the Influence Matrix", 1989, for signs.
     """
-    settings = Settings(draws=checked_number("draws", draws, 2))
-    options = loss_fn, 1, progress, losses, settings, seed
-    task = checked_task(model, batches, parameters, *options)
-    sums, exponent = _summed(task, several=draws)
-    each = [shifted(sums.sums_of(k)[1], -2 * exponent) for k in range(draws)]
-    return estimate_of(each, DIAGONAL, 1 / sums.samples)
+    with together(process_group):
+        settings = Settings(draws=checked_number("draws", draws, 2))
+        options = loss_fn, 1, progress, losses, settings, seed, process_group
+        task = agreed(checked_task(model, batches, parameters, *options))
+        sums, exponent = _summed(task, several=draws)
+        each = [shifted(sums.sums_of(k)[1], -2 * exponent) for k in range(draws)]
+        return estimate_of(each, DIAGONAL, 1 / sums.samples)
 
 
 def _reader(task: Task) -> Reader:
@@ -176,7 +187,9 @@ def _check_loss(task: Task) -> None:
     _reader(task)
 
 
-@register_pass("gauss_newton", yields=("H",), check=_check_loss, over_ranks=True)
+@register_pass(
+    "gauss_newton", yields=("H",), check=_check_loss, over_ranks=True, in_shards=True
+)
 def gauss_newton_pass(task: Task) -> ModelStatistics:
     """Yield the diagonal, exact or estimated; the group size plays no part in it."""
     found, exponent = _summed(task)

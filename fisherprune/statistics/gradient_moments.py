@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherprune.errors import FieldError, shown
+from fisherprune.shards import check_whole, split_like, whole_of
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.moments_files import (
     SHARD_BYTES,
@@ -19,6 +20,9 @@ from fisherprune.statistics.moments_files import (
 )
 from fisherprune.statistics.passes import ModelStatistics
 from fisherprune.statistics.scale import shifted
+
+WHAT = "GradientMoments: the right side of +"
+"""What errors call it."""
 
 FACTS = ("samples", "groups", "group_size", "exponent", "labels", "paths")
 """What files of moments hold beside tensors and provenance."""
@@ -101,8 +105,8 @@ class GradientMoments:
             for by in [exponent - m.exponent]
         )
         return GradientMoments(
-            {n: sum + more_sums[n].to(sum.device) for n, sum in sums.items()},
-            {n: sum + more_squares[n].to(sum.device) for n, sum in squares.items()},
+            {n: t + split_like(more_sums[n], t, WHAT) for n, t in sums.items()},
+            {n: t + split_like(more_squares[n], t, WHAT) for n, t in squares.items()},
             self.samples + other.samples,
             self.groups + other.groups,
             self.group_size,
@@ -114,6 +118,17 @@ class GradientMoments:
             self.labels,
             (*self.provenance, *other.provenance),
         )
+
+    def whole(self) -> GradientMoments:
+        """Return moments that are in shards as whole ones, on each rank.
+
+        All ranks must ask for them. Others are returned as they are.
+        """
+        sums, squares = (
+            {name: whole_of(t) for name, t in named.items()}
+            for named in (self.sum, self.sum_sq)
+        )
+        return replace(self, sum=sums, sum_sq=squares)
 
     def save(
         self,
@@ -137,8 +152,9 @@ class GradientMoments:
                 alone.
 
         Raises:
-            FisherpruneError: where an argument can't be used, or an index that is not
-                of moments is in the way.
+            FisherpruneError: where an argument can't be used, an index that is not of
+                moments is in the way, or moments are in shards: then all ranks ask for
+                ``whole()``, and one saves these.
             OSError: where the folder is missing, not writable or full.
 
         Example:
@@ -156,6 +172,7 @@ class GradientMoments:
         if not isinstance(provenance, Mapping | None):
             wanted = "a dict of what JSON can hold"
             raise FieldError("save: provenance", wanted, shown(provenance))
+        check_whole("save: moments", "moments.whole().save(path) on one rank", self.sum)
         records = [*self.provenance, *([provenance] if provenance else [])]
         facts = {name: getattr(self, name) for name in FACTS}
         facts["provenance"] = [dict(record) for record in records]

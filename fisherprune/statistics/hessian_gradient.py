@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.parameters import Parameters, check_finite, device_of
 from fisherprune.statistics.accumulators import BlockSum
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batch, Batches, checked_batches, running
 from fisherprune.statistics.flow import flow_parameters
 from fisherprune.statistics.forward import Forward, of_losses, of_outputs
@@ -35,10 +37,13 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
-from fisherprune.statistics.ranks import add_up_, gathered
+from fisherprune.statistics.ranks import add_up_, gathered, together
 from fisherprune.statistics.scale import LEAP, scaled, shifted
 from fisherprune.statistics.settings import Settings
 from fisherprune.statistics.verdicts import Expect, Verdicts
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OP = "hessian_gradient_product"
 GRADIENT_TOLERANCE = 5e-2
@@ -60,6 +65,7 @@ def hessian_gradient_product(
     flow: str = Settings.flow,
     temperature: float = Settings.temperature,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     r"""Compute :math:`H m`, the Hessian of the mean loss times its gradient.
 
@@ -80,6 +86,7 @@ def hessian_gradient_product(
         flow: "trainable", "weights" or "scored", see ``Settings``.
         temperature: what the outputs are divided by before the loss, see ``Settings``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: as in ``gradient_moments``.
 
     Returns:
         The product by parameter name, float32, of the parameters' shapes.
@@ -93,12 +100,13 @@ def hessian_gradient_product(
         Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient
         Flow", 2020; Pearlmutter, "Fast Exact Multiplication by the Hessian", 1994.
     """
-    settings = Settings(flow=flow, temperature=temperature)
-    options = loss_fn, group_size, progress, losses, settings
-    task = checked_task(model, batches, parameters, *options)
-    _check_temperature(task)
-    found = hessian_gradient_pass(task)
-    return shifted(found.parts["Hm"], -found.exponents.get("Hm", 0))
+    with together(process_group):
+        settings = Settings(flow=flow, temperature=temperature)
+        options = loss_fn, group_size, progress, losses, settings, 0, process_group
+        task = agreed(checked_task(model, batches, parameters, *options))
+        _check_temperature(task)
+        found = hessian_gradient_pass(task)
+        return shifted(found.parts["Hm"], -found.exponents.get("Hm", 0))
 
 
 def _check_temperature(task: Task) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.parameters import Parameters, check_finite
+from fisherprune.shards import shards_of
 from fisherprune.statistics.accumulators import BlockSum, Sums
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import plain_passes
 from fisherprune.statistics.estimates import Estimate, estimate_of
@@ -23,10 +27,14 @@ from fisherprune.statistics.passes import (
     register_pass,
 )
 from fisherprune.statistics.protect import evaluating
-from fisherprune.statistics.ranks import add_up_, counted, gathered
+from fisherprune.statistics.ranks import add_up_, counted, gathered, together
 from fisherprune.statistics.scale import ENOUGH, LEAP, scaled
 from fisherprune.statistics.settings import Settings, checked_number
+from fisherprune.statistics.whole import in_whole
 from fisherprune.streams import stream
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OP, DIAGONAL = "hutchinson_diagonal", "Hutchinson's estimate of the Hessian's diagonal"
 """What errors call it."""
@@ -42,6 +50,7 @@ def hutchinson_diagonal(
     losses: Losses | None = None,
     parameters: Parameters | None = None,
     progress: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Estimate:
     r"""Estimate the diagonal of the Hessian of the mean loss.
 
@@ -72,6 +81,7 @@ def hutchinson_diagonal(
         losses: as in ``gradient_moments``; any.
         parameters: as in ``gradient_moments``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
+        process_group: as in ``gradient_moments``.
 
     Returns:
         The estimate and its standard error over the probes, by parameter name.
@@ -93,10 +103,21 @@ def hutchinson_diagonal(
         >>> found.mean["weight"].shape, found.draws
         (torch.Size([2, 3]), 10)
     """
-    settings = Settings(probes=checked_number("probes", probes, 2))
-    options = loss_fn, 1, progress, losses, settings, seed
-    task = checked_task(model, batches, parameters, *options)
-    each, samples, exponent = _in_range(task, several=probes)
+    with together(process_group):
+        settings = Settings(probes=checked_number("probes", probes, 2))
+        options = loss_fn, 1, progress, losses, settings, seed, process_group
+        task = agreed(checked_task(model, batches, parameters, *options))
+        found = in_whole(task, _estimate)
+        mean, error = (
+            shards_of(named, task.parameters)
+            for named in (found.mean, found.standard_error)
+        )
+        return replace(found, mean=mean, standard_error=error)
+
+
+@torch.inference_mode(False)
+def _estimate(task: Task) -> Estimate:
+    each, samples, exponent = _in_range(task, several=task.settings.probes)
     return estimate_of(each, DIAGONAL, 2.0**-exponent / samples)
 
 

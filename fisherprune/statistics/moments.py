@@ -9,7 +9,7 @@ from torch import nn
 
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, check_finite
-from fisherprune.statistics.alike import check_alike
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
 from fisherprune.statistics.forward import of_likelihoods, of_losses
@@ -103,9 +103,10 @@ def gradient_moments(
         draws: of labels, for each sample; groups are those of each draw.
         seed: of drawn labels. Those of a sample depend on its number among all samples,
             not on batches.
-        parameters: by name, ``prunable_parameters(model)`` by default; any that the
-            losses depend on, frozen ones too. ``paths`` of the result says in which way
-            the gradients of each were found.
+        parameters: by name, ``prunable_parameters(model)`` by default, whose names are
+            those of a checkpoint of the model, wrapped or not; any that the losses
+            depend on, frozen ones too, by the names that results shall have. ``paths``
+            of the result says in which way the gradients of each were found.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
         process_group: of ``torch.distributed``, whose ranks all make this call, each
             with batches of its own, maybe none (``DistributedSampler`` repeats samples
@@ -116,6 +117,16 @@ def gradient_moments(
             where the samples of each rank are a multiple of ``group_size``. Ranks draw
             different labels. Model and options must be the same on all ranks. Where
             one rank fails, all raise its error.
+
+            A model whose parameters are in shards (``fully_shard``) needs the group of
+            the ranks that hold them, and the moments are in the same shards: DTensors,
+            8 bytes for each weight of a rank. All ranks then run all batches together,
+            those of the first rank first, and groups run on from rank to rank: they
+            find the bits of one process with all these batches, in its time. One
+            layer, or what FSDP2 gathers as one, is whole at a time, with its moments.
+            Second derivatives and synflow need the whole model on each rank, in the
+            parameters' own dtype, as long as their pass runs. A rank that fails alone
+            in a forward pass leaves the others waiting, as it does in training.
 
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.
@@ -145,7 +156,7 @@ def gradient_moments(
         settings = Settings(labels=labels, draws=draws)
         options = loss_fn, group_size, progress, losses, settings, seed
         task = checked_task(model, batches, parameters, *options, process_group)
-        check_alike(task)
+        task = agreed(task)
         found = _gradient_moments(task)
         if found.exponent:
             check_finite(found.fisher, FISHER)
@@ -163,7 +174,13 @@ def _reader(task: Task) -> Reader:
     return reader_of("gradient_moments", task, "labels='sampled'")
 
 
-@register_pass("moments", yields=("m", "F"), check=_check_labels, over_ranks=True)
+@register_pass(
+    "moments",
+    yields=("m", "F"),
+    check=_check_labels,
+    over_ranks=True,
+    in_shards=True,
+)
 def moments_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient and the Fisher diagonal."""
     return _gradient_moments(task).statistics

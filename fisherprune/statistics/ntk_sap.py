@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.parameters import check_finite
+from fisherprune.shards import check_whole
 from fisherprune.statistics.batches import Batch, running
 from fisherprune.statistics.batchnorm import measure_batchnorm
 from fisherprune.statistics.driver import batches_of
@@ -28,6 +29,9 @@ def _check_losses(task: Task) -> None:
             "losses must be left out for the pass ntk_sap, which reads the outputs of "
             "the model and no loss"
         )
+    named = dict(task.model.named_parameters())
+    instead = "score the model before it is split: ntk_sap draws weights in a copy"
+    check_whole("parameters", instead, named)
 
 
 @register_pass("ntk_sap", yields=("K",), check=_check_losses)

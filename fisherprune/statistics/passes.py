@@ -19,6 +19,7 @@ from fisherprune.statistics.losses import (
     checked_losses,
 )
 from fisherprune.statistics.settings import Settings, checked_settings
+from fisherprune.statistics.whole import over_whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -96,6 +97,15 @@ class Task:
     """Whether the model may run once more for each sample alone, where need be."""
     process_group: ProcessGroup | None = None
     """Whose ranks have batches of their own, that count as one set of samples."""
+    every_rank: bool = False
+    """Whether all ranks pass over these same batches, which are those of all."""
+    leaves: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    """What the model's forward pass uses in the place of parameters in shards."""
+
+    @property
+    def used(self) -> Parameters:
+        """Return the parameters as the model's forward pass uses them."""
+        return {name: self.leaves.get(name, p) for name, p in self.parameters.items()}
 
 
 class LoopsError(Exception):
@@ -152,7 +162,8 @@ class StatisticsPass:
         check: raises where it can't work on a task; called before any pass is run.
         within: name of a pass that yields the same and more: it is run in this one's
             place, unless it would run the model for each sample alone.
-        over_ranks: whether it adds up what the ranks of the task's process group find.
+        over_ranks: whether it adds up what the ranks of the task's process group find;
+            otherwise each rank passes over the batches of all.
     """
 
     name: str
@@ -176,8 +187,12 @@ def register_pass(
     check: Callable[[Task], None] = lambda task: None,
     within: str = "",
     over_ranks: bool = False,
+    in_shards: bool = False,
 ) -> Callable[[PassFunction], PassFunction]:
     """Register the decorated function as a pass; see ``StatisticsPass``.
+
+    A pass that is not made for parameters ``in_shards`` sees whole ones in their place,
+    all of a model at once.
 
     Raises:
         FisherpruneError: where the name is taken, or a pass is needed that is not
@@ -189,7 +204,7 @@ def register_pass(
 
     def register(run: PassFunction) -> PassFunction:
         # Autograd can't save what is made in inference mode.
-        run = torch.inference_mode(False)(run)
+        run = torch.inference_mode(False)(run if in_shards else over_whole(run))
         PASSES[name] = StatisticsPass(
             name, run, needs, yields, check, within, over_ranks
         )

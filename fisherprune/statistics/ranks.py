@@ -48,7 +48,7 @@ def together(process_group: ProcessGroup | None) -> Iterator[ProcessGroup | None
         tell(group, error)
         raise
     if group is not None:
-        _meet(group, "the end")
+        meet(group, "the end")
 
 
 def _checked_group(group: Any) -> ProcessGroup | None:
@@ -69,21 +69,21 @@ def tell(group: ProcessGroup | None, error: Exception) -> None:
         FisherpruneError: where another rank fails and this one does not.
     """
     if group is not None and not isinstance(error, RankError | _RankLoopsError):
-        _meet(group, "an error", error=error)
+        meet(group, "an error", error=error)
 
 
-def _meet(
+def meet(
     group: ProcessGroup, step: str, content: Any = None, error: Exception | None = None
 ) -> list[Any]:
     """Return what all ranks bring, in order; raise where another one failed."""
     is_loops = isinstance(error, LoopsError)
     text = None if error is None or is_loops else _described(error)
     every: list[Any] = [None] * group.size()
-    with _reaching():
+    with reaching():
         torch.distributed.all_gather_object(
             every, (step, text, is_loops, content), group=group
         )
-    failed = [(_number(group, i), each[1]) for i, each in enumerate(every) if each[1]]
+    failed = [(number_of(group, i), each[1]) for i, each in enumerate(every) if each[1]]
     if failed and not text:
         number, what = failed[0]
         raise RankError(f"process_group: rank {number} failed: {what}")
@@ -100,7 +100,7 @@ def _described(error: Exception) -> str:
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def reaching() -> Iterator[None]:
     """Raise an error after which ranks can't meet where torch.distributed fails."""
     try:
         yield
@@ -108,7 +108,7 @@ def _reaching() -> Iterator[None]:
         raise RankError(f"process_group: ranks can't be reached: {error}") from error
 
 
-def _number(group: ProcessGroup, i: int) -> int:
+def number_of(group: ProcessGroup, i: int) -> int:
     """Return the number that the group's rank ``i`` has in the whole job."""
     return torch.distributed.get_global_rank(group, i)
 
@@ -122,7 +122,7 @@ def check_same(group: ProcessGroup, what: str, every: Sequence[str | None]) -> N
     first = every[0]
     for i, each in enumerate(every):
         if each != first:
-            numbers = _number(group, 0), _number(group, i)
+            numbers = number_of(group, 0), number_of(group, i)
             raise RankError(
                 f"process_group: {what} must be the same on all ranks, got "
                 f"{(first or 'none')[:80]} on rank {numbers[0]} and "
@@ -143,7 +143,7 @@ def gathered(task: Task, op: str, content: Any) -> list[Any]:
         FisherpruneError: where another rank failed.
     """
     group = task.process_group
-    return [content] if group is None else _meet(group, op, content)
+    return [content] if group is None else meet(group, op, content)
 
 
 def counted(op: str, counts: Sequence[Sequence[float]]) -> list[float]:
@@ -163,6 +163,20 @@ def no_samples(op: str) -> FisherpruneError:
     return FisherpruneError(f"{op}: batches must hold samples, got none")
 
 
+def copy_first_(task: Task, tensors: Sequence[Tensor]) -> None:
+    """Set tensors to those of the first rank: others may round another way.
+
+    It must follow a ``gathered``, as ``add_up_`` must.
+    """
+    if (group := task.process_group) is None:
+        return
+    with reaching(), torch.no_grad():
+        for tensor in tensors:
+            sent = tensor.to(_device_of(group, tensor)).contiguous()
+            torch.distributed.broadcast(sent, number_of(group, 0), group)
+            tensor.copy_(sent)
+
+
 def add_up_(task: Task, tensors: Sequence[Tensor]) -> None:
     """Set tensors of one dtype to their sums over the ranks, the same bits on each.
 
@@ -171,7 +185,7 @@ def add_up_(task: Task, tensors: Sequence[Tensor]) -> None:
     """
     if (group := task.process_group) is None:
         return
-    with _reaching(), torch.no_grad():
+    with reaching(), torch.no_grad():
         loose = [t for t in tensors if not t.is_contiguous()]
         for tensor in loose:
             dense = tensor.contiguous()

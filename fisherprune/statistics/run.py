@@ -9,8 +9,8 @@ from functools import partial
 
 import torch
 
-from fisherprune.errors import FieldError
 from fisherprune.parameters import device_of
+from fisherprune.shards import any_shard
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import (
     PASSES,
@@ -20,7 +20,8 @@ from fisherprune.statistics.passes import (
     Task,
     passes_for,
 )
-from fisherprune.statistics.ranks import tell
+from fisherprune.statistics.rank_batches import on_every_rank
+from fisherprune.statistics.ranks import copy_first_, gathered, tell
 
 
 def statistics_of(
@@ -49,13 +50,22 @@ def statistics_of(
     if isinstance(task.batches, Iterator) and several:
         task = replace(task, batches=list(task.batches))
     for each in passes:
-        if task.process_group is not None and not each.over_ranks:
-            wanted = f"None for the pass {each.name}, which is not made for ranks"
-            raise FieldError("process_group", wanted, "a group")
         each.check(task)
     for each in passes:
-        task = replace(task, found=task.found | _result(each, task, cache, key))
+        task = replace(task, found=task.found | _on_ranks(each, task, cache, key))
     return task.found
+
+
+def _on_ranks(
+    each: StatisticsPass, task: Task, cache: StatisticsCache | None, key: str
+) -> ModelStatistics:
+    """Return the result of a pass, over the samples of all ranks."""
+    if each.over_ranks:
+        return _result(each, task, cache, key)
+    found = _result(each, on_every_rank(task), cache, key)
+    gathered(task, each.name, None)
+    copy_first_(task, [t for named in found.parts.values() for t in named.values()])
+    return found
 
 
 def _result(
@@ -65,7 +75,9 @@ def _result(
     # With drawn labels, the other would go backward for them, too.
     if each.within and task.settings.labels == "given":
         try:
-            whole = replace(task, may_loop=False)
+            # Of shards, plain autograd would need whole gradients of all parameters.
+            in_shards = any_shard(task.parameters.values())
+            whole = replace(task, may_loop=in_shards)
             return _result(PASSES[each.within], whole, cache, key)
         except LoopsError as error:
             tell(task.process_group, error)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneWarning
 from fisherprune.parameters import check_finite
+from fisherprune.shards import largest
 
 if TYPE_CHECKING:
     from fisherprune.statistics.batches import Batches
@@ -78,7 +79,7 @@ def in_range(
 
 def _better(sums: Named, squares: Named, exponent: int) -> int:
     """Return the exponent with which the squares would be in range."""
-    tops = _largest(squares).values()
+    tops = largest(squares).values()
     if not all(map(math.isfinite, tops)):
         return exponent if exponent < 0 else exponent - LEAP
     top = max(tops)
@@ -93,8 +94,8 @@ def _better(sums: Named, squares: Named, exponent: int) -> int:
 
 def lost(sums: Named, squares: Named) -> list[str]:
     """Return the names of parameters that have gradients, but squares out of range."""
-    small = [name for name, x in _largest(squares).items() if x < LEAST]
-    sizes = _largest({name: sums[name].abs() for name in small})
+    small = [name for name, x in largest(squares).items() if x < LEAST]
+    sizes = largest({name: sums[name] for name in small}, absolute=True)
     return [name for name, size in sizes.items() if size]
 
 
@@ -127,15 +128,6 @@ def shifted(tensors: Named, exponent: int) -> dict[str, Tensor]:
     return {n: (t.double() * 2.0**exponent).float() for n, t in tensors.items()}
 
 
-def _largest(tensors: Named) -> dict[str, float]:
-    """Return the largest entry of each, with one wait for the device."""
-    tops = [t.max() if t.numel() else t.new_zeros(()) for t in tensors.values()]
-    if not tops:
-        return {}
-    values = torch.stack([top.to(tops[0].device) for top in tops]).tolist()
-    return dict(zip(tensors, values, strict=True))
-
-
 def _is_finite(found: PerSampleSums) -> bool:
     _, squares = found.sums()
-    return all(map(math.isfinite, _largest(squares).values()))
+    return all(map(math.isfinite, largest(squares).values()))

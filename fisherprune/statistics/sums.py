@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fisherprune.persample.contributions import Gradients
+from fisherprune.shards import as_shard, local
 from fisherprune.statistics.accumulators import Accumulators, Sums
 from fisherprune.statistics.passes import LoopsError, Task
 from fisherprune.statistics.ranks import add_up_, counted, gathered
+from fisherprune.statistics.shards import part_of_all
 
 
 class PerSampleSums:
@@ -31,7 +33,8 @@ class PerSampleSums:
     def __init__(
         self, task: Task, group_size: int, scaled: bool = False, several: int = 1
     ) -> None:
-        parameters, self.may_loop = task.parameters, task.may_loop
+        self.parameters, self.may_loop = task.parameters, task.may_loop
+        parameters = {name: local(p) for name, p in task.parameters.items()}
         self.scaled, self.samples = scaled, 0
         self._groups: int | None = None
         self._all = [
@@ -59,7 +62,11 @@ class PerSampleSums:
 
     def add(self, name: str, gradients: Gradients) -> None:
         """Add per-sample gradients that the tap saw."""
-        self.tapped.add(name, gradients)
+        self.tapped.add(name, part_of_all(gradients, self.parameters[name]))
+
+    def add_looped(self, name: str, gradients: Gradients) -> None:
+        """Add the gradients of a sample that was run alone."""
+        self.looped.add(name, part_of_all(gradients, self.parameters[name]))
 
     @property
     def groups(self) -> int:
@@ -116,4 +123,8 @@ class PerSampleSums:
         sums, squares = tapped.sums()
         more_sums, more_squares = looped.sums()
         sums, squares = sums | more_sums, squares | more_squares
-        return {n: sums[n] for n in self.ways}, {n: squares[n] for n in self.ways}
+        named = self.parameters.items()
+        return (
+            {n: as_shard(sums[n], p) for n, p in named},
+            {n: as_shard(squares[n], p) for n, p in named},
+        )

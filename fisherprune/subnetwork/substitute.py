@@ -14,6 +14,7 @@ from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.apply import pruned_weights
 from fisherprune.masks.checks import checked_masks
 from fisherprune.parameters import checked_model, eager
+from fisherprune.shards import check_whole
 from fisherprune.statistics.structure import described, map_tensors, tensors_in
 
 Values = Mapping[int, Tensor]
@@ -52,6 +53,8 @@ def masked_parameters(
     Raises:
         FisherpruneError: where the masks are none or do not fit.
     """
+    instead = "of the same model before it is split, with masks.whole()"
+    check_whole(f"{function}: parameters", instead, dict(model.named_parameters()))
     pairs = pruned_weights(checked_masks(masks, function), model)
     return {name: (weight, ~pruned) for name, (weight, pruned) in pairs.items()}
 

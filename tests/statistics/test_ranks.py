@@ -2,6 +2,7 @@
 
 import pytest
 import ranks_job as job
+import shard_calls
 import torch
 import truth
 
@@ -120,6 +121,8 @@ MISTAKES = {
     "loss of grasp": (2, "TypeError: no such loss"),
     "labels": (1, "labels"),
     "fewer": (3, "batches must hold the same 8 samples again, got 4"),
+    "loss of prospr": (2, "TypeError: no such loss"),
+    "batches of one": (1, "batches must be an iterable of (inputs, labels) tensors"),
     "argument": (0, "group_size must be an integer of at least 1, got 0"),
 }
 DIFFERENCES = {
@@ -133,10 +136,6 @@ ALIKE = {
     "empty": "gradient_moments: batches must hold samples, got none",
     "empty flow": "synaptic_flow: batches must hold samples, got none",
     "empty gradient": "hutchinson_diagonal: batches must hold samples, got none",
-    "prospr": "process_group must be None for the pass meta_gradient, which is not "
-    "made for ranks, got a group",
-    "ntk_sap": "process_group must be None for the pass ntk_sap, which is not made for "
-    "ranks, got a group",
     "group": "process_group must be None or a ProcessGroup of torch.distributed with "
     "this rank in it, got 'WORLD'",
 }
@@ -169,6 +168,155 @@ def test_other_mistakes(ranks):
     for each in ranks:
         assert "on rank 0 and" in each["told"]["calls"]
         assert "a ProcessGroup of torch.distributed" in each["told"]["other group"]
+
+
+SHARDS = "process_group must be of all ranks that hold shards of the model's parameters"
+WHOLE = "must be whole ({}), got '0.weight' in shards"
+OF_SHARDS = {
+    "no group": f"{SHARDS}, got None",
+    "no group, moments": f"{SHARDS}, got None",
+    "other group": f"{SHARDS}, got ",
+    "tensor parallel": "parameters: '0.weight' is a DTensor that FSDP2 does not gather",
+    "two ways": "parameters: '0.weight' is a DTensor that FSDP2 does not gather",
+    "flat": "model: FullyShardedDataParallel hides parameters in flat ones",
+    "structure": "structure must be weights where scores are in shards",
+    "copy": "parameters "
+    + WHOLE.format(
+        "score the model before it is split: ntk_sap draws weights in a copy"
+    ),
+    "check": "check: parameters "
+    + WHOLE.format("check the model before it is split, or a copy"),
+    "file": "save: masks " + WHOLE.format("masks.whole().save(path) on one rank"),
+    "moments file": "save: moments "
+    + WHOLE.format("moments.whole().save(path) on one rank"),
+    "shuffle": "shuffle_masks: masks "
+    + WHOLE.format("shuffle_masks(masks.whole()), the same masks on each rank"),
+    "paths": "effective_masks: parameters "
+    + WHOLE.format("of the same model before it is split, with masks.whole()"),
+    "forward": "gradient_moments: the model failed on batch 0 ",
+    "no batches": "gradient_moments: batches must hold samples, got none",
+    "infinite": "the loss must be finite, got inf",
+}
+
+
+@pytest.mark.parametrize("name", OF_SHARDS)
+def test_mistakes_with_parameters_in_shards(ranks, name):
+    for each in ranks:
+        assert each["shards"]["told"][name].startswith(OF_SHARDS[name])
+
+
+def test_all_ranks_stop_where_batches_of_one_fail(ranks):
+    told = [each["shards"]["told"]["batches"] for each in ranks]
+    failed = FAILED.format(1) + "OSError: no such file"
+    assert told == [failed, "no such file", failed, failed]
+
+
+@pytest.fixture(scope="module")
+def one(seed):
+    """Return a function for the network that ranks have in shards, and all batches."""
+    shares = job.batches_of(seed, shard_calls.COUNTS)
+    every = [batch for share in shares for batch in share]
+    return lambda: (shard_calls.plain(seed, job.network), every)
+
+
+def moments_of_groups(net, batches):
+    named = dict(net.named_parameters())
+    found = fp.gradient_moments(net, batches, parameters=named, group_size=3)
+    return found.sum | {f"{n} squared": 2 * t for n, t in found.sum_sq.items()}
+
+
+def pruned_half(net, batches):
+    fp.prune(net, batches, "fisher_diag", 0.5, ties="position")
+    return {n: p.detach() for n, p in net.named_parameters()}
+
+
+def halves(net, batches):
+    return dict(fp.find_masks(net, batches, "fisher_diag", [0.5], ties="position")[0])
+
+
+IN_SHARDS = {
+    "moments": moments_of_groups,
+    "scores": job.scores(shard_calls.CODES, settings=shard_calls.FEW),
+    "estimates": shard_calls.estimates,
+    "masks": job.masks,
+    "two dimensions": halves,
+    "whole": halves,
+    "pruned": pruned_half,
+    "applied": pruned_half,
+}
+
+
+@pytest.mark.parametrize("name", IN_SHARDS)
+def test_shards_have_the_bits_of_one_process_with_all_batches(ranks, one, name):
+    expected = IN_SHARDS[name](*one())
+    assert any(t.count_nonzero() for t in expected.values())
+    for each in ranks:
+        assert_same_bits(each["shards"][name], expected)
+
+
+def test_each_rank_keeps_what_belongs_to_its_shards(ranks, one):
+    net, _ = one()
+    for name, p in net.named_parameters():
+        parts = [each["shards"]["sizes"][name] for each in ranks]
+        assert sum(part[0] for part in parts) == len(p), name
+        assert max(part[0] for part in parts) == -(-len(p) // job.RANKS)
+    for each in ranks:
+        found = each["shards"]
+        assert found["as found"] and found["counts"] == 4
+        assert all(way != ("loop",) for way in found["paths"].values())
+
+
+def test_a_model_in_the_shards_of_two_ranks(ranks, seed):
+    shares = job.batches_of(seed, shard_calls.COUNTS)
+    net = shard_calls.plain(seed, job.network)
+    expected = job.moments(net, [b for rank in job.SUBSET for b in shares[rank]])
+    for rank in job.SUBSET:
+        assert_same_bits(ranks[rank]["shards"]["subset"], expected)
+
+
+def test_masks_in_shards_say_what_whole_ones_do(ranks, one):
+    net, batches = one()
+    masks = fp.Masks(halves(net, batches))
+    other = fp.find_masks(net, batches, "random", [0.3])[0]
+    expected = shard_calls.facts(masks, other)
+    for each in ranks:
+        found = each["shards"]
+        assert found["facts"] == expected
+        assert found["repr"] == "Masks(5 parameters, 2481 weights, in shards)"
+
+
+def test_masks_are_held_in_shards(ranks, one, seed):
+    net, batches = one()
+    masks = fp.Masks(halves(net, batches))
+    expected = shard_calls.trained(net, masks, job.batches_of(seed, (6,))[0])
+    for each in ranks:
+        found = each["shards"]["trained"]
+        assert_close(found, expected, 1e-5)
+        for name in masks:
+            held = found[f"held {name}"]
+            assert torch.equal(held, expected[f"held {name}"])
+            assert not found[name][~held].any()
+            assert not found[f"momentum {name}"][~held].any()
+    split = ranks[0]["shards"]["split"]
+    assert split["0.weight"].count_nonzero() == 4
+    assert split["2.weight"].count_nonzero() == 5
+
+
+def test_equal_scores_in_shards_are_kept_by_their_place(ranks, seed):
+    scores, among = shard_calls.tensors(seed)
+    expected = shard_calls.selected(scores, among)
+    equal = {n: 0 * t for n, t in scores.items()}
+    tied = shard_calls.told(lambda: fp.select_masks(equal, 0.75))
+    assert "equal scores" in tied
+    for each in ranks:
+        assert_same_bits(each["shards"]["selected"], expected)
+        assert each["shards"]["tied"] == tied
+
+
+@pytest.mark.parametrize("name", job.ALONE)
+def test_ranks_that_score_alone_are_warned(ranks, name):
+    for each in ranks:
+        assert "each of the 4 ranks of torch.distributed" in each["warned"][name]
 
 
 def test_a_process_group_without_a_job():

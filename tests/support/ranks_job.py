@@ -10,15 +10,19 @@ import multiprocessing
 import warnings
 from datetime import timedelta
 
+import shard_calls
 import torch
+import torch._dynamo  # once, before ranks are forked
 from nets import RowByRow, conv_net
 from torch import distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import fisherprune as fp
+from fisherprune.statistics.hessian_gradient import hessian_gradient_product
 
 RANKS = 4
-SECONDS = 90
+SECONDS = 300
 """After which a job that hangs is ended."""
 SUBSET = 1, 3
 UNEVEN, THREES, FIRST, TWICE = (10, 1, 0, 13), (9, 3, 0, 12), (7, 0, 0, 0), (6, 6, 0, 0)
@@ -101,6 +105,34 @@ def large(net, batches, **options):
     return moments(net, data, parameters=dict(net.named_parameters()), **options)
 
 
+def estimates(net, batches, **options):
+    """Return what passes find that have functions of their own."""
+    product = hessian_gradient_product(net, batches, **options)
+    found = {f"product {n}": t for n, t in product.items()}
+    exact = fp.gauss_newton_diagonal(net, batches, **options)
+    found |= {f"exact {n}": t for n, t in exact.items()}
+    return found | shard_calls.estimates(net, batches, **options)
+
+
+def wrapped(net, batches, **options):
+    """Score and prune a network that is wrapped, on the ranks of a job."""
+    wrap = options and DistributedDataParallel
+    found = moments(wrap(net) if wrap else net, batches, **options)
+    net = torch.compile(net)
+    net = torch.compile(wrap(net)) if wrap else net
+    found |= scores(["grasp", "fts"])(net, batches, **options)
+    mask = fp.prune(net, batches, "snip", 0.7, ties="position", **options)
+    with torch.no_grad():
+        net.get_parameter([n for n, _ in net.named_parameters()][0]).fill_(1.0)
+    mask.apply_(net)
+    left = dict(zip(found["paths"], net.parameters(), strict=False))
+    return (
+        found
+        | {f"mask {n}": m for n, m in mask.items()}
+        | {f"left {n}": p.detach() for n, p in left.items()}
+    )
+
+
 SECOND = ["grasp", "obd", "hutchinson_diag"]
 DRAWN = fp.Settings(labels="sampled", draws=2)
 CALLS = {
@@ -119,9 +151,35 @@ CALLS = {
     "pruned": (UNEVEN, pruned),
     "row by row": (UNEVEN, row_by_row),
     "large": ((1, 1, 2, 1), large),
+    "estimates": (FIRST, estimates),
+    "batches of all": (UNEVEN, scores(["prospr", "ntk_sap"])),
+    "wrapped": (UNEVEN, wrapped),
     "sampled, one rank": (FIRST, scores(["fisher_diag"], settings=DRAWN)),
     "drawn signs, one rank": (FIRST, scores(["obd"], settings=fp.Settings(draws=3))),
 }
+
+
+ALONE = {
+    "moments": fp.gradient_moments,
+    "hutchinson": lambda n, b: fp.hutchinson_diagonal(n, b, probes=2),
+    "gauss_newton": fp.gauss_newton_diagonal,
+    "estimate": lambda n, b: fp.gauss_newton_estimate(n, b, draws=2),
+    "product": hessian_gradient_product,
+    "prospr": lambda n, b: fp.score(n, b, "prospr"),
+    "ntk_sap": lambda n, b: fp.score(n, b, "ntk_sap"),
+    "prune": lambda n, b: fp.prune(n, b, "snip"),
+}
+
+
+def warned(seed):
+    """Return the warnings of calls without a group."""
+    found, batches = {}, batches_of(seed, (4,))[0]
+    for name, call in ALONE.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(network(seed), batches)
+        found[name] = "; ".join(f"{each.message}" for each in caught)
+    return found
 
 
 def sampled(seed, group):
@@ -188,8 +246,13 @@ def mistakes(seed, group, alone):
         "empty": lambda: fp.gradient_moments(net, [], **options),
         "empty flow": lambda: fp.score(net, [], "synflow", **options),
         "empty gradient": lambda: fp.score(net, [], "hutchinson_diag", **options),
-        "prospr": lambda: fp.score(net, ours, "prospr", **options),
-        "ntk_sap": lambda: fp.score(net, ours, "ntk_sap", **options),
+        "loss of prospr": lambda: fp.score(net, ours, "prospr", **loss),
+        "loss of estimates": lambda: fp.gauss_newton_estimate(
+            net, ours, failing_loss(2), **options
+        ),
+        "batches of one": lambda: fp.score(
+            net, 3 if rank == 1 else ours, "prospr", **options
+        ),
         "group": lambda: fp.score(net, ours, process_group="WORLD"),
         "other group": lambda: fp.score(net, ours, process_group=alone),
     }
@@ -230,6 +293,7 @@ def run_rank(rank, seed, folder):
     )
     group, subset = distributed.group.WORLD, distributed.new_group(SUBSET)
     saved = {"calls": run_calls(seed, group), "sampled": sampled(seed, group)}
+    saved["warned"] = warned(seed)
     ours = batches_of(seed, UNEVEN)[rank]
     partial = {"group_size": 3, "process_group": group}
     saved["partial"] = moments(network(seed), ours, **partial)
@@ -240,6 +304,8 @@ def run_rank(rank, seed, folder):
         saved["subset"] = moments(network(seed), ours, process_group=subset)
         wrong = {"loss_fn": failing_loss(3), "process_group": subset}
         saved["subset told"] = told(lambda: fp.score(network(seed), ours, **wrong))
+    calls = (network, batches_of, moments, scores, masks)
+    saved["shards"] = shard_calls.run(seed, *calls, group, subset)
     calls = mistakes(seed, group, alone if rank else subset)
     saved["told"] = {name: told(call) for name, call in calls.items()}
     torch.save(saved, f"{folder}/{rank}.pt")
