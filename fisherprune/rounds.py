@@ -129,7 +129,8 @@ def _pruned(
     def prune(masks: Mapping[str, Tensor]) -> None:
         for name, weight in dense.items():
             zero = weight.new_zeros(())
-            parameters[name].data.copy_(torch.where(masks[name], weight, zero))
+            mask = masks[name].to(weight.device)  # scores may be kept elsewhere
+            parameters[name].data.copy_(torch.where(mask, weight, zero))
 
     try:
         yield dense, prune

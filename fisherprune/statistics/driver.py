@@ -49,7 +49,7 @@ class TappedBatch:
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the moments of the gradients of ``loss``, a sum over the samples."""
         both = self.sums.tapped, self.sums.looped
-        active = both if not self.sums.looped.parameters else both[:1]
+        active = both if not self.sums.loops else both[:1]
         for each in active:
             each.begin(self.size)
         self.tap.backward(loss, again=again)
@@ -73,14 +73,12 @@ class LoneSample:
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the gradient of ``loss``, and its square."""
         looped = self.sums.looped
+        wanted = {n: p for n, p in looped.parameters.items() if looped.wants(n)}
         grads = torch.autograd.grad(
-            loss,
-            [*looped.parameters.values()],
-            retain_graph=again,
-            materialize_grads=True,
+            loss, [*wanted.values()], retain_graph=again, materialize_grads=True
         )
         looped.begin(1)
-        for name, grad in zip(looped.parameters, grads, strict=True):
+        for name, grad in zip(wanted, grads, strict=True):
             looped.add(name, Rows(grad.unsqueeze(0)))
         looped.end()
 
@@ -106,12 +104,13 @@ def tapped_passes(
         sums.samples += batch.size
         if sums.tapped.parameters and (tapped := run.tapped(batch)):
             yield tapped
-        if sums.looped.parameters:
+        if sums.loops:
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
                 yield LoneSample(ran.of_first(), first + i, sums)
-    _warn_of_loops(op, sums)
+    if task.part is None or not task.part.number:
+        _warn_of_loops(op, sums)
 
 
 @dataclass
@@ -213,6 +212,8 @@ def batches_of(op: str, task: Task) -> Iterator[Batch]:
     labelled = task.losses is None
     for batch in checked_batches(task.batches, device, title, labelled=labelled):
         empty = False
+        if task.part is not None:
+            task.part.see(op, batch)
         yield batch
     if empty and task.process_group is None:
         raise no_samples(op)

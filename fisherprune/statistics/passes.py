@@ -23,6 +23,8 @@ from fisherprune.statistics.settings import Settings, checked_settings
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from fisherprune.statistics.parts import Part
+
 
 @dataclass(frozen=True)
 class ModelStatistics:
@@ -96,6 +98,8 @@ class Task:
     """Whether the model may run once more for each sample alone, where need be."""
     process_group: ProcessGroup | None = None
     """Whose ranks have batches of their own, that count as one set of samples."""
+    part: Part | None = None
+    """The parameters that are summed up; None: all."""
 
 
 class LoopsError(Exception):
@@ -153,6 +157,7 @@ class StatisticsPass:
         within: name of a pass that yields the same and more: it is run in this one's
             place, unless it would run the model for each sample alone.
         over_ranks: whether it adds up what the ranks of the task's process group find.
+        offloads: whether it heeds ``max_accumulator_bytes`` and ``offload``.
     """
 
     name: str
@@ -162,6 +167,7 @@ class StatisticsPass:
     check: Callable[[Task], None]
     within: str = ""
     over_ranks: bool = False
+    offloads: bool = False
 
 
 PASSES: dict[str, StatisticsPass] = {}
@@ -176,6 +182,7 @@ def register_pass(
     check: Callable[[Task], None] = lambda task: None,
     within: str = "",
     over_ranks: bool = False,
+    offloads: bool = False,
 ) -> Callable[[PassFunction], PassFunction]:
     """Register the decorated function as a pass; see ``StatisticsPass``.
 
@@ -191,7 +198,7 @@ def register_pass(
         # Autograd can't save what is made in inference mode.
         run = torch.inference_mode(False)(run)
         PASSES[name] = StatisticsPass(
-            name, run, needs, yields, check, within, over_ranks
+            name, run, needs, yields, check, within, over_ranks, offloads
         )
         return run
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from fisherprune.errors import FieldError
+from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import device_of
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import (
@@ -21,6 +21,7 @@ from fisherprune.statistics.passes import (
     passes_for,
 )
 from fisherprune.statistics.ranks import tell
+from fisherprune.statistics.settings import PLACES
 
 
 def statistics_of(
@@ -52,10 +53,21 @@ def statistics_of(
         if task.process_group is not None and not each.over_ranks:
             wanted = f"None for the pass {each.name}, which is not made for ranks"
             raise FieldError("process_group", wanted, "a group")
+        _check_places(each, task)
         each.check(task)
     for each in passes:
         task = replace(task, found=task.found | _result(each, task, cache, key))
     return task.found
+
+
+def _check_places(each: StatisticsPass, task: Task) -> None:
+    """Refuse to keep sums elsewhere for a pass that has none."""
+    for name in PLACES:
+        value = getattr(task.settings, name)
+        if value is not None and not each.offloads:
+            several = ", ".join(n for n, p in PASSES.items() if p.offloads)
+            wanted = f"None for the pass {each.name}; {several} heed it"
+            raise FieldError(name, wanted, shown(value))
 
 
 def _result(

@@ -20,7 +20,7 @@ from fisherprune.parameters import check_finite
 
 if TYPE_CHECKING:
     from fisherprune.statistics.batches import Batches
-    from fisherprune.statistics.sums import PerSampleSums
+    from fisherprune.statistics.sums import Summed
 
 Named = Mapping[str, Tensor]
 
@@ -44,8 +44,8 @@ TOO_WIDE = (
 
 
 def in_range(
-    op: str, what: str, batches: Batches, run: Callable[[int], PerSampleSums]
-) -> tuple[PerSampleSums, int]:
+    op: str, what: str, batches: Batches, run: Callable[[int], Summed]
+) -> tuple[Summed, int]:
     """Run a pass, and again with its losses scaled where squares leave float32's range.
 
     Args:
@@ -55,24 +55,25 @@ def in_range(
         run: the pass, of the exponent of its losses' factor.
 
     Returns:
-        The sums, and the exponent of their losses' factor: 0 for ordinary networks.
+        What it summed up, and the exponent of its losses' factor: 0 for ordinary
+        networks.
 
     Raises:
         FisherpruneError: where squares are not finite.
     """
     found, exponent = run(0), 0
     for _ in range(2):
-        other = _better(*found.sums(), exponent)
+        other = _better(found.sums, found.squares, exponent)
         if other == exponent or isinstance(batches, Iterator):
             break
         again = run(other)
         if _is_finite(found) and not _is_finite(again):
             break  # float16 within the model
         found, exponent = again, other
-    sums, squares = found.sums()
-    check_finite(squares, what)  # then the sums are finite too
+    check_finite(found.squares, what)  # then the sums are finite too
     once = isinstance(batches, Iterator)
-    warn_of_lost(op, lost(sums, squares), READ_ONCE if once else TOO_WIDE)
+    names = lost(found.sums, found.squares)
+    warn_of_lost(op, names, READ_ONCE if once else TOO_WIDE)
     return found, exponent
 
 
@@ -136,6 +137,5 @@ def _largest(tensors: Named) -> dict[str, float]:
     return dict(zip(tensors, values, strict=True))
 
 
-def _is_finite(found: PerSampleSums) -> bool:
-    _, squares = found.sums()
-    return all(map(math.isfinite, _largest(squares).values()))
+def _is_finite(found: Summed) -> bool:
+    return all(map(math.isfinite, _largest(found.squares).values()))
