@@ -86,8 +86,9 @@ class Settings:
 
 
 def _check_offload(value: object) -> None:
-    path = isinstance(value, str | os.PathLike)
-    if value is not None and value != CPU and not (path and os.path.isdir(value)):
+    if value is None or value == CPU:
+        return
+    if not isinstance(value, str | os.PathLike) or not os.path.isdir(value):
         wanted = "None, 'cpu' or a folder that is there"
         raise FieldError("offload", wanted, shown(value))
 
