@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from datetime import timedelta
+from tempfile import gettempdir
 
 import torch
 from nets import RowByRow, conv_net
@@ -102,6 +103,7 @@ def large(net, batches, **options):
 
 
 SECOND = ["grasp", "obd", "hutchinson_diag"]
+PARTS = {"max_accumulator_bytes": 50_000, "offload": gettempdir()}
 DRAWN = fp.Settings(labels="sampled", draws=2)
 CALLS = {
     "moments": (UNEVEN, moments),
@@ -119,6 +121,7 @@ CALLS = {
     "pruned": (UNEVEN, pruned),
     "row by row": (UNEVEN, row_by_row),
     "large": ((1, 1, 2, 1), large),
+    "in parts": (UNEVEN, lambda n, b, **o: moments(n, b, **PARTS, **o)),
     "sampled, one rank": (FIRST, scores(["fisher_diag"], settings=DRAWN)),
     "drawn signs, one rank": (FIRST, scores(["obd"], settings=fp.Settings(draws=3))),
 }
