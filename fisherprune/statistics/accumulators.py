@@ -248,6 +248,10 @@ class Accumulators:
         sums = {name: each.sum for name, each in every.items()}
         return sums, {name: each.sum_sq for name, each in every.items()}
 
+    def forget(self) -> None:
+        """Give the memory of all sums back."""
+        self._used.clear()
+
     def hand_over(self, name: str, other: Accumulators) -> None:
         """Let ``other``, which saw as many samples, go on with a parameter."""
         other.parameters[name] = self.parameters.pop(name)

@@ -140,15 +140,21 @@ class PerSampleSums:
                 self.reasons[name] = reasons[name]
 
     def summed(self, apart: bool = False) -> Summed:
-        """Close the last groups; return what there is, kept where settings say."""
+        """Close the last groups; return what there is, kept where settings say.
+
+        What is kept elsewhere is forgotten here: taps, which refer to these sums, live
+        until garbage is collected.
+        """
+        counts = self.samples, self.groups, self.paths
         every = [self.sums_of(number) for number in range(len(self._all))]
         sums, squares = self.joined(every)
         if first_store(self._settings) != (store := final_store(self._settings)):
             sums = {name: store.keep(each) for name, each in sums.items()}
             squares = {name: store.keep(each) for name, each in squares.items()}
-        counts = self.samples, self.groups, self.paths
-        each = [squares for _, squares in every] if apart else []
-        return Summed(sums, squares, *counts, each)
+            for each in (each for pair in self._all for each in pair):
+                each.forget()
+        parts = [squares for _, squares in every] if apart else []
+        return Summed(sums, squares, *counts, parts)
 
     def joined(self, every: Sequence[tuple[Sums, Sums]]) -> tuple[Sums, Sums]:
         """Return the sums over groups of means and squares, of all sums together."""

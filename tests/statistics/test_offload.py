@@ -339,6 +339,8 @@ def test_what_is_mapped_takes_no_memory(tmp_path):
     with memory_for(40_000_000):
         found = fp.gradient_moments(model, [batch], **options, offload=tmp_path)
         found.save(tmp_path / "a.safetensors")
+        limit = {"max_accumulator_bytes": 3 * 24 * 1000**2, "offload": tmp_path}
+        parts = fp.gradient_moments(model, [batch], **options, **limit)
         options["settings"] = fp.Settings(offload=tmp_path)
         scores = fp.score(model, [batch], "fisher_diag", **options)
         masks = fp.select_masks(scores, 0.75)  # 16 MB
@@ -347,7 +349,9 @@ def test_what_is_mapped_takes_no_memory(tmp_path):
     loaded = fp.GradientMoments.load(tmp_path / "a.safetensors")
     for name, score in scores.items():
         for part in ("sum", "sum_sq"):
-            assert torch.equal(getattr(found, part)[name], getattr(loaded, part)[name])
+            expected = getattr(loaded, part)[name]
+            assert torch.equal(getattr(found, part)[name], expected)
+            assert torch.equal(getattr(parts, part)[name], expected)
         assert torch.equal(score, loaded.sum_sq[name] / 4)
     assert masks.kept() == 4 * 1000**2
     least = min(scores[name][mask].min() for name, mask in masks.items())
