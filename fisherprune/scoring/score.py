@@ -58,7 +58,8 @@ def score(
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
         seed: of all random numbers: of criteria that draw them, and of passes.
-        settings: what passes can be told, see ``Settings``.
+        settings: what passes can be told, see ``Settings``: also where sums and scores
+            are kept that have no room beside the model.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
         process_group: as in ``gradient_moments``: ranks that score each its batches get
             the same scores, those of all samples. What reads no data each rank finds by

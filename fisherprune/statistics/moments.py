@@ -141,7 +141,7 @@ def gradient_moments(
         offload: "cpu" for the CPU's memory, or a folder, whose files have no names and
             go with the tensors; None: sums are beside the parameters. ``sum`` and
             ``sum_sq`` of the result are kept there, ``mean`` and ``fisher`` in the
-            CPU's memory; ``save`` reads one tensor after the other.
+            CPU's memory.
 
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.

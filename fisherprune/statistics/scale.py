@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,7 +79,7 @@ def in_range(
 
 def _better(sums: Named, squares: Named, exponent: int) -> int:
     """Return the exponent with which the squares would be in range."""
-    tops = _largest(squares).values()
+    tops = _largest(squares.items()).values()
     if not all(map(math.isfinite, tops)):
         return exponent if exponent < 0 else exponent - LEAP
     top = max(tops)
@@ -94,8 +94,8 @@ def _better(sums: Named, squares: Named, exponent: int) -> int:
 
 def lost(sums: Named, squares: Named) -> list[str]:
     """Return the names of parameters that have gradients, but squares out of range."""
-    small = [name for name, x in _largest(squares).items() if x < LEAST]
-    sizes = _largest({name: sums[name].abs() for name in small})
+    small = [n for n, x in _largest(squares.items()).items() if x < LEAST]
+    sizes = _largest((name, sums[name].abs()) for name in small)
     return [name for name, size in sizes.items() if size]
 
 
@@ -128,14 +128,15 @@ def shifted(tensors: Named, exponent: int) -> dict[str, Tensor]:
     return {n: (t.double() * 2.0**exponent).float() for n, t in tensors.items()}
 
 
-def _largest(tensors: Named) -> dict[str, float]:
+def _largest(named: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
     """Return the largest entry of each, with one wait for the device."""
-    tops = [t.max() if t.numel() else t.new_zeros(()) for t in tensors.values()]
+    tops = {n: t.max() if t.numel() else t.new_zeros(()) for n, t in named}
     if not tops:
         return {}
-    values = torch.stack([top.to(tops[0].device) for top in tops]).tolist()
-    return dict(zip(tensors, values, strict=True))
+    device = next(iter(tops.values())).device
+    values = torch.stack([top.to(device) for top in tops.values()]).tolist()
+    return dict(zip(tops, values, strict=True))
 
 
 def _is_finite(found: Summed) -> bool:
-    return all(map(math.isfinite, _largest(found.squares).values()))
+    return all(map(math.isfinite, _largest(found.squares.items()).values()))

@@ -38,7 +38,7 @@ class Store:
             FisherpruneError: where the folder has no room for them.
         """
         if self.place is None or self.place == CPU or not like.numel():
-            device = like.device if self.place is None else None
+            device = like.device if self.place is None else CPU
             return torch.zeros(like.shape, dtype=dtype, device=device)
         return _mapped(Path(self.place), like.numel(), dtype).view(like.shape)
 
@@ -77,7 +77,7 @@ def _mapped(folder: Path, count: int, dtype: torch.dtype) -> Tensor:
             # Else a full disk ends the process when the memory is written to.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, size)
-            return torch.from_file(name, shared=True, size=count, dtype=dtype)
+            return torch.from_file(name, True, count, dtype=dtype, device=CPU)
         finally:
             os.close(handle)
             os.unlink(name)
