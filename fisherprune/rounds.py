@@ -130,7 +130,8 @@ def _pruned(
     def prune(masks: Mapping[str, Tensor]) -> None:
         for name, weight in dense.items():
             here = local(weight)
-            pruned = torch.where(local(masks[name]), here, here.new_zeros(()))
+            mask = local(masks[name]).to(here.device)  # scores may be kept elsewhere
+            pruned = torch.where(mask, here, here.new_zeros(()))
             local(parameters[name].data).copy_(pruned)
 
     try:

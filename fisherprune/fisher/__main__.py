@@ -17,7 +17,7 @@ from torch import nn
 from fisherprune import models
 from fisherprune.errors import FieldError
 from fisherprune.files import check_writable
-from fisherprune.fisher.options import parse
+from fisherprune.fisher.options import parse, places
 from fisherprune.fisher.samples import Samples, load_samples
 from fisherprune.fisher.table import table
 from fisherprune.fisher.tensors import load_weights
@@ -62,6 +62,7 @@ def _command(options: Namespace) -> int:
         seed=options.seed,
         parameters=dict(chosen(model)),
         progress=sys.stderr.isatty(),
+        **places(options),
     )
     found.save(options.output, provenance=about)
     print(table(found))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from fisherprune.commandline import Parser, number, path, whole
 from fisherprune.errors import FieldError
 from fisherprune.fisher.samples import check_scale
 from fisherprune.models import check_name
 from fisherprune.runs.config import TrainConfig
-from fisherprune.statistics.settings import LABELS, checked_number
+from fisherprune.statistics.settings import LABELS, PLACES, Settings, checked_number
 
 DESCRIPTION = """\
 Compute the gradient moments of a model on labelled images, by the cross-entropy loss,
@@ -44,8 +45,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         checked_number("classes", options.classes, 2)
     if options.labels == "given" and options.draws != 1:
         raise FieldError("draws", "1 where labels are given", options.draws)
+    Settings(**places(options))  # raises
     check_scale(options.mean, options.std)
     return options
+
+
+def places(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options say of where sums are kept."""
+    return {name: getattr(options, name) for name in PLACES}
 
 
 def make_parser() -> Parser:
@@ -148,6 +155,19 @@ def _add_moments(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="biases, normalization and the classifier too (default: the weights of "
         "Conv and Linear layers but the classifier)",
+    )
+    group.add_argument(
+        "--max-accumulator-bytes",
+        type=whole,
+        metavar="N",
+        help="of memory for the sums of a pass, 24 a weight and more for groups; what "
+        "has no room is found in further passes (default: no limit)",
+    )
+    group.add_argument(
+        "--offload",
+        metavar="PLACE",
+        help="keep sums in the CPU's memory, cpu, or in mapped files in a folder "
+        "(default: on the device)",
     )
     group.add_argument(
         "--device",

@@ -20,6 +20,7 @@ from fisherprune.statistics.passes import ModelStatistics, Task, checked_task
 from fisherprune.statistics.ranks import together
 from fisherprune.statistics.run import statistics_of
 from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.store import BESIDE, Store, final_store
 from fisherprune.streams import stream
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def score(
         group_size: as in ``gradient_moments``.
         parameters: by name, ``prunable_parameters(model)`` by default.
         seed: of all random numbers: of criteria that draw them, and of passes.
-        settings: what passes can be told, see ``Settings``.
+        settings: what passes can be told, see ``Settings``: also where sums and scores
+            are kept that have no room beside the model.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
         process_group: as in ``gradient_moments``: ranks that score each its batches get
             the same scores, those of all samples. What reads no data each rank finds by
@@ -69,9 +71,9 @@ def score(
 
     Returns:
         float32 scores by parameter name, each of its parameter's shape, on its device
-            and in its shards.
-        Where squares of gradients leave float32's range, formulas are computed in
-        float64; scores that would leave it, too, are all times one power of two.
+            and in its shards, or where ``settings.offload`` says. Where squares of
+            gradients leave float32's range, formulas are computed in float64; scores
+            that would leave it, too, are all times one power of two.
 
     Raises:
         FisherpruneError: where the criterion is unknown, a score is NaN or infinite, or
@@ -136,7 +138,8 @@ def score_task(
     """Run the passes that criteria need, apply the criteria; see ``score_all``."""
     found = statistics_of(task, needs_of(criteria))
     weights = task.parameters if weights is None else weights
-    return score_from(weights, found, criteria, seed=task.seed)
+    store = final_store(task.settings)
+    return score_from(weights, found, criteria, seed=task.seed, store=store)
 
 
 def scoring_criteria(codes: Iterable[str]) -> list[Criterion]:
@@ -166,6 +169,7 @@ def score_from(
     criteria: Iterable[Criterion],
     *,
     seed: int = 0,
+    store: Store = BESIDE,
 ) -> dict[str, dict[str, Tensor]]:
     """Apply the formulas of criteria to weights and statistics; no data is read.
 
@@ -175,6 +179,7 @@ def score_from(
         found: what ``statistics_of`` returned for ``needs_of(criteria)``.
         criteria: of ``scoring_criteria``.
         seed: of the random criterion.
+        store: where scores are kept.
 
     Returns:
         Scores by parameter name, by criterion.
@@ -190,20 +195,22 @@ def score_from(
                 f"{', '.join(sorted(missing))}, got {found.passes}"
             )
         named = {
-            name: _like(criterion.score(_known(name, weight, found, seed)), weight)
+            name: store.keep(
+                _like(criterion.score(_known(name, weight, found, seed)), weight)
+            )
             for name, weight in weights.items()
         }
         check_finite(named, f"the {criterion.code} score")
-        scores[criterion.code] = _in_float32(named) if found.exponents else named
+        scores[criterion.code] = _in_float32(named, store) if found.exponents else named
     return scores
 
 
-def _in_float32(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+def _in_float32(scores: dict[str, Tensor], store: Store) -> dict[str, Tensor]:
     """Return float64 scores as float32, times a power of two where they leave range."""
     top = max(largest(scores, absolute=True).values(), default=0.0)
     exponent = math.frexp(top)[1]
     factor = 1.0 if -64 <= exponent <= 127 else 2.0**-exponent
-    return {name: (s * factor).float() for name, s in scores.items()}
+    return {name: store.keep((s * factor).float()) for name, s in scores.items()}
 
 
 def _like(scores: Tensor, weight: Tensor) -> Tensor:
@@ -215,8 +222,8 @@ def _like(scores: Tensor, weight: Tensor) -> Tensor:
 
 def _known(name: str, weight: Tensor, found: ModelStatistics, seed: int) -> Statistics:
     """Return what formulas read of one parameter."""
-    parts = {letter: named[name] for letter, named in found.parts.items()}
     weight = weight.detach().float()
+    parts = {n: named[name].to(weight.device) for n, named in found.parts.items()}
     if found.exponents:  # then float64 holds the values
         weight = weight.double()
         parts = {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fisherprune.persample.contributions import Gradients
+from fisherprune.statistics.store import BESIDE, Store
 
 Sums = dict[str, Tensor]
 """By parameter name."""
@@ -28,10 +30,11 @@ class BlockSum:
 
     Args:
         blocks: what terms are added to, after ``make_room``.
+        store: where the float64 tensors are kept.
     """
 
-    def __init__(self, blocks: Sequence[Tensor]) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Sequence[Tensor], store: Store = BESIDE) -> None:
+        self.blocks, self.store = blocks, store
         self.terms = 0
         self._totals: list[Tensor] = []
 
@@ -51,10 +54,10 @@ class BlockSum:
 
     def _empty_blocks(self) -> None:
         if not self._totals:
-            self._totals = [block.double() for block in self.blocks]
+            self._totals = [self.store.copy(b, torch.float64) for b in self.blocks]
         else:
             for block, total in zip(self.blocks, self._totals, strict=True):
-                total.add_(block)
+                total.add_(block.to(total.device))
         for block in self.blocks:
             block.zero_()
         self.terms = 0
@@ -72,31 +75,68 @@ class Split:
 
 
 class Accumulator:
-    """Both sums of one parameter, and the sum over a group that is still open."""
+    """Both sums of one parameter, and the sum over a group that is still open.
 
-    def __init__(self, parameter: Tensor, group_size: int) -> None:
-        """Begin with zeros of the parameter's shape, on its device; float32."""
-        self.sum = torch.zeros(parameter.shape, device=parameter.device)
-        self.sum_sq = torch.zeros_like(self.sum)
-        self._sums = BlockSum([self.sum, self.sum_sq])
+    What is kept elsewhere is copied beside the parameter while it is added to: sums are
+    the same bits wherever they are kept.
+    """
+
+    def __init__(
+        self, parameter: Tensor, group_size: int, store: Store = BESIDE
+    ) -> None:
+        """Begin with zeros of the parameter's shape, float32."""
+        self.device, self.store = parameter.device, store
+        self.sum, self.sum_sq = (store.zeros(parameter) for _ in range(2))
+        self._sums = BlockSum([self.sum, self.sum_sq], store)
         self.group_size = group_size
         self.open: Tensor | None = None
+        self._room: Tensor | None = None
 
     def add(self, gradients: Gradients, split: Split) -> None:
         """Add one batch's per-sample gradients."""
-        self._add_open(gradients, split.head)
-        if split.closes:
-            self.close(self.group_size)
-        if self.group_size > BLOCK:
-            self._add_large_groups(gradients, split.body)
-        else:
-            self._add_groups(gradients, split.body)
-        self._add_open(gradients, split.tail)
+        with self._beside():
+            self._add_open(gradients, split.head)
+            if split.closes:
+                self._close(self.group_size)
+            if self.group_size > BLOCK:
+                self._add_large_groups(gradients, split.body)
+            else:
+                self._add_groups(gradients, split.body)
+            self._add_open(gradients, split.tail)
+
+    def close(self, size: int) -> None:
+        """Square the mean over the open group's ``size`` samples and add it.
+
+        Samples of the group that were not added have had no gradient.
+        """
+        if self.open is not None:
+            with self._beside():
+                self._close(size)
 
     def finish(self, last_size: int) -> None:
         """Close the last group; then ``sum`` and ``sum_sq`` are those of all groups."""
         self.close(last_size)
         self._sums.finish()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Have what is kept elsewhere beside the parameter, and bring it back."""
+        if self.store.holds(self.device):
+            yield
+            return
+        kept = self.sum, self.sum_sq
+        self.sum, self.sum_sq = (t.to(self.device, copy=True) for t in kept)
+        self._sums.blocks = self.sum, self.sum_sq
+        if self.open is not None:
+            self.open = self.open.to(self.device, copy=True)
+        yield
+        for there, here in zip(kept, self._sums.blocks, strict=True):
+            there.copy_(here)
+        self.sum, self.sum_sq = self._sums.blocks = kept
+        if self.open is not None:
+            if self._room is None:
+                self._room = self.store.zeros(self.open, self.open.dtype)
+            self.open = self._room.copy_(self.open)
 
     def _add_groups(self, gradients: Gradients, whole: slice) -> None:
         for part in _parts(whole, BLOCK * self.group_size):
@@ -107,7 +147,7 @@ class Accumulator:
     def _add_large_groups(self, gradients: Gradients, whole: slice) -> None:
         for group in _parts(whole, self.group_size):
             self._add_open(gradients, group)
-            self.close(self.group_size)
+            self._close(self.group_size)
 
     def _add_open(self, gradients: Gradients, samples: slice) -> None:
         for part in _parts(samples, BLOCK):
@@ -120,11 +160,7 @@ class Accumulator:
             else:
                 self.open.add_(mean, alpha=n)
 
-    def close(self, size: int) -> None:
-        """Square the mean over the open group's ``size`` samples and add it.
-
-        Samples of the group that were not added have had no gradient.
-        """
+    def _close(self, size: int) -> None:
         if self.open is not None:
             mean = self.open.div_(size)
             self._sums.make_room(1)
@@ -139,20 +175,36 @@ def _parts(whole: slice, size: int) -> list[slice]:
     return [slice(start, min(start + size, whole.stop)) for start in starts]
 
 
+def bytes_a_weight(group_size: int) -> int:
+    """Return the most bytes that an accumulator takes for each weight."""
+    blocks, totals = 2 * 4, 2 * 8
+    open = 0 if group_size == 1 else 4 if group_size <= BLOCK else 8
+    return blocks + totals + open
+
+
 class Accumulators:
     """The sums of several parameters over batches; a batch may not use all of them.
 
     A parameter's accumulator is made when it is first added to: during a backward
     pass, in the place of the activations that it frees. It takes 8 bytes a weight, and
-    24 once more than ``BLOCK`` groups have been added.
+    24 once more than ``BLOCK`` groups have been added, see ``bytes_a_weight``.
 
     Args:
         parameters: by name.
         group_size: samples in a group.
+        only: names of those that are summed up; None: all.
+        store: where sums are kept.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], group_size: int) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        group_size: int,
+        only: Collection[str] | None = None,
+        store: Store = BESIDE,
+    ) -> None:
         self.parameters, self.group_size = dict(parameters), group_size
+        self.only, self.store = only, store
         self.samples = 0
         self._used: dict[str, Accumulator] = {}
         self.begin(0)
@@ -161,6 +213,10 @@ class Accumulators:
     def groups(self) -> int:
         """Number of groups, a partial last one included."""
         return -(-self.samples // self.group_size)
+
+    def wants(self, name: str) -> bool:
+        """Return whether a parameter is summed up."""
+        return self.only is None or name in self.only
 
     def begin(self, n: int) -> None:
         """Begin a batch of ``n`` samples."""
@@ -173,9 +229,10 @@ class Accumulators:
         self.samples += n
 
     def add(self, name: str, gradients: Gradients) -> None:
-        """Add the batch's per-sample gradients of a parameter."""
-        self._of(name).add(gradients, self._split)
-        self._missing.discard(name)
+        """Add the batch's per-sample gradients of a parameter that is summed up."""
+        if self.wants(name):
+            self._of(name).add(gradients, self._split)
+            self._missing.discard(name)
 
     def end(self) -> None:
         """End the batch: what was not added has had no gradient in its samples."""
@@ -185,11 +242,15 @@ class Accumulators:
 
     def sums(self) -> tuple[Sums, Sums]:
         """Close the last group; return the sums over groups of means and squares."""
-        every = {name: self._of(name) for name in self.parameters}
+        every = {name: self._of(name) for name in self.parameters if self.wants(name)}
         for each in every.values():
             each.finish(self.samples % self.group_size)
         sums = {name: each.sum for name, each in every.items()}
         return sums, {name: each.sum_sq for name, each in every.items()}
+
+    def forget(self) -> None:
+        """Give the memory of all sums back."""
+        self._used.clear()
 
     def hand_over(self, name: str, other: Accumulators) -> None:
         """Let ``other``, which saw as many samples, go on with a parameter."""
@@ -199,5 +260,6 @@ class Accumulators:
 
     def _of(self, name: str) -> Accumulator:
         if name not in self._used:
-            self._used[name] = Accumulator(self.parameters[name], self.group_size)
+            parameter = self.parameters[name]
+            self._used[name] = Accumulator(parameter, self.group_size, self.store)
         return self._used[name]

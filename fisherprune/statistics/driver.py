@@ -51,7 +51,7 @@ class TappedBatch:
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the moments of the gradients of ``loss``, a sum over the samples."""
         both = self.sums.tapped, self.sums.looped
-        active = both if not self.sums.looped.parameters else both[:1]
+        active = both if not self.sums.loops else both[:1]
         for each in active:
             each.begin(self.size)
         self.tap.backward(loss, again=again)
@@ -76,14 +76,15 @@ class LoneSample:
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Add the gradient of ``loss``, and its square."""
         looped = self.sums.looped
+        wanted = {n: p for n, p in looped.parameters.items() if looped.wants(n)}
         grads = torch.autograd.grad(
             loss,
-            [self.weights[name] for name in looped.parameters],
+            [self.weights[name] for name in wanted],
             retain_graph=again,
             materialize_grads=True,
         )
         looped.begin(1)
-        for name, grad in zip(looped.parameters, grads, strict=True):
+        for name, grad in zip(wanted, grads, strict=True):
             self.sums.add_looped(name, Rows(grad.unsqueeze(0)))
         looped.end()
 
@@ -117,14 +118,15 @@ def _tapped_passes(
         if sums.tapped.parameters and (tapped := run.tapped(batch)):
             verdicts.expect(tapped.ran.conditions)
             yield tapped
-        if sums.looped.parameters:
+        if sums.loops:
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
                 verdicts.expect(ran.conditions)
                 yield LoneSample(ran.of_first(), first + i, sums, task.used)
     verdicts.settle()
-    _warn_of_loops(op, sums)
+    if task.part is None or not task.part.number:
+        _warn_of_loops(op, sums)
 
 
 @dataclass
@@ -235,6 +237,8 @@ def batches_of(op: str, task: Task) -> Iterator[Batch]:
     labelled = task.losses is None
     for batch in checked_batches(task.batches, device, title, labelled=labelled):
         empty = False
+        if task.part is not None:
+            task.part.see(op, batch)
         yield batch
     if empty and task.process_group is None:
         raise no_samples(op)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError
 from fisherprune.parameters import Parameters, check_finite
+from fisherprune.statistics.accumulators import bytes_a_weight
 from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import LoneSample, TappedBatch, tapped_passes
@@ -16,6 +19,7 @@ from fisherprune.statistics.estimates import Estimate, estimate_of
 from fisherprune.statistics.forward import of_likelihoods
 from fisherprune.statistics.known_losses import Reader, reader_of
 from fisherprune.statistics.losses import Losses, LossFn
+from fisherprune.statistics.parts import in_parts
 from fisherprune.statistics.passes import (
     ModelStatistics,
     Task,
@@ -27,7 +31,7 @@ from fisherprune.statistics.ranks import own_name, together
 from fisherprune.statistics.sample_streams import SampleStreams
 from fisherprune.statistics.scale import in_range, scaled, shifted
 from fisherprune.statistics.settings import Settings, checked_number
-from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.statistics.sums import PerSampleSums, Summed
 from fisherprune.streams import stream_seed
 
 if TYPE_CHECKING:
@@ -50,6 +54,8 @@ def gauss_newton_diagonal(
     parameters: Parameters | None = None,
     progress: bool = False,
     process_group: ProcessGroup | None = None,
+    max_accumulator_bytes: int | None = None,
+    offload: str | os.PathLike[str] | None = None,
 ) -> dict[str, Tensor]:
     r"""Compute the diagonal of the generalized Gauss-Newton matrix, exactly.
 
@@ -84,6 +90,8 @@ def gauss_newton_diagonal(
         parameters: as in ``gradient_moments``.
         progress: whether to show a bar over the batches, with tqdm, on stderr.
         process_group: as in ``gradient_moments``.
+        max_accumulator_bytes: as in ``gradient_moments``, of 24 bytes a weight.
+        offload: as in ``gradient_moments``: where the diagonal is kept.
 
     Returns:
         The diagonal by parameter name, float32, of the parameters' shapes; 0 where
@@ -111,7 +119,10 @@ def gauss_newton_diagonal(
         tensor([1., 1.])
     """
     with together(process_group):
-        options = loss_fn, 1, progress, losses, None, 0, process_group
+        settings = Settings(
+            max_accumulator_bytes=max_accumulator_bytes, offload=offload
+        )
+        options = loss_fn, 1, progress, losses, settings, 0, process_group
         task = agreed(checked_task(model, batches, parameters, *options))
         found = gauss_newton_pass(task)
         diagonal = shifted(found.parts["H"], -found.exponents.get("H", 0))
@@ -174,9 +185,9 @@ def gauss_newton_estimate(
         settings = Settings(draws=checked_number("draws", draws, 2))
         options = loss_fn, 1, progress, losses, settings, seed, process_group
         task = agreed(checked_task(model, batches, parameters, *options))
-        sums, exponent = _summed(task, several=draws)
-        each = [shifted(sums.sums_of(k)[1], -2 * exponent) for k in range(draws)]
-        return estimate_of(each, DIAGONAL, 1 / sums.samples)
+        found, exponent = _summed(task, several=draws)
+        each = [shifted(squares, -2 * exponent) for squares in found.apart]
+        return estimate_of(each, DIAGONAL, 1 / found.samples)
 
 
 def _reader(task: Task) -> Reader:
@@ -188,35 +199,45 @@ def _check_loss(task: Task) -> None:
 
 
 @register_pass(
-    "gauss_newton", yields=("H",), check=_check_loss, over_ranks=True, in_shards=True
+    "gauss_newton",
+    yields=("H",),
+    check=_check_loss,
+    over_ranks=True,
+    in_shards=True,
+    offloads=True,
 )
 def gauss_newton_pass(task: Task) -> ModelStatistics:
     """Yield the diagonal, exact or estimated; the group size plays no part in it."""
     found, exponent = _summed(task)
-    _, squares = found.sums()
-    for diagonal in squares.values():
+    for diagonal in found.squares.values():
         diagonal.div_(found.samples * (task.settings.draws or 1))
-    result = ModelStatistics({"H": squares}, found.samples, task.group_size)
+    result = ModelStatistics({"H": found.squares}, found.samples, task.group_size)
     return result.scaled(H=2 * exponent)
 
 
-def _summed(task: Task, several: int = 1) -> tuple[PerSampleSums, int]:
-    """Go backward from the columns of each batch, turning to several sums in turn."""
-    forward = of_likelihoods(OP, _reader(task), losses=False)
+def _summed(task: Task, several: int = 1) -> tuple[Summed, int]:
+    """Pass over the batches; return the sums, and the exponent of their losses."""
 
-    def run(exponent: int) -> PerSampleSums:
-        sums = PerSampleSums(task, 1, exponent != 0, several)
-        with evaluating(task.model, task.parameters.values()):
-            for each in tapped_passes(OP, task, forward, sums):
-                count, columns = _columns(each, task)
-                outputs = each.result.float()
-                for k, column in enumerate(columns):
-                    sums.choose(k % several)
-                    loss = scaled((outputs * column).sum(), exponent)
-                    each.backward(loss, again=k < count - 1)
-        return sums.add_ranks(OP, task)
+    def run(exponent: int) -> Summed:
+        one = partial(_pass, exponent=exponent, several=several)
+        return Summed.of_parts(task, in_parts(OP, task, bytes_a_weight(1), one))
 
     return in_range(OP, DIAGONAL, task.batches, run)
+
+
+def _pass(task: Task, exponent: int, several: int) -> Summed:
+    """Go backward from the columns of each batch, turning to several sums in turn."""
+    forward = of_likelihoods(OP, _reader(task), losses=False)
+    sums = PerSampleSums(task, 1, exponent != 0, several)
+    with evaluating(task.model, task.parameters.values()):
+        for each in tapped_passes(OP, task, forward, sums):
+            count, columns = _columns(each, task)
+            outputs = each.result.float()
+            for k, column in enumerate(columns):
+                sums.choose(k % several)
+                loss = scaled((outputs * column).sum(), exponent)
+                each.backward(loss, again=k < count - 1)
+    return sums.add_ranks(OP, task).summed(apart=several > 1)
 
 
 def _columns(

@@ -13,11 +13,16 @@ import fisherprune.statistics.moments  # noqa: F401  registers the pass of that 
 from fisherprune.parameters import check_finite
 from fisherprune.statistics.driver import plain_passes
 from fisherprune.statistics.forward import Forward, of_losses
+from fisherprune.statistics.parts import in_order, in_parts
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import add_up_, counted, gathered
 from fisherprune.statistics.scale import scaled
+from fisherprune.statistics.store import final_store, first_store
 
+OP = "mean_gradient"
+BYTES = 2 * 8
+"""That the sums take for each weight."""
 GRADIENT = "the mean gradient"
 """What errors call m."""
 
@@ -42,27 +47,34 @@ class MeanGradient:
     spread: float
 
 
-@register_pass("gradient", yields=("m",), within="moments", over_ranks=True)
+@register_pass(
+    "gradient", yields=("m",), within="moments", over_ranks=True, offloads=True
+)
 def gradient_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient, as "moments" does, without the squares.
 
     That samples mix is seen in the outputs and losses alone, not in layers' inputs.
     """
-    found = mean_gradient("mean_gradient", task, of_losses(task))
-    check_finite(found.mean, GRADIENT)
-    return ModelStatistics({"m": found.mean}, found.all_samples, task.group_size)
+
+    def run(task: Task) -> MeanGradient:
+        return mean_gradient(OP, task, of_losses(task))
+
+    parts = in_parts(OP, task, BYTES, run)
+    mean = in_order(task, [each.mean for each in parts])
+    check_finite(mean, GRADIENT)
+    return ModelStatistics({"m": mean}, parts[0].all_samples, task.group_size)
 
 
 def mean_gradient(
     op: str, task: Task, forward: Forward, exponent: int = 0
 ) -> MeanGradient:
     """Compute the mean over groups of their gradients, times ``2**exponent``."""
-    weights = [*task.parameters.values()]
+    named = task.parameters if task.part is None else task.part.of(task.parameters)
+    weights, store = [*named.values()], first_store(task.settings)
     seen, size, square = 0, task.group_size, 0.0
-    with evaluating(task.model, weights):
+    with evaluating(task.model, task.parameters.values()):
         every, last = (
-            [torch.zeros_like(w, dtype=torch.float64) for w in weights]
-            for _ in range(2)
+            [store.zeros(w, torch.float64) for w in weights] for _ in range(2)
         )
         for n, losses in plain_passes(op, task, forward):
             seen += n
@@ -83,8 +95,8 @@ def mean_gradient(
     counts = gathered(task, op, (seen, -(-seen // size), square))
     samples, groups, square = counted(op, counts)
     add_up_(task, every)
-    named = zip(task.parameters, every, strict=True)
-    mean = {name: (sum / groups).float() for name, sum in named}
+    store, totals = final_store(task.settings), zip(named, every, strict=True)
+    mean = {name: store.keep((sum / groups).float()) for name, sum in totals}
     spread = math.sqrt(square / samples)
     return MeanGradient(mean, seen, int(samples), int(groups), spread)
 
@@ -98,7 +110,7 @@ def _add(
     )
     for sum in sums:
         for total, grad in zip(sum, grads, strict=True):
-            total.add_(grad)
+            total.add_(grad.to(total.device))
     norm = norm_of(grads)
     return norm * norm
 

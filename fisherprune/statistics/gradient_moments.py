@@ -18,7 +18,6 @@ from fisherprune.statistics.moments_files import (
     read_moments,
     write_moments,
 )
-from fisherprune.statistics.passes import ModelStatistics
 from fisherprune.statistics.scale import shifted
 
 WHAT = "GradientMoments: the right side of +"
@@ -142,7 +141,8 @@ class GradientMoments:
         Its tensors are ``sum/NAME`` and ``sum_sq/NAME``; counts, ways and versions are
         in its metadata. Where it would be larger than ``max_shard_bytes`` there are
         several files instead, and ``PATH.index.json`` in Hugging Face's layout, which
-        is written last. Moments that were at ``path`` before are replaced.
+        is written last. Moments that were at ``path`` before are replaced. Tensors of
+        the CPU are not copied, so memory-mapped ones need not fit into memory.
 
         Args:
             path: of the file, ``NAME.safetensors`` say.
@@ -194,18 +194,6 @@ class GradientMoments:
         found = cls(*sums, **{name: facts[name] for name in FACTS})
         paths = {name: tuple(ways) for name, ways in found.paths.items()}
         return replace(found, paths=paths, provenance=tuple(facts["provenance"]))
-
-    @property
-    def statistics(self) -> ModelStatistics:
-        """Return what formulas and other passes read."""
-        if self.exponent:
-            means, squares = (_divided(s, self.groups) for s in (self.sum, self.sum_sq))
-        else:
-            means, squares = self.mean, self.fisher
-        found = ModelStatistics(
-            {"m": means, "F": squares}, self.samples, self.group_size
-        )
-        return found.scaled(m=self.exponent, F=2 * self.exponent)
 
 
 @torch.inference_mode(False)  # autograd may save what is not made in inference mode

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, check_finite
+from fisherprune.statistics.accumulators import bytes_a_weight
 from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.driver import tapped_passes
@@ -16,6 +19,7 @@ from fisherprune.statistics.forward import of_likelihoods, of_losses
 from fisherprune.statistics.gradient_moments import GradientMoments
 from fisherprune.statistics.known_losses import Reader, reader_of
 from fisherprune.statistics.losses import Losses, LossFn
+from fisherprune.statistics.parts import in_parts
 from fisherprune.statistics.passes import (
     ModelStatistics,
     Task,
@@ -24,7 +28,7 @@ from fisherprune.statistics.passes import (
 )
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import together
-from fisherprune.statistics.sampled_labels import SampledSums
+from fisherprune.statistics.sampled_labels import SampledSums, sums_of_draws
 from fisherprune.statistics.scale import (
     in_range,
     lost,
@@ -32,11 +36,12 @@ from fisherprune.statistics.scale import (
     warn_of_lost,
 )
 from fisherprune.statistics.settings import Settings
-from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.statistics.sums import PerSampleSums, Summed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+OP = "gradient_moments"
 FISHER = "the mean squared gradient"
 """What errors call F."""
 
@@ -54,6 +59,8 @@ def gradient_moments(
     parameters: Parameters | None = None,
     progress: bool = False,
     process_group: ProcessGroup | None = None,
+    max_accumulator_bytes: int | None = None,
+    offload: str | os.PathLike[str] | None = None,
 ) -> GradientMoments:
     r"""Compute mean and mean square of the per-sample gradients, exactly, in one pass.
 
@@ -78,6 +85,17 @@ def gradient_moments(
     It costs a forward and a backward pass, and ``draws`` backward passes more for
     sampled labels. These take 8 more bytes a weight, or 8 for each draw where groups
     are larger than 1.
+
+    Where there is no memory for that, sums can be kept elsewhere, and the parameters
+    be shared out over several passes; the results are the same, bit for bit:
+
+    - ``offload="cpu"`` or a folder: one pass, and the sums of a parameter are copied to
+      its device and back when it is added to, 16 bytes a weight and batch. In a folder
+      they are in memory-mapped files, so the system writes to the disk what does not
+      fit into memory.
+    - ``max_accumulator_bytes``: as many passes as are needed for the sums of each, with
+      nothing copied. The sums of passes that are over stay, 8 bytes a weight.
+    - both: as many passes, and the sums of each go there when it is over.
 
     Args:
         model: any module; runs in eval mode, and its samples must not mix. Weights may
@@ -117,6 +135,14 @@ def gradient_moments(
             where the samples of each rank are a multiple of ``group_size``. Ranks draw
             different labels. Model and options must be the same on all ranks. Where
             one rank fails, all raise its error.
+        max_accumulator_bytes: that the sums of one pass take, 24 bytes a weight; with
+            groups 28, of more than 512 samples 32; for sampled labels twice that, or
+            with groups ``1 + draws`` times. What a batch adds to one parameter at a
+            time is not counted.
+        offload: "cpu" for the CPU's memory, or a folder, whose files have no names and
+            go with the tensors; None: sums are beside the parameters. ``sum`` and
+            ``sum_sq`` of the result are kept there, ``mean`` and ``fisher`` in the
+            CPU's memory.
 
             A model whose parameters are in shards (``fully_shard``) needs the group of
             the ranks that hold them, and the moments are in the same shards: DTensors,
@@ -143,8 +169,9 @@ def gradient_moments(
     Raises:
         FisherpruneError: where the data is empty or labels are out of range, a loss,
             gradient or F as float32 is not finite, samples mix (seen in the last sample
-            of the first batch that has two), activations are checkpointed, or a
-            parameter is hooked or not of real floating-point numbers.
+            of the first batch that has two), activations are checkpointed, a parameter
+            is hooked or not of real floating-point numbers, or for several passes
+            batches can't be read again or are others each time.
 
     Reference:
         Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural
@@ -153,7 +180,12 @@ def gradient_moments(
     with together(process_group):
         if labels == "given" and draws != 1:
             raise FieldError("draws", "1 where labels are given", shown(draws))
-        settings = Settings(labels=labels, draws=draws)
+        settings = Settings(
+            labels=labels,
+            draws=draws,
+            max_accumulator_bytes=max_accumulator_bytes,
+            offload=offload,
+        )
         options = loss_fn, group_size, progress, losses, settings, seed
         task = checked_task(model, batches, parameters, *options, process_group)
         task = agreed(task)
@@ -161,7 +193,7 @@ def gradient_moments(
         if found.exponent:
             check_finite(found.fisher, FISHER)
             remedy = "prune and score count them exactly; here, scale the loss up"
-            warn_of_lost("gradient_moments", lost(found.mean, found.fisher), remedy)
+            warn_of_lost(OP, lost(found.mean, found.fisher), remedy)
     return found
 
 
@@ -171,7 +203,7 @@ def _check_labels(task: Task) -> None:
 
 
 def _reader(task: Task) -> Reader:
-    return reader_of("gradient_moments", task, "labels='sampled'")
+    return reader_of(OP, task, "labels='sampled'")
 
 
 @register_pass(
@@ -180,31 +212,51 @@ def _reader(task: Task) -> Reader:
     check=_check_labels,
     over_ranks=True,
     in_shards=True,
+    offloads=True,
 )
 def moments_pass(task: Task) -> ModelStatistics:
     """Yield the mean gradient and the Fisher diagonal."""
-    return _gradient_moments(task).statistics
+    found, exponent = _summed(task)
+    for named in (found.sums, found.squares):
+        for tensor in named.values():
+            tensor.div_(found.groups)
+    parts = {"m": found.sums, "F": found.squares}
+    result = ModelStatistics(parts, found.samples, task.group_size)
+    return result.scaled(m=exponent, F=2 * exponent)
 
 
 def _gradient_moments(task: Task) -> GradientMoments:
-    op, sampled = "gradient_moments", task.settings.labels == "sampled"
+    found, exponent = _summed(task)
+    sums = found.sums, found.squares
+    counts = found.samples, found.groups, task.group_size
+    moments = GradientMoments(*sums, *counts, found.paths, exponent)
+    return replace(moments, labels=task.settings.labels)
+
+
+def _summed(task: Task) -> tuple[Summed, int]:
+    """Pass over the batches; return the sums, and the exponent of their losses."""
+    several = 1 + sums_of_draws(task) if task.settings.labels == "sampled" else 1
+    size = several * bytes_a_weight(task.group_size)
+
+    def run(exponent: int) -> Summed:
+        parts = in_parts(OP, task, size, partial(_pass, exponent=exponent))
+        return Summed.of_parts(task, parts)
+
+    return in_range(OP, FISHER, task.batches, run)
+
+
+def _pass(task: Task, exponent: int) -> Summed:
+    sampled = task.settings.labels == "sampled"
     forward = of_losses(task)
     if sampled:
-        forward = of_likelihoods(op, _reader(task), losses=True)
-
-    def run(exponent: int) -> PerSampleSums:
-        kind = SampledSums if sampled else PerSampleSums
-        sums = kind(task, task.group_size, exponent != 0)
-        with evaluating(task.model, task.parameters.values()):
-            for each in tapped_passes(op, task, forward, sums):
-                sums.choose(0)
-                loss = scaled(each.result.sum(), exponent)
-                each.backward(loss, again=sampled)
-                if isinstance(sums, SampledSums):
-                    sums.add_drawn(each, task, exponent)
-        return sums.add_ranks(op, task)
-
-    sums, exponent = in_range(op, FISHER, task.batches, run)
-    counts = sums.samples, sums.groups, task.group_size
-    found = GradientMoments(*sums.sums(), *counts, sums.paths, exponent)
-    return replace(found, labels=task.settings.labels)
+        forward = of_likelihoods(OP, _reader(task), losses=True)
+    kind = SampledSums if sampled else PerSampleSums
+    sums = kind(task, task.group_size, exponent != 0)
+    with evaluating(task.model, task.parameters.values()):
+        for each in tapped_passes(OP, task, forward, sums):
+            sums.choose(0)
+            loss = scaled(each.result.sum(), exponent)
+            each.backward(loss, again=sampled)
+            if isinstance(sums, SampledSums):
+                sums.add_drawn(each, task, exponent)
+    return sums.add_ranks(OP, task).summed()

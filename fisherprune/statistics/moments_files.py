@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,22 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
+def _unshared(tensors: Tensors) -> Tensors:
+    """Copy tensors that share memory, which a file takes none of.
+
+    The others, memory-mapped ones too, are written from where they are.
+    """
+    memory = {name: tensor.untyped_storage() for name, tensor in tensors.items()}
+    users = Counter(each.data_ptr() for each in memory.values())
+    return {
+        name: tensor
+        if users[memory[name].data_ptr()] == 1
+        and memory[name].nbytes() == tensor.nbytes
+        else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+
+
 def _digest(facts: Facts) -> str:
     others = {name: fact for name, fact in facts.items() if name != "checksum"}
     try:
@@ -163,9 +180,9 @@ def _digest(facts: Facts) -> str:
 
 
 def _write(path: Path, tensors: Tensors, facts: Facts) -> None:
-    # Copies: a file takes no memory that is shared. One entry of metadata: safetensors
-    # writes several in an order that differs each time.
-    plain = {name: _plain(tensor).clone() for name, tensor in tensors.items()}
+    # One entry of metadata: safetensors writes several in an order that differs each
+    # time.
+    plain = _unshared({name: _plain(tensor) for name, tensor in tensors.items()})
     with whole_file(path) as temporary:
         mode = temporary.stat().st_mode  # safetensors puts a file of its own there
         save_file(plain, temporary, {FORMAT: json.dumps(facts)})

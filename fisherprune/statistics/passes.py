@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import Parameters, checked_parameters, eager
+from fisherprune.shards import any_shard
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.losses import (
     Losses,
@@ -18,11 +19,13 @@ from fisherprune.statistics.losses import (
     checked_loss,
     checked_losses,
 )
-from fisherprune.statistics.settings import Settings, checked_settings
+from fisherprune.statistics.settings import PLACES, Settings, checked_settings
 from fisherprune.statistics.whole import over_whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from fisherprune.statistics.parts import Part
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ class Task:
         """Return the parameters as the model's forward pass uses them."""
         return {name: self.leaves.get(name, p) for name, p in self.parameters.items()}
 
+    part: Part | None = None
+    """The parameters that are summed up; None: all."""
+
 
 class LoopsError(Exception):
     """A pass would have to run the model for each sample alone, which it may not."""
@@ -141,9 +147,20 @@ def checked_task(
         raise FieldError("group_size", "an integer of at least 1", shown(group_size))
     if group_size >= 2**63:
         raise FieldError("group_size", "below 2^63", shown(group_size))
-    options = loss_fn, losses, group_size, progress, checked_settings(settings), seed
+    settings = checked_settings(settings)
+    _check_places(settings, parameters)
+    options = loss_fn, losses, group_size, progress, settings, seed
     task = Task(eager(model), batches, parameters, *options)
     return replace(task, process_group=process_group)
+
+
+def _check_places(settings: Settings, parameters: Parameters) -> None:
+    """Refuse to keep elsewhere what is kept in shards."""
+    for name in PLACES:
+        value = getattr(settings, name)
+        if value is not None and any_shard(parameters.values()):
+            wanted = "None where parameters are in shards, as their sums are, too"
+            raise FieldError(name, wanted, shown(value))
 
 
 PassFunction = Callable[[Task], ModelStatistics]
@@ -164,6 +181,7 @@ class StatisticsPass:
             place, unless it would run the model for each sample alone.
         over_ranks: whether it adds up what the ranks of the task's process group find;
             otherwise each rank passes over the batches of all.
+        offloads: whether it heeds ``max_accumulator_bytes`` and ``offload``.
     """
 
     name: str
@@ -173,6 +191,7 @@ class StatisticsPass:
     check: Callable[[Task], None]
     within: str = ""
     over_ranks: bool = False
+    offloads: bool = False
 
 
 PASSES: dict[str, StatisticsPass] = {}
@@ -188,6 +207,7 @@ def register_pass(
     within: str = "",
     over_ranks: bool = False,
     in_shards: bool = False,
+    offloads: bool = False,
 ) -> Callable[[PassFunction], PassFunction]:
     """Register the decorated function as a pass; see ``StatisticsPass``.
 
@@ -206,7 +226,7 @@ def register_pass(
         # Autograd can't save what is made in inference mode.
         run = torch.inference_mode(False)(run if in_shards else over_whole(run))
         PASSES[name] = StatisticsPass(
-            name, run, needs, yields, check, within, over_ranks
+            name, run, needs, yields, check, within, over_ranks, offloads
         )
         return run
 

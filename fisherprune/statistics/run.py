@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import device_of
 from fisherprune.shards import any_shard
 from fisherprune.statistics.cache import StatisticsCache
@@ -22,6 +23,7 @@ from fisherprune.statistics.passes import (
 )
 from fisherprune.statistics.rank_batches import on_every_rank
 from fisherprune.statistics.ranks import copy_first_, gathered, tell
+from fisherprune.statistics.settings import PLACES
 
 
 def statistics_of(
@@ -50,6 +52,7 @@ def statistics_of(
     if isinstance(task.batches, Iterator) and several:
         task = replace(task, batches=list(task.batches))
     for each in passes:
+        _check_places(each, task)
         each.check(task)
     for each in passes:
         task = replace(task, found=task.found | _on_ranks(each, task, cache, key))
@@ -66,6 +69,16 @@ def _on_ranks(
     gathered(task, each.name, None)
     copy_first_(task, [t for named in found.parts.values() for t in named.values()])
     return found
+
+
+def _check_places(each: StatisticsPass, task: Task) -> None:
+    """Refuse to keep sums elsewhere for a pass that has none."""
+    for name in PLACES:
+        value = getattr(task.settings, name)
+        if value is not None and not each.offloads:
+            several = ", ".join(n for n, p in PASSES.items() if p.offloads)
+            wanted = f"None for the pass {each.name}; {several} heed it"
+            raise FieldError(name, wanted, shown(value))
 
 
 def _result(

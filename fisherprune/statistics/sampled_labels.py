@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.driver import LoneSample, TappedBatch
 from fisherprune.statistics.passes import Task
@@ -12,6 +14,11 @@ from fisherprune.statistics.sums import PerSampleSums
 from fisherprune.streams import stream_seed
 
 
+def sums_of_draws(task: Task) -> int:
+    """Return how many sums there are for drawn labels."""
+    return (task.settings.draws or 1) if task.group_size > 1 else 1
+
+
 class SampledSums(PerSampleSums):
     """Means for given labels, squares for drawn ones.
 
@@ -20,10 +27,8 @@ class SampledSums(PerSampleSums):
     """
 
     def __init__(self, task: Task, group_size: int, scaled: bool) -> None:
-        self.draws = task.settings.draws or 1
-        of_draws = self.draws if group_size > 1 else 1
-        super().__init__(task, group_size, scaled, 1 + of_draws)
-        self.of_draws = of_draws
+        self.draws, self.of_draws = task.settings.draws or 1, sums_of_draws(task)
+        super().__init__(task, group_size, scaled, 1 + self.of_draws)
 
     def add_drawn(
         self, each: TappedBatch | LoneSample, task: Task, exponent: int
@@ -38,9 +43,11 @@ class SampledSums(PerSampleSums):
             loss = (likelihood.outputs.float() * gradient).sum()
             each.backward(scaled(loss, exponent), again=draw < self.draws - 1)
 
-    def sums(self) -> tuple[Sums, Sums]:
+    def joined(self, every: Sequence[tuple[Sums, Sums]]) -> tuple[Sums, Sums]:
         """Return the sums of means, and the sums of squares in the mean over draws."""
-        means, _ = self.sums_of(0)
-        drawn = [self.sums_of(1 + k)[1] for k in range(self.of_draws)]
-        total = {n: sum((d[n] for d in drawn[1:]), drawn[0][n]) for n in means}
-        return means, {n: t / self.draws for n, t in total.items()}
+        (means, _), (_, total), *others = every
+        for name, squares in total.items():
+            for _, more in others:
+                squares += more[name]
+            squares /= self.draws
+        return means, total

@@ -21,7 +21,7 @@ from fisherprune.shards import largest
 
 if TYPE_CHECKING:
     from fisherprune.statistics.batches import Batches
-    from fisherprune.statistics.sums import PerSampleSums
+    from fisherprune.statistics.sums import Summed
 
 Named = Mapping[str, Tensor]
 
@@ -45,8 +45,8 @@ TOO_WIDE = (
 
 
 def in_range(
-    op: str, what: str, batches: Batches, run: Callable[[int], PerSampleSums]
-) -> tuple[PerSampleSums, int]:
+    op: str, what: str, batches: Batches, run: Callable[[int], Summed]
+) -> tuple[Summed, int]:
     """Run a pass, and again with its losses scaled where squares leave float32's range.
 
     Args:
@@ -56,24 +56,25 @@ def in_range(
         run: the pass, of the exponent of its losses' factor.
 
     Returns:
-        The sums, and the exponent of their losses' factor: 0 for ordinary networks.
+        What it summed up, and the exponent of its losses' factor: 0 for ordinary
+        networks.
 
     Raises:
         FisherpruneError: where squares are not finite.
     """
     found, exponent = run(0), 0
     for _ in range(2):
-        other = _better(*found.sums(), exponent)
+        other = _better(found.sums, found.squares, exponent)
         if other == exponent or isinstance(batches, Iterator):
             break
         again = run(other)
         if _is_finite(found) and not _is_finite(again):
             break  # float16 within the model
         found, exponent = again, other
-    sums, squares = found.sums()
-    check_finite(squares, what)  # then the sums are finite too
+    check_finite(found.squares, what)  # then the sums are finite too
     once = isinstance(batches, Iterator)
-    warn_of_lost(op, lost(sums, squares), READ_ONCE if once else TOO_WIDE)
+    names = lost(found.sums, found.squares)
+    warn_of_lost(op, names, READ_ONCE if once else TOO_WIDE)
     return found, exponent
 
 
@@ -94,7 +95,7 @@ def _better(sums: Named, squares: Named, exponent: int) -> int:
 
 def lost(sums: Named, squares: Named) -> list[str]:
     """Return the names of parameters that have gradients, but squares out of range."""
-    small = [name for name, x in largest(squares).items() if x < LEAST]
+    small = [n for n, x in largest(squares).items() if x < LEAST]
     sizes = largest({name: sums[name] for name in small}, absolute=True)
     return [name for name, size in sizes.items() if size]
 
@@ -128,6 +129,5 @@ def shifted(tensors: Named, exponent: int) -> dict[str, Tensor]:
     return {n: (t.double() * 2.0**exponent).float() for n, t in tensors.items()}
 
 
-def _is_finite(found: PerSampleSums) -> bool:
-    _, squares = found.sums()
-    return all(map(math.isfinite, largest(squares).values()))
+def _is_finite(found: Summed) -> bool:
+    return all(map(math.isfinite, largest(found.squares).values()))

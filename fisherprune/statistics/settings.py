@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from fisherprune.errors import FieldError, shown
 
 FLOWS = ("trainable", "weights", "scored")
 LABELS = ("given", "sampled")
+CPU = "cpu"
+"""What ``offload`` calls the CPU's memory."""
+PLACES = ("max_accumulator_bytes", "offload")
+"""Fields that change no result: no run has an option for them, no key depends on them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,13 @@ class Settings:
         draws: of sampled labels, one where it is None; and of the Gauss-Newton
             diagonal H, which is exact where it is None, see ``gauss_newton_estimate``.
         probes: of the Hessian's diagonal D, see ``hutchinson_diagonal``.
+        max_accumulator_bytes: of memory that the sums of a pass take, 24 bytes a weight
+            and more for groups: the parameters are shared out over as many passes over
+            the batches as that needs, see ``gradient_moments``. None: one pass.
+        offload: where sums and scores are kept: beside the parameters where it is None,
+            "cpu" in the CPU's memory, or in memory-mapped files in a folder. Of passes
+            for "moments", "gradient" and "gauss_newton", as ``max_accumulator_bytes``:
+            the others refuse both. Results are the same, bit for bit.
 
     Raises:
         FisherpruneError: where a value is not what its field takes.
@@ -48,6 +61,8 @@ class Settings:
     labels: str = "given"
     draws: int | None = None
     probes: int = 10
+    max_accumulator_bytes: int | None = None
+    offload: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Check every field by itself."""
@@ -65,6 +80,17 @@ class Settings:
         if self.draws is not None:
             checked_number("draws", self.draws)
         checked_number("probes", self.probes)
+        if self.max_accumulator_bytes is not None:
+            checked_number("max_accumulator_bytes", self.max_accumulator_bytes)
+        _check_offload(self.offload)
+
+
+def _check_offload(value: object) -> None:
+    if value is None or value == CPU:
+        return
+    if not isinstance(value, str | os.PathLike) or not os.path.isdir(value):
+        wanted = "None, 'cpu' or a folder that is there"
+        raise FieldError("offload", wanted, shown(value))
 
 
 def _check_number(

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fisherprune.persample.contributions import Gradients
 from fisherprune.shards import as_shard, local
 from fisherprune.statistics.accumulators import Accumulators, Sums
+from fisherprune.statistics.parts import in_order
 from fisherprune.statistics.passes import LoopsError, Task
 from fisherprune.statistics.ranks import add_up_, counted, gathered
 from fisherprune.statistics.shards import part_of_all
+from fisherprune.statistics.store import final_store, first_store
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What a pass summed up.
+
+    Attributes:
+        sums: over groups of their mean gradients, by parameter name.
+        squares: over groups of the squares of these.
+        samples: that were seen, by all ranks.
+        groups: of these.
+        paths: by parameter, the ways of its gradients, as ``GradientMoments.paths``.
+        apart: the squares of each of several sums, where they are asked for.
+    """
+
+    sums: Sums
+    squares: Sums
+    samples: int
+    groups: int
+    paths: dict[str, tuple[str, ...]]
+    apart: Sequence[Sums] = ()
+
+    @classmethod
+    def of_parts(cls, task: Task, parts: Sequence[Summed]) -> Summed:
+        """Return what passes for parts of the parameters summed up together."""
+        first, *others = parts
+        if not others:
+            return first
+        sums = in_order(task, [each.sums for each in parts])
+        squares = in_order(task, [each.squares for each in parts])
+        return cls(sums, squares, first.samples, first.groups, first.paths)
 
 
 class PerSampleSums:
@@ -37,10 +71,12 @@ class PerSampleSums:
         parameters = {name: local(p) for name, p in task.parameters.items()}
         self.scaled, self.samples = scaled, 0
         self._groups: int | None = None
+        only = task.part.names if task.part else None
+        store, self._settings = first_store(task.settings), task.settings
         self._all = [
             (
-                self.accumulators(parameters, group_size),
-                self.accumulators({}, group_size),
+                self.accumulators(parameters, group_size, only, store),
+                self.accumulators({}, group_size, only, store),
             )
             for _ in range(several)
         ]
@@ -55,6 +91,11 @@ class PerSampleSums:
             name: ("loop",) if name in self.reasons else tuple(sorted(ways))
             for name, ways in self.ways.items()
         }
+
+    @property
+    def loops(self) -> bool:
+        """Return whether the model runs sample by sample for what is summed up."""
+        return any(map(self.looped.wants, self.looped.parameters))
 
     def choose(self, number: int) -> None:
         """From now on, add to the sums of that number."""
@@ -105,26 +146,39 @@ class PerSampleSums:
                     tapped.hand_over(name, looped)
                 self.reasons[name] = reasons[name]
 
-    def sums(self) -> tuple[Sums, Sums]:
-        """Close the last groups; return the sums over groups of means and squares.
+    def summed(self, apart: bool = False) -> Summed:
+        """Close the last groups; return what there is, kept where settings say.
 
-        Where there are several, they are added up.
+        What is kept elsewhere is forgotten here: taps, which refer to these sums, live
+        until garbage is collected.
         """
-        sums, squares = self.sums_of(0)
-        for number in range(1, len(self._all)):
-            more, more_squares = self.sums_of(number)
+        counts = self.samples, self.groups, self.paths
+        every = [self.sums_of(number) for number in range(len(self._all))]
+        sums, squares = self.joined(every)
+        if first_store(self._settings) != (store := final_store(self._settings)):
+            sums = {name: store.keep(each) for name, each in sums.items()}
+            squares = {name: store.keep(each) for name, each in squares.items()}
+            for each in (each for pair in self._all for each in pair):
+                each.forget()
+        parts = [squares for _, squares in every] if apart else []
+        return Summed(sums, squares, *counts, parts)
+
+    def joined(self, every: Sequence[tuple[Sums, Sums]]) -> tuple[Sums, Sums]:
+        """Return the sums over groups of means and squares, of all sums together."""
+        sums, squares = every[0]
+        for more, more_squares in every[1:]:
             sums = {n: sum + more[n] for n, sum in sums.items()}
             squares = {n: sum + more_squares[n] for n, sum in squares.items()}
         return sums, squares
 
     def sums_of(self, number: int) -> tuple[Sums, Sums]:
-        """Return the same of the sums of one number."""
+        """Return the sums of one number; those over groups of means and squares."""
         tapped, looped = self._all[number]
         sums, squares = tapped.sums()
         more_sums, more_squares = looped.sums()
         sums, squares = sums | more_sums, squares | more_squares
-        named = self.parameters.items()
+        names = [name for name in self.ways if name in sums]
         return (
-            {n: as_shard(sums[n], p) for n, p in named},
-            {n: as_shard(squares[n], p) for n, p in named},
+            {n: as_shard(sums[n], self.parameters[n]) for n in names},
+            {n: as_shard(squares[n], self.parameters[n]) for n in names},
         )

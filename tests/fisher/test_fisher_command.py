@@ -101,6 +101,18 @@ def test_options_are_those_of_gradient_moments(case):
     assert facts[0] != facts[1]
 
 
+def test_where_sums_are_kept_changes_no_bit(case):
+    every = "--all-parameters", "--group-size", 2
+    expected = case.run(*every)
+    largest = max(s.numel() for s in expected.sum.values())
+    limit = "--max-accumulator-bytes", 28 * largest
+    for place in (limit, ("--offload", "cpu"), (*limit, "--offload", case.folder)):
+        found = case.run(*every, *place)
+        for name, square in expected.sum_sq.items():
+            assert torch.equal(found.sum_sq[name], square)
+            assert torch.equal(found.sum[name], expected.sum[name])
+
+
 def test_sampled_labels_depend_on_the_seed(case):
     spoiled_data(case, inputs=case.inputs[:1], labels=case.labels[:1] + 2)
     options = "--labels", "sampled", "--seed"
@@ -217,6 +229,14 @@ MISTAKES = {
     "group size": (
         lambda c: c.arguments("--group-size", 0),
         "group_size must be an integer of at least 1, got 0",
+    ),
+    "limit": (
+        lambda c: c.arguments("--max-accumulator-bytes", 0),
+        "max_accumulator_bytes must be an integer of at least 1, got 0",
+    ),
+    "offload": (
+        lambda c: c.arguments("--offload", "cuda"),
+        "offload must be None, 'cpu' or a folder that is there, got 'cuda'",
     ),
     "no folder": (
         lambda c: ["--model", "resnet20", "--images", "nowhere", "--output", "f"],

@@ -65,6 +65,7 @@ def test_all_ranks_end_with_the_same_bits_as_one_process_up_to_rounding(
 def test_the_same_ranks_find_the_same_bits_again(ranks):
     for each in ranks:
         assert_same_bits(each["again"], each["calls"]["moments"])
+        assert_same_bits(each["calls"]["in parts"], each["calls"]["moments"])
 
 
 def test_groups_are_those_of_each_rank(ranks, seed):

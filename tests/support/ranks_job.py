@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from datetime import timedelta
+from tempfile import gettempdir
 
 import shard_calls
 import torch
@@ -134,6 +135,7 @@ def wrapped(net, batches, **options):
 
 
 SECOND = ["grasp", "obd", "hutchinson_diag"]
+PARTS = {"max_accumulator_bytes": 50_000, "offload": gettempdir()}
 DRAWN = fp.Settings(labels="sampled", draws=2)
 CALLS = {
     "moments": (UNEVEN, moments),
@@ -154,6 +156,7 @@ CALLS = {
     "estimates": (FIRST, estimates),
     "batches of all": (UNEVEN, scores(["prospr", "ntk_sap"])),
     "wrapped": (UNEVEN, wrapped),
+    "in parts": (UNEVEN, lambda n, b, **o: moments(n, b, **PARTS, **o)),
     "sampled, one rank": (FIRST, scores(["fisher_diag"], settings=DRAWN)),
     "drawn signs, one rank": (FIRST, scores(["obd"], settings=fp.Settings(draws=3))),
 }

@@ -17,7 +17,7 @@ from fisherprune.runs.kinds import at_least, must, one_of
 from fisherprune.runs.option import Effect, names, option
 from fisherprune.runs.parts.seeded import Seeded
 from fisherprune.scoring.criteria import CRITERIA
-from fisherprune.statistics.settings import FLOWS, LABELS, Settings
+from fisherprune.statistics.settings import FLOWS, LABELS, PLACES, Settings
 
 
 def _own_rounds() -> str:
@@ -174,7 +174,8 @@ class MaskConfig(Seeded):
     @property
     def settings(self) -> Settings:
         """Return what the fields of the same names tell the passes."""
-        return Settings(**{name: getattr(self, name) for name in names(Settings)})
+        told = (name for name in names(Settings) if name not in PLACES)
+        return Settings(**{name: getattr(self, name) for name in told})
 
     def check_mask(self) -> None:
         """Check the fields that depend on each other."""
