@@ -1,0 +1,356 @@
+"""Second moments of the user's own backward passes, beside their gradients."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import MethodType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel
+
+from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.modules import unwrapped
+from fisherprune.parameters import Parameters, check_finite, check_unhooked
+from fisherprune.persample.backward import taps_of
+from fisherprune.persample.calls import unmark
+from fisherprune.persample.contributions import Gradients
+from fisherprune.persample.observing import BackwardMode, ObservingTap
+from fisherprune.statistics.accumulators import Accumulators, Sums
+from fisherprune.statistics.batches import Batch
+from fisherprune.statistics.gradient_moments import GradientMoments
+from fisherprune.statistics.passes import Task, checked_task
+from fisherprune.statistics.sample_calls import (
+    SampleCalls,
+    call_batch,
+    find_calls,
+    key_of,
+    not_seen,
+)
+from fisherprune.statistics.scale import lost, warn_of_lost
+from fisherprune.statistics.structure import tensors_in
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OP = "moments"
+Run = Callable[..., Any]
+Scale = float | Callable[[], float]
+
+
+def moments(
+    model: nn.Module,
+    *,
+    parameters: Parameters | None = None,
+    reduction: str = "mean",
+    scale: Scale = 1.0,
+) -> Moments:
+    r"""Watch a training step: its gradients as ever, and their moments by sample.
+
+    Inside of the context, the model runs and ``loss.backward()`` fills each ``.grad``
+    as without it. Beside that, the gradients of the single samples are squared and
+    added up: exactly, without being held in memory. With
+
+    .. math:: L = \frac1N \sum_n \ell_n
+
+    the loss of a batch of N samples, where :math:`\ell_n` depends on the n-th sample
+    alone, ``result()`` has the mean of :math:`G_n = \nabla \ell_n`, and
+    F, the mean of :math:`G_n \odot G_n`: the empirical Fisher diagonal of the batch.
+    Several backward passes, each behind a forward pass of its own, add up.
+
+    What is no sum over samples can't be told from one: where the loss couples samples
+    (contrastive losses, a balance of experts), :math:`\ell_n` is not defined, and the
+    result means nothing. Where a mean is over other things than samples, such as the
+    tokens of all texts, or is divided by class weights, :math:`\ell_n` is N times what
+    the n-th sample adds to the loss.
+
+    Each ``.grad`` has the bits that it has without the context, with two exceptions,
+    which are equal to rounding: recurrent layers of which parameters are watched, for
+    they run as linear layers, and under autocast weights that are used several times.
+    Compiled models run as they are written.
+
+    Args:
+        model: as it is trained, in its own modes; dropout is fine. BatchNorm in train
+            mode mixes samples: put it into eval mode before (``measure_batchnorm`` sets
+            its statistics), or use ``gradient_moments``. Tensors in its arguments have
+            the samples first, and so has one in its output at least.
+        parameters: by name, ``prunable_parameters(model)`` by default; none frozen.
+        reduction: of the loss over the samples: "mean", or "sum" for
+            :math:`L = \sum_n \ell_n`.
+        scale: what the loss was multiplied by besides, or a function that says so at
+            each backward pass: ``scaler.get_scale`` of a GradScaler, 1 / steps where
+            gradients are accumulated over several.
+
+    Where the samples are in the model's calls is found at its first call: two samples
+    run once more, and one alone, in eval mode where the model draws random numbers.
+    Hooks of its layers see these runs, too; buffers and random state are put back. What
+    was found is used again where the same ``Moments`` are entered again, step after
+    step, so make them once, before the loop. Where values decide which row is of which
+    sample, as in sorting, each batch is checked by backward passes from the output.
+
+    In DistributedDataParallel, ``.grad`` is the mean over the ranks as ever, moments
+    are of the rank's own samples.
+
+    Returns:
+        A context manager, whose ``result()`` are ``GradientMoments``.
+
+    Raises:
+        FisherpruneError: where an argument is wrong, and inside of the context where
+            samples mix, gradients of single samples are not seen, the loss depends on a
+            parameter outside of the model's call, a backward pass runs a second time
+            through one forward pass or through several, or not by ``loss.backward()``,
+            with ``create_graph`` or ``inputs``; where activations are checkpointed, or
+            a parameter is hooked. Up to then, no gradient was changed.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+        >>> x, y = torch.randn(16, 5), torch.randint(3, (16,))
+        >>> with moments(net) as m:
+        ...     nn.functional.cross_entropy(net(x), y).backward()
+        >>> found = m.result()
+        >>> found.samples, torch.allclose(found.mean["0.weight"], net[0].weight.grad)
+        (16, True)
+        >>> found.fisher["0.weight"].shape
+        torch.Size([8, 5])
+    """
+    if reduction not in ("mean", "sum"):
+        raise FieldError(f"{OP}: reduction", "'mean' or 'sum'", shown(reduction))
+    if not callable(scale):
+        _checked_scale(scale)
+    return Moments(checked_task(model, (), parameters), reduction == "mean", scale)
+
+
+class Moments:
+    """What ``fisherprune.moments`` returns: to be entered, once or again and again.
+
+    Entering begins anew.
+    """
+
+    def __init__(self, task: Task, is_mean: bool, scale: Scale) -> None:
+        self._task, self._model = task, unwrapped(task.model)
+        self._is_mean, self._scale = is_mean, scale
+        self._found: dict[object, SampleCalls] = {}
+        self._context: ExitStack | None = None
+        self._begin()
+
+    def __enter__(self) -> Self:
+        _check(self._task, self._model)
+        self._begin()
+        with ExitStack() as context:
+            if "torch._dynamo" in sys.modules:  # compiled code can't be tapped
+                context.enter_context(torch.compiler.set_stance("force_eager"))
+            context.enter_context(BackwardMode(self._backward))
+            own = vars(self._model)
+            context.callback(_put_back, own, own.get("forward"))
+            watched = _Watched(self._model, self._call)
+            own["forward"] = MethodType(watched, self._model)
+            self._context = context.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._context is not None
+        self._context.close()
+
+    def result(self) -> GradientMoments:
+        """Return the moments of the backward passes since the context was entered.
+
+        Raises:
+            FisherpruneError: where there was none or one has failed, or F is not
+                finite as float32, as in steps that a GradScaler skips.
+        """
+        if self._failed or not self._samples:
+            came = "one that failed" if self._failed else "none"
+            raise FisherpruneError(
+                f"{OP}: there must be backward passes inside of the context, each of "
+                f"the loss of a call of the model, got {came}"
+            )
+        sums: tuple[Sums, Sums] = {}, {}
+        for factor, each in self._sums.items():
+            for total, parts, power in zip(sums, each.sums(), (1, 2), strict=True):
+                for name, part in parts.items():
+                    more = part * factor**power
+                    total[name] = total[name] + more if name in total else more
+        check_finite(sums[1], "the mean squared gradient")
+        warn_of_lost(OP, lost(*sums), "scale the loss up, and say so by scale")
+        paths = {n: tuple(sorted(self._ways[n])) for n in self._task.parameters}
+        return GradientMoments(*sums, self._samples, self._samples, 1, paths)
+
+    def _begin(self) -> None:
+        self._sums: dict[float, Accumulators] = {}
+        """By the factor that losses lack."""
+        self._ways: dict[str, set[str]] = defaultdict(set)
+        self._samples, self._failed = 0, False
+
+    def _call(self, forward: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model, tapped."""
+        batch = call_batch(args, kwargs)
+        calls = self._calls(forward, batch) if batch.size > 1 else None
+        known = calls.known if calls else None
+        options = batch.tensors, batch.size, self._add, OP, None, known
+        tap = ObservingTap(self._task.parameters, *options)
+        try:
+            with tap.forward():
+                output = forward(*args, **kwargs)
+        finally:
+            unmark(batch.tensors)
+        unmark(tensors_in(output))
+        if calls:
+            calls.check(tap, output)
+        _check_seen(tap)
+        return output
+
+    def _calls(self, forward: Run, batch: Batch) -> SampleCalls:
+        key = key_of(self._model, batch)
+        if (found := self._found.get(key)) is None:
+            found = find_calls(OP, self._task, forward, batch)
+            if found.may_last:
+                self._found[key] = found
+        return found
+
+    def _backward(self, loss: Tensor, run: Run, options: dict[str, Any]) -> None:
+        """Run a backward pass; where calls of the model lead to the loss, add squares.
+
+        Args:
+            loss: of the pass.
+            run: the pass.
+            options: of ``loss.backward``.
+        """
+        taps = [tap for tap in taps_of(loss) if tap.report == self._add]
+        if not taps:
+            run(loss, **options)
+            return
+        tap = _checked(taps, loss, options)
+        if tap.computed:  # gradients of what is computed go back sample by sample
+            options = {**options, "retain_graph": True}
+        self._adding = self._accumulators(tap.samples)
+        self._adding.begin(tap.samples)
+        failed, self._failed, tap.spent = self._failed, True, True
+        with tap.receiving():
+            run(loss, **options)
+        tap.computed.clear()
+        self._adding.end()
+        self._failed = failed
+        self._samples += tap.samples
+        for name, ways in tap.ways.items():
+            self._ways[name] |= ways
+
+    def _accumulators(self, samples: int) -> Accumulators:
+        scale = self._scale() if callable(self._scale) else self._scale
+        factor = (samples if self._is_mean else 1) / _checked_scale(scale)
+        new = Accumulators(self._task.parameters, 1)
+        return self._sums.setdefault(factor, new)
+
+    def _add(self, name: str, gradients: Gradients) -> None:
+        self._adding.add(name, gradients)
+
+
+class _Watched:
+    """A model's ``forward``, whose calls are handed to a function.
+
+    Args:
+        model: whose method it is; copies that are made of it have it, too.
+        call: of ``forward`` and its arguments.
+    """
+
+    def __init__(self, model: nn.Module, call: Run) -> None:
+        self.model, self.forward, self.call = model, model.forward, call
+        self.running = False
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        if module is not self.model:
+            return type(module).forward(module, *args, **kwargs)
+        if self.running or not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        self.running = True
+        try:
+            return self.call(self.forward, args, kwargs)
+        finally:
+            self.running = False
+
+
+def _put_back(own: dict[str, Any], forward: Run | None) -> None:
+    own.pop("forward", None)
+    if forward is not None:
+        own["forward"] = forward
+
+
+def _check(task: Task, model: nn.Module) -> None:
+    """Refuse what can't be watched.
+
+    Raises:
+        FisherpruneError: where the model is watched already or runs on several devices,
+            or a parameter is frozen, sharded or hooked.
+    """
+    if isinstance(getattr(vars(model).get("forward"), "__func__", None), _Watched):
+        raise FisherpruneError(f"{OP}: the model must be watched by one context only")
+    several = (m for m in task.model.modules() if isinstance(m, DataParallel))
+    if any(len(each.device_ids) > 1 for each in several):
+        raise FisherpruneError(
+            f"{OP}: the model must run on one device, got DataParallel: use "
+            "DistributedDataParallel"
+        )
+    for name, parameter in task.parameters.items():
+        if not parameter.requires_grad:
+            raise FisherpruneError(
+                f"{OP}: parameters must require gradients, got {name!r}, which is "
+                "frozen: leave it out, or use gradient_moments"
+            )
+        if hasattr(parameter, "full_tensor"):
+            raise FisherpruneError(
+                f"{OP}: parameters must be whole, got {name!r}, which is sharded: leave "
+                "it out"
+            )
+    check_unhooked(task.parameters)
+
+
+def _checked_scale(scale: object) -> float:
+    if (
+        isinstance(scale, bool)
+        or not isinstance(scale, int | float)
+        or not 0 < scale < math.inf
+    ):
+        wanted = "a number above 0, or a function that returns one"
+        raise FieldError(f"{OP}: scale", wanted, shown(scale))
+    return float(scale)
+
+
+def _checked(
+    taps: list[ObservingTap], loss: Tensor, options: dict[str, Any]
+) -> ObservingTap:
+    """Return the tap of a loss whose backward pass may run."""
+    if len(taps) > 1:
+        raise FisherpruneError(
+            f"{OP}: a backward pass must lead through one call of the model, got "
+            f"{len(taps)}: run one for each call, or, where a sample is in several, "
+            "watch a module that makes them all in one call"
+        )
+    if taps[0].spent:
+        raise FisherpruneError(
+            f"{OP}: a second backward pass leads through the same call of the model, "
+            "whose squares it would need: add the losses up and run one"
+        )
+    for name, default in {"create_graph": False, "inputs": None}.items():
+        if options.get(name) not in (default, None):
+            raise FisherpruneError(
+                f"{OP}: backward must be called without {name} inside of the context"
+            )
+    taps[0].prepare(loss)
+    _check_seen(taps[0])
+    return taps[0]
+
+
+def _check_seen(tap: ObservingTap) -> None:
+    for name, why in tap.refused.items():
+        raise not_seen(OP, name, why)
