@@ -1,4 +1,4 @@
-"""A tap beside the gradients of autograd, which stay what they are."""
+"""A tap beside the gradients of autograd, which each parameter still receives."""
 
 from __future__ import annotations
 
@@ -6,51 +6,104 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.backward import Passing, TappedCall
 from fisherprune.persample.calls import Arguments, Function, Key, with_tensors
-from fisherprune.persample.contributions import Contribution
+from fisherprune.persample.contributions import (
+    Contribution,
+    Gradients,
+    LayerContribution,
+)
 from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import Front
 from fisherprune.persample.registry import Layer, LayerCall
-from fisherprune.persample.tap import LayerTap
+from fisherprune.persample.tap import LayerTap, autocast_of
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Met:
     """A layer that met samples.
 
     Attributes:
         layer: what it computes.
         positions: as in ``LayerCall``.
-        shape: of the weight; None where there is none.
-        places: of weight and bias among the call's tensors.
+        weight: the first parameter.
+        places: of weight and bias among the call's tensors; None where not shared.
         output: where the samples are, in the input and in the output.
+        tap: that sums the weight's gradient up in place of autograd; or None.
+        total: what it found.
     """
 
     layer: Layer
     positions: bool
-    shape: tuple[int, ...] | None
+    weight: Tensor | None
     places: tuple[int | None, int | None]
     output: Layout
+    tap: ObservingTap | None = None
+    total: Tensor | None = None
+
+    def summed(self, own: LayerContribution, merged: Contribution) -> Gradients:
+        """Return the weight's gradients such that ``total`` will be their sum."""
+        assert self.weight is not None and self.tap is not None
+        if id(self.weight) not in self.tap.single:  # squared with others, later
+            self.total = own.total().view_as(self.weight)
+            return merged
+        self.total = torch.zeros_like(self.weight)
+        return _Summed(merged, self.total)
 
 
-def _rule(met: _Met, grad: Tensor, tensors: Sequence[Tensor]) -> dict:
-    """Return the contributions of a layer's weight and bias, by their places."""
-    front, found = Front(met.positions), dict[int, Contribution]()
+def _rule(met: Any, grad: Tensor, tensors: Sequence[Tensor]) -> dict[int, Any]:
+    """Return the gradients of a layer's weight and bias, by their places."""
+    front, found = Front(met.positions), dict[int, Any]()
     weight, bias = met.places
     own_grad = front.moved(grad, met.output)
-    if weight is not None and met.shape is not None:
+    if weight is not None:
         # Under autocast the layer ran in the output's dtype.
         input = front.moved(tensors[0].to(grad.dtype), met.output)
-        own = met.layer.weight_grads(own_grad, input, met.shape)
-        found[weight] = front.merged(own)
+        own = met.layer.weight_grads(own_grad, input, tuple(met.weight.shape))
+        found[weight] = merged = front.merged(own)
+        if met.tap:
+            found[weight] = met.summed(own, merged)
     if bias is not None:
         found[bias] = front.merged(met.layer.bias_grads(own_grad))
     return found
+
+
+class _Summed:
+    """Gradients of a weight, whose sum over the samples is kept when they are squared.
+
+    Args:
+        gradients: of the samples.
+        total: to which the sum is added.
+    """
+
+    def __init__(self, gradients: Contribution, total: Tensor) -> None:
+        self.gradients, self.total = gradients, total
+
+    def samples(self, chosen: slice) -> _Summed:
+        """Return those of some of the samples."""
+        return _Summed(self.gradients.samples(chosen), self.total)
+
+    def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
+        """Accumulate over groups of one sample."""
+        own = torch.zeros_like(sum)
+        self.gradients.add_moments(own, sum_sq, group_size)
+        sum += own
+        self.total += own.view_as(self.total)
+
+
+class _FusedCall(TappedCall):
+    """Returns the weight's gradient, too: autograd does not compute it once more."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Tell the tap; return the gradients of the output and of the weight."""
+        grad, *others, _ = TappedCall.backward(ctx, grad)
+        return grad, *others, ctx.meeting.total
 
 
 class ObservingTap(LayerTap):
@@ -59,10 +112,12 @@ class ObservingTap(LayerTap):
     Calls run as they are written, on ``Passing``s of what is shared.
 
     Attributes:
+        fuses: names of the parameters, used once, whose gradients the tap sums up.
         spent: whether a backward pass has passed its calls.
     """
 
     replaces = False
+    fuses: frozenset[str] = frozenset()
     spent = False
 
     def cut(self, shared: Tensor) -> Tensor:
@@ -87,21 +142,35 @@ class ObservingTap(LayerTap):
         tensors: list[Tensor],
     ) -> Tensor:
         own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}
+        places = tuple(
+            next((i for i in own if tensors[i] is each), None)
+            for each in (call.weight, call.bias)
+        )
+        met = _Met(call.layer, call.positions, call.weight, places, layout)
         cut = [self.cut(t) if i in own else t for i, t in enumerate(tensors)]
+        function, read = TappedCall, [call.input.detach()]
+        if places[0] is not None and self._fuses(call):
+            function, met.tap = _FusedCall, self
+            read.append(cut[places[0]])
+            cut[places[0]] = tensors[places[0]].detach()
         args, kwargs = with_tensors(arguments, iter(cut))
         output = func(*args, **kwargs)
         if not layout.fits(output):
             raise LayoutError("its result has not the samples where its input has")
         for i in own:
             self._note(tensors[i], func.__name__)
-        operands = call.weight, call.bias
-        weight, bias = (
-            next((i for i in own if tensors[i] is each), None) for each in operands
-        )
-        shape = None if call.weight is None else tuple(call.weight.shape)
-        met = _Met(call.layer, call.positions, shape, (weight, bias), layout)
-        return TappedCall.apply(
-            output, self.anchor, met, _rule, own, self, call.input.detach()
+        return function.apply(output, self.anchor, met, _rule, own, self, *read)
+
+    def _fuses(self, call: LayerCall) -> bool:
+        """Return whether the kernels find a weight's gradient as well as autograd."""
+        weight = call.weight
+        return (
+            weight is not None
+            and weight.dim() > 1
+            and weight.dtype == call.input.dtype == torch.float32
+            and autocast_of() is None
+            and any(self.parameters[n] is weight for n in self.roots[id(weight)])
+            and self.roots[id(weight)] <= self.fuses
         )
 
     def _met(

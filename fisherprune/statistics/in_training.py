@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def moments(
     parameters: Parameters | None = None,
     reduction: str = "mean",
     scale: Scale = 1.0,
+    same_bits: bool = False,
 ) -> Moments:
     r"""Watch a training step: its gradients as ever, and their moments by sample.
 
@@ -123,7 +125,10 @@ def moments(
         raise FieldError(f"{OP}: reduction", "'mean' or 'sum'", shown(reduction))
     if not callable(scale):
         _checked_scale(scale)
-    return Moments(checked_task(model, (), parameters), reduction == "mean", scale)
+    if not isinstance(same_bits, bool):
+        raise FieldError(f"{OP}: same_bits", "True or False", shown(same_bits))
+    task = checked_task(model, (), parameters)
+    return Moments(task, reduction == "mean", scale, same_bits)
 
 
 class Moments:
@@ -132,9 +137,11 @@ class Moments:
     Entering begins anew.
     """
 
-    def __init__(self, task: Task, is_mean: bool, scale: Scale) -> None:
+    def __init__(
+        self, task: Task, is_mean: bool, scale: Scale, same_bits: bool
+    ) -> None:
         self._task, self._model = task, unwrapped(task.model)
-        self._is_mean, self._scale = is_mean, scale
+        self._is_mean, self._scale, self._same_bits = is_mean, scale, same_bits
         self._found: dict[object, SampleCalls] = {}
         self._context: ExitStack | None = None
         self._begin()
@@ -199,6 +206,8 @@ class Moments:
         known = calls.known if calls else None
         options = batch.tensors, batch.size, self._add, OP, None, known
         tap = ObservingTap(self._task.parameters, *options)
+        if calls and not self._same_bits:
+            tap.fuses = calls.once
         try:
             with tap.forward():
                 output = forward(*args, **kwargs)
@@ -214,8 +223,8 @@ class Moments:
         key = key_of(self._model, batch)
         if (found := self._found.get(key)) is None:
             found = find_calls(OP, self._task, forward, batch)
-            if found.may_last:
-                self._found[key] = found
+            if not found.unsure:
+                self._found[key] = replace(found, may_vary=False)
         return found
 
     def _backward(self, loss: Tensor, run: Run, options: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import device_of
 from fisherprune.persample.calls import Key
+from fisherprune.persample.contributions import Gradients
 from fisherprune.persample.finder import Known
+from fisherprune.persample.observing import ObservingTap
 from fisherprune.persample.tap import LayerTap, autocast_of
 from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.driver import tapped_batch
@@ -37,18 +39,20 @@ class SampleCalls:
     Attributes:
         known: by call.
         places: of the tensors in the model's output that have the samples first.
-        must_check: whether a batch must show that its rows are whose they seem to be.
-        may_last: whether the same holds for other batches of such shapes.
+        once: names of parameters that are used once.
+        unsure: whether each batch must show that its rows are whose they seem to be.
+        may_vary: whether the first batch must.
     """
 
     known: dict[Key, Known]
     places: frozenset[str]
-    must_check: bool
-    may_last: bool
+    once: frozenset[str]
+    unsure: bool
+    may_vary: bool
 
     def check(self, tap: LayerTap, output: object) -> None:
         """See whether rows are of other samples: their parameters are ``refused``."""
-        if self.must_check or tap.moved:
+        if self.unsure or self.may_vary or tap.moved:
             tap.check_samples(_scores(output, self.places, tap.samples).result)
 
 
@@ -67,32 +71,35 @@ def key_of(model: nn.Module, batch: Batch) -> object:
 def find_calls(op: str, task: Task, forward: Function, batch: Batch) -> SampleCalls:
     """Run the batch's last two samples, and the last one alone.
 
-    In the model's own modes; in eval mode where the model draws random numbers, by
-    which samples can't be compared.
+    In the model's own modes; first in eval mode where samples can't be compared in
+    those: where the model draws random numbers, or does not run with one sample.
 
     Raises:
         FisherpruneError: where samples mix, or the model's output has not the samples
             first.
     """
-    pair = replace(batch, content=_copy(batch, slice(-2, None)), size=2)
-    modes = [(module, module.training) for module in task.model.modules()]
-    with evaluating(task.model, task.parameters.values()):
+    model, run = task.model, Pair(op, task, forward, batch)
+    modes = [(module, module.training) for module in model.modules()]
+    sparse = [m for m in model.modules() if getattr(m, "sparse", None) is True]
+    with evaluating(model, task.parameters.values()):
         for module, training in modes:
             module.training = training
-        if _draws(task, forward, pair):
+        for module in sparse:
+            module.sparse = True
+        if differs := run.draws() or not run.runs_alone():
             for module, _ in modes:
                 module.training = False
-        places = _places(op, forward, pair)
-
-        def scores(_: nn.Module, batch: Batch) -> Ran:
-            args, kwargs = batch.content
-            return _scores(forward(*args, **kwargs), places, batch.size)
-
-        tap = tapped_batch(op, task, scores, pair).tap
+        run.find_places()
+        tap = run.compared()
+        if differs:
+            for module, training in modes:
+                module.training = training
+            run.check(tap)
     for name, why in tap.refused.items():
         raise not_seen(op, name, why)
+    once = frozenset(tap.single.values())
     unsure = tap.finder.is_unsure
-    return SampleCalls(tap.known, places, unsure or tap.must_check, not unsure)
+    return SampleCalls(tap.known, run.places, once, unsure, tap.must_check)
 
 
 def not_seen(op: str, name: str, why: str) -> FisherpruneError:
@@ -104,45 +111,104 @@ def not_seen(op: str, name: str, why: str) -> FisherpruneError:
     )
 
 
-def _copy(batch: Batch, chosen: slice) -> Any:
-    """Return copies of some samples, outside of any graph."""
+class Pair:
+    """Runs the last two samples of a batch.
+
+    Args:
+        op: named in errors.
+        task: its model is within ``evaluating``, its parameters are watched.
+        forward: the model's own.
+        batch: of at least two samples.
+
+    Attributes:
+        places: as of ``SampleCalls``.
+    """
+
+    def __init__(self, op: str, task: Task, forward: Function, batch: Batch) -> None:
+        self.op, self.task, self.forward = op, task, forward
+        self.batch = replace(batch, content=_copied(batch.content, 2), size=2)
+        self.places = frozenset[str]()
+
+    def draws(self) -> bool:
+        """Return whether the model draws random numbers of torch."""
+        before = self._random_states()
+        self._run(2)
+        return not all(map(torch.equal, before, self._random_states()))
+
+    def runs_alone(self) -> bool:
+        """Return whether the model runs with one sample."""
+        try:
+            self._run(1)
+        except Exception:
+            return False
+        return True
+
+    def _random_states(self) -> list[Tensor]:
+        device, states = device_of(self.task.parameters), [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        return states
+
+    @torch.no_grad()
+    def _run(self, samples: int) -> object:
+        args, kwargs = _copied(self.batch.content, samples)
+        return self.forward(*args, **kwargs)
+
+    def find_places(self) -> None:
+        """Find where the output has the samples first, by their number in it.
+
+        Raises:
+            FisherpruneError: where there is no such tensor.
+        """
+        places = _places(self._run(2), 2)
+        if self.runs_alone():  # else the tapped run says why not
+            places &= _places(self._run(1), 1)
+        if not places:
+            raise FisherpruneError(
+                f"{self.op}: the model's output must have a tensor of floating-point "
+                "numbers with the samples first, by which is seen whether samples mix"
+            )
+        self.places = places
+
+    def _scores(self, _: nn.Module, batch: Batch) -> Ran:
+        args, kwargs = batch.content
+        return _scores(self.forward(*args, **kwargs), self.places, batch.size)
+
+    def compared(self) -> LayerTap:
+        """Compare with one of the samples alone; return the tap that knows the calls.
+
+        Raises:
+            FisherpruneError: where samples mix.
+        """
+        batch = replace(self.batch, content=_copied(self.batch.content, 2))
+        return tapped_batch(self.op, self.task, self._scores, batch).tap
+
+    def check(self, tap: LayerTap) -> None:
+        """See whether samples mix in the model's own modes: ``refused``."""
+        batch = replace(self.batch, content=_copied(self.batch.content, 2))
+        options = self.task.parameters, batch.tensors, 2, _ignore, self.op, None
+        own = ObservingTap(*options, tap.known)
+        with own.forward():
+            ran = self._scores(self.task.model, batch)
+        own.check_samples(ran.result)
+        tap.refused |= own.refused
+
+
+def _ignore(name: str, gradients: Gradients) -> None:
+    """Take no gradients."""
+
+
+def _copied(content: Any, samples: int) -> Any:
+    """Return copies of the last samples, outside of any graph."""
 
     def copied(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
-    return map_tensors(copied, some_samples(batch.content, chosen))
+    return map_tensors(copied, some_samples(content, slice(-samples, None)))
 
 
-@torch.no_grad()
-def _draws(task: Task, forward: Function, pair: Batch) -> bool:
-    """Return whether the model draws random numbers of torch."""
-    device = device_of(task.parameters)
-
-    def states() -> list[Tensor]:
-        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-        return [torch.get_rng_state(), *cuda]
-
-    before = states()
-    args, kwargs = _copy(pair, slice(None))
-    forward(*args, **kwargs)
-    return not all(map(torch.equal, before, states()))
-
-
-@torch.no_grad()
-def _places(op: str, forward: Function, pair: Batch) -> frozenset[str]:
-    """Return where the output has the samples first, by their number in it."""
-    found = []
-    for size in (1, 2):
-        args, kwargs = _copy(pair, slice(-size, None))
-        output = named_tensors(forward(*args, **kwargs))
-        found.append({name for name, t in output if _is_of(t, size)})
-    places = frozenset(found[0] & found[1])
-    if not places:
-        raise FisherpruneError(
-            f"{op}: the model's output must have a tensor of floating-point numbers "
-            "with the samples first, by which is seen whether samples mix"
-        )
-    return places
+def _places(output: object, samples: int) -> frozenset[str]:
+    return frozenset(n for n, t in named_tensors(output) if _is_of(t, samples))
 
 
 def _is_of(tensor: Tensor, samples: int) -> bool:
