@@ -102,8 +102,7 @@ class _FusedCall(TappedCall):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Tell the tap; return the gradients of the output and of the weight."""
-        grad, *others, _ = TappedCall.backward(ctx, grad)
-        return grad, *others, ctx.meeting.total
+        return *TappedCall.backward(ctx, grad)[:-1], ctx.meeting.total
 
 
 class ObservingTap(LayerTap):
@@ -142,17 +141,18 @@ class ObservingTap(LayerTap):
         tensors: list[Tensor],
     ) -> Tensor:
         own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}
-        places = tuple(
+        weight, bias = (
             next((i for i in own if tensors[i] is each), None)
             for each in (call.weight, call.bias)
         )
-        met = _Met(call.layer, call.positions, call.weight, places, layout)
+        met = _Met(call.layer, call.positions, call.weight, (weight, bias), layout)
         cut = [self.cut(t) if i in own else t for i, t in enumerate(tensors)]
-        function, read = TappedCall, [call.input.detach()]
-        if places[0] is not None and self._fuses(call):
+        function: type[TappedCall] = TappedCall
+        read = [call.input.detach()]
+        if weight is not None and self._fuses(call):
             function, met.tap = _FusedCall, self
-            read.append(cut[places[0]])
-            cut[places[0]] = tensors[places[0]].detach()
+            read.append(cut[weight])
+            cut[weight] = tensors[weight].detach()
         args, kwargs = with_tensors(arguments, iter(cut))
         output = func(*args, **kwargs)
         if not layout.fits(output):

@@ -265,7 +265,12 @@ class LayerTap(Tracking):
         known = self.finder.find_output(key, output)
         assert known.output
         meeting = Meeting(
-            func, known.arguments, known.layouts, tuple(own), known.output, autocast_of()
+            func,
+            known.arguments,
+            known.layouts,
+            tuple(own),
+            known.output,
+            autocast_of(),
         )
         output = TappedCall.apply(
             output, self.anchor, meeting, rule, own, self, *(t.detach() for t in cut)

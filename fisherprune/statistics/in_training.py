@@ -52,62 +52,68 @@ def moments(
     scale: Scale = 1.0,
     same_bits: bool = False,
 ) -> Moments:
-    r"""Watch a training step: its gradients as ever, and their moments by sample.
+    r"""Watch a training step: its gradients as ever, and their squares by sample.
 
-    Inside of the context, the model runs and ``loss.backward()`` fills each ``.grad``
+    Inside of the context the model runs, and ``loss.backward()`` fills each ``.grad``,
     as without it. Beside that, the gradients of the single samples are squared and
-    added up: exactly, without being held in memory. With
+    added up, exactly and without being held in memory. Of a batch of N samples with
 
-    .. math:: L = \frac1N \sum_n \ell_n
+    .. math:: L = \frac1N \sum_n \ell_n, \quad G_n = \nabla \ell_n,
 
-    the loss of a batch of N samples, where :math:`\ell_n` depends on the n-th sample
-    alone, ``result()`` has the mean of :math:`G_n = \nabla \ell_n`, and
-    F, the mean of :math:`G_n \odot G_n`: the empirical Fisher diagonal of the batch.
-    Several backward passes, each behind a forward pass of its own, add up.
+    where :math:`\ell_n` depends on the n-th sample alone, ``result()`` has the mean of
+    :math:`G_n`, which is the gradient, and that of :math:`G_n \odot G_n`: F, the
+    empirical Fisher diagonal. Several backward passes, each behind a forward pass of
+    its own, add up to one larger batch.
 
-    What is no sum over samples can't be told from one: where the loss couples samples
-    (contrastive losses, a balance of experts), :math:`\ell_n` is not defined, and the
-    result means nothing. Where a mean is over other things than samples, such as the
-    tokens of all texts, or is divided by class weights, :math:`\ell_n` is N times what
-    the n-th sample adds to the loss.
+    What a loss makes of the model's output is not seen. Where it couples samples
+    (contrastive losses, a balance of experts), :math:`\ell_n` is not defined, and F
+    means nothing. Where the mean is over other things than samples (the tokens of all
+    texts, class weights), :math:`\ell_n` is N times what the n-th sample adds to it.
 
-    Each ``.grad`` has the bits that it has without the context, with two exceptions,
-    which are equal to rounding: recurrent layers of which parameters are watched, for
-    they run as linear layers, and under autocast weights that are used several times.
-    Compiled models run as they are written.
+    Each ``.grad`` is the same up to rounding: those of float32 weights of linear layers
+    and convolutions come from the kernels that square them. With ``same_bits`` autograd
+    computes these a second time, and each ``.grad`` has the bits it has without the
+    context, with two exceptions: recurrent layers of which parameters are watched run
+    as linear layers, and autocast rounds the gradients of a weight that is used several
+    times one by one. Compiled models run as they are written.
 
     Args:
-        model: as it is trained, in its own modes; dropout is fine. BatchNorm in train
-            mode mixes samples: put it into eval mode before (``measure_batchnorm`` sets
-            its statistics), or use ``gradient_moments``. Tensors in its arguments have
-            the samples first, and so has one in its output at least.
+        model: as it is trained, in its own modes, dropout included. BatchNorm layers
+            must be in eval mode, for in train mode they mix samples: measure their
+            statistics before, with ``measure_batchnorm``, and leave them in eval mode,
+            or use ``gradient_moments``. Tensors in the model's arguments have the
+            samples first, and so has at least one in its output.
         parameters: by name, ``prunable_parameters(model)`` by default; none frozen.
-        reduction: of the loss over the samples: "mean", or "sum" for
+        reduction: of the loss over samples: "mean", or "sum" for
             :math:`L = \sum_n \ell_n`.
-        scale: what the loss was multiplied by besides, or a function that says so at
-            each backward pass: ``scaler.get_scale`` of a GradScaler, 1 / steps where
-            gradients are accumulated over several.
+        scale: the factor of the loss, or a function that returns it at each backward
+            pass: ``scaler.get_scale`` of a GradScaler; 1 / steps where the loss is
+            divided by the number of steps whose gradients are accumulated.
+        same_bits: whether autograd computes all gradients that go to ``.grad``.
 
-    Where the samples are in the model's calls is found at its first call: two samples
-    run once more, and one alone, in eval mode where the model draws random numbers.
-    Hooks of its layers see these runs, too; buffers and random state are put back. What
-    was found is used again where the same ``Moments`` are entered again, step after
-    step, so make them once, before the loop. Where values decide which row is of which
-    sample, as in sorting, each batch is checked by backward passes from the output.
+    Where a batch's samples are in the model's calls is found when it is called: two
+    samples run once more, and one alone; in eval mode, too, where the model draws
+    random numbers. Hooks of the model's layers see these runs; its buffers and torch's
+    random state are put back. What was found is used again where the same ``Moments``
+    are entered again, so make them before the loop. Where values decide which row is of
+    which sample (sorting, experts), each batch is checked by two or more backward
+    passes from the model's output.
 
-    In DistributedDataParallel, ``.grad`` is the mean over the ranks as ever, moments
-    are of the rank's own samples.
+    In DistributedDataParallel ``.grad`` is the mean over all ranks as ever, but the
+    moments are those of the rank's own samples.
 
     Returns:
-        A context manager, whose ``result()`` are ``GradientMoments``.
+        A context manager, which may be entered again and again; its ``result()`` are
+        the ``GradientMoments`` since it was entered.
 
     Raises:
-        FisherpruneError: where an argument is wrong, and inside of the context where
-            samples mix, gradients of single samples are not seen, the loss depends on a
-            parameter outside of the model's call, a backward pass runs a second time
-            through one forward pass or through several, or not by ``loss.backward()``,
-            with ``create_graph`` or ``inputs``; where activations are checkpointed, or
-            a parameter is hooked. Up to then, no gradient was changed.
+        FisherpruneError: where an argument is wrong, or a parameter is frozen, hooked
+            or sharded; and inside of the context where samples mix, the gradients of
+            single samples are not seen, a watched parameter is used outside of the
+            model's call (run the backward pass of a penalty apart), activations are
+            checkpointed, or a backward pass is not ``loss.backward()``, has
+            ``create_graph`` or ``inputs``, or leads through several forward passes, or
+            for a second time through one.
 
     Example:
         >>> from torch import nn
@@ -116,10 +122,11 @@ def moments(
         >>> with moments(net) as m:
         ...     nn.functional.cross_entropy(net(x), y).backward()
         >>> found = m.result()
-        >>> found.samples, torch.allclose(found.mean["0.weight"], net[0].weight.grad)
+        >>> gradient = net[0].weight.grad
+        >>> found.samples, torch.allclose(found.mean["0.weight"], gradient, atol=1e-6)
         (16, True)
-        >>> found.fisher["0.weight"].shape
-        torch.Size([8, 5])
+        >>> bool((found.fisher["0.weight"] >= gradient.square() - 1e-6).all())
+        True
     """
     if reduction not in ("mean", "sum"):
         raise FieldError(f"{OP}: reduction", "'mean' or 'sum'", shown(reduction))
@@ -216,6 +223,8 @@ class Moments:
         unmark(tensors_in(output))
         if calls:
             calls.check(tap, output)
+        if tap.refused:  # of a model that was changed, maybe
+            self._found.clear()
         _check_seen(tap)
         return output
 
@@ -318,8 +327,8 @@ def _check(task: Task, model: nn.Module) -> None:
             )
         if hasattr(parameter, "full_tensor"):
             raise FisherpruneError(
-                f"{OP}: parameters must be whole, got {name!r}, which is sharded: leave "
-                "it out"
+                f"{OP}: parameters must be whole, got {name!r}, which is sharded: "
+                "leave it out"
             )
     check_unhooked(task.parameters)
 

@@ -84,8 +84,8 @@ def find_calls(op: str, task: Task, forward: Function, batch: Batch) -> SampleCa
     with evaluating(model, task.parameters.values()):
         for module, training in modes:
             module.training = training
-        for module in sparse:
-            module.sparse = True
+        for table in sparse:
+            table.__dict__["sparse"] = True
         if differs := run.draws() or not run.runs_alone():
             for module, _ in modes:
                 module.training = False
@@ -105,9 +105,9 @@ def find_calls(op: str, task: Task, forward: Function, batch: Batch) -> SampleCa
 def not_seen(op: str, name: str, why: str) -> FisherpruneError:
     """Return the error of a parameter whose gradients are not known by sample."""
     return FisherpruneError(
-        f"{op}: the gradients of single samples are not seen of {name!r} ({why}): "
-        "leave it out of parameters, or use gradient_moments, which can run the model "
-        "sample by sample"
+        f"{op}: the gradients of single samples are not seen of {name!r} ({why}): run "
+        "the backward pass of a penalty apart, leave the parameter out, or use "
+        "gradient_moments, which can run the model sample by sample"
     )
 
 
