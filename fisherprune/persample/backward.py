@@ -232,7 +232,7 @@ class Passing(torch.autograd.Function):
     def forward(ctx: Any, shared: Tensor, tap: LayerTap) -> Tensor:
         """Return the tensor."""
         ctx.reader = tap
-        return shared.view_as(shared)
+        return shared.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

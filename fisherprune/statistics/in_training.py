@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.modules import unwrapped
-from fisherprune.parameters import Parameters, check_finite, check_unhooked
+from fisherprune.parameters import Parameters, check_finite
 from fisherprune.persample.backward import taps_of
 from fisherprune.persample.calls import unmark
 from fisherprune.persample.contributions import Gradients
@@ -31,16 +30,22 @@ from fisherprune.statistics.sample_calls import (
     call_batch,
     find_calls,
     key_of,
-    not_seen,
 )
 from fisherprune.statistics.scale import lost, warn_of_lost
 from fisherprune.statistics.structure import tensors_in
+from fisherprune.statistics.watching import (
+    Run,
+    Watched,
+    check_seen,
+    check_watchable,
+    checked_tap,
+    put_back,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 OP = "moments"
-Run = Callable[..., Any]
 Scale = float | Callable[[], float]
 
 
@@ -154,15 +159,15 @@ class Moments:
         self._begin()
 
     def __enter__(self) -> Self:
-        _check(self._task, self._model)
+        check_watchable(OP, self._task, self._model)
         self._begin()
         with ExitStack() as context:
             if "torch._dynamo" in sys.modules:  # compiled code can't be tapped
                 context.enter_context(torch.compiler.set_stance("force_eager"))
             context.enter_context(BackwardMode(self._backward))
             own = vars(self._model)
-            context.callback(_put_back, own, own.get("forward"))
-            watched = _Watched(self._model, self._call)
+            context.callback(put_back, own, own.get("forward"))
+            watched = Watched(self._model, self._call)
             own["forward"] = MethodType(watched, self._model)
             self._context = context.pop_all()
         return self
@@ -225,7 +230,7 @@ class Moments:
             calls.check(tap, output)
         if tap.refused:  # of a model that was changed, maybe
             self._found.clear()
-        _check_seen(tap)
+        check_seen(OP, tap)
         return output
 
     def _calls(self, forward: Run, batch: Batch) -> SampleCalls:
@@ -248,7 +253,7 @@ class Moments:
         if not taps:
             run(loss, **options)
             return
-        tap = _checked(taps, loss, options)
+        tap = checked_tap(OP, taps, loss, options)
         if tap.computed:  # gradients of what is computed go back sample by sample
             options = {**options, "retain_graph": True}
         self._adding = self._accumulators(tap.samples)
@@ -273,66 +278,6 @@ class Moments:
         self._adding.add(name, gradients)
 
 
-class _Watched:
-    """A model's ``forward``, whose calls are handed to a function.
-
-    Args:
-        model: whose method it is; copies that are made of it have it, too.
-        call: of ``forward`` and its arguments.
-    """
-
-    def __init__(self, model: nn.Module, call: Run) -> None:
-        self.model, self.forward, self.call = model, model.forward, call
-        self.running = False
-
-    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
-        if module is not self.model:
-            return type(module).forward(module, *args, **kwargs)
-        if self.running or not torch.is_grad_enabled():
-            return self.forward(*args, **kwargs)
-        self.running = True
-        try:
-            return self.call(self.forward, args, kwargs)
-        finally:
-            self.running = False
-
-
-def _put_back(own: dict[str, Any], forward: Run | None) -> None:
-    own.pop("forward", None)
-    if forward is not None:
-        own["forward"] = forward
-
-
-def _check(task: Task, model: nn.Module) -> None:
-    """Refuse what can't be watched.
-
-    Raises:
-        FisherpruneError: where the model is watched already or runs on several devices,
-            or a parameter is frozen, sharded or hooked.
-    """
-    if isinstance(getattr(vars(model).get("forward"), "__func__", None), _Watched):
-        raise FisherpruneError(f"{OP}: the model must be watched by one context only")
-    several = (m for m in task.model.modules() if isinstance(m, DataParallel))
-    if any(len(each.device_ids) > 1 for each in several):
-        raise FisherpruneError(
-            f"{OP}: the model must run on one device, got DataParallel: use "
-            "DistributedDataParallel"
-        )
-    for name, parameter in task.parameters.items():
-        if not parameter.requires_grad:
-            raise FisherpruneError(
-                f"{OP}: parameters must require gradients, got {name!r}, which is "
-                "frozen: leave it out, or use gradient_moments"
-            )
-        if hasattr(parameter, "full_tensor"):
-            raise FisherpruneError(
-                f"{OP}: parameters must be whole, got {name!r}, which is sharded: "
-                "leave it out"
-            )
-    check_unhooked(task.parameters)
-
-
 def _checked_scale(scale: object) -> float:
     if (
         isinstance(scale, bool)
@@ -342,33 +287,3 @@ def _checked_scale(scale: object) -> float:
         wanted = "a number above 0, or a function that returns one"
         raise FieldError(f"{OP}: scale", wanted, shown(scale))
     return float(scale)
-
-
-def _checked(
-    taps: list[ObservingTap], loss: Tensor, options: dict[str, Any]
-) -> ObservingTap:
-    """Return the tap of a loss whose backward pass may run."""
-    if len(taps) > 1:
-        raise FisherpruneError(
-            f"{OP}: a backward pass must lead through one call of the model, got "
-            f"{len(taps)}: run one for each call, or, where a sample is in several, "
-            "watch a module that makes them all in one call"
-        )
-    if taps[0].spent:
-        raise FisherpruneError(
-            f"{OP}: a second backward pass leads through the same call of the model, "
-            "whose squares it would need: add the losses up and run one"
-        )
-    for name, default in {"create_graph": False, "inputs": None}.items():
-        if options.get(name) not in (default, None):
-            raise FisherpruneError(
-                f"{OP}: backward must be called without {name} inside of the context"
-            )
-    taps[0].prepare(loss)
-    _check_seen(taps[0])
-    return taps[0]
-
-
-def _check_seen(tap: ObservingTap) -> None:
-    for name, why in tap.refused.items():
-        raise not_seen(OP, name, why)

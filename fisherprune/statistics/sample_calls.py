@@ -170,9 +170,10 @@ class Pair:
             )
         self.places = places
 
-    def _scores(self, _: nn.Module, batch: Batch) -> Ran:
+    def _scores(self, batch: Batch, *, alike: bool) -> Ran:
         args, kwargs = batch.content
-        return _scores(self.forward(*args, **kwargs), self.places, batch.size)
+        output = self.forward(*args, **kwargs)
+        return _scores(output, self.places, batch.size, alike=alike)
 
     def compared(self) -> LayerTap:
         """Compare with one of the samples alone; return the tap that knows the calls.
@@ -180,8 +181,12 @@ class Pair:
         Raises:
             FisherpruneError: where samples mix.
         """
+
+        def forward(_: nn.Module, batch: Batch) -> Ran:
+            return self._scores(batch, alike=True)
+
         batch = replace(self.batch, content=_copied(self.batch.content, 2))
-        return tapped_batch(self.op, self.task, self._scores, batch).tap
+        return tapped_batch(self.op, self.task, forward, batch).tap
 
     def check(self, tap: LayerTap) -> None:
         """See whether samples mix in the model's own modes: ``refused``."""
@@ -189,7 +194,7 @@ class Pair:
         options = self.task.parameters, batch.tensors, 2, _ignore, self.op, None
         own = ObservingTap(*options, tap.known)
         with own.forward():
-            ran = self._scores(self.task.model, batch)
+            ran = self._scores(batch, alike=False)
         own.check_samples(ran.result)
         tap.refused |= own.refused
 
@@ -215,16 +220,23 @@ def _is_of(tensor: Tensor, samples: int) -> bool:
     return tensor.is_floating_point() and tensor.shape[:1] == (samples,)
 
 
-def _scores(output: object, places: frozenset[str], samples: int) -> Ran:
-    """Return a number for each sample that depends on all of its outputs."""
+def _scores(
+    output: object, places: frozenset[str], samples: int, *, alike: bool = False
+) -> Ran:
+    """Return a number for each sample that depends on all of its outputs.
+
+    Where it is another function of each sample, gradients do not cancel out between
+    samples that mix; where they are ``alike``, a sample alone has the same number.
+    """
     rows = [
         tensor.flatten(1)
         for name, tensor in named_tensors(output)
         if name in places and _is_of(tensor, samples)
     ]
     outputs = torch.cat(rows, 1)
-    angles = torch.arange(1.0, outputs.shape[1] + 1, device=outputs.device)
-    scores = (outputs * angles.sin()).sum(1)
+    count = outputs.shape[1] if alike else outputs.numel()
+    angles = torch.arange(1.0, count + 1, device=outputs.device)
+    scores = (outputs * angles.sin().view(-1, outputs.shape[1])).sum(1)
     if autocast := autocast_of():  # as exact as the calls inside are
         outputs = outputs.to(autocast[1])
     return Ran(scores, outputs)
