@@ -106,7 +106,7 @@ class _FusedCall(TappedCall):
 
 
 class ObservingTap(LayerTap):
-    """Reports gradients of single samples; each ``.grad`` is what autograd finds.
+    """Reports gradients of single samples, while each ``.grad`` is filled as ever.
 
     Calls run as they are written, on ``Passing``s of what is shared.
 

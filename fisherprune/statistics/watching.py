@@ -104,8 +104,9 @@ def checked_tap(
             f"{op}: a second backward pass leads through the same call of the model, "
             "whose squares it would need: add the losses up and run one"
         )
-    for name, default in {"create_graph": False, "inputs": None}.items():
-        if options.get(name) not in (default, None):
+    for name in ("create_graph", "inputs"):
+        value = options.get(name)
+        if value is not None and value is not False:
             raise FisherpruneError(
                 f"{op}: backward must be called without {name} inside of the context"
             )
