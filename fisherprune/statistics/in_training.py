@@ -78,9 +78,10 @@ def moments(
     Each ``.grad`` is the same up to rounding: those of float32 weights of linear layers
     and convolutions come from the kernels that square them. With ``same_bits`` autograd
     computes these a second time, and each ``.grad`` has the bits it has without the
-    context, with two exceptions: recurrent layers of which parameters are watched run
-    as linear layers, and autocast rounds the gradients of a weight that is used several
-    times one by one. Compiled models run as they are written.
+    context, where those are always the same, with two exceptions: recurrent layers of
+    which parameters are watched run as linear layers, and autocast rounds the gradients
+    of a weight that is used several times one by one. Compiled models run as they are
+    written.
 
     Args:
         model: as it is trained, in its own modes, dropout included. BatchNorm layers
