@@ -98,12 +98,12 @@ def moments(
         same_bits: whether autograd computes all gradients that go to ``.grad``.
 
     Where a batch's samples are in the model's calls is found when it is called: two
-    samples run once more, and one alone; in eval mode, too, where the model draws
-    random numbers. Hooks of the model's layers see these runs; its buffers and torch's
-    random state are put back. What was found is used again where the same ``Moments``
-    are entered again, so make them before the loop. Where values decide which row is of
-    which sample (sorting, experts), each batch is checked by two or more backward
-    passes from the model's output.
+    samples run once more, and one alone; in eval mode where the model draws random
+    numbers, and then eight samples in its own modes. Hooks of the model's layers see
+    these runs; its buffers and torch's random state are put back. What was found is
+    used again where the same ``Moments`` are entered again, so make them before the
+    loop. Where values decide which row is of which sample (sorting, experts), each
+    batch is checked by two or more backward passes from the model's output.
 
     In DistributedDataParallel ``.grad`` is the mean over all ranks as ever, but the
     moments are those of the rank's own samples.

@@ -15,6 +15,7 @@ from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Gradients
 from fisherprune.persample.finder import Known
 from fisherprune.persample.observing import ObservingTap
+from fisherprune.persample.rows import BASE
 from fisherprune.persample.tap import LayerTap, autocast_of
 from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.driver import tapped_batch
@@ -112,7 +113,7 @@ def not_seen(op: str, name: str, why: str) -> FisherpruneError:
 
 
 class Pair:
-    """Runs the last two samples of a batch.
+    """Runs the last two samples of a batch, and a few in the model's own modes.
 
     Args:
         op: named in errors.
@@ -125,7 +126,7 @@ class Pair:
     """
 
     def __init__(self, op: str, task: Task, forward: Function, batch: Batch) -> None:
-        self.op, self.task, self.forward = op, task, forward
+        self.op, self.task, self.forward, self.whole = op, task, forward, batch
         self.batch = replace(batch, content=_copied(batch.content, 2), size=2)
         self.places = frozenset[str]()
 
@@ -190,8 +191,11 @@ class Pair:
 
     def check(self, tap: LayerTap) -> None:
         """See whether samples mix in the model's own modes: ``refused``."""
-        batch = replace(self.batch, content=_copied(self.batch.content, 2))
-        options = self.task.parameters, batch.tensors, 2, _ignore, self.op, None
+        size = min(self.whole.size, BASE)  # of two, an order by chance is often theirs
+        batch = replace(
+            self.whole, content=_copied(self.whole.content, size), size=size
+        )
+        options = self.task.parameters, batch.tensors, size, _ignore, self.op, None
         own = ObservingTap(*options, tap.known)
         with own.forward():
             ran = self._scores(batch, alike=False)

@@ -52,6 +52,12 @@ class States(nn.Module):
         return {"outputs": self.head(outputs.mean(0)), "state": state}
 
 
+def coded(m, x):
+    """Look up what values of the samples choose: then each batch is checked."""
+    x = m.first(x.mT)
+    return m.last(m.words(x.argmax(-1)).mean(1) + x.mean(1))
+
+
 def words(first, *others):
     return nn.Sequential(first, nn.Flatten(), nn.Dropout(), nn.Linear(40, CLASSES))
 
@@ -103,6 +109,14 @@ MODELS = {
         lambda: nn.Sequential(
             parametrizations.weight_norm(nn.Conv1d(4, 3, 3)),
             *(nn.Flatten(), nn.Dropout(), nn.LayerNorm(30), nn.Linear(30, CLASSES)),
+        ),
+        series,
+    ),
+    "codes": (
+        lambda: Own(
+            coded,
+            **{"first": nn.Linear(4, 8), "words": nn.Embedding(8, 8)},
+            last=nn.Linear(8, CLASSES),
         ),
         series,
     ),
@@ -439,6 +453,11 @@ def shifted(m, x):
     return m.last(m.drop(m.first(x)).roll(1, 0))
 
 
+def mixed_up(m, x):
+    x, order = m.first(x), torch.rand(len(x)).argsort()
+    return m.last((x + x[order]) / 2 if m.training else x)
+
+
 MIXING = {
     "batch norm": (
         "a BatchNorm layer uses batch statistics",
@@ -451,6 +470,7 @@ MIXING = {
     "centered": ("samples mix", lambda: mixing(centered, 0.0)),
     "centered, dropout": ("row that seems to be of one", lambda: mixing(centered, 0.5)),
     "shifted": ("samples mix", lambda: mixing(shifted, 0.5)),
+    "mixed up": ("row that seems to be of one", lambda: mixing(mixed_up, 0.0)),
     "reduced": (
         "must have a tensor of floating-point numbers with the samples first",
         lambda: Own(lambda m, x: m.layer(x).mean(0), layer=nn.Linear(4, 3)),
@@ -470,7 +490,7 @@ def test_samples_that_mix(name):
     parameters = dict(model.named_parameters())
     with pytest.raises(fp.FisherpruneError, match=match):
         with fp.moments(model, parameters=parameters):
-            model(rows()[0])
+            model(rows(9)[0])
     assert model.training and "forward" not in vars(model)
 
 
