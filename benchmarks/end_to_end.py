@@ -32,9 +32,12 @@ TOLERANCE = 5e-2
 PASS = 4  # batches in a pass
 PLAIN = "forward + backward"  # the only way without a Fisher diagonal
 WITH_BACKPACK = [("vgg19", 16, 32)]
-PEERS: dict[str, Peer | type[peers.Backpack] | type[peers.Opacus]] = {
+BESIDE = "forward + backward, moments beside"
+Classes = type[peers.Backpack] | type[peers.Opacus] | type[peers.InTraining]
+PEERS: dict[str, Peer | Classes] = {
     "fisherprune": peers.fisherprune,
     PLAIN: peers.plain,
+    BESIDE: peers.InTraining,
     "one-image loop": peers.one_image_loop,
     "vmap(grad)": peers.materialize,
     "BackPACK": peers.Backpack,
@@ -120,6 +123,7 @@ def passes_of(case: Case, device: str) -> tuple[dict[str, Call], Check]:
     calls: dict[str, Call] = {
         "fisherprune": ours,
         PLAIN: partial(peers.plain_pass, model, batches),
+        BESIDE: partial(peers.InTraining(model).over, batches),
     }
     if case in WITH_BACKPACK:
         backpack = ready("BackPACK", model)

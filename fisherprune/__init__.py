@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from fisherprune.statistics.gradient_moments import GradientMoments
     from fisherprune.statistics.hutchinson import hutchinson_diagonal
+    from fisherprune.statistics.in_training import moments
     from fisherprune.statistics.moments import gradient_moments
     from fisherprune.statistics.settings import Settings
     from fisherprune.subnetwork.flops import Flops, flops
@@ -63,6 +64,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "losses": "fisherprune.losses",
             "measure_batchnorm": "fisherprune.statistics.batchnorm",
             "models": "fisherprune.models",
+            "moments": "fisherprune.statistics.in_training",
             "prunable_parameters": "fisherprune.parameters",
             "prune": "fisherprune.pruning",
             "register_criterion": "fisherprune.scoring.criteria",
@@ -100,6 +102,7 @@ __all__ = [
     "losses",
     "measure_batchnorm",
     "models",
+    "moments",
     "prunable_parameters",
     "prune",
     "register_criterion",

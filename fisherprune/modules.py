@@ -68,6 +68,15 @@ def without(name: str, inside: set[str]) -> str:
     )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model in ``torch.compile`` and in wrappers for several devices."""
+    while isinstance(model, DataParallel | DistributedDataParallel) or (
+        "_orig_mod" in model._modules
+    ):
+        model = next(model.children())
+    return model
+
+
 def classifier_of(model: nn.Module) -> nn.Module | None:
     """Return the module that makes a model's outputs, its weights not to be pruned.
 
@@ -75,10 +84,7 @@ def classifier_of(model: nn.Module) -> nn.Module | None:
     Hugging Face have it; otherwise the last Linear whose weight is an embedding's;
     otherwise the last Linear, if there is one.
     """
-    while isinstance(model, DataParallel | DistributedDataParallel) or (
-        "_orig_mod" in model._modules
-    ):
-        model = next(model.children())
+    model = unwrapped(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if isinstance(head, nn.Module):
         return head

@@ -45,15 +45,23 @@ class Passed:
 def passed(loss: Tensor, tap: LayerTap) -> Passed:
     """Return what the backward pass of a loss would pass."""
     found = Passed()
-    for node in _nodes(loss):
+    for node in _nodes(loss, tap):
         if isinstance(node, BackwardCFunction):
             other = getattr(node, "tap", tap) if _is_ours(node) else None
             found.has_own_functions |= other is None
             if other is not None and other is not tap:
-                found.kept |= other.names_of(_shared_by(node))
+                names = other.names_of(_shared_by(node))
+                own = tap.parameters
+                found.kept |= {n for n in names if other.parameters[n] is own.get(n)}
         elif hasattr(node, "variable"):
             found.leaves.add(id(node.variable))
     return found
+
+
+def taps_of(loss: Tensor) -> set[Any]:
+    """Return the taps whose calls the backward pass of a loss would pass."""
+    ours = (node for node in _nodes(loss) if _is_ours(node))
+    return {node.tap for node in ours if hasattr(node, "tap")}
 
 
 def _shared_by(call: Any) -> list[int]:
@@ -69,8 +77,11 @@ def _is_ours(node: Node) -> bool:
     return getattr(function, "__module__", "").startswith("fisherprune.")
 
 
-def _nodes(tensor: Tensor) -> Iterator[Node]:
-    """Yield the nodes of the graph that leads to a tensor."""
+def _nodes(tensor: Tensor, tap: LayerTap | None = None) -> Iterator[Node]:
+    """Yield the nodes of the graph that leads to a tensor.
+
+    Not those behind a ``Passing`` of ``tap``.
+    """
     todo, seen = [tensor.grad_fn], set[Node]()
     while todo:
         node = todo.pop()
@@ -78,7 +89,8 @@ def _nodes(tensor: Tensor) -> Iterator[Node]:
             continue
         seen.add(node)
         yield node
-        todo += [following for following, _ in node.next_functions]
+        if tap is None or getattr(node, "reader", None) is not tap:
+            todo += [following for following, _ in node.next_functions]
 
 
 def _values(call: LayerCall) -> tuple[Tensor | None, Tensor | None]:
@@ -211,3 +223,18 @@ class TappedCall(torch.autograd.Function):
                 if i in ctx.shared:
                     ctx.tap.collect(ctx.shared[i], contribution)
         return grad, *(None for _ in range(ctx.others))
+
+
+class Passing(torch.autograd.Function):
+    """Passes a shared tensor on to a tapped call, and its gradient back to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, shared: Tensor, tap: LayerTap) -> Tensor:
+        """Return the tensor."""
+        ctx.reader = tap
+        return shared.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient as it came."""
+        return grad, None

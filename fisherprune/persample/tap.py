@@ -108,6 +108,9 @@ class LayerTap(Tracking):
         # An input of every tapped call, so that autograd runs through all of them.
         self.anchor = torch.zeros((), requires_grad=True)
 
+    replaces = True
+    """Whether tapped gradients, and a layer's, come in the place of autograd's."""
+
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Tap the calls inside; the model's forward pass and its losses belong here.
@@ -136,7 +139,7 @@ class LayerTap(Tracking):
             self.hidden = min(self.roots_of(shared))
         call = self._sorted_out(func, arguments)
         # Where nothing is watched, the gradients of all parameters are autograd's.
-        if call and self.keys and not call.reads_input:
+        if self.replaces and call and self.keys and not call.reads_input:
             if not any(_is_computed(p) for p in (call.weight, call.bias)):
                 return UnwatchedLayer.apply(call.input, call)
         return func(*args, **kwargs)
@@ -205,7 +208,7 @@ class LayerTap(Tracking):
             # What a call pads has the samples where they were.
             layout = layouts.get(id(call.input)) or layouts[id(tensors[0])]
             if layout and (call.positions or layout.axis == 0):
-                return self._layer(func, call, layout)
+                return self._layer(func, call, layout, arguments, tensors)
         return self._met(func, arguments, tensors, key)
 
     def _fits(self, call: LayerCall, tensors: list[Tensor]) -> bool:
@@ -223,7 +226,15 @@ class LayerTap(Tracking):
             )
         )
 
-    def _layer(self, func: Function, call: LayerCall, layout: Layout) -> Tensor:
+    def _layer(
+        self,
+        func: Function,
+        call: LayerCall,
+        layout: Layout,
+        arguments: Arguments,
+        tensors: list[Tensor],
+    ) -> Tensor:
+        """Run a call that a rule for a kind of layer covers."""
         operands = call.weight, call.bias
         shared = tuple(id(p) if id(p) in self.keys else None for p in operands)
         computed = tuple(
@@ -248,19 +259,28 @@ class LayerTap(Tracking):
         own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}
         for i in own:
             self._note(tensors[i], "vmap" if rule is multiplied_out else func.__name__)
-        cut = [t.detach() if i in own else t for i, t in enumerate(tensors)]
+        cut = [self.cut(t) if i in own else t for i, t in enumerate(tensors)]
         args, kwargs = with_tensors(arguments, iter(cut))
         output = func(*args, **kwargs)
         known = self.finder.find_output(key, output)
         assert known.output
         meeting = Meeting(
-            func, known.arguments, known.layouts, tuple(own), known.output, _autocast()
+            func,
+            known.arguments,
+            known.layouts,
+            tuple(own),
+            known.output,
+            autocast_of(),
         )
         output = TappedCall.apply(
             output, self.anchor, meeting, rule, own, self, *(t.detach() for t in cut)
         )
         self.mark(output)
         return output
+
+    def cut(self, shared: Tensor) -> Tensor:
+        """Return what a tapped call reads in place of a shared tensor."""
+        return shared.detach()
 
     def _note(self, shared: Tensor, way: str) -> None:
         self.met[id(shared)] += 1
@@ -362,15 +382,22 @@ class LayerTap(Tracking):
             loss: a scalar.
             again: whether another backward pass through the same calls follows.
         """
+        with self.receiving():
+            try:
+                torch.autograd.grad(
+                    loss, [self.anchor], allow_unused=True, retain_graph=again
+                )
+            except RuntimeError as error:
+                if "use_reentrant=True" not in str(error):
+                    raise
+                raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Report what the backward pass inside hands over."""
         self.running = True
         try:
-            torch.autograd.grad(
-                loss, [self.anchor], allow_unused=True, retain_graph=again
-            )
-        except RuntimeError as error:
-            if "use_reentrant=True" not in str(error):
-                raise
-            raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
+            yield
         finally:
             self.running = False
         uses = {id_: joined(few) for id_, few in self.contributions.items()}
@@ -393,7 +420,7 @@ def _is_computed(operand: Tensor | None) -> bool:
     return operand is not None and not operand.is_leaf
 
 
-def _autocast() -> tuple[str, torch.dtype] | None:
+def autocast_of() -> tuple[str, torch.dtype] | None:
     """Return the device and dtype of autocast, where it is on."""
     for device in ("cuda", "cpu"):
         if torch.is_autocast_enabled(device):

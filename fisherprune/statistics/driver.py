@@ -129,6 +129,15 @@ def _tapped_passes(
         _warn_of_loops(op, sums)
 
 
+def tapped_batch(op: str, task: Task, forward: Forward, batch: Batch) -> TappedBatch:
+    """Run a batch of at least two samples; its tap says what calls are known of.
+
+    Raises:
+        FisherpruneError: where samples mix.
+    """
+    return _TappedRun(op, task, forward, PerSampleSums(task, 1)).run(batch)
+
+
 @dataclass
 class _TappedRun:
     op: str
@@ -145,7 +154,7 @@ class _TappedRun:
         """Run a batch; None where no parameter's gradients are seen."""
         while self.sums.tapped.parameters:
             try:
-                found = self._run(batch)
+                found = self.run(batch)
             except OwnGradientsError as error:
                 reason = "the model or the loss takes gradients of it by itself"
                 self.sums.loop_over(dict.fromkeys(error.names, reason))
@@ -156,7 +165,7 @@ class _TappedRun:
             return found if self.sums.tapped.parameters else None
         return None
 
-    def _run(
+    def run(
         self, batch: Batch, sample: int = -1, made: frozenset[Key] = frozenset()
     ) -> TappedBatch:
         alone = known = None
@@ -188,9 +197,9 @@ class _TappedRun:
                 self.compares_late = False
                 return self._run(batch, sample, made)
             if tap.refused and tap.made - made:
-                return self._run(batch, sample, made | tap.made)
+                return self.run(batch, sample, made | tap.made)
             if tap.finder.is_unlike and sample:  # one that is padded, maybe
-                return self._run(batch, 0, made)
+                return self.run(batch, 0, made)
             if not tap.finder.is_unsure:
                 self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)

@@ -157,3 +157,17 @@ def test_a_pruned_language_model(example):
     assert before > 4.5 and after < 3.5
     assert masks.sparsity() == pytest.approx(0.7, abs=1e-3)
     assert_zero_where_pruned(model, masks)
+
+
+def test_moments_in_training_averages_what_a_pass_finds(example):
+    found, ours, of_batches = example("moments_in_training")["main"]()
+    assert found > 0.9
+    assert ours > of_batches > 0
+
+
+def test_a_running_average_forgets(example):
+    averaged = example("moments_in_training")["averaged"]
+    average = {}
+    for fisher in (4.0, 1.0, 2.0):
+        average = averaged(average, {"weight": torch.full((2,), fisher)}, 0.5)
+    assert average["weight"].tolist() == [1.75, 1.75]

@@ -246,17 +246,7 @@ def losses(model, batch):
 )
 def test_moments(model, sizes, group_size, seed):
     torch.manual_seed(seed)
-    length = model.length - sum(
-        step.__qualname__.startswith("token") for step in model.steps
-    )
-    batches = [
-        (
-            torch.randn(n, length, model.width).double(),
-            torch.randint(TOKENS, (n, 3)),
-            torch.randint(CLASSES, (n,)),
-        )
-        for n in sizes
-    ]
+    batches = drawn(model, sizes)
     named = dict(model.close().named_parameters())
     found = fp.gradient_moments(
         model, batches, losses=losses, parameters=named, group_size=group_size
@@ -264,6 +254,42 @@ def test_moments(model, sizes, group_size, seed):
     expected = truth.moments_of_losses(model, batches, [*named], losses, [group_size])
     assert_close(found.mean, {n: m for n, (m, _) in expected[group_size].items()})
     assert_close(found.fisher, {n: f for n, (_, f) in expected[group_size].items()})
+
+
+@settings(deadline=None, max_examples=30)
+@given(networks(), st.lists(st.integers(1, 5), min_size=1, max_size=3))
+def test_moments_in_training(model, sizes):
+    batches = drawn(model, sizes)
+    named = dict(model.close().named_parameters())
+    expected = truth.moments_of_losses(model, batches, [*named], losses, [1])[1]
+    try:
+        with fp.moments(model, parameters=named, reduction="sum") as m:
+            for batch in batches:
+                losses(model, batch).sum().backward()
+    except fp.FisherpruneError as error:
+        assert "can't be told apart" in str(error)
+        return
+    assert_close(m.result().fisher, {n: f for n, (_, f) in expected.items()})
+    count = m.result().samples
+    gradients = {n: p.grad for n, p in named.items() if p.grad is not None}
+    sums = {n: expected[n][0] * count for n in gradients}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, sums[name], rtol=1e-6, atol=1e-9)
+
+
+def drawn(model, sizes):
+    """Return batches for a network."""
+    length = model.length - sum(
+        step.__qualname__.startswith("token") for step in model.steps
+    )
+    return [
+        (
+            torch.randn(n, length, model.width).double(),
+            torch.randint(TOKENS, (n, 3)),
+            torch.randint(CLASSES, (n,)),
+        )
+        for n in sizes
+    ]
 
 
 def assert_close(found, expected):
