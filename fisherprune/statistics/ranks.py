@@ -79,7 +79,7 @@ def _meet(
     is_loops = isinstance(error, LoopsError)
     text = None if error is None or is_loops else _described(error)
     every: list[Any] = [None] * group.size()
-    with _reaching():
+    with reaching():
         torch.distributed.all_gather_object(
             every, (step, text, is_loops, content), group=group
         )
@@ -100,7 +100,7 @@ def _described(error: Exception) -> str:
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def reaching() -> Iterator[None]:
     """Raise an error after which ranks can't meet where torch.distributed fails."""
     try:
         yield
@@ -171,7 +171,7 @@ def add_up_(task: Task, tensors: Sequence[Tensor]) -> None:
     """
     if (group := task.process_group) is None:
         return
-    with _reaching(), torch.no_grad():
+    with reaching(), torch.no_grad():
         loose = [t for t in tensors if not t.is_contiguous()]
         for tensor in loose:
             dense = tensor.contiguous()
