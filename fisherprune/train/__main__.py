@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _follow(argv: Sequence[str] | None) -> int:
     """Be a rank behind the first: tell only what that one can't know."""
     try:
-        with redirect_stdout(None):
+        with redirect_stdout(io.StringIO()):
             command = options.parse(argv)
     except FisherpruneError:  # which the first one has, too
         return 2

@@ -67,7 +67,8 @@ class WholeBatchNorm(TorchFunctionMode):
             if known is not None:
                 known.lerp_(new.to(known.dtype), momentum)
         whole = mean.to(self._dtype(input)), var.to(self._dtype(input)), count
-        return _Normalize.apply(input, weight, bias, *whole, eps, self.group)
+        group = self.group, self.counts
+        return _Normalize.apply(input, weight, bias, *whole, eps, *group)
 
     @staticmethod
     def _dtype(input: Tensor) -> torch.dtype:
@@ -123,9 +124,10 @@ class _Normalize(torch.autograd.Function):
         count: Tensor,
         eps: float,
         group: ProcessGroup,
+        counts: bool,
     ) -> Tensor:
         ctx.save_for_backward(input, weight, mean, var, count)
-        ctx.eps, ctx.group = eps, group
+        ctx.eps, ctx.group, ctx.counts = eps, group, counts
         return F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -138,11 +140,12 @@ class _Normalize(torch.autograd.Function):
         sums = torch.stack([dweight, dbias])
         with reaching():
             distributed.all_reduce(sums, group=ctx.group)
-        inverse = (var.double() + ctx.eps).rsqrt()
-        slope, shift = (-weight * inverse / count * sums).to(mean.dtype)
-        slope = slope * inverse.to(mean.dtype)
-        dx += (input - _spread(mean, input)) * _spread(slope, input)
-        dx += _spread(shift, input)
+        if ctx.counts:  # else neither mean nor variance depend on the input
+            inverse = (var.double() + ctx.eps).rsqrt()
+            slope, shift = (-weight * inverse / count * sums).to(mean.dtype)
+            slope = slope * inverse.to(mean.dtype)
+            dx += (input - _spread(mean, input)) * _spread(slope, input)
+            dx += _spread(shift, input)
         dweight = dweight if ctx.needs_input_grad[1] else None
         dbias = dbias if ctx.needs_input_grad[2] else None
-        return dx, dweight, dbias, None, None, None, None, None
+        return dx, dweight, dbias, *(None for _ in range(6))

@@ -10,8 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -41,7 +40,7 @@ class _Rank:
     def listen(self) -> None:
         """Take what it says; that it said nothing is an error."""
         try:
-            result, error, cause = self.pipe.recv()
+            result, error, cause = pickle.loads(self.pipe.recv_bytes())
             if error:
                 error.__cause__ = _RankTraceback(cause)
             self.said = result, error
@@ -75,10 +74,9 @@ def launched(work: Callable[[], T], count: int) -> T:
     threads = max(1, torch.get_num_threads() // count)
     ranks: list[_Rank] = []
     try:
-        with _interrupts_ignored():
-            for number in range(count):
-                mine = {"RANK": str(number), "LOCAL_RANK": str(number), **place}
-                ranks.append(_started(number, (mine, threads, work)))
+        for number in range(count):
+            mine = {"RANK": str(number), "LOCAL_RANK": str(number), **place}
+            ranks.append(_started(number, (mine, threads, work)))
         _listen(ranks)
     except KeyboardInterrupt:
         for rank in ranks:
@@ -87,6 +85,7 @@ def launched(work: Callable[[], T], count: int) -> T:
         raise _error(ranks, KeyboardInterrupt) or KeyboardInterrupt from None
     finally:
         for rank in ranks:
+            rank.process.join(GRACE if rank.said else 0)
             rank.process.kill()
             rank.process.join()
     if error := _error(ranks, Exception, RankError) or _error(ranks, BaseException):
@@ -95,25 +94,13 @@ def launched(work: Callable[[], T], count: int) -> T:
 
 
 def _started(number: int, arguments: tuple) -> _Rank:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fisherprune.train.steps"])
     here, there = context.Pipe()
     process = context.Process(target=_be_rank, args=(there, *arguments))
     process.start()
     there.close()
     return _Rank(number, process, here)
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C: this one tells them to stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _listen(ranks: list[_Rank], seconds: float = math.inf) -> None:
@@ -145,15 +132,18 @@ def _be_rank(
     pipe: Connection, place: dict[str, str], threads: int, work: Callable[[], Any]
 ) -> None:
     """Work, say what came of it, and end where the process that started this ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it is asked
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     os.environ.update(place)
     torch.set_num_threads(threads)
+    said: tuple[Any, BaseException | None, str]
     try:
-        pipe.send((work(), None, ""))
+        said = work(), None, ""
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
-        pipe.send((None, _sendable(error), text))
+        said = None, _sendable(error), text
+    pipe.send_bytes(pickle.dumps(said))  # send() would leave tensors in this process
 
 
 def _end_with(pipe: Connection) -> None:

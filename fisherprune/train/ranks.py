@@ -12,11 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice
+from functools import cache
+from itertools import count, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    Store,
+    rendezvous,
+)
 
 from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError
@@ -68,12 +74,28 @@ def joined(job: Job | None, device: torch.device) -> Iterator[Ranks]:
     ours = not distributed.is_initialized()
     if ours:
         with reaching():
-            distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+            distributed.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=PrefixStore(f"run {next(_runs)}", _store()),
+                rank=job.number,
+                world_size=job.size,
+                timeout=PATIENCE,
+            )
     try:
         yield Ranks(distributed.group.WORLD)
     finally:
         if ours:  # others that wait for this one stop
             distributed.destroy_process_group()
+
+
+_runs = count()
+"""Numbers the runs of a job: each meets under names of its own."""
+
+
+@cache
+def _store() -> Store:
+    """Return where the ranks of this job find each other, for as long as it lives."""
+    return next(rendezvous("env://"))[0]
 
 
 @dataclass(frozen=True)
@@ -185,9 +207,9 @@ class Ranks:
         start, stop = (i * group_size for i in self._bounds(groups))
         return images.subset(torch.arange(len(images))[start:stop])
 
-    def _bounds(self, count: int) -> tuple[int, int]:
+    def _bounds(self, total: int) -> tuple[int, int]:
         ends = (self.number, self.number + 1)
-        start, stop = (end * count // self.size for end in ends)
+        start, stop = (end * total // self.size for end in ends)
         return start, stop
 
     def deal(self, batches: Iterable[T]) -> Iterator[T]:

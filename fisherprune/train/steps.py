@@ -69,14 +69,14 @@ def run(
     from there and ends in the same bits as one that was not, on the same device.
 
     Several processes do a run together: under torchrun its ranks, which must be as many
-    as the config says, but where a run is resumed; else this process starts them (as
-    ``multiprocessing`` does by "spawn": a script's main part must be guarded), and
-    waits. Each scores and trains on its share of every batch. Gradients are added up
-    and BatchNorm normalizes by the whole batch, so the run is that of one process up to
-    rounding, and the same in each bit for as many processes on the same devices. What
-    draws random numbers for samples (drawn labels, dropout) draws others. Other layers
-    that mix samples, of a user's model, mix those of a rank. The first rank alone
-    writes, prints and tests.
+    as the config says, but where a run is resumed; else this process starts them (by
+    ``multiprocessing``: a script's main part must be guarded) and waits. Each scores
+    and trains on its share of every batch. Gradients are added up and BatchNorm
+    normalizes by the whole batch, so the run is that of one process up to rounding, and
+    the same in each bit for as many processes on the same devices. What draws random
+    numbers for samples (drawn labels, dropout) draws others, and other layers that mix
+    samples, of a user's model, mix those of a rank. The first rank alone writes, prints
+    and tests; every rank returns the result.
 
     Args:
         config: what to do.
