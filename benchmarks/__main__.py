@@ -13,7 +13,10 @@ from benchmarks import targets
 from benchmarks.record import add_rounds, program
 from fisherprune.commandline import Parser
 
-NAMES = ("topk", "moments", "end_to_end", "curvature", "zoo", "rounds", "training")
+NAMES = (
+    *("topk", "moments", "end_to_end", "curvature", "zoo", "rounds", "training"),
+    "processes",
+)
 
 
 @program("benchmarks")

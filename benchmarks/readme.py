@@ -65,6 +65,23 @@ def curvature(record: dict) -> list[str]:
     return lines
 
 
+def processes(record: dict) -> list[str]:
+    """Time and memory of every way on several processes."""
+    first = record["rows"][0]
+    lines = [
+        f"| {first['network']}, {first['images']} images | processes | ms per image "
+        "| times ours | MB a process |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for r in record["rows"]:
+        what = f"**{r['what']}**" if r["what"] == "fisherprune" else r["what"]
+        lines.append(
+            f"| {what} | {r['processes']} | {r['ms']:.1f} | {r['to ours']:.2f} "
+            f"| {r['MB']:.0f} |"
+        )
+    return lines
+
+
 def zoo(record: dict) -> list[str]:
     """Time, memory, errors and ways of all parameters of many networks."""
     lines = [
@@ -141,7 +158,7 @@ def age(record: dict) -> list[str]:
 def bodies() -> dict[str, str]:
     """Return what stands between the marks, by mark, as far as there are results."""
     found = {}
-    for table in (end_to_end, topk, curvature, zoo):
+    for table in (end_to_end, topk, curvature, zoo, processes):
         path = RESULTS / f"{table.__name__}-cpu.json"
         if path.exists():
             record = json.loads(path.read_text())

@@ -7,7 +7,15 @@ import math
 import sys
 from collections.abc import Sequence
 
-from fisherprune.commandline import Parser, number, path, prepare, reader, run_command
+from fisherprune.commandline import (
+    Parser,
+    number,
+    path,
+    prepare,
+    reader,
+    run_command,
+    whole,
+)
 
 if __name__ == "__main__":
     prepare()
@@ -76,6 +84,13 @@ def _add_common(parser: Parser) -> None:
         "--data-dir", metavar="DIR", help="folder of the data, for all runs"
     )
     parser.add_argument(
+        "--processes",
+        type=whole,
+        metavar="N",
+        help="for all runs: processes that share each batch of a run; on GPUs each has "
+        "one. Runs of other numbers of processes are other runs",
+    )
+    parser.add_argument(
         "--shard",
         type=reader(Shard.read),
         default=ALL,
@@ -109,14 +124,14 @@ def _add_run(parser: Parser) -> None:
         "--gpus-per-run",
         type=_fraction,
         metavar="X",
-        help="GPUs of each run on Ray, a fraction or a whole number (default: 1 where "
-        "there are any)",
+        help="GPUs of each run on Ray, a fraction or as many as it has processes "
+        "(default: one for each process where there are any)",
     )
     parser.add_argument(
         "--cpus-per-run",
         type=_positive,
         metavar="X",
-        help="CPUs of each run on Ray (default: 1)",
+        help="CPUs of each run on Ray (default: one for each process)",
     )
     parser.add_argument(
         "--keep-weights",
@@ -154,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str] | None) -> int:
     options = make_parser().parse_args(argv)
-    overrides = Overrides(options.output, options.device, options.data_dir)
+    given = options.output, options.device, options.data_dir, options.processes
+    overrides = Overrides(*given)
     plan = Plan(options.paths, overrides, options.shard)
     if options.command == "status" or options.dry_run:
         print(listing(plan))
@@ -180,7 +196,20 @@ def _executor(plan: Plan, options: argparse.Namespace) -> Executor:
     how = Options(options.keep_weights, options.quiet, needs_lock=alone)
     if options.executor == "local":
         return Local(how)
-    return Ray(how, options.gpus_per_run, options.cpus_per_run or 1)
+    _check_gpus(plan, options.gpus_per_run)
+    return Ray(how, options.gpus_per_run, options.cpus_per_run)
+
+
+def _check_gpus(plan: Plan, gpus: float | None) -> None:
+    """Raise FisherpruneError where a run has not as many GPUs as processes."""
+    for run in plan.runs:
+        count = run.config.processes
+        if gpus and max(gpus, 1) != count:
+            most = "at most " if count == 1 else ""
+            raise FisherpruneError(
+                f"--gpus-per-run must be {most}{count} for a run of {count} processes, "
+                f"each of which uses one, got {gpus:g}; --processes N sets their number"
+            )
 
 
 if __name__ == "__main__":

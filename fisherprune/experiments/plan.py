@@ -25,6 +25,7 @@ class Overrides:
     output: Path | None = None
     device: str | None = None
     data_dir: str | None = None
+    processes: int | None = None
 
 
 class Plan:
@@ -116,7 +117,8 @@ class Plan:
     def _overridden(
         self, config: TrainConfig, file: Path, results: Path
     ) -> TrainConfig:
-        given = {"device": self.overrides.device, "data_dir": self.overrides.data_dir}
+        names = ("device", "data_dir", "processes")
+        given = {name: getattr(self.overrides, name) for name in names}
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         try:
             config = replace(config, output_dir=str(results), **changes)

@@ -44,6 +44,7 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
         self.check_data()
         self.check_training()
         self.check_validation()
+        self.check_processes()
         if self.model_source is None:
             object.__setattr__(self, "model_source", models.source_hash(self.model))
 
@@ -72,6 +73,19 @@ class TrainConfig(PlaceConfig, TrainingConfig, DataConfig, MaskConfig):
             if value != idle:
                 wanted = f"{idle} where validation_share is 0: nothing is validated"
                 raise FieldError(name, wanted, value)
+
+    def check_processes(self) -> None:
+        """Check that each of several processes has a device and images."""
+        count = self.processes
+        if count > 1 and self.device.startswith("cuda:"):
+            wanted = (
+                f"auto, cpu or cuda for {count} processes, each with a GPU of its own: "
+                "choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
+            raise FieldError("device", wanted, self.device)
+        if self.training_batch_size < count:
+            wanted = f"at least {count}, an image for each process"
+            raise FieldError("batch_size", wanted, self.training_batch_size)
 
     @property
     def training_batch_size(self) -> int:

@@ -34,6 +34,28 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def rank_device(name: str, local: int) -> torch.device:
+    """Return the device of one of several processes of a machine.
+
+    Args:
+        name: a config's ``device``, without an index.
+        local: number of the process on its machine.
+
+    Raises:
+        FisherpruneError: where there is no GPU for it.
+    """
+    device, count = resolve_device(name), torch.cuda.device_count()
+    if device.type == "cpu":
+        return device
+    if local >= count:
+        raise FisherpruneError(
+            f"device {name}: each process of a machine must have a GPU of its own, but "
+            f"process {local} (counted from 0) finds {count}; start fewer processes, "
+            "or use cpu"
+        )
+    return torch.device("cuda", local)
+
+
 def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or the architecture of the CPU."""
     if device.type == "cuda":

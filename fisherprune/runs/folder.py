@@ -178,6 +178,33 @@ class RunFolder:
         self._lock.close()
 
 
+class FollowedFolder(RunFolder):
+    """The folder of a run for ranks but the first: they write and read nothing."""
+
+    def __init__(self, path: Path) -> None:
+        """Know where the first rank writes."""
+        self.path = path
+        self.rows: list[Row] = []
+        self._curves, self._lock = None, ExitStack()
+
+    def write_json(self, name: str, content: Mapping[str, object]) -> None:
+        """Write nothing."""
+
+    def _write_rows(self) -> None:
+        """Write nothing."""
+
+    def save_masks(self, masks: Masks) -> None:
+        """Write nothing."""
+
+    def save_weights(self, name: str, state: Mapping[str, Tensor]) -> str:
+        """Write nothing; the first rank has the hash."""
+        return ""
+
+    def load_weights(self, name: str, sha256: str | None) -> dict[str, Tensor]:
+        """Read nothing; the first rank tests."""
+        return {}
+
+
 def _no_weights(path: Path, reason: str) -> FisherpruneError:
     return FisherpruneError(
         f"weights of the run must be in {path}, which {reason}; the run can't be "

@@ -44,6 +44,11 @@ class Meter:
         cells = labels * self.num_classes + logits.argmax(1)
         self.confusion.index_add_(0, cells, torch.ones_like(cells))
 
+    @property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """What adds up over several meters."""
+        return self.loss, self.confusion
+
     def compute(self) -> Metrics:
         """Return the metrics of all batches so far, at least one image."""
         confusion = self.confusion.view(self.num_classes, -1).double().cpu()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from fisherprune.commandline import prepare, run_command
 
@@ -14,8 +17,11 @@ if __name__ == "__main__":
 import torch
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.runs.result import RunResult
 from fisherprune.runs.words import table
+from fisherprune.statistics.ranks import RankError
 from fisherprune.train import options, steps
+from fisherprune.train.ranks import job_here
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +30,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 after a whole run, 2 for a mistake of the user's (one line on stderr), 130 after
     Ctrl-C.
     """
-    return run_command("fisherprune.train", lambda: _command(argv))
+    job = job_here()
+    if job is None or job.number == 0:
+        return run_command("fisherprune.train", lambda: _command(argv))
+    name = f"fisherprune.train: rank {job.number}"
+    return run_command(name, lambda: _follow(argv))
+
+
+def _follow(argv: Sequence[str] | None) -> int:
+    """Be a rank behind the first: tell only what that one can't know."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            command = options.parse(argv)
+    except FisherpruneError:  # which the first one has, too
+        return 2
+    warnings.simplefilter("ignore")
+    try:
+        _run(command)
+    except RankError:
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -37,10 +64,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _command(argv: Sequence[str] | None) -> int:
+    print(table(_run(options.parse(argv))))
+    return 0
+
+
+def _run(command: options.Command) -> RunResult:
     try:
-        command = options.parse(argv)
-        result = steps.run(command.config, folder=command.folder, quiet=command.quiet)
-        print(table(result))
+        return steps.run(command.config, folder=command.folder, quiet=command.quiet)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -53,7 +83,6 @@ def _command(argv: Sequence[str] | None) -> int:
             raise
         hint = "make room, then --resume with the run's folder goes on"
         raise FisherpruneError(f"{error}; {hint}") from error
-    return 0
 
 
 if __name__ == "__main__":

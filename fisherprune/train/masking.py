@@ -18,13 +18,15 @@ from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.result import ScoringCost
 from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
+from fisherprune.statistics.alike import check_alike
 from fisherprune.statistics.batchnorm import measure_batchnorm
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.key import statistics_key
-from fisherprune.statistics.passes import Task
+from fisherprune.statistics.passes import Task, passes_for
 from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train.network import mask_plan
+from fisherprune.train.ranks import ALONE, Ranks
 
 
 def make_masks(
@@ -33,8 +35,12 @@ def make_masks(
     images: Dataset,
     statistics: Path | StatisticsCache | None = None,
     quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[Masks, ScoringCost]:
     """Score the weights as the model is now and keep the largest scores.
+
+    Of several ranks each scores on its share of the images, whole groups; where a pass
+    is not made for ranks, each scores on all of them. Then they keep no statistics.
 
     Args:
         config: what to do.
@@ -42,10 +48,20 @@ def make_masks(
         images: to score on.
         statistics: folder or cache of statistics that runs share; None: none.
         quiet: show no progress.
+        ranks: of the run.
 
     Returns:
         The masks, and what the scores cost.
     """
+    criteria = scoring_criteria([config.method])
+    needs, key = needs_of(criteria), ""
+    group = ranks.group
+    if group is not None:
+        statistics = None
+        if all(each.over_ranks for each in passes_for(needs)):
+            images = ranks.scored(images, config.group_size)
+        else:
+            group = None
     if statistics is not None and not isinstance(statistics, StatisticsCache):
         statistics = StatisticsCache(statistics)
     task = Task(
@@ -55,10 +71,10 @@ def make_masks(
         group_size=config.group_size,
         settings=config.settings,
         seed=stream_seed(config.seed, "random scores"),
+        process_group=group,
     )
-    criteria = scoring_criteria([config.method])
+    check_alike(task)
     rounds = checked_rounds(config.rounds, config.schedule, criteria[0])
-    needs, key = needs_of(criteria), ""
     if rounds.count > 1:
         statistics = None  # no other run will prune the same in its first rounds
     if needs and statistics is not None:
@@ -84,7 +100,8 @@ def make_masks(
     )
     if config.shuffle_masks:
         masks = shuffle_masks(masks, stream_seed(config.seed, "mask shuffle"))
-    return masks, cost
+    masks = ranks.from_first(lambda: masks.to("cpu"))
+    return masks.to(images.images.device), cost
 
 
 def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:

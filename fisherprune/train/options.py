@@ -17,6 +17,7 @@ from fisherprune.runs.option import about, names
 from fisherprune.runs.parts.data import DataConfig
 from fisherprune.runs.parts.mask import MaskConfig
 from fisherprune.runs.parts.training import TrainingConfig
+from fisherprune.train.ranks import job_here
 
 DESCRIPTION = """\
 Prune a network at initialization and train what is left.
@@ -27,6 +28,12 @@ training images, stratified, the same in every run). The defaults are the settin
 Table 1 of arXiv 2502.11450v1. A first try that needs no data and a minute:
 
   python -m fisherprune.train --dataset digits --model resnet20 --epochs 10
+
+Several processes share each batch and give the results of one up to rounding; the first
+line starts them itself, the second as torchrun can, on several machines too:
+
+  python -m fisherprune.train --processes 2
+  torchrun --nproc-per-node 2 -m fisherprune.train
 """
 
 PARTS = {"mask": MaskConfig, "data and network": DataConfig, "training": TrainingConfig}
@@ -64,6 +71,8 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     if folder is None:
         if given.get("method") == "none":
             given.setdefault("sparsity", 0.0)
+        if job := job_here():
+            given.setdefault("processes", job.size)
         return Command(TrainConfig(**given), None, quiet)
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)

@@ -28,6 +28,7 @@ from fisherprune.runs.words import duration
 from fisherprune.streams import stream
 from fisherprune.train.checkpoint import State, misfit
 from fisherprune.train.images import Images
+from fisherprune.train.ranks import ALONE, Ranks
 
 TEST_BATCH = 1024
 """Images at a time where no gradient is needed."""
@@ -43,8 +44,10 @@ class Trainer:
         images: Images,
         folder: RunFolder,
         quiet: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Begin the streams of order and augmentation; trains nothing yet."""
+        self.ranks = ranks
         self.config, self.model, self.images = config, model, images
         self.folder, self.quiet = folder, quiet
         self.device = images.train.images.device
@@ -178,25 +181,34 @@ class Trainer:
         if not self.quiet:
             print(self._line(phase, lr, train, validation, seconds), flush=True)
         if not math.isfinite(train.loss):
-            raise FisherpruneError(
+            text = (
                 f"training: the loss must stay finite, got {train.loss} in {phase} "
                 f"epoch {number} at lr {lr:g}; {self.folder.diverged}"
             )
+            raise self.ranks.alike(FisherpruneError(text))
         return validation
 
     def pass_over(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-        """Take a step for each batch; nothing waits for the device before the end."""
+        """Take a step for each batch; nothing waits for the device before the end.
+
+        Of several ranks each takes its share of every batch, and all the same steps.
+        """
         device = self.device
         meter = Meter(len(self.images.train.classes), device)
         self.model.train()
+        amp = torch.autocast(device.type, torch.bfloat16, self.config.amp)
         for images, labels in batches:
-            with torch.autocast(device.type, torch.bfloat16, self.config.amp):
+            share = self.ranks.share(len(labels))
+            images, labels = images[share.rows], labels[share.rows]
+            with amp, share.batchnorm():
                 logits = self.network(images)
                 loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward(share.weight(loss))
+            self.ranks.add_up_gradients(self.model.parameters())
             self.optimizer.step()
-            meter.update(loss, logits, labels)
+            meter.update(loss, logits[: share.count], labels[: share.count])
+        self.ranks.add_up(meter.sums)
         return meter.compute()
 
     def _validate(self, phase: str) -> Metrics | None:
@@ -205,7 +217,7 @@ class Trainer:
         last = phase == "train" and done == self.config.epochs
         if len(images) == 0 or ((done - 1) % every and not last):
             return None
-        return evaluate(self.model, images, "validation", self.quiet, form)
+        return evaluate(self.model, images, "validation", self.quiet, form, self.ranks)
 
     def _line(
         self,
@@ -282,13 +294,19 @@ def evaluate(
     what: str,
     quiet: bool,
     memory_format: torch.memory_format = torch.contiguous_format,
+    ranks: Ranks = ALONE,
 ) -> Metrics:
-    """Measure the model on images, in eval mode and float32, without augmentation."""
+    """Measure the model on images, in eval mode and float32, without augmentation.
+
+    Each of several ranks takes some of the batches.
+    """
     meter = Meter(len(dataset.classes), dataset.images.device)
     model.eval()
-    for images, labels in WithBar(dataset.batches(TEST_BATCH), what, quiet=quiet):
+    batches = WithBar(dataset.batches(TEST_BATCH), what, quiet=quiet)
+    for images, labels in ranks.deal(batches):
         logits = model(images.contiguous(memory_format=memory_format))
         meter.update(F.cross_entropy(logits, labels), logits, labels)
+    ranks.add_up(meter.sums)
     return meter.compute()
 
 

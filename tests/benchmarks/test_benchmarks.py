@@ -13,6 +13,7 @@ from benchmarks import (
     end_to_end,
     harness,
     moments,
+    processes,
     readme,
     record,
     rounds,
@@ -177,7 +178,8 @@ def test_rows_are_per_image_but_for_their_rounds():
 
 
 TIMED = [
-    part.main for part in (topk, training, moments, end_to_end, curvature, zoo, rounds)
+    part.main
+    for part in (topk, training, moments, end_to_end, curvature, zoo, rounds, processes)
 ]
 
 
@@ -216,6 +218,7 @@ def test_devices_must_be_there(main, device, capsys):
         (training.main, "--batch"),
         (training.main, "--batches"),
         (training.main, "--threads"),
+        (processes.main, "--processes"),
     ],
 )
 def test_counts_are_at_least_one(main, option, capsys):
@@ -285,6 +288,45 @@ def test_topk_writes_rows_and_plot(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     topk.plot(rows, path.with_suffix(".png"))
     assert path.with_suffix(".png").stat().st_size > 1000
+
+
+class Anywhere(torch.nn.Module):
+    """A network that is quickly there."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 2, 3, stride=16)
+        self.linear = torch.nn.Linear(2, num_classes)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def in_a_rank(case):
+    """Measure a network of the tests in a process of its own."""
+    processes.network = lambda name, device: Anywhere(10).eval()
+    quick = {n: p for n, p in end_to_end.PEERS.items() if not isinstance(p, type)}
+    end_to_end.PEERS = quick  # the others take seconds to import
+    return processes.measure(case)
+
+
+def lying(case):
+    """Measure where a process forgets the others."""
+    processes.Ranks.add_up = lambda ranks, sums: None
+    return in_a_rank(case)
+
+
+def test_processes_are_verified_and_then_timed(monkeypatch):
+    monkeypatch.setattr(processes, "measure", in_a_rank)
+    case = processes.Case("tiny", 5, "cpu", 2)
+    rows = processes.compare(case, [1, 2])
+    assert {row["processes"] for row in rows} == {1, 2}
+    assert all(row[k] > 0 for row in rows for k in ("ms", "to ours", "speedup"))
+    text = "\n".join(readme.processes({"rows": rows}))
+    assert "| **fisherprune** | 2 | " in text and "| one-image loop | 1 | " in text
+    monkeypatch.setattr(processes, "measure", lying)
+    with pytest.raises(WrongResult, match="forward"):
+        processes.compare(case, [2])
 
 
 class Barely(torch.nn.Module):

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -6,10 +7,11 @@ from fisherprune.errors import FisherpruneError
 from fisherprune.experiments import store
 from fisherprune.experiments.__main__ import main
 from fisherprune.experiments.execute import Options
-from fisherprune.experiments.executors.ray import Ray, fitting
+from fisherprune.experiments.executors.ray import Needs, Ray, fitting
 from fisherprune.experiments.plan import Overrides, Plan
 
 ray = pytest.importorskip("ray")
+NETWORK = f"{Path(__file__).parents[1]}/support/train_ranks_job.py:small"
 STUDY = """
 name = "tiny"
 [run]
@@ -100,3 +102,47 @@ def test_what_no_machine_has(command):
 )
 def test_how_many_runs_fit_on_a_machine(cpus, gpus, share, slots):
     assert fitting(cpus, gpus, 1, share) == slots
+
+
+@pytest.mark.parametrize(
+    "given, processes, needs",
+    [
+        (Needs(None, None, True), 1, (1, 1)),
+        (Needs(None, None, True), 4, (4, 4)),
+        (Needs(None, None, False), 4, (4, 0)),
+        (Needs(0.5, 2, True), 1, (2, 0.5)),
+        (Needs(0, None, True), 2, (2, 0)),
+        (Needs(4, 16, True), 4, (16, 4)),
+    ],
+)
+def test_what_a_run_of_several_processes_is_given(given, processes, needs):
+    assert given.of(processes) == needs
+
+
+def test_runs_of_several_processes(command, tmp_path, capsys):
+    study = STUDY.replace('"none", "fts", "random"', '"snip"')
+    study = study.replace('model = "resnet20"', f'model = "{NETWORK}"')
+    (tmp_path / "tiny.toml").write_text(study + "processes = [2, 3]\n")
+    assert main(command) == 1  # the machine of the tests has two CPUs
+    text = capsys.readouterr().out
+    assert len(re.findall(r"\]\s\S+: finished, test accuracy", text)) == 1
+    assert "must have the 3 CPUs and 0 GPUs of a run, none has" in text
+    plan = Plan([tmp_path / "tiny.toml"], Overrides(tmp_path / "out"))
+    assert [store.state(run) for run in plan.runs] == ["finished", "failed"]
+    assert store.read_results(plan.runs[0]).environment["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    "gpus, processes, message",
+    [
+        ("2", "1", "--gpus-per-run must be at most 1 for a run of 1 processes"),
+        ("1", "2", "--gpus-per-run must be 2 for a run of 2 processes, each of which"),
+        ("0.5", "2", "--gpus-per-run must be 2 for a run of 2 processes, each of wh"),
+    ],
+)
+def test_gpus_are_as_many_as_processes(
+    gpus, processes, message, command, tmp_path, mistake
+):
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    options = ["--gpus-per-run", gpus, "--processes", processes]
+    assert message in mistake(main, *command, *options)

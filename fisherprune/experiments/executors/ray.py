@@ -1,4 +1,6 @@
-"""Runs as tasks of a Ray cluster: one GPU each, or a fraction of one, or none.
+"""Runs as tasks of a Ray cluster: a GPU for each process, a fraction of one, or none.
+
+A run of several processes is one task, on one machine, that starts them itself.
 
 Each worker writes into the same results folder, which all machines of the cluster must
 see under the same path. The driver gives a run to one worker. The lock that the worker
@@ -8,7 +10,7 @@ holds meanwhile guards against other processes of its machine, not of others.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,63 +44,76 @@ class Ray:
     """An ``Executor`` on the Ray cluster of RAY_ADDRESS, or on one it starts here."""
 
     def __init__(
-        self, options: Options, gpus: float | None = None, cpus: float = 1
+        self, options: Options, gpus: float | None = None, cpus: float | None = None
     ) -> None:
         """Connect.
 
         Args:
             options: of all runs.
-            gpus: of each run; None is 1 where the cluster has any, else 0.
-            cpus: of each run.
+            gpus: of each run; None is one for each of its processes where the cluster
+                has any, else 0.
+            cpus: of each run; None is one for each of its processes.
 
         Raises:
             FisherpruneError: where Ray is missing, or no machine of the cluster has
-                what a run needs.
+                what a run of one process needs.
         """
         self.ray = import_ray()
         self._owned = not self.ray.is_initialized()
         if self._owned:
             self.ray.init(include_dashboard=False, logging_level="error")
-        if gpus is None:
-            gpus = 1.0 if self.ray.cluster_resources().get("GPU") else 0.0
-        self.options, self.gpus, self.cpus = options, gpus, cpus
+        has_gpus = bool(self.ray.cluster_resources().get("GPU"))
+        self.options, self.each = options, Needs(gpus, cpus, has_gpus)
         self._refs: dict[Any, StudyRun] = {}
-        if not self._slots():
+        self._refused: list[tuple[StudyRun, Outcome]] = []
+        self._processes = 1
+        if not self._slots(1):
             self.close()
-            raise FisherpruneError(
-                f"--executor ray: a machine of the cluster must have the {cpus:g} CPUs "
-                f"and {gpus:g} GPUs of a run, none has"
-            )
-        task = self.ray.remote(_on_worker)
-        self._task = task.options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+            raise FisherpruneError(self._lack(1))
 
-    def _slots(self) -> int:
-        """Return how many runs fit on the cluster at a time."""
-        slots = 0
+    def _slots(self, processes: int) -> int:
+        """Return how many runs of so many processes fit on the cluster at a time."""
+        slots, needs = 0, self.each.of(processes)
         for node in self.ray.nodes():
             if node["Alive"]:
                 has = node["Resources"]
-                have = has.get("CPU", 0), has.get("GPU", 0)
-                slots += fitting(*have, self.cpus, self.gpus)
+                slots += fitting(has.get("CPU", 0), has.get("GPU", 0), *needs)
         return slots
 
+    def _lack(self, processes: int) -> str:
+        cpus, gpus = self.each.of(processes)
+        return (
+            f"--executor ray: a machine of the cluster must have the {cpus:g} CPUs "
+            f"and {gpus:g} GPUs of a run, none has"
+        )
+
     def free(self) -> bool:
-        """Return whether another run can be submitted."""
-        return len(self._refs) < self._slots()
+        """Return whether another run can be submitted, if it is as the last one."""
+        return len(self._refs) < self._slots(self._processes)
 
     def running(self) -> list[StudyRun]:
         """Return the runs that are submitted and have not ended."""
         return list(self._refs.values())
 
     def submit(self, run: StudyRun) -> None:
-        """Send a run to the cluster."""
-        task = self._task.remote(run, self.options, os.getcwd())
-        self._refs[task] = run
+        """Send a run to the cluster; it fails where no machine can ever hold it."""
+        processes = run.config.processes
+        if not self._slots(processes):
+            error = FisherpruneError(self._lack(processes))
+            text = store.write_failure(run, error)
+            self._refused.append((run, Outcome(End.FAILED, text)))
+            return
+        self._processes = processes
+        cpus, gpus = self.each.of(processes)
+        task = self.ray.remote(_on_worker)
+        task = task.options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+        self._refs[task.remote(run, self.options, os.getcwd())] = run
 
     def wait(self) -> list[tuple[StudyRun, Outcome]]:
         """Return what ended since the last call; waits a while where runs go on."""
-        if not self._refs:
-            return []
+        if self._refused or not self._refs:
+            refused, self._refused = self._refused, []
+            return refused
         ended, _ = self.ray.wait(
             list(self._refs), num_returns=len(self._refs), timeout=SLICE
         )
@@ -124,6 +139,24 @@ class Ray:
         self._refs.clear()
         if self._owned:
             self.ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run is given, as far as it is said, and what its processes need."""
+
+    gpus: float | None
+    cpus: float | None
+    has_gpus: bool
+    """Whether the cluster has any."""
+
+    def of(self, processes: int) -> tuple[float, float]:
+        """Return CPUs and GPUs of a run of so many processes."""
+        gpus = processes if self.has_gpus else 0
+        return (
+            processes if self.cpus is None else self.cpus,
+            gpus if self.gpus is None else self.gpus,
+        )
 
 
 def fitting(cpus: float, gpus: float, each_cpus: float, each_gpus: float) -> int:

@@ -80,6 +80,13 @@ class TrainingConfig(Seeded):
         one_of(MEMORY_FORMATS),
         effect=Effect.ROUNDING,
     )
+    processes: int = option(
+        1,
+        "processes that share each batch, on a machine or under torchrun; on GPUs each "
+        "has one (default: 1, or the ranks of torchrun)",
+        at_least(1, 2**16),
+        effect=Effect.ROUNDING,
+    )
     compile: bool = option(
         False,
         "train through torch.compile: slow to start, then faster",
