@@ -212,5 +212,7 @@ def _places(model: nn.Module) -> dict[str, list[Place]]:
 
 
 def _parameter(module: nn.Module, attribute: str) -> Tensor:
-    pruned = module._parameters.get(f"{attribute}_orig")
-    return module._parameters[attribute] if pruned is None else pruned
+    """Return the parameter, which is called ``weight_orig`` where it is pruned."""
+    return module.get_parameter(
+        f"{attribute}_orig" if f"{attribute}_mask" in module._buffers else attribute
+    )
