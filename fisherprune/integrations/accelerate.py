@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fisherprune.errors import FieldError, shown
-from fisherprune.integrations.holding import Holding, each_sample_once, library
+from fisherprune.integrations.holding import Holding, Loop, each_sample_once, library
 from fisherprune.masks.masks import Masks
 from fisherprune.statistics.batches import Batches
 
@@ -62,9 +62,12 @@ class Pruning(Holding):
             raise FieldError(
                 "accelerator", "an accelerate.Accelerator", shown(accelerator)
             )
-        self._ranks = accelerator.num_processes
-        self._model = accelerator.unwrap_model(model)
-        self._optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+        self._loop = Loop(
+            accelerator.unwrap_model(model),
+            optimizer if isinstance(optimizer, list) else [optimizer],
+            ranks=accelerator.num_processes,
+            broadcasts=getattr(model, "broadcast_buffers", False),
+        )
         accelerator.register_for_checkpointing(self)
         # The hold would set weights to zero while they are loaded.
         accelerator.register_load_state_pre_hook(lambda *_: self.remove())
@@ -97,16 +100,11 @@ class Pruning(Holding):
                 the model is then left as it was.
         """
         chosen = {"criterion": criterion, "sparsity": sparsity, "scope": scope}
-        return self._prune(
-            self._model,
-            self._optimizers,
-            each_sample_once(batches),
-            self._ranks,
-            chosen | options,
-        )
+        loop = self._loop._replace(batches=each_sample_once(batches))
+        return self._prune(loop, chosen | options)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Hold the masks of a state in place of others."""
         self._read(state)
         if self.masks is not None:
-            self._hold(self.masks, self._model, self._optimizers)
+            self._hold(self.masks, self._loop)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from inspect import signature
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,18 @@ def library(module: str, extra: str) -> ModuleType:
     return required(module, need, f"pip install 'fisherprune[{extra}]'")
 
 
+class Loop(NamedTuple):
+    """What a training works on."""
+
+    model: nn.Module
+    optimizers: Sequence[Optimizer]
+    batches: Batches = ()
+    ranks: int = 1
+    """Number of its processes, each of which has batches of its own."""
+    broadcasts: bool = False
+    """Whether each of its steps begins with the buffers of the first process."""
+
+
 class Holding:
     """The masks of a model, and what holds them.
 
@@ -63,36 +75,34 @@ class Holding:
         self.remove()
         self.masks = Masks(state["masks"]) if state["masks"] else None
 
-    def _prune(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        batches: Batches,
-        ranks: int,
-        options: Mapping[str, Any],
-    ) -> Masks:
+    def _prune(self, loop: Loop, options: Mapping[str, Any]) -> Masks:
         """Find masks as ``fisherprune.prune`` does, and hold them.
 
         Raises:
             FisherpruneError: for any reason of ``prune``, or where the optimizers train
                 none of the model's parameters; the model is then left as it was.
         """
-        check_trained(model, optimizers)
-        options = {"process_group": all_ranks(ranks), **options}
+        check_trained(loop)
+        group = all_ranks(loop.ranks)
+        if group is not None and loop.broadcasts:
+            for buffer in loop.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        options = {"process_group": group, **options}
         sparsities = [options.pop("sparsity")]
-        (masks,) = find_masks(model, batches, sparsities=sparsities, **options)
-        self._hold(masks, model, optimizers)
+        (masks,) = find_masks(
+            loop.model, loop.batches, sparsities=sparsities, **options
+        )
+        self._hold(masks, loop)
         return masks
 
-    def _hold(
-        self, masks: Masks, model: nn.Module, optimizers: Sequence[Optimizer]
-    ) -> None:
+    def _hold(self, masks: Masks, loop: Loop) -> None:
         """Hold masks, each with the first optimizer that trains its weight."""
-        check_trained(model, optimizers)
-        weights, left = pruned_weights(masks, model), dict(masks)
+        check_trained(loop)
+        model, left = loop.model, dict(masks)
+        weights = pruned_weights(masks, model)
         self.remove()
         with ExitStack() as hooks:
-            for optimizer in optimizers:
+            for optimizer in loop.optimizers:
                 own = {id(p) for one in unwrapped(optimizer) for p in trained(one)}
                 names = [name for name in left if id(weights[name][0]) in own]
                 if names:
@@ -139,36 +149,28 @@ class PruneOnce(Holding):
         )
         self._model: weakref.ref[nn.Module] | None = None  # that was pruned last
 
-    def _begin(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], epochs: float
-    ) -> None:
+    def _begin(self, loop: Loop, epochs: float) -> None:
         """Hold the model's masks if there are any at the start of a training.
 
         Raises:
             FisherpruneError: where the masks do not fit, or the training ends before
                 the model is pruned.
         """
-        if self._model is not None and self._model() is not model:
+        if self._model is not None and self._model() is not loop.model:
             self.masks = None
         if self.masks is not None:
-            self._hold(self.masks, model, optimizers)
+            self._hold(self.masks, loop)
         elif self._after_epochs >= epochs:
             wanted = f"less than the {epochs} epochs of the training"
             raise FieldError("after_epochs", wanted, self._after_epochs)
 
-    def _prune_if_due(
-        self,
-        epoch: float,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        loader: Batches,
-        ranks: int,
-    ) -> None:
+    def _prune_if_due(self, epoch: float, loop: Loop) -> None:
         """Prune the model at the start of an epoch, if it is time and it is not yet."""
         if self.masks is None and epoch >= self._after_epochs:
-            batches = checked_loader(loader) if self._batches is None else self._batches
-            self._prune(model, optimizers, batches, ranks, self._options)
-        self._model = weakref.ref(model)
+            own = self._batches
+            batches = checked_loader(loop.batches) if own is None else own
+            self._prune(loop._replace(batches=batches), self._options)
+        self._model = weakref.ref(loop.model)
 
     def _end(self) -> None:
         """End the hold where the training ends."""
@@ -239,16 +241,15 @@ def all_ranks(ranks: int) -> ProcessGroup | None:
     return distributed.group.WORLD
 
 
-def check_trained(model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+def check_trained(loop: Loop) -> None:
     """Refuse optimizers that train other tensors, as those of sharded models may.
 
     Raises:
         FisherpruneError: where none of them trains any of the model's parameters.
     """
-    own = {id(p) for p in model.parameters()}
-    optimizers = list(optimizers)
-    every = [one for optimizer in optimizers for one in unwrapped(optimizer)]
+    own = {id(p) for p in loop.model.parameters()}
+    every = [one for optimizer in loop.optimizers for one in unwrapped(optimizer)]
     if not any(id(p) in own for one in every for p in trained(one)):
-        kinds = ", ".join(type(one).__name__ for one in optimizers) or "none"
+        kinds = ", ".join(type(one).__name__ for one in loop.optimizers) or "none"
         wanted = "one that trains the model's own parameters, which are not sharded"
         raise FieldError("optimizer", wanted, kinds)

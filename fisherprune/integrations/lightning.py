@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneWarning
-from fisherprune.integrations.holding import PruneOnce, library
+from fisherprune.integrations.holding import Loop, PruneOnce, library
 
 Callback: Any = library("lightning.pytorch", "lightning").Callback
 
@@ -78,13 +78,18 @@ class PruningCallback(PruneOnce, Callback):
         """Hold the masks of the checkpoint from which a training goes on."""
         epochs = trainer.max_epochs
         epochs = float("inf") if epochs is None or epochs < 0 else epochs
-        self._begin(pl_module, trainer.optimizers, epochs)
+        self._begin(Loop(pl_module, trainer.optimizers), epochs)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Prune if it is time."""
-        loader, ranks = _Batches(trainer), trainer.world_size
-        epoch, optimizers = trainer.current_epoch, trainer.optimizers
-        self._prune_if_due(epoch, pl_module, optimizers, loader, ranks)
+        loop = Loop(
+            pl_module,
+            trainer.optimizers,
+            _Batches(trainer),
+            trainer.world_size,
+            broadcasts=getattr(trainer.model, "broadcast_buffers", False),
+        )
+        self._prune_if_due(trainer.current_epoch, loop)
 
     def on_fit_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """End the hold."""

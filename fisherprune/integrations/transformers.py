@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError
-from fisherprune.integrations.holding import PruneOnce, each_sample_once, library
+from fisherprune.integrations.holding import Loop, PruneOnce, each_sample_once, library
 from fisherprune.losses import hugging_face
 
 TrainerCallback: Any = library("transformers", "transformers").TrainerCallback
@@ -85,16 +85,21 @@ class PruningCallback(PruneOnce, TrainerCallback):
             raise FieldError("losses", wanted, f"label_smoothing_factor={smooth}")
         if state.global_step or STATE in state.stateful_callbacks:
             self._resume(state.stateful_callbacks.get(STATE, {}))
-        self._begin(model, [given["optimizer"]], state.num_train_epochs)
+        self._begin(Loop(model, [given["optimizer"]]), state.num_train_epochs)
         self._write(state)
 
     def on_epoch_begin(
         self, args: Any, state: Any, *_: Any, model: nn.Module, **given: Any
     ) -> None:
         """Prune if it is time."""
-        loader = each_sample_once(given["train_dataloader"])
-        epoch, ranks = state.epoch or 0, args.world_size
-        self._prune_if_due(epoch, model, [given["optimizer"]], loader, ranks)
+        loop = Loop(
+            model,
+            [given["optimizer"]],
+            each_sample_once(given["train_dataloader"]),
+            args.world_size,
+            broadcasts=args.ddp_broadcast_buffers is not False,
+        )
+        self._prune_if_due(state.epoch or 0, loop)
         self._write(state)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

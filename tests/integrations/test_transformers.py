@@ -286,7 +286,7 @@ def test_optimizers_that_train_no_parameter_of_the_model():
     state = SimpleNamespace(epoch=0, stateful_callbacks={})
     with pytest.raises(fp.FisherpruneError, match="optimizer must be one that trains"):
         PruningCallback("magnitude").on_epoch_begin(
-            SimpleNamespace(world_size=1),
+            SimpleNamespace(world_size=1, ddp_broadcast_buffers=None),
             state,
             None,
             model=model,
