@@ -1,10 +1,11 @@
-"""A callback for the Trainer of Lightning."""
+"""A callback for the Trainer of Lightning, or of ``pytorch_lightning`` without it."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import copy
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from fisherprune.errors import FieldError, FisherpruneWarning
 from fisherprune.integrations.holding import Loop, PruneOnce, library
 
-Callback: Any = library("lightning.pytorch", "lightning").Callback
+PACKAGE = "lightning.pytorch" if find_spec("lightning") else "pytorch_lightning"
+Callback: Any = library(PACKAGE, "lightning").Callback
 
 
 class PruningCallback(PruneOnce, Callback):

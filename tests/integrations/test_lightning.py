@@ -1,14 +1,17 @@
 """The callback in Lightning's Trainer, with modules that step in various ways."""
 
 import doctest
+import importlib
 import re
+import sys
+import warnings
 
 import pytest
 import torch
 from mask_cases import assert_zero_where_pruned
 from nets import conv_net
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 import fisherprune as fp
 
@@ -281,3 +284,35 @@ def test_a_fit_that_ends_early_is_told():
 
     with pytest.warns(fp.FisherpruneWarning, match="ended before epoch 2 began"):
         fitted(images(), PruningCallback(after_epochs=2), Stopping())
+
+
+def test_pytorch_lightning(monkeypatch):
+    """Where the package ``lightning`` is not installed."""
+    pytorch_lightning = pytest.importorskip("pytorch_lightning")
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.delitem(sys.modules, "fisherprune.integrations.lightning")
+    theirs = importlib.import_module("fisherprune.integrations.lightning")
+
+    class Other(pytorch_lightning.LightningModule):
+        forward, training_step = Net.forward, Net.training_step
+        configure_optimizers = Net.configure_optimizers
+
+    data, callback, net = images(), theirs.PruningCallback("fts", 0.8), Other()
+    net.net = Net().net
+    quiet = ["logger", "enable_checkpointing", "enable_progress_bar"]
+    how = dict.fromkeys([*quiet, "enable_model_summary"], False)
+    how |= {"accelerator": "cpu", "max_epochs": 2, "callbacks": callback}
+    pytorch_lightning.Trainer(**how).fit(net, DataLoader(data, SIZE))
+    assert callback.masks == fp.find_masks(Net(), batches_of(data), "fts", [0.8])[0]
+    assert_zero_where_pruned(net, callback.masks)
+
+
+@pytest.mark.parametrize("ranks, repeats", [(2, False), (4, True)])
+def test_samples_that_a_sampler_repeats_are_told(ranks, repeats):
+    data = images()
+    sampler = DistributedSampler(data, ranks, 0, shuffle=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fitted(DataLoader(data, 3, sampler=sampler), PruningCallback("snip", 0.5))
+    texts = [f"{each.message}" for each in told]
+    assert repeats == any("sampler repeats 2 samples, so that" in t for t in texts)
