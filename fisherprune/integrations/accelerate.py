@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Pruning(Holding):
     Args:
         accelerator: that has prepared what follows.
         model: as ``accelerator.prepare`` returned it.
-        optimizer: that trains it, prepared too; a list of several.
+        optimizer: that trains it, prepared too, or several of them.
 
     Attributes:
         masks: None before the model is pruned.
@@ -56,7 +56,7 @@ class Pruning(Holding):
         self,
         accelerator: Any,
         model: nn.Module,
-        optimizer: Optimizer | list[Optimizer],
+        optimizer: Optimizer | Sequence[Optimizer],
     ) -> None:
         if not isinstance(accelerator, library("accelerate", "accelerate").Accelerator):
             raise FieldError(
@@ -64,7 +64,7 @@ class Pruning(Holding):
             )
         self._loop = Loop(
             accelerator.unwrap_model(model),
-            optimizer if isinstance(optimizer, list) else [optimizer],
+            [optimizer] if isinstance(optimizer, Optimizer) else optimizer,
             ranks=accelerator.num_processes,
             broadcasts=getattr(model, "broadcast_buffers", False),
         )

@@ -142,11 +142,8 @@ class PruneOnce(Holding):
         if not whole or after_epochs < 0:
             wanted = "a whole number of at least 0"
             raise FieldError("after_epochs", wanted, shown(after_epochs))
-        self._options, self._after_epochs, self._batches = (
-            options,
-            after_epochs,
-            batches,
-        )
+        self._options, self._batches = options, batches
+        self._after_epochs = after_epochs
         self._model: weakref.ref[nn.Module] | None = None  # that was pruned last
 
     def _begin(self, loop: Loop, epochs: float) -> None:

@@ -28,8 +28,8 @@ class PruningCallback(PruneOnce, TrainerCallback):
     The model is scored at the start of an epoch, on the Trainer's own batches and with
     the model's own loss of each sample. The masks are held to the end of the training:
     pruned weights are zero, whatever the optimizer. Checkpoints have the masks in their
-    ``trainer_state.json``, at about half a bit a weight; a training that is resumed
-    from one goes on with these, and with a ``PruningCallback`` of whichever arguments.
+    ``trainer_state.json``, as compressed bits; a training that is resumed from one with
+    a ``PruningCallback``, whatever its arguments, holds these.
 
     Under ``torchrun`` all processes score their share of the batches. With
     ``load_best_model_at_end``, a checkpoint from before the pruning is pruned, too.

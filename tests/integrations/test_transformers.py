@@ -279,18 +279,22 @@ def test_an_end_before_the_pruning_is_told(tmp_path):
         trainer.train()
 
 
-def test_optimizers_that_train_no_parameter_of_the_model():
-    """As those of DeepSpeed, which train flat copies."""
+@pytest.mark.parametrize(
+    "ranks, flat, text",
+    [
+        (1, True, "optimizer must be one that trains the model's own parameters, whic"),
+        (2, False, "processes must be connected by torch.distributed, got 2 that are "),
+    ],
+)
+def test_trainings_that_are_not_understood(ranks, flat, text):
+    """DeepSpeed trains flat copies of the weights; a TPU's processes meet otherwise."""
     model = tiny(0)
-    optimizer = torch.optim.SGD([torch.zeros(3, requires_grad=True)])
+    weights = [torch.zeros(3, requires_grad=True)] if flat else model.parameters()
+    args = SimpleNamespace(world_size=ranks, ddp_broadcast_buffers=None)
     state = SimpleNamespace(epoch=0, stateful_callbacks={})
-    with pytest.raises(fp.FisherpruneError, match="optimizer must be one that trains"):
+    given = {"optimizer": torch.optim.SGD(weights), "model": model}
+    with pytest.raises(fp.FisherpruneError, match=text):
         PruningCallback("magnitude").on_epoch_begin(
-            SimpleNamespace(world_size=1, ddp_broadcast_buffers=None),
-            state,
-            None,
-            model=model,
-            optimizer=optimizer,
-            train_dataloader=batches_of(words()),
+            args, state, None, train_dataloader=batches_of(words()), **given
         )
     assert same(model.state_dict(), tiny(0).state_dict())
