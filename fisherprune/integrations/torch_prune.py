@@ -65,7 +65,7 @@ def masks_of(model: nn.Module) -> Masks:
     """
     masks = {}
     for name, places in _places(model).items():
-        found = [module._buffers.get(f"{own}_mask") for module, own in places]
+        found = [_mask(*place) for place in places]
         first = next((mask for mask in found if mask is not None), None)
         if first is None:
             continue
@@ -201,18 +201,21 @@ def _places(model: nn.Module) -> dict[str, list[Place]]:
     names, places = dict[int, str](), dict[str, list[Place]]()
     for path, module in named_modules(checked_model(model)):
         for own, parameter in module._parameters.items():
-            base = own.removesuffix("_orig")
-            attribute = base if f"{base}_mask" in module._buffers else own
             if parameter is not None:
-                name = names.setdefault(
-                    id(parameter), f"{path}.{attribute}".lstrip(".")
-                )
+                base = own.removesuffix("_orig")
+                attribute = base if _mask(module, base) is not None else own
+                full = f"{path}.{attribute}".lstrip(".")
+                name = names.setdefault(id(parameter), full)
                 places.setdefault(name, []).append((module, attribute))
     return places
 
 
+def _mask(module: nn.Module, attribute: str) -> Tensor | None:
+    """Return the mask by which torch prunes a parameter, None where it does not."""
+    is_pruned = f"{attribute}_orig" in module._parameters
+    return module._buffers.get(f"{attribute}_mask") if is_pruned else None
+
+
 def _parameter(module: nn.Module, attribute: str) -> Tensor:
-    """Return the parameter, which is called ``weight_orig`` where it is pruned."""
-    return module.get_parameter(
-        f"{attribute}_orig" if f"{attribute}_mask" in module._buffers else attribute
-    )
+    is_pruned = _mask(module, attribute) is not None
+    return module.get_parameter(f"{attribute}_orig" if is_pruned else attribute)

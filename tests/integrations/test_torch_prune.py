@@ -171,6 +171,17 @@ def test_a_weight_that_modules_share():
         door.remove(model)
 
 
+def test_what_only_looks_pruned():
+    """Other reparametrizations, and buffers that are called masks."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.utils.spectral_norm(nn.Linear(4, 4)))
+    model[0].register_buffer("weight_mask", torch.eye(4))
+    model[1].register_buffer("weight_mask_orig", torch.eye(4))
+    with pytest.raises(fp.FisherpruneError, match="must be pruned by torch.nn.utils"):
+        door.masks_of(model)
+    prune.l1_unstructured(model[0], "bias", amount=3)
+    assert door.masks_of(model).keys() == {"0.bias"}
+
+
 def test_channels_last():
     model = conv_net().to(memory_format=torch.channels_last)
     (masks,) = fp.find_masks(model, [data((3, 9, 9))], "fts", [0.8])
