@@ -1,0 +1,1 @@
+"""Doors to other libraries, a file each."""
