@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +55,8 @@ class FisherImportance:
         >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,)))]
         >>> importance = FisherImportance(net, batches)
         >>> pruner = torch_pruning.pruner.BasePruner(
-        ...     net, batches[0][0], importance, pruning_ratio=0.5, ignored_layers=[net[2]]
-        ... )
+        ...     net, batches[0][0], importance, ignored_layers=[net[2]]
+        ... )  # half of the channels
         >>> pruner.step()
         >>> net[0].out_features, net[2].in_features
         (4, 4)

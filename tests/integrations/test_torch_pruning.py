@@ -1,6 +1,8 @@
 """The importance of channels against what Torch-Pruning removes, channel by channel."""
 
 import copy
+import doctest
+import sys
 import warnings
 
 import pytest
@@ -227,3 +229,7 @@ def test_mistakes_of_scoring_are_named(data):
     group = next(iter(graph(model, data[0]).get_all_groups()))
     with pytest.raises(FisherpruneError, match="unknown criterion 'best'"):
         FisherImportance(model, [data], "best")(group)
+
+
+def test_the_example():
+    assert doctest.testmod(sys.modules["fisherprune.integrations.torch_pruning"]).failed == 0
