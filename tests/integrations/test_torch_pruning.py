@@ -232,4 +232,5 @@ def test_mistakes_of_scoring_are_named(data):
 
 
 def test_the_example():
-    assert doctest.testmod(sys.modules["fisherprune.integrations.torch_pruning"]).failed == 0
+    module = sys.modules[FisherImportance.__module__]
+    assert doctest.testmod(module).failed == 0
