@@ -20,9 +20,9 @@ from fisherprune.runs.device import device_name, resolve_device
 from fisherprune.runs.environment import environment
 from fisherprune.runs.folder import CHECKPOINT, RESULTS, RunFolder
 from fisherprune.runs.identity import identity
+from fisherprune.runs.loggers import LOGGERS
 from fisherprune.runs.metrics import Metrics
 from fisherprune.runs.result import RunResult, ScoringCost, check_pruned_are_zero
-from fisherprune.runs.tensorboard import require_tensorboard
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train.checkpoint import Checkpoint, State, misfit
@@ -79,8 +79,8 @@ def run(
         Interrupted: on Ctrl-C, once the folder is there.
     """
     device = resolve_device(config.device)
-    if config.tensorboard:
-        require_tensorboard()
+    for name in config.loggers:
+        LOGGERS[name].require()
     with ExitStack() as opened:
         place = None
         if folder is not None:
