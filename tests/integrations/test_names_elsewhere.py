@@ -1,6 +1,7 @@
 """The tables of docs/from_other_libraries.md: both columns of each row are run."""
 
 import copy
+import math
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 import fisherprune as fp
 
 PAGE = Path(__file__).parents[2] / "docs" / "from_other_libraries.md"
-N, K = 10, 300
+N, K = 10, 120
 """Samples; draws of estimates."""
 
 
@@ -166,13 +167,17 @@ def test_elastic_weight_consolidation(known, row):
 )
 def test_estimates(known, row):
     theirs, ours, exact = row
-    if theirs.startswith("p."):
-        extensions = pytest.importorskip("backpack.extensions")
-        parameters = extended(known, extensions.DiagGGNMC(K))
-        expected = of_each(known, parameters, theirs)
-    else:
-        expected = eval(theirs, curvlinops_names(known) | {"K": 40})
-    truth = here(known, exact)
-    one = truth.norm()
-    assert (here(known, ours) - truth).norm() < 0.4 * one
-    assert (expected - truth).norm() < 0.9 * one
+    truth, draws = here(known, exact), []
+    for _ in range(3):
+        names = known | {"K": K // 3}
+        if theirs.startswith("p."):
+            extensions = pytest.importorskip("backpack.extensions")
+            parameters = extended(known, extensions.DiagGGNMC(K // 3))
+            draws.append(of_each(names, parameters, theirs))
+        else:
+            draws.append(eval(theirs, curvlinops_names(names)))
+    for found in (here(known, ours), torch.stack(draws).mean(0)):
+        if "hutchinson" in theirs:  # the trace's variance is at most 2 trace^2 / K
+            assert (found - truth).sum().abs() < 5 * math.sqrt(2 / K) * truth.sum()
+        else:
+            assert (found - truth).norm() < 0.3 * truth.norm()
