@@ -95,7 +95,7 @@ class FisherImportance:
             raise FieldError("torch_pruning: group", wanted, f"{len(missing)} others")
         total = torch.zeros(len(numbers) + 1, dtype=torch.float64)
         for key, each in owners.items():
-            _add(total, scores[key].double().cpu(), each)
+            _add(total, scores[key], each)
         return total[:-1]
 
     def _current_scores(self) -> dict[int, Tensor]:
@@ -108,7 +108,7 @@ class FisherImportance:
             options = {"parameters": named, **self.options}
             found = score(self.model, self.batches, self.criterion, **options)
             self._state = state
-            self._scores = {id(p): found[n] for n, p in named.items()}
+            self._scores = {id(p): found[n].double().cpu() for n, p in named.items()}
         return self._scores
 
 
@@ -127,24 +127,30 @@ def _removed(dep: Any, idxs: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
     """Yield a parameter's id, and for its entries which index removes them.
 
     That is the place of the index from 1, or 0. Torch-Pruning itself says it: it prunes
-    copies of the layer, of numbers instead of weights, once for each bit of the places.
+    copies of the layer that hold places instead of weights, once for each bit of the
+    places, and one entry where it does not cut a dimension.
     """
     layer = dep.target.module
     if _reads_in_groups(dep):
         yield id(layer.weight), _of_grouped_inputs(layer, idxs)
         return
-    named, found = _named(layer), dict[tuple[str, int], Tensor]()
+    named, cut, places = _named(layer), dict[str, list[int]](), dict[int, Tensor]()
+    shapes = {id(p): torch.empty(p.shape, device="meta") for p in named.values()}
+    for name, left in _pruned(dep, idxs[:1], shapes).items():
+        p = named[name]
+        cut[name] = [d for d, size in enumerate(p.shape) if left.shape[d] != size]
+        sizes = [size if d in cut[name] else 1 for d, size in enumerate(p.shape)]
+        every = torch.arange(math.prod(sizes), dtype=torch.float64)
+        places[id(p)] = every.view(sizes)
+    codes = {(n, d): 0 for n, dimensions in cut.items() for d in dimensions}
     for bit in range(len(idxs).bit_length()):
         chosen = [idx for place, idx in enumerate(idxs, 1) if place >> bit & 1]
-        for name, left in _pruned(dep, chosen).items():
-            shape = named[name].shape
-            for d in range(len(shape)):
-                if len(gone := _gone(left, shape, d)):
-                    fitting = [1] * d + [-1] + [1] * (len(shape) - d - 1)
-                    code = gone.long().view(fitting) << bit
-                    found[name, d] = found.get((name, d), 0) + code
-    for (name, _), codes in found.items():
-        yield id(named[name]), codes
+        for name, left in _pruned(dep, chosen, places).items():
+            for d in cut[name]:
+                gone = _gone(left, places[id(named[name])].shape, d)
+                codes[name, d] += gone.long() << bit
+    for (name, _), code in codes.items():
+        yield id(named[name]), code
 
 
 def _named(layer: nn.Module | nn.Parameter) -> dict[str, nn.Parameter]:
@@ -152,36 +158,36 @@ def _named(layer: nn.Module | nn.Parameter) -> dict[str, nn.Parameter]:
 
 
 def _gone(left: Tensor, shape: torch.Size, d: int) -> Tensor:
-    """Return for each place in a dimension whether it is gone; empty if none is."""
-    if left.shape[d] == shape[d]:
-        return torch.empty(0)
+    """Return which places in a dimension are gone, in a shape that fits the others."""
     gone = torch.ones(shape[d], dtype=torch.bool)
     if left.numel():
         line = left.movedim(d, -1)[(0,) * (len(shape) - 1)].long()
         gone[line // math.prod(shape[d + 1 :]) % shape[d]] = False
-    return gone
+    return gone.view([1] * d + [-1] + [1] * (len(shape) - d - 1))
 
 
-def _pruned(dep: Any, idxs: list[int]) -> Mapping[str, Tensor]:
-    """Return what Torch-Pruning leaves of a layer whose entries are their places."""
-    asked, node = copy.copy(dep), copy.copy(dep.target)
-    asked.target = node
-    node.module = layer = _numbered(dep.target.module)
-    pruned = asked(idxs)  # a lone parameter comes back, a layer is changed
+def _pruned(
+    dep: Any, idxs: Sequence[int], entries: Mapping[int, Tensor]
+) -> Mapping[str, Tensor]:
+    """Return what Torch-Pruning leaves of a layer with such entries of parameters."""
+    asked = copy.copy(dep)
+    asked.target = copy.copy(dep.target)
+    asked.target.module = layer = _copied(dep.target.module, entries)
+    pruned = asked(list(idxs))  # a lone parameter comes back, a layer is changed
     left = _named(pruned if isinstance(layer, Tensor) else layer)
     return {name: p.detach() for name, p in left.items()}
 
 
-def _numbered(layer: nn.Module | nn.Parameter) -> Any:
-    """Return a copy without its weights: entries hold their places."""
+def _copied(layer: nn.Module | nn.Parameter, entries: Mapping[int, Tensor]) -> Any:
     if isinstance(layer, Tensor):
-        places = torch.arange(layer.numel(), dtype=torch.float64)
-        return nn.Parameter(places.view(layer.shape))
+        return nn.Parameter(entries[id(layer)])
     made = copy.copy(layer)
     made._buffers = dict(layer._buffers)
-    made._modules = {n: m and _numbered(m) for n, m in layer._modules.items()}
-    named = layer._parameters.items()
-    made._parameters = {n: p if p is None else _numbered(p) for n, p in named}
+    parts = layer._modules.items(), layer._parameters.items()
+    made._modules, made._parameters = (
+        {n: part if part is None else _copied(part, entries) for n, part in named}
+        for named in parts
+    )
     return made
 
 

@@ -111,6 +111,20 @@ def test_importance_is_what_removal_takes_away(kind, data):
     assert len(groups) >= 3 and max(groups) > 5
 
 
+def test_inputs_of_a_grouped_convolution_are_those_of_their_group(data):
+    model = Residual()
+    group = graph(model, data[0]).get_pruning_group(
+        model.up, tp.prune_conv_out_channels, list(range(8))
+    )
+    sizes = {n: p.detach().abs() for n, p in model.named_parameters()}
+    expected = sizes["up.weight"].flatten(1).sum(1) + sizes["up.bias"]
+    for i in range(8):
+        half = slice(6 * (i // 4), 6 * (i // 4) + 6)
+        expected[i] += sizes["grouped.weight"][half, i % 4].sum()
+    found = FisherImportance(model, [data], "magnitude")(group)
+    assert torch.allclose(found.float(), expected)
+
+
 def test_a_part_of_the_channels(data):
     x, y = data
     model = Residual()
