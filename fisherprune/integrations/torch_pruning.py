@@ -142,13 +142,14 @@ def _removed(dep: Any, idxs: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         sizes = [size if d in cut[name] else 1 for d, size in enumerate(p.shape)]
         every = torch.arange(math.prod(sizes), dtype=torch.float64)
         places[id(p)] = every.view(sizes)
-    codes = {(n, d): 0 for n, dimensions in cut.items() for d in dimensions}
+    none = torch.zeros((), dtype=torch.int64)
+    codes = {(n, d): none for n, dimensions in cut.items() for d in dimensions}
     for bit in range(len(idxs).bit_length()):
         chosen = [idx for place, idx in enumerate(idxs, 1) if place >> bit & 1]
         for name, left in _pruned(dep, chosen, places).items():
             for d in cut[name]:
                 gone = _gone(left, places[id(named[name])].shape, d)
-                codes[name, d] += gone.long() << bit
+                codes[name, d] = codes[name, d] + (gone.long() << bit)
     for (name, _), code in codes.items():
         yield id(named[name]), code
 

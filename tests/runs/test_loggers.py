@@ -108,6 +108,25 @@ def test_wandb_goes_on_with_a_run(tmp_path, monkeypatch):
     assert after[3] == points([1, 2, 3, 4])  # none twice
 
 
+def test_wandb_that_has_epochs_gets_the_others(tmp_path, monkeypatch):
+    wandb, sent = pytest.importorskip("wandb"), []
+
+    class Resumed:  # as online
+        step = 3
+
+        def log(self, values, step):
+            sent.append((step, values))
+
+        def finish(self):
+            sent.append("finished")
+
+    monkeypatch.setattr(wandb, "init", lambda **options: Resumed())
+    with RunFolder(TrainConfig(log=["wandb"]), tmp_path / "run") as folder:
+        row = {"lr": 0.5, "epoch": 1, "phase": "train", "validation_loss": None}
+        folder.restore_rows([row | {"lr": 0.1 * i} for i in range(1, 5)])
+    assert sent == [(3, {"lr": 0.1 * 3}), (4, {"lr": 0.1 * 4}), "finished"]
+
+
 def test_wandb_that_can_not_begin(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
