@@ -144,17 +144,22 @@ def test_trackio_goes_on_with_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     for name in [n for n in sys.modules if n.split(".")[0] == "trackio"]:
         monkeypatch.delitem(sys.modules, name)  # the folder is read when it is imported
-    config = TrainConfig(log=["trackio"], seed=7)
-    interrupted(config, tmp_path / "run")
-    from trackio import Api
+    import trackio
     from trackio.sqlite_storage import SQLiteStorage
 
-    (made,) = Api().runs("fisherprune")
+    own = trackio.init("own", "mine", embed=False)  # of the calling program
+    capsys.readouterr()
+    config = TrainConfig(log=["trackio"], seed=7)
+    interrupted(config, tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    trackio.log({"a": 1})  # goes to it
+    trackio.finish()
+    assert [log["a"] for log in SQLiteStorage.get_logs("own", own.name)] == [1]
+    (made,) = trackio.Api().runs("fisherprune")
     assert made.name.startswith("run-") and made.config["seed"] == 7
     logs = SQLiteStorage.get_logs("fisherprune", made.name)
     found = [(log.pop("step"), log) for log in logs if log.pop("timestamp")]
     assert found == [*points([1, 2, 3, 4]).items()]  # none twice
-    assert capsys.readouterr().out == ""
 
 
 def test_all_places_at_once_each_in_a_folder_of_its_own(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class Trackio:
         """Begin, or go on with the run whose id the folder has."""
         package = self.require()
         with _on_stderr():
-            self._run = package.init(
+            self._run = Context().run(  # whatever run the calling program has goes on
+                package.init,
                 os.environ.get("TRACKIO_PROJECT", PROJECT),
                 f"{folder.name}-{run_id(folder / 'trackio.id')}",
                 config=dict(config),
