@@ -21,10 +21,10 @@ from fisherprune.masks.masks import Masks
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import distinct, identity
 from fisherprune.runs.locks import Held, held, sweep
+from fisherprune.runs.loggers import LOGGERS, Logger
 from fisherprune.runs.metrics import METRIC_NAMES, Metrics
 from fisherprune.runs.reader import read_run
 from fisherprune.runs.section import as_config, read_fields
-from fisherprune.runs.tensorboard import Curves
 
 CONFIG, METRICS, MASKS = "config.json", "metrics.csv", "masks.safetensors"
 CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
@@ -69,15 +69,17 @@ class RunFolder:
             check_writable(path, "folder")
         self.path = path
         self.rows: list[Row] = []
-        self._curves: Curves | None = None
-        self._lock = ExitStack()
+        self._loggers: list[Logger] = []
+        self._opened = ExitStack()
         try:
             # on a file system without locks, the run goes on without one
-            self._lock.enter_context(held(path / LOCK, needed=False))
+            self._opened.enter_context(held(path / LOCK, needed=False))
             _check_free(path, config)
             _remove_temporary(path)
-            if config.tensorboard:
-                self._curves = Curves(path / "tensorboard")
+            for name in config.loggers:
+                logger = LOGGERS[name](path, asdict(config))
+                self._opened.callback(logger.close)
+                self._loggers.append(logger)
             if not (path / CONFIG).exists():
                 self.write_json(CONFIG, asdict(config))
         except Held as error:
@@ -125,16 +127,16 @@ class RunFolder:
         row["seconds"] = round(seconds, 3)
         self.rows.append(row)
         self._write_rows()
-        if self._curves is not None:
-            self._curves.add(len(self.rows), row)
+        for logger in self._loggers:
+            logger.add(len(self.rows), row)
 
     def restore_rows(self, rows: list[Row]) -> None:
         """Go on after the rows of a checkpoint; others are forgotten."""
         self.rows = rows
         if rows:
             self._write_rows()
-        if self._curves is not None:
-            self._curves.replay(rows)
+        for logger in self._loggers:
+            logger.replay(rows)
 
     def _write_rows(self) -> None:
         text = io.StringIO()
@@ -173,9 +175,7 @@ class RunFolder:
 
     def close(self) -> None:
         """End all writing; leave the folder to other processes."""
-        if self._curves is not None:
-            self._curves.close()
-        self._lock.close()
+        self._opened.close()
 
 
 class FollowedFolder(RunFolder):

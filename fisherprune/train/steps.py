@@ -22,9 +22,9 @@ from fisherprune.runs.device import device_name, rank_device, resolve_device
 from fisherprune.runs.environment import environment
 from fisherprune.runs.folder import CHECKPOINT, RESULTS, FollowedFolder, RunFolder
 from fisherprune.runs.identity import identity
+from fisherprune.runs.loggers import LOGGERS
 from fisherprune.runs.metrics import Metrics
 from fisherprune.runs.result import RunResult, ScoringCost, check_pruned_are_zero
-from fisherprune.runs.tensorboard import require_tensorboard
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train.checkpoint import Checkpoint, State, misfit
@@ -150,8 +150,8 @@ def _device(config: TrainConfig, job: Job | None, resumed: bool) -> torch.device
 
 
 def _check_place(config: TrainConfig, folder: Path | None) -> None:
-    if config.tensorboard:
-        require_tensorboard()
+    for name in config.loggers:
+        LOGGERS[name].require()
     if folder is None:
         check_writable(Path(config.output_dir))
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from fisherprune.runs.kinds import FOLDER, must
+from fisherprune.runs.loggers import LOGGERS
 from fisherprune.runs.option import Effect, option
 
 
@@ -30,6 +31,19 @@ class PlaceConfig:
         effect=Effect.PLACE,
         metavar="DIR",
     )
-    tensorboard: bool = option(
-        False, "write the metrics for TensorBoard too", effect=Effect.PLACE
+    log: tuple[str, ...] = option(
+        (),
+        f"show the metrics there too: {', '.join(LOGGERS)} (default: in none)",
+        must(lambda names: {*names} <= LOGGERS.keys(), f"some of {', '.join(LOGGERS)}"),
+        effect=Effect.PLACE,
+        metavar="NAME",
     )
+    tensorboard: bool = option(
+        False, "the same as --log tensorboard", effect=Effect.PLACE
+    )
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Where the metrics are shown, each place once."""
+        chosen = (*self.log, *["tensorboard"] * self.tensorboard)
+        return tuple(dict.fromkeys(chosen))
