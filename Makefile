@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisher
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css' \
 	-o -name '*.jinja' -o -name '*.pyi')
 
-.PHONY: help demo test lint format sanitize bench clean
+.PHONY: help demo test lint format sanitize bench docs clean
 
 help:
 	@echo "make demo      score, prune and train a small network on real digits"
@@ -22,6 +22,7 @@ help:
 	@echo "make format    let the formatters write"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make bench     the benchmarks of this machine"
+	@echo "make docs      the documentation as HTML, in build/docs/html; runs the examples"
 	@echo "make clean     remove the environment and everything built"
 
 $(BIN)/python:
@@ -64,6 +65,11 @@ sanitize:
 bench: $(VENV)/installed
 	$(INSTALL) --no-build-isolation ".[bench]"
 	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/installed
+	$(INSTALL) --no-build-isolation ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/trees docs build/docs/html
+	@echo "build/docs/html/index.html"
 
 clean:
 	rm -rf $(VENV) build *.egg-info fisherprune/*.so
