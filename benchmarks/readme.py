@@ -98,7 +98,7 @@ def training(record: dict) -> list[str]:
 
 
 def short(moments: dict, masks: dict) -> list[str]:
-    """Some rows of ``end_to_end`` and ``topk``, one table under the other."""
+    """Show rows of ``end_to_end`` and ``topk``, one table under the other."""
     end = end_to_end(moments)
     first = [row for row in end[: end.index("")] if "pass of" not in row]
     wanted = "global_topk**", "cat + topk + indices", "sort"

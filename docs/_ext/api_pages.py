@@ -73,7 +73,7 @@ def page_of_names(part: str, names: Iterable[str]) -> str:
 def page_of_module(name: str) -> str:
     """Return the page of a module: its docstring, and what is public in it."""
     full = f"fisherprune.{name}"
-    head = ["=" * len(full), "", f".. automodule:: {full}", "   :no-index:", ""]
+    head = ["=" * len(full), "", f".. automodule:: {full}", ""]
     names = public_names(import_module(full))
     return "\n".join([full, *head, *(entry(full, each) for each in names)])
 
