@@ -68,7 +68,7 @@ bench: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(INSTALL) --no-build-isolation ".[docs]"
-	$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/trees docs build/docs/html
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/docs/trees docs build/docs/html
 	@echo "build/docs/html/index.html"
 
 clean:

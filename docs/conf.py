@@ -30,6 +30,14 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+# Libraries that integrations import: the pages need none of them.
+autodoc_mock_imports = [
+    "accelerate",
+    "laplace",
+    "lightning",
+    "torch_pruning",
+    "transformers",
+]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes are not documented twice

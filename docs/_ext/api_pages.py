@@ -1,9 +1,10 @@
 """A page for each part of the package, from the docstrings of its public names."""
 
+import ast
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 from types import ModuleType
 
 from sphinx.application import Sphinx
@@ -23,7 +24,9 @@ TITLES = {
 }
 """Of parts of the package, in the order of their pages; others follow."""
 MODULES = ("losses", "baselines", "models", "data", "train")
-"""Documented whole, like all of ``fisherprune.integrations``."""
+"""Documented whole, like the files of ``fisherprune.integrations``."""
+SHARED = ("holding",)
+"""Of these, what several of them share."""
 
 
 def setup(app: Sphinx) -> dict:
@@ -39,63 +42,68 @@ def pages() -> dict[str, str]:
         thing = getattr(fisherprune, name)
         if not inspect.ismodule(thing):
             parts.setdefault(thing.__module__.split(".")[1], []).append(name)
-    found = {
-        f"{i:02}_{part}.rst": page_of_names(part, names)
-        for i, (part, names) in enumerate(parts.items())
-        if names
-    }
-    for i, name in enumerate(documented_modules(), len(found)):
-        found[f"{i:02}_{name.replace('.', '_')}.rst"] = page_of_module(name)
-    return found
-
-
-def documented_modules() -> list[str]:
-    """Return the modules that have pages of their own, as far as they exist."""
-    modules = {m.name for m in iter_modules(fisherprune.__path__)}
-    names = [name for name in MODULES if name in modules]
-    if "integrations" in modules:
-        package = import_module("fisherprune.integrations")
-        names += sorted(
-            f"integrations.{m.name}"
-            for m in iter_modules(package.__path__)
-            if not m.name.startswith("_")
-        )
-    return names
+    found = {part: page_of_names(part, names) for part, names in parts.items() if names}
+    for name in MODULES:
+        module = import_module(f"fisherprune.{name}")
+        found[name] = page_of_module(module.__name__, public_names(module))
+    for path in integrations():
+        name = f"fisherprune.integrations.{path.stem}"
+        found[f"integrations_{path.stem}"] = page_of_module(name, defined_in(path))
+    return {f"{i:02}_{name}.rst": page for i, (name, page) in enumerate(found.items())}
 
 
 def page_of_names(part: str, names: Iterable[str]) -> str:
     """Return the page of some of the package's names."""
     title = TITLES.get(part, part.replace("_", " ").capitalize())
-    entries = [entry("fisherprune", name) for name in sorted(names, key=str.lower)]
+    things = {name: getattr(fisherprune, name) for name in sorted(names, key=str.lower)}
+    entries = [entry(f"fisherprune.{n}", inspect.isclass(t)) for n, t in things.items()]
     return "\n".join([title, "=" * len(title), "", *entries])
 
 
-def page_of_module(name: str) -> str:
+def page_of_module(module: str, names: Mapping[str, bool]) -> str:
     """Return the page of a module: its docstring, and what is public in it."""
-    full = f"fisherprune.{name}"
-    head = ["=" * len(full), "", f".. automodule:: {full}", ""]
-    names = public_names(import_module(full))
-    return "\n".join([full, *head, *(entry(full, each) for each in names)])
+    head = [module, "=" * len(module), "", f".. automodule:: {module}", ""]
+    entries = (entry(f"{module}.{name}", kind) for name, kind in names.items())
+    return "\n".join([*head, *entries])
 
 
-def public_names(module: ModuleType) -> list[str]:
-    """Return the functions and classes of ``__all__``, or those defined there."""
-    names = getattr(module, "__all__", None)
-    if names is None:
-        names = [
-            name
-            for name, thing in vars(module).items()
-            if not name.startswith("_")
-            and getattr(thing, "__module__", "") == module.__name__
-        ]
-    things = {name: getattr(module, name) for name in names}
-    wanted = inspect.isfunction, inspect.isclass
-    return [n for n, t in things.items() if any(is_one(t) for is_one in wanted)]
+def public_names(module: ModuleType) -> dict[str, bool]:
+    """Return functions and classes of ``__all__``, or those defined in the module.
+
+    True is said of classes.
+    """
+    own = {n for n, t in vars(module).items() if is_from(t, module) and n[0] != "_"}
+    things = {n: getattr(module, n) for n in getattr(module, "__all__", own)}
+    return {
+        name: inspect.isclass(thing)
+        for name, thing in things.items()
+        if inspect.isclass(thing) or inspect.isfunction(thing)
+    }
 
 
-def entry(module: str, name: str) -> str:
+def is_from(thing: object, module: ModuleType) -> bool:
+    """Return whether something says that it was defined in a module."""
+    return getattr(thing, "__module__", "") == module.__name__
+
+
+def integrations() -> list[Path]:
+    """Return the files of the integrations, each of a library's name."""
+    folder = Path(fisherprune.__file__).parent / "integrations"
+    return [path for path in sorted(folder.glob("[!_]*.py")) if path.stem not in SHARED]
+
+
+def defined_in(path: Path) -> dict[str, bool]:
+    """Return what a file defines, without importing it and its library."""
+    kinds = ast.FunctionDef, ast.ClassDef
+    return {
+        node.name: isinstance(node, ast.ClassDef)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, kinds) and not node.name.startswith("_")
+    }
+
+
+def entry(name: str, is_class: bool) -> str:
     """Return the directive of a function or a class."""
-    thing = getattr(import_module(module), name)
-    if not inspect.isclass(thing):
-        return f".. autofunction:: {module}.{name}\n"
-    return f".. autoclass:: {module}.{name}\n   :members:\n"
+    if is_class:
+        return f".. autoclass:: {name}\n   :members:\n"
+    return f".. autofunction:: {name}\n"

@@ -27,29 +27,31 @@ def pages():
     return {name: text for name, text in texts.items() if BLOCK.search(text)}
 
 
-def code_of(text, wanted=lambda block: True):
+def code_of(text):
     """Return the blocks of a page as one program with the page's line numbers."""
     program = ""
     for found in BLOCK.finditer(text):
-        if wanted(found[1]):
-            line = text.count("\n", 0, found.start(1))
-            program += "\n" * (line - program.count("\n")) + found[1]
+        line = text.count("\n", 0, found.start(1))
+        program += "\n" * (line - program.count("\n")) + found[1]
     return program
 
 
-def missing(block):
-    """Return the packages that a block imports and that are not installed."""
+def missing(code):
+    """Return the modules that code imports and that are not installed."""
     names = set()
-    for node in ast.walk(ast.parse(block)):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module)
-    return {name.split(".")[0] for name in names if not exists(name.split(".")[0])}
+    return {name for name in names if not exists(name)}
 
 
-def exists(package):
-    return find_spec(package) is not None
+def exists(module):
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that is not there
+        return False
 
 
 def failures(programs, folder):
