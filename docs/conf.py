@@ -23,6 +23,7 @@ extensions = [
     "example_pages",
     "mathml",
 ]
+suppress_warnings = ["toc.empty_glob"]  # of pages that results of runs make
 exclude_patterns = ["_build", "_ext", "_static"]
 
 myst_enable_extensions = ["deflist", "dollarmath", "colon_fence"]
