@@ -36,15 +36,20 @@ def code_of(text):
     return program
 
 
-def missing(code):
-    """Return the modules that code imports and that are not installed."""
+def imported(code):
+    """Return the names of the modules that code imports."""
     names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module)
-    return {name for name in names if not exists(name)}
+    return names
+
+
+def missing(code):
+    """Return the modules that code imports and that are not installed."""
+    return {name for name in imported(code) if not exists(name)}
 
 
 def exists(module):
@@ -96,6 +101,7 @@ def child(place, name, program):
     code = 1
     try:
         os.chdir(place)
+        os.symlink(ROOT / "studies" / "results", "results")  # of studies that are run
         output = os.open("output", os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
