@@ -16,15 +16,19 @@ ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
 """What torchrun tells the one process that it starts: code of several runs in it."""
 
 
+ELSEWHERE = {"docs/from_other_libraries.md"}
+"""Pages whose code other tests run: it is of several libraries beside each other."""
+
+
 def pages():
-    """Return the pages that have Python code, by their path in the repository."""
+    """Return the pages whose Python code is run, by their path in the repository."""
     written = sorted((ROOT / "docs").rglob("*.md"))
     paths = [path for path in written if "generated" not in path.parts]
     texts = {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
         for path in (ROOT / "README.md", *paths)
     }
-    return {name: text for name, text in texts.items() if BLOCK.search(text)}
+    return {n: t for n, t in texts.items() if BLOCK.search(t) and n not in ELSEWHERE}
 
 
 def code_of(text):
