@@ -20,14 +20,14 @@ NAMES = {"gpt": "GPT", "vit": "ViT", "rigl": "RigL", "laplace": "Laplace"}
 
 def setup(app: Sphinx) -> dict:
     """Add the option, the directive, and write the pages before any page is read."""
-    app.add_config_value("run_examples", True, "env", [bool, int, str])
+    app.add_config_value("run_examples", True, "env", bool)
     app.add_directive("example-output", ExampleOutput)
     app.connect("builder-inited", lambda app: write_pages("examples", pages()))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def pages() -> dict[str, str]:
-    """Return the pages by file name; the shared part is the last one."""
+    """Return the pages by file name."""
     paths = sorted(EXAMPLES.glob("*.py"), key=lambda path: path.stem.strip("_"))
     return {f"{path.stem.strip('_')}.md": page(path) for path in paths}
 
@@ -37,9 +37,8 @@ def page(path: Path) -> str:
     words = path.stem.strip("_").split("_")
     title = " ".join(NAMES.get(word, word) for word in words)
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    code = (
-        f"```{{literalinclude}} ../../../examples/{path.name}\n:language: python\n```"
-    )
+    file = f"../../../examples/{path.name}"
+    code = f"```{{literalinclude}} {file}\n:language: python\n```"
     parts = [f"# {title[0].upper()}{title[1:]}", myst(text), code]
     if not path.stem.startswith("_"):
         parts.append(f"```{{example-output}} {path.name}\n```")
@@ -59,7 +58,7 @@ class ExampleOutput(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Run the example."""
-        if str(self.config.run_examples) in ("0", "False", "false"):
+        if not self.config.run_examples:
             return []
         text = output_of(EXAMPLES / self.arguments[0])
         command = f"$ python examples/{self.arguments[0]}\n{text}"
