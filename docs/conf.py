@@ -23,7 +23,6 @@ extensions = [
     "example_pages",
     "mathml",
 ]
-suppress_warnings = ["toc.empty_glob"]  # of pages that results of runs make
 exclude_patterns = ["_build", "_ext", "_static"]
 
 myst_enable_extensions = ["deflist", "dollarmath", "colon_fence"]
@@ -36,6 +35,7 @@ autodoc_mock_imports = [
     "accelerate",
     "laplace",
     "lightning",
+    "pytorch_lightning",
     "torch_pruning",
     "transformers",
 ]

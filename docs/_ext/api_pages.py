@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +33,22 @@ SHARED = ("holding",)
 def setup(app: Sphinx) -> dict:
     """Write the pages before any page is read."""
     app.connect("builder-inited", lambda app: write_pages("api", pages()))
+    app.connect(
+        "builder-inited", lambda app: write_pages("names", {"names.txt": summaries()})
+    )
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def summaries() -> str:
+    """Return a table of the public names, for a page to include."""
+    rows = ["| Name | What it is or does |", "| --- | --- |"]
+    for name in sorted(fisherprune.__all__, key=str.lower):
+        thing = getattr(fisherprune, name)
+        text = (inspect.getdoc(thing) or "").partition("\n")[0].replace("``", "`")
+        text = re.sub(":math:`([^`]*)`", r"$\1$", text)
+        kind = "mod" if inspect.ismodule(thing) else "obj"
+        rows.append(f"| {{py:{kind}}}`{name} <fisherprune.{name}>` | {text} |")
+    return "\n".join(rows) + "\n"
 
 
 def pages() -> dict[str, str]:
