@@ -36,9 +36,10 @@ def page(path: Path) -> str:
     """Return the page of an example."""
     words = path.stem.strip("_").split("_")
     title = " ".join(NAMES.get(word, word) for word in words)
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    file = f"../../../examples/{path.name}"
-    code = f"```{{literalinclude}} {file}\n:language: python\n```"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    text, file = ast.get_docstring(tree) or "", f"../../../examples/{path.name}"
+    options = f":language: python\n:lines: {(tree.body[0].end_lineno or 0) + 2}-"
+    code = f"```{{literalinclude}} {file}\n{options}\n```"
     parts = [f"# {title[0].upper()}{title[1:]}", myst(text), code]
     if not path.stem.startswith("_"):
         parts.append(f"```{{example-output}} {path.name}\n```")
