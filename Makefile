@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisher
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css' \
 	-o -name '*.jinja' -o -name '*.pyi')
 
-.PHONY: help demo test lint format sanitize bench wheel clean
+.PHONY: help demo test lint format sanitize bench docs wheel clean
 
 help:
 	@echo "make demo      score, prune and train a small network on real digits"
@@ -23,6 +23,7 @@ help:
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make bench     the benchmarks of this machine"
 	@echo "make wheel     a manylinux wheel of this machine in dist/"
+	@echo "make docs      the documentation as HTML, in build/docs/html; runs the examples"
 	@echo "make clean     remove the environment and everything built"
 
 $(BIN)/python:
@@ -75,6 +76,11 @@ wheel: $(VENV)/packages
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' \
 		--exclude 'libc10*.so' --exclude 'libcudart.so.*' -w dist build/wheel/*.whl
+
+docs: $(VENV)/installed
+	$(INSTALL) --no-build-isolation ".[docs]"
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/docs/trees docs build/docs/html
+	@echo "build/docs/html/index.html"
 
 clean:
 	rm -rf $(VENV) build *.egg-info fisherprune/*.so

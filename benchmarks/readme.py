@@ -1,8 +1,9 @@
-"""``python -m benchmarks.readme`` writes the README's tables from the result files.
+"""``python -m benchmarks.readme`` writes the tables of README and docs/performance.md.
 
 Each table stands between ``<!-- name -->`` and ``<!-- /name -->`` and comes from
 ``benchmarks/results/name-cpu.json``, those of GPUs from ``gpu-*.json``; without such a
-file the text stays. ``--check`` only says whether they agree.
+file the text stays. ``short`` is the README's, a few rows of several files. ``--check``
+only says whether they agree.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from benchmarks.record import RESULTS, ROOT, program
 from fisherprune.commandline import Parser
 from fisherprune.ops.sources import source_hash
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 
 
 def end_to_end(record: dict) -> list[str]:
@@ -101,6 +102,27 @@ def zoo(record: dict) -> list[str]:
     return lines
 
 
+def training(record: dict) -> list[str]:
+    """Images a second of an epoch, beside a bare loop of the same steps."""
+    lines = [
+        "| network, batch | setting | images a second | over a bare loop |",
+        "| --- | --- | --- | --- |",
+    ]
+    for r in record["rows"]:
+        place = f"| {r['network']}, {r['batch']} | {r['what']} "
+        lines.append(f"{place}| {r['images/s']:.0f} | {r['over bare']:.2f} |")
+    return lines
+
+
+def short(moments: dict, masks: dict) -> list[str]:
+    """Show rows of ``end_to_end`` and ``topk``, one table under the other."""
+    end = end_to_end(moments)
+    first = [row for row in end[: end.index("")] if "pass of" not in row]
+    wanted = "global_topk**", "cat + topk + indices", "sort"
+    last = [row for row in topk(masks)[2:] if any(f"{w} |" in row for w in wanted)]
+    return [*first, "", *topk(masks)[:2], *last]
+
+
 def source(record: dict) -> str:
     """Say where and with what a table was measured."""
     e = record["environment"]
@@ -157,12 +179,20 @@ def age(record: dict) -> list[str]:
 
 def bodies() -> dict[str, str]:
     """Return what stands between the marks, by mark, as far as there are results."""
-    found = {}
-    for table in (end_to_end, topk, curvature, zoo, processes):
-        path = RESULTS / f"{table.__name__}-cpu.json"
-        if path.exists():
-            record = json.loads(path.read_text())
-            found[table.__name__] = "\n".join([*table(record), "", source(record)])
+    tables = (end_to_end, topk, curvature, zoo, training, processes)
+    records = {
+        table.__name__: json.loads(path.read_text())
+        for table in tables
+        if (path := RESULTS / f"{table.__name__}-cpu.json").exists()
+    }
+    found = {
+        table.__name__: "\n".join([*table(record), "", source(record)])
+        for table in tables
+        if (record := records.get(table.__name__))
+    }
+    if {"end_to_end", "topk"} <= records.keys():
+        of = records["end_to_end"], records["topk"]
+        found["short"] = "\n".join([*short(*of), "", *dict.fromkeys(map(source, of))])
     parts = []
     for path in sorted(RESULTS.glob("gpu-*.json")):
         record = json.loads(path.read_text())
@@ -171,7 +201,7 @@ def bodies() -> dict[str, str]:
 
 
 def filled(text: str) -> str:
-    """Return the README's text with every table written anew."""
+    """Return a page's text with every table written anew."""
     for mark, body in bodies().items():
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
         before, _, rest = text.partition(start)
@@ -182,14 +212,15 @@ def filled(text: str) -> str:
 
 @program("benchmarks.readme")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write or check the README."""
+    """Write or check the pages."""
     parser = Parser("python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(argv)
-    text = README.read_text()
+    texts = {page: page.read_text() for page in PAGES}
     if options.check:
-        return int(filled(text) != text)
-    README.write_text(filled(text))
+        return int(any(filled(text) != text for text in texts.values()))
+    for page, text in texts.items():
+        page.write_text(filled(text))
     return 0
 
 

@@ -212,9 +212,9 @@ def prospr(s: Statistics) -> Tensor:
 def ntk_sap(s: Statistics) -> Tensor:
     """``|K|``: keep what shapes the tangent kernel. Wang et al. 2023, NTK-SAP.
 
-    K is the derivative for a mask on the weight of E |f(x; w) - f(x; w + e d)|^2 / e^2,
-    an estimate of the trace of the neural tangent kernel. The weights w, steps d and
-    inputs x are drawn, so the network's own weights and labels play no part; pruned
+    K is the derivative for a mask on the weight of ``E |f(x; w) - f(x; w + e d)|^2 /
+    e^2``, an estimate of the trace of the neural tangent kernel. The weights w, steps d
+    and inputs x are drawn, so the network's own weights and labels play no part; pruned
     weights stay pruned. The batches are read once, for their shape; each costs three
     forward passes and the backward pass of two of them, ``ntk_draws`` times. The
     published code draws weights from Kaiming's normal distribution, here each module

@@ -20,7 +20,7 @@ class Estimate:
         mean: :math:`\bar x = \frac1K \sum_k x_k` by parameter name, float32.
         standard_error: :math:`\sqrt{\frac{1}{K (K - 1)} \sum_k (x_k - \bar x)^2}` by
             parameter name, float32, for each element; itself an estimate, from K draws.
-        draws: K.
+        draws: the number K of draws.
     """
 
     mean: dict[str, Tensor]

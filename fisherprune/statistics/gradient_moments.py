@@ -39,7 +39,7 @@ class GradientMoments:
         sum_sq: :math:`\sum_j G_j \odot G_j`, by parameter name, float32; times
             ``4**exponent``.
         samples: number of samples seen.
-        groups: J.
+        groups: J, the number of groups.
         group_size: samples averaged in one group.
         paths: by parameter name, in which ways its gradients were found: the names of
             functions for whose calls there is a rule ("linear", "conv2d", ...), "vmap"
