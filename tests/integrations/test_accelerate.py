@@ -128,6 +128,17 @@ def test_the_loader_goes_on_as_if_it_had_not_been_read():
     assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
 
 
+def test_a_second_pruning_ends_the_hold_of_the_first():
+    accelerator, model, optimizer, loader = loop(images())
+    pruning = Pruning(accelerator, model, optimizer)
+    for seed in (0, 1):
+        masks = pruning.prune([], "random", 0.5, seed=seed)
+        epoch(accelerator, model, optimizer, loader)
+        assert_zero_where_pruned(model, masks)
+    trained = [model.get_parameter(name)[mask] != 0 for name, mask in masks.items()]
+    assert torch.cat(trained).float().mean() > 0.9
+
+
 def test_several_optimizers():
     accelerator, model, _, loader = loop(images())
     parts = model[:4].parameters(), model[4:].parameters()
@@ -159,7 +170,7 @@ def test_mistakes_leave_the_model_as_it_was():
     with pytest.raises(
         fp.FisherpruneError, match="the model's own .* sharded, got SGD"
     ):
-        Pruning(accelerator, model, other).prune(loader)
+        Pruning(accelerator, model, other).prune([])  # before it reads any
     assert pruning.masks is None
     assert same(model.state_dict(), seeded(0).state_dict())
     model.load_state_dict(seeded(1).state_dict())
