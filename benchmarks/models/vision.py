@@ -118,7 +118,7 @@ def timm_models(every: bool = False) -> Iterator[Case]:
             yield Case("timm", family, name, make, fp.losses.classification)
 
 
-SIZES = ("test", "atto", "femto", "pico", "zepto", "nano", "xxs", "xxt", "xs", "micro")
+SIZES: tuple[str, ...] = ("test", "atto", "femto", "pico", "zepto", "nano", "xxs", "xxt", "xs", "micro")
 SIZES += ("tiny", "mini", "small", "_t", "_s", "_m", "base", "_b")
 
 
@@ -132,9 +132,10 @@ def small_image_classifier(name: str) -> Made:
     """Return a model of timm, for the smallest images that it takes."""
     import timm
 
-    native = timm.get_pretrained_cfg(name).input_size[1]
+    known: Any = timm.get_pretrained_cfg(name)
+    native = known.input_size[1]
     for pixels, sized in ((64, False), (64, True), (128, True), (128, False)):
-        options = {"img_size": pixels} if sized else {}
+        options: dict[str, Any] = {"img_size": pixels} if sized else {}
         try:
             model = timm.create_model(name, num_classes=CLASSES, **options).eval()
             batch = labelled((3, pixels, pixels))

@@ -185,7 +185,7 @@ class FollowedFolder(RunFolder):
         """Know where the first rank writes."""
         self.path = path
         self.rows: list[Row] = []
-        self._curves, self._lock = None, ExitStack()
+        self._loggers, self._opened = [], ExitStack()
 
     def write_json(self, name: str, content: Mapping[str, object]) -> None:
         """Write nothing."""

@@ -195,7 +195,7 @@ class _TappedRun:
         if alone:
             if not check_apart(self.op, alone, ran):
                 self.compares_late = False
-                return self._run(batch, sample, made)
+                return self.run(batch, sample, made)
             if tap.refused and tap.made - made:
                 return self.run(batch, sample, made | tap.made)
             if tap.finder.is_unlike and sample:  # one that is padded, maybe

@@ -18,7 +18,7 @@ from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.result import ScoringCost
 from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
-from fisherprune.statistics.alike import check_alike
+from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batchnorm import measure_batchnorm
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.key import statistics_key
@@ -73,7 +73,7 @@ def make_masks(
         seed=stream_seed(config.seed, "random scores"),
         process_group=group,
     )
-    check_alike(task)
+    task = agreed(task)
     rounds = checked_rounds(config.rounds, config.schedule, criteria[0])
     if rounds.count > 1:
         statistics = None  # no other run will prune the same in its first rounds
