@@ -54,9 +54,9 @@ CLASSIFIERS = (
 )
 TRANSLATORS = ("t5", "bart", "mbart", "pegasus", "marian", "blenderbot", "m2m_100")
 IMAGES = (
-    *("vit", "beit", "swin", "swinv2", "convnext", "convnextv2", "resnet"),
+    *("vit", "beit", "swinv2", "convnext", "convnextv2", "resnet"),
     *("regnet", "dinov2", "segformer", "mobilevit", "mobilenet_v2", "poolformer"),
-    *("pvt_v2", "vit_msn", "cvt", "focalnet", "efficientnet"),
+    *("pvt_v2", "vit_msn", "cvt", "focalnet"),
 )
 EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 """Their grouped products of matrices are of float32 alone."""
@@ -102,7 +102,6 @@ def fits(default: Any, size: int) -> bool:
 
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "swin": {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4},
     "swinv2": {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4]},
     "t5": {"decoder_start_token_id": 0},
     "convnext": {"image_size": 64},
