@@ -181,7 +181,7 @@ def test_a_fit_that_goes_on_from_a_checkpoint_holds_the_same_masks(kind, tmp_pat
 
     data, net = images(), kind()
     saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, every_n_epochs=1)
-    how = {"enable_checkpointing": True, "max_epochs": 4}
+    how = {"enable_checkpointing": True, "max_epochs": 4, "default_root_dir": tmp_path}
     whole = PruningCallback("fts", 0.8, after_epochs=2)
     fitted(data, whole, net, callbacks=[saving], **how)
     for epoch, options in ((2, ("snip", 0.5)), (0, ("fts", 0.8))):
