@@ -85,7 +85,8 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_examples():
+def test_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a Trainer makes a folder
     result = doctest.testmod(door)
     assert result.attempted and not result.failed
 
