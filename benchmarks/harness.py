@@ -173,6 +173,7 @@ def race(
     device: str | torch.device = "cpu",
     rounds: int = 7,
     warmup: int = 1,
+    repeat: bool = True,
 ) -> dict[Name, Timing]:
     """Check every competitor's result, then time all of them side by side.
 
@@ -186,6 +187,8 @@ def race(
         device: where the functions run; it is waited for around every sample.
         rounds: samples per competitor.
         warmup: calls before the first sample, after the checked one.
+        repeat: whether a sample is several calls where one is short; not where other
+            processes must make as many.
 
     Raises:
         WrongResult: from ``check``.
@@ -197,7 +200,7 @@ def race(
     for name, call in competitors.items():
         once = min(watch.sample(call, 1) for _ in range(max(1, warmup)))
         # Repetitions would find their data in the GPU's cache.
-        short = once < LEAST_MS and watch.cache is None
+        short = repeat and once < LEAST_MS and watch.cache is None
         calls[name] = math.ceil(LEAST_MS / max(once, 1e-3)) if short else 1
     samples: dict[Name, list[float]] = {name: [] for name in competitors}
     names = list(competitors)

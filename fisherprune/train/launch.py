@@ -151,6 +151,8 @@ def _end_with(pipe: Connection) -> None:
         pipe.recv()
     except (EOFError, OSError):
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)  # in which it may wait for a rank that is gone
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _sendable(error: BaseException) -> BaseException:

@@ -6,7 +6,7 @@ import torch
 from fisherprune.data import BATCH_SIZES, IMAGE_SIZES
 from fisherprune.errors import FisherpruneError
 from fisherprune.runs.config import TrainConfig
-from fisherprune.runs.device import resolve_device
+from fisherprune.runs.device import rank_device, resolve_device
 from fisherprune.runs.kinds import KINDS
 from fisherprune.train import options
 
@@ -108,6 +108,15 @@ WHOLE = {f.name for f in fields(TrainConfig) if f.type in ("int", "int | None")}
             "data_mirror must be left out for dataset digits",
         ),
         ({"data_mirror": "ftp://x/"}, "data_mirror must be an address that begins"),
+        ({"processes": 0}, "processes must be at least 1, got 0"),
+        (
+            {"processes": 4, "batch_size": 3},
+            "batch_size must be at least 4, an image for each process, got 3",
+        ),
+        (
+            {"processes": 2, "device": "cuda:1"},
+            "device must be auto, cpu or cuda for 2 processes, .* by CUDA_VISIBLE_DEV",
+        ),
     ],
 )
 def test_values_no_run_can_have(values, message):
@@ -229,6 +238,19 @@ def test_devices(monkeypatch):
         message = f"device cuda:{index} must be present, .* has 2 CUDA devices"
         with pytest.raises(FisherpruneError, match=message):
             resolve_device(f"cuda:{index}")
+
+
+def test_each_process_of_a_machine_has_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert rank_device("auto", 3) == rank_device("cpu", 0) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert rank_device("cpu", 1) == torch.device("cpu")
+    assert rank_device("auto", 1) == rank_device("cuda", 1) == torch.device("cuda", 1)
+    message = "device auto: each process .* process 2 .counted from 0. finds 2; start"
+    with pytest.raises(FisherpruneError, match=message):
+        rank_device("auto", 2)
 
 
 def test_whole_numbers_up_to_the_largest():

@@ -84,7 +84,7 @@ class TrainingConfig(Seeded):
         1,
         "processes that share each batch, on a machine or under torchrun; on GPUs each "
         "has one (default: 1, or the ranks of torchrun)",
-        at_least(1, 2**16),
+        at_least(1),
         effect=Effect.ROUNDING,
     )
     compile: bool = option(
