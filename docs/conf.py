@@ -6,7 +6,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
+from sphinx.ext.autodoc.mock import mock
+
 from fisherprune import __version__
+
+# What integrations import: their pages need no library, and none is loaded.
+LIBRARIES = ["accelerate", "laplace", "lightning", "pytorch_lightning"]
+LIBRARIES += ["torch_pruning", "transformers"]
+stand_ins = mock(LIBRARIES)
+stand_ins.__enter__()
 
 project = "fisherprune"
 author = "The fisherprune authors"
@@ -30,15 +38,6 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-# Libraries that integrations import: the pages need none of them.
-autodoc_mock_imports = [
-    "accelerate",
-    "laplace",
-    "lightning",
-    "pytorch_lightning",
-    "torch_pruning",
-    "transformers",
-]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes are not documented twice

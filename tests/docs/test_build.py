@@ -28,7 +28,7 @@ def site(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", *command], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     return {
         str(path.relative_to(place / "html")): path.read_text(encoding="utf-8")
         for path in (place / "html").rglob("*.html")
