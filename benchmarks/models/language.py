@@ -144,8 +144,8 @@ def peft_models(every: bool = False) -> Iterator[Case]:
     """Yield a tiny Llama with each kind of adapter."""
     import peft
 
-    parts = {"target_modules": ["q_proj", "v_proj"]}
-    short = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
+    parts: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
+    short: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
     kinds: dict[str, Any] = {
         "LoRA": peft.LoraConfig(r=3, **parts),
         "DoRA": peft.LoraConfig(r=3, use_dora=True, **parts),
@@ -175,5 +175,5 @@ def after_prompt(model: Any, batch: Any) -> torch.Tensor:
     """Return the losses of next tokens where learned ones stand before the batch's."""
     count = batch["input_ids"].shape[1]
     scores = model(**batch).logits[:, -count:]
-    outputs = SimpleNamespace(logits=scores)
-    return fp.losses.next_token(lambda **_: outputs, batch)
+    answer: Any = lambda **_: SimpleNamespace(logits=scores)  # noqa: E731
+    return fp.losses.next_token(answer, batch)

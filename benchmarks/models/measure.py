@@ -109,7 +109,7 @@ def reasons(found: Any) -> list[str]:
 
 def errors(case: Case, model: nn.Module, batch: Any, names: list[str]) -> Row:
     """Compare F of the model, and of its float64 copy, with the loop over samples."""
-    double = copy.deepcopy(model).double()
+    double: Any = copy.deepcopy(model).double()
     if hasattr(getattr(double, "config", None), "_experts_implementation"):
         double.config._experts_implementation = "eager"  # others are float32's
     wide = map_tensors(in_float64, batch)

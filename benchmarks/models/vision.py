@@ -59,7 +59,8 @@ def image_classifier(name: str) -> Made:
     from torchvision import models
 
     sizes = {"maxvit_t": 224, "vit_h_14": 56, "inception_v3": 96}
-    size, options = sizes.get(name, 64), {}
+    options: dict[str, Any] = {}
+    size = sizes.get(name, 64)
     if name.startswith("vit_"):
         options = {"image_size": size}
     if name in ("googlenet", "inception_v3"):
@@ -132,9 +133,10 @@ def small_image_classifier(name: str) -> Made:
     """Return a model of timm, for the smallest images that it takes."""
     import timm
 
-    native = timm.get_pretrained_cfg(name).input_size[1]
+    known: Any = timm.get_pretrained_cfg(name)
+    native = known.input_size[1]
     for pixels, sized in ((64, False), (64, True), (128, True), (128, False)):
-        options = {"img_size": pixels} if sized else {}
+        options: dict[str, Any] = {"img_size": pixels} if sized else {}
         try:
             model = timm.create_model(name, num_classes=CLASSES, **options).eval()
             batch = labelled((3, pixels, pixels))
