@@ -175,6 +175,5 @@ def after_prompt(model: Any, batch: Any) -> torch.Tensor:
     """Return the losses of next tokens where learned ones stand before the batch's."""
     count = batch["input_ids"].shape[1]
     scores = model(**batch).logits[:, -count:]
-    outputs = SimpleNamespace(logits=scores)
-    answers: Any = lambda **_: outputs  # noqa: E731
-    return fp.losses.next_token(answers, batch)
+    answer: Any = lambda **_: SimpleNamespace(logits=scores)  # noqa: E731
+    return fp.losses.next_token(answer, batch)

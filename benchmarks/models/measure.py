@@ -55,7 +55,7 @@ def prepare(model: nn.Module, batch: Any, losses: Losses) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() == 1 or bool((parameter == parameter.min()).all()):
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+                parameter += 0.1 * torch.randn_like(parameter)
     norms = [m for m in model.modules() if isinstance(m, NORMS)]
     if norms:
         measure_norms(model, batch, losses, norms)
@@ -109,10 +109,9 @@ def reasons(found: Any) -> list[str]:
 
 def errors(case: Case, model: nn.Module, batch: Any, names: list[str]) -> Row:
     """Compare F of the model, and of its float64 copy, with the loop over samples."""
-    double = copy.deepcopy(model).double()
-    config: Any = getattr(double, "config", None)
-    if hasattr(config, "_experts_implementation"):
-        config._experts_implementation = "eager"  # others are float32's
+    double: Any = copy.deepcopy(model).double()
+    if hasattr(getattr(double, "config", None), "_experts_implementation"):
+        double.config._experts_implementation = "eager"  # others are float32's
     wide = map_tensors(in_float64, batch)
     truth = loop(double, wide, case.losses, names)
     exact = ours(double, wide, case.losses, names) if case.doubles else None

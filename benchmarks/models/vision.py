@@ -59,7 +59,8 @@ def image_classifier(name: str) -> Made:
     from torchvision import models
 
     sizes = {"maxvit_t": 224, "vit_h_14": 56, "inception_v3": 96}
-    size, options = sizes.get(name, 64), {}
+    options: dict[str, Any] = {}
+    size = sizes.get(name, 64)
     if name.startswith("vit_"):
         options = {"image_size": size}
     if name in ("googlenet", "inception_v3"):
