@@ -1,6 +1,8 @@
 """Moments beside a training step: against the gradients of single samples."""
 
 import copy
+import doctest
+import inspect
 import math
 
 import pytest
@@ -549,3 +551,8 @@ def test_models_that_are_refused():
     several.device_ids = [0, 1]
     with pytest.raises(fp.FisherpruneError, match="one device, got DataParallel"):
         fp.moments(several).__enter__()
+
+
+def test_the_example_of_the_docstring():
+    result = doctest.testmod(inspect.getmodule(fp.moments))
+    assert result.attempted and not result.failed
