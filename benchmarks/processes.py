@@ -94,8 +94,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
         truth = copy.deepcopy(model).double()
         check = agreement(peers.one_image_loop(truth, x.double(), y))
         calls = calls_of(ranks, model, x, y)
-        how = {"device": device, "rounds": case.rounds, "repeat": False}
-        times = race(calls, check, **how)
+        times = race(calls, check, device=device, rounds=case.rounds, repeat=False)
         heights = [peak_extra_bytes(call, device) for call in calls.values()]
         peaks = torch.tensor(heights, device=device)
         if ranks.group is not None:
