@@ -119,8 +119,10 @@ def timm_models(every: bool = False) -> Iterator[Case]:
             yield Case("timm", family, name, make, fp.losses.classification)
 
 
-SIZES = ("test", "atto", "femto", "pico", "zepto", "nano", "xxs", "xxt", "xs", "micro")
-SIZES += ("tiny", "mini", "small", "_t", "_s", "_m", "base", "_b")
+SIZES = (
+    *("test", "atto", "femto", "pico", "zepto", "nano", "xxs", "xxt", "xs", "micro"),
+    *("tiny", "mini", "small", "_t", "_s", "_m", "base", "_b"),
+)
 
 
 def size_by_name(name: str) -> tuple[int, list[int], str]:
