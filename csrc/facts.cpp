@@ -1,4 +1,4 @@
-// The facts are compiled into the library that they describe: no other file can be stale.
+// The facts are compiled into the library that they describe: they are never stale.
 #include "facts.h"
 
 #include "build_facts.h"  // written by setup.py
@@ -12,7 +12,7 @@
 
 const FisherpruneFacts* fisherprune_facts() {
   static const FisherpruneFacts facts{
-      FISHERPRUNE_CUDA_VERSION, FISHERPRUNE_CUDA_ARCHS, FISHERPRUNE_TORCH_VERSION,
+      FISHERPRUNE_CUDA_VERSION, FISHERPRUNE_CUDA_ARCHS,   FISHERPRUNE_TORCH_VERSION,
       FISHERPRUNE_SOURCE_HASH,  COMPILER " " __VERSION__,
   };
   return &facts;

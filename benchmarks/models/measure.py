@@ -55,7 +55,7 @@ def prepare(model: nn.Module, batch: Any, losses: Losses) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() == 1 or bool((parameter == parameter.min()).all()):
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
     norms = [m for m in model.modules() if isinstance(m, NORMS)]
     if norms:
         measure_norms(model, batch, losses, norms)
