@@ -71,7 +71,7 @@ def mean_gradient(
     """Compute the mean over groups of their gradients, times ``2**exponent``."""
     named = task.parameters if task.part is None else task.part.of(task.parameters)
     weights, store = [*named.values()], first_store(task.settings)
-    seen, size, square = 0, task.group_size, 0.0
+    seen, size, square = 0, task.group_size, torch.zeros((), dtype=torch.float64)
     with evaluating(task.model, task.parameters.values()):
         every, last = (
             [store.zeros(w, torch.float64) for w in weights] for _ in range(2)
@@ -81,29 +81,31 @@ def mean_gradient(
             closed = max(0, n - seen % size)  # samples of groups that end in the batch
             if closed:
                 loss = scaled(losses[:closed].sum(), exponent)
-                square += _add([every], loss, weights, again=closed < n) / closed
+                square = (
+                    square + _add([every], loss, weights, again=closed < n) / closed
+                )
                 for tensor in last:
                     tensor.zero_()
             if closed < n:
                 loss = scaled(losses[closed:].sum(), exponent)
                 some = _add([every, last], loss, weights, again=False)
-                square += some / (n - closed)
+                square = square + some / (n - closed)
         # A sample has the weight 1 / size in its group, but for a smaller last group.
         more = 1 / (seen % size) - 1 / size if seen % size else 0.0
         for all, rest in zip(every, last, strict=True):
             all.div_(size).add_(rest, alpha=more)
-    counts = gathered(task, op, (seen, -(-seen // size), square))
-    samples, groups, square = counted(op, counts)
+    counts = gathered(task, op, (seen, -(-seen // size), float(square)))
+    samples, groups, total = counted(op, counts)
     add_up_(task, every)
     store, totals = final_store(task.settings), zip(named, every, strict=True)
     mean = {name: store.keep((sum / groups).float()) for name, sum in totals}
-    spread = math.sqrt(square / samples)
+    spread = math.sqrt(total / samples)
     return MeanGradient(mean, seen, int(samples), int(groups), spread)
 
 
 def _add(
     sums: list[list[Tensor]], loss: Tensor, weights: Sequence[Tensor], again: bool
-) -> float:
+) -> Tensor:
     """Add the gradient of the loss to each of the sums; return its squared norm."""
     grads = torch.autograd.grad(
         loss, weights, retain_graph=again, materialize_grads=True
@@ -111,11 +113,14 @@ def _add(
     for sum in sums:
         for total, grad in zip(sum, grads, strict=True):
             total.add_(grad.to(total.device))
-    norm = norm_of(grads)
-    return norm * norm
+    return _norm(grads).square()
 
 
 def norm_of(tensors: Sequence[Tensor]) -> float:
     """Return the norm over all entries, with one wait for the device."""
+    return float(_norm(tensors))
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]
-    return float(torch.stack([n.to(norms[0].device) for n in norms]).norm())
+    return torch.stack([n.to(norms[0].device) for n in norms]).norm()

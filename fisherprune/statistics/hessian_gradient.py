@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.parameters import Parameters, check_finite, device_of
+from fisherprune.shards import largest
 from fisherprune.statistics.accumulators import BlockSum
 from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batch, Batches, checked_batches, running
@@ -168,14 +169,8 @@ def _better(found: MeanGradient, scored: Parameters, exponent: int) -> int:
 
     Others of the flow may be much larger.
     """
-    top, highest = (
-        max(
-            float(found.mean[name].abs().max())
-            for name in names
-            if found.mean[name].numel()
-        )
-        for names in (scored, found.mean)
-    )
+    tops = largest(found.mean, absolute=True)
+    top, highest = max(tops[name] for name in scored), max(tops.values())
     if not math.isfinite(found.spread):
         return exponent if exponent < 0 else exponent - LEAP
     if not highest:

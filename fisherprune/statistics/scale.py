@@ -63,28 +63,35 @@ def in_range(
         FisherpruneError: where squares are not finite.
     """
     found, exponent = run(0), 0
+    tops = largest(found.squares)  # read once for all that follows
     for _ in range(2):
-        other = _better(found.sums, found.squares, exponent)
+        other = _better(found.sums, tops, exponent)
         if other == exponent or isinstance(batches, Iterator):
             break
         again = run(other)
-        if _is_finite(found) and not _is_finite(again):
+        now = largest(again.squares)
+        if _are_finite(tops) and not _are_finite(now):
             break  # float16 within the model
-        found, exponent = again, other
-    check_finite(found.squares, what)  # then the sums are finite too
-    once = isinstance(batches, Iterator)
-    names = lost(found.sums, found.squares)
-    warn_of_lost(op, names, READ_ONCE if once else TOO_WIDE)
+        found, tops, exponent = again, now, other
+    if not _are_finite(tops):
+        check_finite(found.squares, what)
+    once = isinstance(batches, Iterator)  # where squares are finite, so are the sums
+    warn_of_lost(op, _lost(found.sums, tops), READ_ONCE if once else TOO_WIDE)
     return found, exponent
 
 
-def _better(sums: Named, squares: Named, exponent: int) -> int:
-    """Return the exponent with which the squares would be in range."""
-    tops = largest(squares).values()
-    if not all(map(math.isfinite, tops)):
+def _better(sums: Named, tops: Mapping[str, float], exponent: int) -> int:
+    """Return the exponent with which the squares would be in range.
+
+    Args:
+        sums: of mean gradients.
+        tops: the largest square of each parameter.
+        exponent: with which they were found.
+    """
+    if not _are_finite(tops):
         return exponent if exponent < 0 else exponent - LEAP
-    top = max(tops)
-    all_well = min(tops) >= LEAST or not lost(sums, squares)
+    top = max(tops.values())
+    all_well = not _lost(sums, tops)
     if all_well and (exponent or not 0 < top < ENOUGH):
         return exponent
     if not top:
@@ -95,7 +102,11 @@ def _better(sums: Named, squares: Named, exponent: int) -> int:
 
 def lost(sums: Named, squares: Named) -> list[str]:
     """Return the names of parameters that have gradients, but squares out of range."""
-    small = [n for n, x in largest(squares).items() if x < LEAST]
+    return _lost(sums, largest(squares))
+
+
+def _lost(sums: Named, tops: Mapping[str, float]) -> list[str]:
+    small = [name for name, top in tops.items() if top < LEAST]
     sizes = largest({name: sums[name] for name in small}, absolute=True)
     return [name for name, size in sizes.items() if size]
 
@@ -129,5 +140,5 @@ def shifted(tensors: Named, exponent: int) -> dict[str, Tensor]:
     return {n: (t.double() * 2.0**exponent).float() for n, t in tensors.items()}
 
 
-def _is_finite(found: Summed) -> bool:
-    return all(map(math.isfinite, largest(found.squares).values()))
+def _are_finite(tops: Mapping[str, float]) -> bool:
+    return all(map(math.isfinite, tops.values()))
