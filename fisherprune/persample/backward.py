@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -206,8 +207,8 @@ class TappedCall(torch.autograd.Function):
         ctx.meeting, ctx.rule, ctx.shared, ctx.tap = meeting, rule, shared, tap
         ctx.others = 5 + len(tensors)
         ctx.save_for_backward(*tensors)
-        # The function itself may have saved its output.
-        lent = output._is_view() or rule is multiplied_out
+        saves = rule is multiplied_out or _saves_result(type(output.grad_fn))
+        lent = output._is_view() or saves
         return output.clone() if lent else _owned(output)
 
     @staticmethod
@@ -223,6 +224,15 @@ class TappedCall(torch.autograd.Function):
                 if i in ctx.shared:
                     ctx.tap.collect(ctx.shared[i], contribution)
         return grad, *(None for _ in range(ctx.others))
+
+
+@cache
+def _saves_result(kind: type) -> bool:
+    """Return whether a function's backward pass may read its result, as that of tanh.
+
+    Then who changes the result in place must change a copy.
+    """
+    return any(n in ("_saved_result", "_saved_output") for n in dir(kind))
 
 
 class Passing(torch.autograd.Function):

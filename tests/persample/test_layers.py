@@ -16,6 +16,7 @@ import fisherprune as fp
 from fisherprune.persample import LayerCall, Rows
 from fisherprune.persample import registry as base
 from fisherprune.persample.layers import conv
+from fisherprune.persample.meeting import RULES
 
 
 @pytest.fixture
@@ -88,6 +89,45 @@ def test_a_layer_of_ones_own(group_size, registry):
         fp.gradient_moments(model, [(x, y)], parameters=rest, group_size=group_size),
         {"fc.weight": expected["fc.weight"]},
     )
+
+
+@wrap_torch_function(lambda input, weight: (input, weight))
+def bent(input, weight):
+    """Return tanh(input * weight): input [N, *, F], weight [F]."""
+    return torch.tanh(input * weight)
+
+
+class Bent(nn.Module):
+    def __init__(self, in_place=True):
+        super().__init__()
+        self.before, self.weight = nn.Linear(4, 4), nn.Parameter(torch.randn(4))
+        self.fc, self.in_place = nn.Linear(4, 5), in_place
+
+    def forward(self, x):
+        h = bent(self.before(x), self.weight)
+        return self.fc(h.mul_(3) if self.in_place else h * 3)
+
+
+def test_what_a_function_saved_may_be_changed_in_place():
+    """Autograd alone refuses that: the backward pass of tanh reads its result."""
+    model, plain, (x, y) = Bent(), Bent(in_place=False), data((4,))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        F.cross_entropy(model(x), y).backward()
+    plain.load_state_dict(model.state_dict())
+    expected = truth.moments(plain, x, y, dict(plain.named_parameters()))
+
+    @fp.register_gradients(bent, positions=False)
+    def gradients(grad, input, weight):
+        slope = 1 - torch.tanh(input * weight).square()
+        return {"weight": Rows(grad * slope * input)}
+
+    try:
+        parameters = dict(model.named_parameters())
+        found = fp.gradient_moments(model, [(x, y)], parameters=parameters)
+    finally:
+        RULES.pop(bent)
+    assert found.paths["weight"] == ("bent",)
+    assert_moments(found, expected)
 
 
 @dataclass(frozen=True)
