@@ -62,7 +62,7 @@ def test_kernels_that_do_not_load_are_explained(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("bytes_left", [1000, 0.5, 0.99])
+@pytest.mark.parametrize("bytes_left", [1000, 0.99])
 @pytest.mark.parametrize("cut", [KERNELS, MODULE], ids=["library", "module"])
 def test_kernels_that_were_cut_short_are_explained(tmp_path, cut, bytes_left):
     """To load them would kill the process."""

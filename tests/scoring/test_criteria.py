@@ -176,8 +176,13 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
             k = keep_count(total, sparsity)
             masks = fp.select_masks(found[code], sparsity, ties="position")
             wanted = truth.keep_largest(expected, k)
-            same = sum(int((masks[n] == wanted[n]).sum()) for n in named)
+            differ = {n: masks[n] != wanted[n] for n in named}
+            if code == "fbss":  # m^2 / F is 1 / N wherever one sample has a gradient
+                least = torch.cat([expected[n][wanted[n]] for n in named]).min()
+                far = {n: (s - least).abs() > 1e-5 * least for n, s in expected.items()}
+                differ = {n: differ[n] & far[n] for n in named}
             assert masks.kept() == k
             hessian = code.startswith(("grasp", "hutchinson"))
             allowed = max(2, (1e-3 if hessian else 1e-4) * total)
-            assert total - same <= allowed, (code, sparsity)
+            count = sum(int(each.sum()) for each in differ.values())
+            assert count <= allowed, (code, sparsity)

@@ -26,7 +26,7 @@ seed = [0, 1]
 method = ["none", "fts"]
 """
 RUNS = 4
-KILLS = 12
+KILLS = 8
 LIMIT = 300
 """Seconds after which a test fails that waits for a process."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -40,12 +41,13 @@ def build(name: str) -> Path:
     sources = [HERE / f"{name}.cpp", *sorted(HERE.glob("*.h")), *sorted(headers)]
     text = b"".join(s.read_bytes() for s in sources) + " ".join(FLAGS).encode()
     program = ROOT / "build" / "emulator" / (name + hashlib.sha256(text).hexdigest())
-    if not program.exists():
-        program.parent.mkdir(parents=True, exist_ok=True)
-        fresh = program.with_suffix(f".{os.getpid()}")
-        command = [COMPILER, *FLAGS, f"-I{HERE}", f"-I{ROOT / 'csrc'}", sources[0]]
-        subprocess.run([*command, "-o", fresh], check=True)
-        fresh.rename(program)
+    program.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(program.with_suffix(".lock")):  # several processes run tests
+        if not program.exists():
+            fresh = program.with_suffix(".new")
+            command = [COMPILER, *FLAGS, f"-I{HERE}", f"-I{ROOT / 'csrc'}", sources[0]]
+            subprocess.run([*command, "-o", fresh], check=True)
+            fresh.rename(program)
     return program
 
 
