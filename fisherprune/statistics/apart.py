@@ -63,6 +63,10 @@ def check_apart(op: str, alone: Alone, together: Ran) -> bool:
 
     Returns:
         Whether calls read the same, too, where that was left open.
+
+    Raises:
+        FisherpruneError: where results differ, or a condition on the batch's does not
+            hold.
     """
     outputs, one, i = together.outputs, alone.ran, alone.records.sample
     tolerance, size = _tolerance(together.result if outputs is None else outputs), None
@@ -72,8 +76,16 @@ def check_apart(op: str, alone: Alone, together: Ran) -> bool:
         differ["the model's output for"] = _differs(
             one.outputs[0], outputs[i], tolerance
         )
-    differ["the loss of"] = _differs(one.result[0], together.result[i], tolerance, size)
-    verdicts = read_at_once([*differ.values(), *alone.records.unread])
+    own, other = one.result[0].detach(), together.result[i].detach()
+    is_one_finite = own.isfinite().all() != other.isfinite().all()
+    differ["the loss of"] = _differs(own, other, tolerance, size) | is_one_finite
+    broken = [~condition.holds for condition in together.conditions]
+    flags = [*broken, *differ.values(), *alone.records.unread]
+    verdicts = read_at_once([flag.view(()) for flag in flags])
+    for condition, is_broken in zip(together.conditions, verdicts, strict=False):
+        if is_broken:
+            raise condition.error()
+    verdicts = verdicts[len(broken) :]
     for what, differs in zip(differ, verdicts, strict=False):
         if differs:
             raise FisherpruneError(

@@ -51,6 +51,20 @@ def test_labels_that_are_no_classes_are_refused_in_any_batch(labels):
         fp.gradient_moments(model, batches, parameters=dict(model.named_parameters()))
 
 
+@pytest.mark.parametrize("code", ["fts", "snip", "grasp"])
+def test_a_loss_that_is_finite_in_a_batch_alone_is_one_of_samples_that_mix(code):
+    model = torch.nn.Linear(3, 4)
+    batches = [(torch.randn(3, 3), torch.tensor([1, 2, 3])) for _ in range(2)]
+
+    def losses(model, batch):
+        outputs = model(batch[0])
+        return outputs.square().mean(1) / outputs.std(0).mean()  # of one sample: NaN
+
+    with pytest.raises(fp.FisherpruneError, match="samples mix: the loss of a sample"):
+        parameters = dict(model.named_parameters())
+        fp.score(model, batches, code, losses=losses, parameters=parameters)
+
+
 @pytest.mark.parametrize("code", ["fts", "snip", "grasp", "obd"])
 def test_a_loss_that_is_not_finite_is_refused_in_any_batch(code):
     model = torch.nn.Linear(3, 4)
