@@ -227,7 +227,7 @@ class TappedCall(torch.autograd.Function):
 
 
 @cache
-def _saves_result(kind: type) -> bool:
+def _saves_result(kind: Any) -> bool:
     """Return whether a function's backward pass may read its result, as that of tanh.
 
     Then who changes the result in place must change a copy.
