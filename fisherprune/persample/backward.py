@@ -207,8 +207,8 @@ class TappedCall(torch.autograd.Function):
         ctx.meeting, ctx.rule, ctx.shared, ctx.tap = meeting, rule, shared, tap
         ctx.others = 5 + len(tensors)
         ctx.save_for_backward(*tensors)
-        saves = rule is multiplied_out or _saves_result(type(output.grad_fn))
-        lent = output._is_view() or saves
+        kind: Any = type(output.grad_fn)
+        lent = output._is_view() or rule is multiplied_out or _saves_result(kind)
         return output.clone() if lent else _owned(output)
 
     @staticmethod
