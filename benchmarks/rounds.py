@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments("rounds", __doc__)
     parser.add_argument("--small", action="store_true", help="two rounds, for a trial")
     options = parser.parse_args(argv)
-    samples, rounds = (4, 2) if options.small else (100, 5)
+    samples, rounds = (4, 2) if options.small else (100, 3)
     rows = []
     for method in METHODS:
         n = 2 if options.small else 20 if method == "synflow" else rounds
