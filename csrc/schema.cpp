@@ -14,4 +14,23 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
       "topk_histogram(Tensor[] scores, int prefix, int prefix_bits, int digit_bits) "
       "-> Tensor");
   m.def("topk_masks(Tensor[] scores, float threshold, int[] ties) -> Tensor[]");
+  m.def(
+      "sparse_conv2d(Tensor input, Tensor values, Tensor rows, Tensor columns, "
+      "Tensor? bias, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+      "int groups, bool relu=False) -> Tensor");
+  m.def(
+      "sparse_conv2d_input(int[] input_size, Tensor values, Tensor rows, "
+      "Tensor columns, Tensor grad, int[] kernel, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
+  m.def(
+      "sparse_conv2d_weight(Tensor input, Tensor rows, Tensor columns, Tensor grad, "
+      "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups) "
+      "-> Tensor");
+  m.def(
+      "batch_norm(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
+      "float eps, bool relu) -> (Tensor output, Tensor mean, Tensor scale)");
+  m.def(
+      "batch_norm_backward(Tensor grad, Tensor input, Tensor output, Tensor? weight, "
+      "Tensor mean, Tensor scale, bool relu, bool residual) -> (Tensor grad_input, "
+      "Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 }

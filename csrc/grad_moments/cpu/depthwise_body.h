@@ -5,7 +5,7 @@
 // row: per column a call loads one vector of the gradient, and for each tap one of the
 // input, for one multiply-add.
 
-#include "grad_moments/cpu/vector_body.h"
+#include "common/cpu/vector_body.h"
 
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec load_lanes(const float* from) {
   return load(from);

@@ -4,12 +4,12 @@
 #include <algorithm>
 
 #include "common/cpu/half_float.h"
-#include "grad_moments/cpu/unroll.h"
+#include "common/cpu/unroll.h"
 
 namespace fisherprune::cpu::grad_moments::depthwise {
 
 #define FISHERPRUNE_BODY "grad_moments/cpu/depthwise_body.h"
-#include "grad_moments/cpu/each_capability.h"
+#include "common/cpu/each_capability.h"
 
 const Kernels& kernels(Capability capability) { return table_of(capability); }
 

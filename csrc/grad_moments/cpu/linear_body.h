@@ -5,7 +5,7 @@
 // accumulators, and are added there without being transposed. Per position a call loads
 // V vectors of the input and R numbers of the gradient for R * V multiply-adds.
 
-#include "grad_moments/cpu/vector_body.h"
+#include "common/cpu/vector_body.h"
 
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec broadcast(const float* from) {
   return *from - Vec{};  // minus, because x + 0 is not x for x = -0

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "grad_moments/cpu/tuning.h"
-#include "grad_moments/cpu/unroll.h"
+#include "common/cpu/unroll.h"
 
 namespace fisherprune::cpu::grad_moments {
 namespace {
@@ -35,7 +35,7 @@ constexpr bool fits(const Microkernels& k) {
 }  // namespace
 
 #define FISHERPRUNE_BODY "grad_moments/cpu/microkernel_body.h"
-#include "grad_moments/cpu/each_capability.h"
+#include "common/cpu/each_capability.h"
 
 static_assert(fits(portable::kTable));
 #if defined(__x86_64__)

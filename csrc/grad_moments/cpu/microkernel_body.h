@@ -5,7 +5,7 @@
 // vectors of outputs. Its R * V sums stay in registers; per position it loads V vectors
 // of the packed gradient and R numbers of the packed input for R * V multiply-adds.
 
-#include "grad_moments/cpu/vector_body.h"
+#include "common/cpu/vector_body.h"
 
 template <int V, bool kOwn>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void multiply_add(const float* a, const Vec* d,

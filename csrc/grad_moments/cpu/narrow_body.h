@@ -5,7 +5,7 @@
 // its own. Its R * V sums stay in registers; per vector of places it loads R vectors of
 // the input, at any address, and V of the gradient for R * V multiply-adds.
 
-#include "grad_moments/cpu/vector_body.h"
+#include "common/cpu/vector_body.h"
 
 template <int R, int V>
 FISHERPRUNE_TARGET void multiply(const float* input, const int64_t* base,
