@@ -1,0 +1,157 @@
+// The output, and the gradient of the input: sums over the taps of an output channel.
+//
+// A task copies a tile of the source and goes through all output channels; each of them
+// is summed up in registers and written once for each cut of the source's channels.
+#include <vector>
+
+#include "common/cpu/floats.h"
+#include "sparse_conv/cpu/core.h"
+#include "sparse_conv/cpu/taps.h"
+#include "sparse_conv/cpu/work.h"
+
+namespace fisherprune::cpu::sparse_conv {
+namespace {
+
+struct Image {
+  float* data;
+  int64_t channels, height, width, samples;
+  const float* bias;
+  bool relu;
+};
+
+struct Job {
+  const View4& source;
+  const Image& image;
+  const Work& work;
+  const TapLists& taps;
+  const Kernels& kernels;
+};
+
+// Where a grid's positions in a tile lie in the image.
+struct Place {
+  int64_t rows, cols;  // that are in the grid
+  float* first;
+  int64_t stride, step;
+};
+
+Place place_of(const Job& job, const Tile& tile, int64_t channel, size_t gy,
+               size_t gx) {
+  const Axis &y = job.work.y, &x = job.work.x;
+  const Image& m = job.image;
+  const int64_t row = y.grids[gy].start + tile.row0 * y.step;
+  const int64_t col = x.grids[gx].start + tile.col0 * x.step;
+  return {
+      std::min(tile.rows, y.grids[gy].count - tile.row0),
+      std::min(tile.cols, x.grids[gx].count - tile.col0),
+      m.data + ((channel * m.height + row) * m.width + col) * m.samples + tile.sample0,
+      y.step * m.width * m.samples, x.step * m.samples};
+}
+
+// Chunks of 16 samples go from the registers to the image.
+void correlate_chunks(const Job& job, const float* from, const Taps& taps,
+                      const Place& to, float start, bool add, bool relu) {
+  for_each_piece(to.cols, job.kernels.most_chunks, [&](int64_t first, int64_t count) {
+    const Rows rows{to.rows,
+                    from + first * kChunk,
+                    job.work.layout.pitch,
+                    to.first + first * to.step,
+                    to.stride,
+                    to.step};
+    job.kernels.correlate[count](taps, rows, start, add, relu);
+  });
+}
+
+// Fewer samples: chunks run on over positions, and over what is between the rows.
+void correlate_rest(const Job& job, const float* from, const Taps& taps,
+                    const Place& to, float start, bool relu, float* buffer) {
+  const int64_t n = job.work.lanes, pitch = job.work.layout.pitch;
+  const int64_t floats = (to.rows - 1) * pitch + to.cols * n;
+  for_each_piece((floats + kChunk - 1) / kChunk, job.kernels.most_chunks,
+                 [&](int64_t first, int64_t count) {
+                   const int64_t at = first * kChunk;
+                   const Rows rows{1, from + at, 0, buffer + at, 0, kChunk};
+                   job.kernels.correlate[count](taps, rows, start, false, relu);
+                 });
+  for (int64_t r = 0; r < to.rows; ++r)
+    for (int64_t q = 0; q < to.cols; ++q)
+      for (int64_t i = 0; i < n; ++i)
+        to.first[r * to.stride + q * to.step + i] = buffer[r * pitch + q * n + i];
+}
+
+void correlate_tile(const Job& job, int64_t index, float* scratch) {
+  const Work& work = job.work;
+  Tile tile = work.tile(index);
+  float* const buffer = scratch + work.layout.floats;
+  for (int64_t k = 0; k < work.cuts; ++k) {
+    work.choose_channels(tile, k);
+    copy_tile(job.source, work.y, work.x, tile, work.layout, scratch);
+    const bool add = k > 0, relu = job.image.relu && k + 1 == work.cuts;
+    for (int64_t o = 0; o < job.image.channels; ++o) {
+      const float start = job.image.bias ? job.image.bias[o] : 0;
+      for (size_t gy = 0, grid = 0; gy < work.y.grids.size(); ++gy)
+        for (size_t gx = 0; gx < work.x.grids.size(); ++gx, ++grid) {
+          const Place to = place_of(job, tile, o, gy, gx);
+          const Taps taps = job.taps.at(o, grid, k);
+          if (to.rows <= 0 || to.cols <= 0 || (add && !taps.count && !relu)) continue;
+          if (work.whole())
+            correlate_chunks(job, scratch, taps, to, start, add, relu);
+          else
+            correlate_rest(job, scratch, taps, to, start, relu, buffer);
+        }
+    }
+  }
+}
+
+// make_taps(cut, layout) gives the taps of a kind of tile.
+template <class MakeTaps>
+void correlate(const View4& source, int64_t channels, const Axis& y, const Axis& x,
+               const Image& image, const MakeTaps& make_taps, const Machine& machine) {
+  if (!y.count || !x.count || !image.channels) return;
+  for_each_kind(image.samples, [&](int64_t sample0, int64_t samples, int64_t lanes) {
+    const Work work(y, x, channels, image.channels, sample0, samples, lanes);
+    const TapLists taps = make_taps(work.cut, work.layout);
+    const Job job{source, image, work, taps, kernels(machine.capability)};
+    const int64_t buffer = work.whole() ? 0 : work.layout.plane + 2 * kChunk;
+    for_each_task(machine.parallel, work.count(), [&](int64_t i) {
+      float* const scratch = scratch_floats(work.layout.floats + buffer);
+      correlate_tile(job, i, scratch);
+    });
+  });
+}
+
+}  // namespace
+
+void output(const SparseConvShape& s, const View4& input, const Pattern& pattern,
+            const float* values, const float* bias, bool relu, float* output,
+            const Machine& machine) {
+  const Axis y = forward_axis(s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h,
+                              s.dilation_h);
+  const Axis x =
+      forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+  const Image image{output,    s.outputs, s.out_height, s.out_width,
+                    s.samples, bias,      relu};
+  correlate(
+      input, s.channels, y, x, image,
+      [&](const Cut& cut, const TileLayout& layout) {
+        return forward_taps(s, pattern, values, y, x, cut, layout);
+      },
+      machine);
+}
+
+void input_gradient(const SparseConvShape& s, const View4& grad, const Pattern& pattern,
+                    const float* values, float* grad_input, const Machine& machine) {
+  const Axis y = backward_axis(s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h,
+                               s.dilation_h);
+  const Axis x = backward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w,
+                               s.dilation_w);
+  const Image image{grad_input, s.channels, s.height, s.width,
+                    s.samples,  nullptr,    false};
+  correlate(
+      grad, s.outputs, y, x, image,
+      [&](const Cut& cut, const TileLayout& layout) {
+        return backward_taps(s, pattern, values, y, x, cut, layout);
+      },
+      machine);
+}
+
+}  // namespace fisherprune::cpu::sparse_conv

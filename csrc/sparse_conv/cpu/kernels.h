@@ -1,0 +1,58 @@
+// The vector code of sparse convolutions: one source (body.h), compiled for each set of
+// vector instructions, chosen at run time. Free of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu/capability.h"
+
+namespace fisherprune::cpu::sparse_conv {
+
+// Floats that lie side by side at a position: 16 samples, a cache line; or, where a
+// batch has fewer samples, 16 entries of the row of positions and samples.
+constexpr int kChunk = 16;
+constexpr int kMostChunks = 12;  // of one call, if the registers hold them
+
+// A kept weight: its value, and where it reads, from the chunk it is for, in floats.
+struct Tap {
+  int32_t offset;
+  float weight;
+};
+
+struct Taps {
+  const Tap* first;
+  int64_t count;
+};
+
+// Rows of chunks, side by side in the tile that is read, and in the image beside it
+// `step` floats apart; and floats from one row to the next.
+struct Rows {
+  int64_t count;
+  const float* tile;
+  int64_t tile_stride;
+  float* image;
+  int64_t stride, step;
+};
+
+// image = start + sum over the taps of weight * tile; or image += that sum; with `relu`
+// what is below 0 becomes 0.
+using Correlate = void (*)(const Taps& taps, const Rows& rows, float start, bool add,
+                           bool relu);
+
+// lanes[i] = sum over rows and chunks of image * tile at the place of tap i, or +=
+// that; the lanes of a vector are still to be added up. The image is read only.
+using Multiply = void (*)(const Taps& taps, const Rows& rows, float* lanes, bool add);
+
+struct Kernels {
+  int lanes;                             // floats of one vector
+  int most_chunks;                       // of one call
+  Correlate correlate[kMostChunks + 1];  // by chunks of a row
+  Multiply multiply[kMostChunks + 1];
+  // Adds up the lanes of `count` vectors, to sums, or to what is there. Behind the last
+  // vector up to a square less one may be read.
+  void (*add_lanes)(const float* lanes, int64_t count, float* sums, bool add);
+};
+
+const Kernels& kernels(Capability capability);
+
+}  // namespace fisherprune::cpu::sparse_conv

@@ -1,0 +1,97 @@
+// The sparse ops on the CPU: checks, memory, and torch's threads for what knows no
+// torch.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/cpu/op.h"
+#include "sparse_conv/args.h"
+#include "sparse_conv/cpu/core.h"
+
+namespace fisherprune::cpu::sparse_conv {
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+Machine machine() {
+  static const Parallel parallel = in_parallel;
+  return {cpu_capability(), parallel, torch::stable::get_num_threads()};
+}
+
+// Memory in the order [C, H, W, N], seen as [N, C, H, W].
+Tensor new_innermost(const Tensor& like, const Ints& size) {
+  Tensor t = torch::stable::new_empty(like, Ints{size[1], size[2], size[3], size[0]});
+  t = torch::stable::transpose(t, 0, 3);  // [N, H, W, C]
+  t = torch::stable::transpose(t, 1, 3);  // [N, C, W, H]
+  return torch::stable::transpose(t, 2, 3);
+}
+
+float* data_of(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
+
+Tensor sparse_conv2d(const Tensor& input, const Tensor& values, const Tensor& rows,
+                     const Tensor& columns, std::optional<Tensor> bias, Ints kernel,
+                     Ints stride, Ints padding, Ints dilation, int64_t groups,
+                     bool relu) {
+  constexpr char op[] = "sparse_conv2d";
+  const View4 x = view_of(op, input, "input", "[N, C, H, W]");
+  check(rows.numel() > 0, op, ": rows must hold O + 1 numbers, got none");
+  const SparseConvShape s =
+      sparse_conv_shape(op, sizes_of(input), rows.numel() - 1,
+                        {kernel, stride, padding, dilation, groups});
+  const Pattern pattern = pattern_of(op, rows, columns, s, input);
+  const float* const w = floats_of(op, values, "values", pattern.count, input);
+  const float* const b =
+      bias ? floats_of(op, *bias, "bias", s.outputs, input) : nullptr;
+  const Tensor result =
+      new_innermost(values, {s.samples, s.outputs, s.out_height, s.out_width});
+  output(s, x, pattern, w, b, relu, data_of(result), machine());
+  return result;
+}
+
+Tensor sparse_conv2d_input(Ints input_size, const Tensor& values, const Tensor& rows,
+                           const Tensor& columns, const Tensor& grad, Ints kernel,
+                           Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  constexpr char op[] = "sparse_conv2d_input";
+  const View4 g = view_of(op, grad, "grad", "[N, O, P, Q]");
+  check(input_size.size() == 4, op, ": input_size must be four integers");
+  check(rows.numel() > 0, op, ": rows must hold O + 1 numbers, got none");
+  const SparseConvShape s = sparse_conv_shape(
+      op, input_size, rows.numel() - 1, {kernel, stride, padding, dilation, groups});
+  check_grad(op, grad, s);
+  const Pattern pattern = pattern_of(op, rows, columns, s, grad);
+  const float* const w = floats_of(op, values, "values", pattern.count, grad);
+  const Tensor result = new_innermost(values, input_size);
+  input_gradient(s, g, pattern, w, data_of(result), machine());
+  return result;
+}
+
+Tensor sparse_conv2d_weight(const Tensor& input, const Tensor& rows,
+                            const Tensor& columns, const Tensor& grad, Ints kernel,
+                            Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  constexpr char op[] = "sparse_conv2d_weight";
+  const View4 x = view_of(op, input, "input", "[N, C, H, W]");
+  const View4 g = view_of(op, grad, "grad", "[N, O, P, Q]");
+  check_device(op, grad, "grad", input);
+  check(rows.numel() > 0, op, ": rows must hold O + 1 numbers, got none");
+  const SparseConvShape s =
+      sparse_conv_shape(op, sizes_of(input), rows.numel() - 1,
+                        {kernel, stride, padding, dilation, groups});
+  check_grad(op, grad, s);
+  const Pattern pattern = pattern_of(op, rows, columns, s, input);
+  const Tensor result =
+      torch::stable::new_empty(input, Ints{pattern.count}, ScalarType::Float);
+  values_gradient(s, x, g, pattern, data_of(result), machine());
+  return result;
+}
+
+}  // namespace
+}  // namespace fisherprune::cpu::sparse_conv
+
+STABLE_TORCH_LIBRARY_IMPL(fisherprune, CPU, m) {
+  using namespace fisherprune::cpu::sparse_conv;
+  m.impl("sparse_conv2d", TORCH_BOX(&sparse_conv2d));
+  m.impl("sparse_conv2d_input", TORCH_BOX(&sparse_conv2d_input));
+  m.impl("sparse_conv2d_weight", TORCH_BOX(&sparse_conv2d_weight));
+}

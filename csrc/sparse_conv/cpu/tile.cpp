@@ -1,0 +1,163 @@
+// Cuts the work into tiles and copies them.
+#include "sparse_conv/cpu/tile.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "common/cpu/half_float.h"
+#include "sparse_conv/cpu/kernels.h"
+
+namespace fisherprune::cpu::sparse_conv {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Estimated times, in that of copying one line: to load and store what is summed up.
+constexpr double kJoinCost = 1.0;
+
+template <class T>
+void copy_places(const T* from, int64_t step, int64_t sample_stride, int64_t count,
+                 int64_t samples, float* to) {
+  if (sample_stride == 1) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t n = 0; n < samples; ++n)
+        to[i * samples + n] = to_float(from[i * step + n]);
+  } else {
+    for (int64_t n = 0; n < samples; ++n)
+      for (int64_t i = 0; i < count; ++i)
+        to[i * samples + n] = to_float(from[i * step + n * sample_stride]);
+  }
+}
+
+void copy_places(const float* from, int64_t step, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(to + i * kChunk, from + i * step, sizeof(float) * kChunk);
+}
+
+// The places of [first, first + count), with a step, that are in [0, size): from the
+// `begin`-th to before the `end`-th.
+struct Inside {
+  Inside(int64_t first, int64_t step, int64_t count, int64_t size)
+      : begin(std::min(count, first < 0 ? ceil_div(-first, step) : 0)),
+        end(std::max(
+            begin,
+            std::min(count, first >= size ? 0 : (size - 1 - first) / step + 1))) {}
+  int64_t begin, end;
+};
+
+void zero(float* to, int64_t count) { std::memset(to, 0, sizeof(float) * count); }
+
+template <class T>
+void copy_as(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
+             const TileLayout& l, float* to) {
+  const T* const data = static_cast<const T*>(v.data) + tile.sample0 * v.stride[0];
+  const int64_t rows = tile.rows + y.reach, cols = tile.cols + x.reach;
+  const int64_t n = l.lanes, step = x.split * v.stride[3];
+  for (int64_t c = 0; c < tile.channels; ++c)
+    for (int64_t a = 0; a < l.planes_y; ++a)
+      for (int64_t b = 0; b < l.planes_x; ++b) {
+        const int64_t first = tile.col0 * x.split + x.planes[b] - x.before;
+        const Inside in(first, x.split, cols, x.size);
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t row = (tile.row0 + r) * y.split + y.planes[a] - y.before;
+          float* const line = to + l.place(c, a, b, r, 0);
+          if (row < 0 || row >= y.size || in.begin == in.end) {
+            zero(line, cols * n);
+            continue;
+          }
+          const T* const from = data + (tile.channel0 + c) * v.stride[1] +
+                                row * v.stride[2] +
+                                (first + in.begin * x.split) * v.stride[3];
+          zero(line, in.begin * n);
+          zero(line + in.end * n, (cols - in.end) * n);
+          float* const target = line + in.begin * n;
+          if constexpr (std::is_same_v<T, float>) {
+            if (n == kChunk && v.stride[0] == 1) {
+              copy_places(from, step, in.end - in.begin, target);
+              continue;
+            }
+          }
+          copy_places(from, step, v.stride[0], in.end - in.begin, n, target);
+        }
+      }
+}
+
+}  // namespace
+
+Axis forward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
+                  int64_t pad, int64_t dilation) {
+  Axis axis{size, stride,           pad,      dilation * (kernel - 1) / stride, {},
+            1,    {{0, positions}}, positions};
+  for (int64_t k = 0; k < std::min(kernel, stride); ++k) {
+    const int64_t plane = k * dilation % stride;
+    if (std::find(axis.planes.begin(), axis.planes.end(), plane) == axis.planes.end())
+      axis.planes.push_back(plane);
+  }
+  return axis;
+}
+
+Axis backward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
+                   int64_t pad, int64_t dilation) {
+  // Grid e has the places h with (h + pad) % stride == e; place i of it takes position
+  // i + (start + pad - y * dilation) / stride of the output for row y of the kernel.
+  Axis axis{positions, 1, 0, 0, {0}, stride, {}, 0};
+  const int64_t span = dilation * (kernel - 1);
+  axis.before = std::max<int64_t>(0, ceil_div(span - pad, stride));
+  int64_t last = 0;
+  for (int64_t e = 0; e < stride; ++e) {
+    const int64_t start = ((e - pad) % stride + stride) % stride;
+    const int64_t count = start < size ? (size - 1 - start) / stride + 1 : 0;
+    axis.grids.push_back({start, count});
+    axis.count = std::max(axis.count, count);
+    if (count) last = std::max(last, (start + pad) / stride);
+  }
+  axis.reach = axis.before + last;
+  return axis;
+}
+
+TileLayout::TileLayout(const Axis& y, const Axis& x, const Cut& cut, int64_t lanes)
+    : lanes(lanes),
+      planes_y(y.planes.size()),
+      planes_x(x.planes.size()),
+      pitch((cut.cols + x.reach) * lanes),
+      plane((cut.rows + y.reach) * pitch),
+      floats(cut.channels * planes_y * planes_x * plane + 2 * kMostChunks * kChunk) {}
+
+Cut choose_cut(const Axis& y, const Axis& x, int64_t channels, int64_t outputs,
+               int64_t lanes, bool split, int64_t floats) {
+  Cut best{1, 1, 1};
+  double least = std::numeric_limits<double>::infinity();
+  const double grids = static_cast<double>(y.grids.size() * x.grids.size());
+  for (int64_t parts = 1; parts <= (split ? channels : 1); parts *= 2)
+    for (int64_t pieces = 1; pieces <= x.count; ++pieces) {
+      Cut cut{1, ceil_div(x.count, pieces), ceil_div(channels, parts)};
+      const TileLayout one(y, x, cut, lanes);
+      const int64_t row = cut.channels * one.planes_y * one.planes_x * one.pitch;
+      const int64_t room = floats / row - y.reach;
+      cut.rows = std::clamp<int64_t>(room, 1, y.count);
+      cut.rows = ceil_div(y.count, ceil_div(y.count, cut.rows));
+      const double places = static_cast<double>(cut.rows * cut.cols);
+      const double copied = static_cast<double>(cut.rows + y.reach) *
+                            static_cast<double>(cut.cols + x.reach) / places;
+      double cost =
+          copied * static_cast<double>(channels * one.planes_y * one.planes_x) +
+          kJoinCost * grids * static_cast<double>(outputs * (parts - 1));
+      if (room < 1) cost *= 1 - static_cast<double>(room);  // beyond the cache
+      if (cost < least) least = cost, best = cut;
+    }
+  return best;
+}
+
+void copy_tile(const View4& source, const Axis& y, const Axis& x, const Tile& tile,
+               const TileLayout& layout, float* to) {
+  if (source.dtype == Dtype::float32)
+    copy_as<float>(source, y, x, tile, layout, to);
+  else if (source.dtype == Dtype::bfloat16)
+    copy_as<BFloat16>(source, y, x, tile, layout, to);
+  else
+    copy_as<Float16>(source, y, x, tile, layout, to);
+}
+
+}  // namespace fisherprune::cpu::sparse_conv

@@ -1,0 +1,69 @@
+// What a task reads: a tile of the image, copied so that every tap of every output
+// channel finds its input at one fixed distance, with zeros beyond the borders.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/view.h"
+
+namespace fisherprune::cpu::sparse_conv {
+
+// One axis, for positions i of a grid. The source's places are dealt out to planes, of
+// which those are copied that a kernel reads: place r of plane a, for position i, is
+// (i + r) * split + a - before, with r <= reach. The output has some grids,
+// interleaved: position i of a grid is at start + i * step.
+struct Axis {
+  int64_t size;  // of the source
+  int64_t split, before, reach;
+  std::vector<int64_t> planes;  // the a of those that are copied
+  int64_t step;
+  struct Grid {
+    int64_t start, count;
+  };
+  std::vector<Grid> grids;
+  int64_t count = 0;  // of the longest grid
+};
+
+// For the output of a convolution: one grid, the input dealt out by the stride.
+Axis forward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
+                  int64_t pad, int64_t dilation);
+// For the gradient of its input: a grid for each place within a stride.
+Axis backward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
+                   int64_t pad, int64_t dilation);
+
+// How the tiles of a call are cut: each has at most so many positions and channels.
+struct Cut {
+  int64_t rows, cols, channels;
+};
+
+// The cut that costs the least by an estimate, with tiles of at most so many floats as
+// far as one can be made; `lanes` floats for each place; split: if channels may be cut.
+Cut choose_cut(const Axis& y, const Axis& x, int64_t channels, int64_t outputs,
+               int64_t lanes, bool split, int64_t floats);
+
+// A tile as it lies in memory.
+struct Tile {
+  int64_t row0, col0, rows, cols;  // positions of the grid
+  int64_t channel0, channels;
+  int64_t sample0, samples;
+};
+
+// Where things lie in every tile of a call, in floats.
+struct TileLayout {
+  TileLayout(const Axis& y, const Axis& x, const Cut& cut, int64_t lanes);
+  int64_t place(int64_t channel, int64_t plane_y, int64_t plane_x, int64_t row,
+                int64_t col) const {
+    return ((channel * planes_y + plane_y) * planes_x + plane_x) * plane + row * pitch +
+           col * lanes;
+  }
+  int64_t lanes;               // samples
+  int64_t planes_y, planes_x;  // of a channel
+  int64_t pitch, plane;        // from one row, or plane, to the next
+  int64_t floats;              // of a whole tile
+};
+
+void copy_tile(const View4& source, const Axis& y, const Axis& x, const Tile& tile,
+               const TileLayout& layout, float* to);
+
+}  // namespace fisherprune::cpu::sparse_conv

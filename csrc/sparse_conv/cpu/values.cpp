@@ -1,0 +1,165 @@
+// The gradient of the kept weights: a sum over samples and positions for each of them.
+//
+// A task takes some tiles, one after the other; for each it copies the input, and goes
+// through the output channels: some chunks of the channel's gradient stay in registers
+// while all its taps are multiplied by them. The tasks' sums are added up in order.
+#include <algorithm>
+#include <vector>
+
+#include "common/cpu/floats.h"
+#include "sparse_conv/cpu/core.h"
+#include "sparse_conv/cpu/taps.h"
+#include "sparse_conv/cpu/work.h"
+
+namespace fisherprune::cpu::sparse_conv {
+namespace {
+
+// Whose sums are added up in order: so many, whatever the number of threads.
+constexpr int64_t kShares = 8;
+
+struct Job {
+  const SparseConvShape& shape;
+  const View4 &input, &grad;
+  const Work& work;
+  const TapLists& taps;
+  const Kernels& kernels;
+};
+
+// Some tiles and output channels, and where their sums go.
+struct Task {
+  int64_t first, last;
+  int64_t channel0, channel1;
+  float* sums;
+};
+
+// The memory of a thread.
+struct Scratch {
+  float *input, *grad, *lanes;
+};
+
+// The gradient of an output channel in a tile: chunks as the kernels read them.
+struct Grad {
+  float* first;
+  int64_t stride, step;
+};
+
+bool is_innermost(const View4& v) {
+  return v.dtype == Dtype::float32 && v.stride[0] == 1;
+}
+
+// Where it lies, if its samples are innermost, else a copy that is arranged as the tile
+// of the input is, with zeros between the rows.
+Grad grad_of(const Job& job, const Tile& tile, int64_t channel, float* copy) {
+  const View4& v = job.grad;
+  if (job.work.whole() && is_innermost(v)) {
+    const float* const first = static_cast<const float*>(v.data) +
+                               channel * v.stride[1] + tile.row0 * v.stride[2] +
+                               tile.col0 * v.stride[3] + tile.sample0;
+    return {const_cast<float*>(first), v.stride[2], v.stride[3]};  // is read only
+  }
+  TileLayout layout = job.work.layout;
+  layout.planes_y = layout.planes_x = 1;
+  Tile own = tile;
+  own.channel0 = channel, own.channels = 1;
+  const Axis y{job.shape.out_height, 1, 0, 0, {0}, 1, {}, 0};
+  const Axis x{job.shape.out_width, 1, 0, 0, {0}, 1, {}, 0};
+  copy_tile(v, y, x, own, layout, copy);
+  return {copy, layout.pitch, kChunk};
+}
+
+// Adds up the lanes of a channel's taps over a tile.
+void multiply_channel(const Job& job, const Tile& tile, const Taps& taps,
+                      const Grad& grad, const float* input, float* lanes) {
+  const int64_t pitch = job.work.layout.pitch, most = job.kernels.most_chunks;
+  if (job.work.whole()) {
+    for_each_piece(tile.cols, most, [&](int64_t first, int64_t count) {
+      const Rows rows{tile.rows,   input + first * kChunk,
+                      pitch,       grad.first + first * grad.step,
+                      grad.stride, grad.step};
+      job.kernels.multiply[count](taps, rows, lanes, first > 0);
+    });
+  } else {
+    const int64_t floats = (tile.rows - 1) * pitch + tile.cols * job.work.lanes;
+    for_each_piece((floats + kChunk - 1) / kChunk, most,
+                   [&](int64_t first, int64_t count) {
+                     const int64_t at = first * kChunk;
+                     const Rows rows{1, input + at, 0, grad.first + at, 0, kChunk};
+                     job.kernels.multiply[count](taps, rows, lanes, first > 0);
+                   });
+  }
+}
+
+void run(const Job& job, const Task& task, const Scratch& scratch) {
+  const Work& work = job.work;
+  for (int64_t i = task.first; i < task.last; ++i) {
+    Tile tile = work.tile(i);
+    if (!work.whole()) {  // what is between the rows is multiplied by zero
+      std::fill_n(scratch.input, work.layout.floats, 0.f);
+      std::fill_n(scratch.grad, work.layout.plane + 2 * kChunk, 0.f);
+    }
+    for (int64_t k = 0; k < work.cuts; ++k) {
+      work.choose_channels(tile, k);
+      copy_tile(job.input, work.y, work.x, tile, work.layout, scratch.input);
+      for (int64_t o = task.channel0; o < task.channel1; ++o) {
+        const Taps taps = job.taps.at(o, 0, k);
+        if (!taps.count) continue;
+        const Grad grad = grad_of(job, tile, o, scratch.grad);
+        multiply_channel(job, tile, taps, grad, scratch.input, scratch.lanes);
+        float* const sums = task.sums + job.taps.starts[job.taps.index(o, 0, k)];
+        job.kernels.add_lanes(scratch.lanes, taps.count, sums, i > task.first);
+      }
+    }
+  }
+}
+
+int64_t longest(const TapLists& lists) {
+  int64_t most = 0;
+  for (size_t i = 1; i < lists.starts.size(); ++i)
+    most = std::max(most, lists.starts[i] - lists.starts[i - 1]);
+  return most;
+}
+
+// Adds the sums of all tiles of a kind to the totals.
+void add_kind(const Job& job, int64_t count, const Machine& machine, double* totals) {
+  const Work& work = job.work;
+  const int64_t shares = std::min(kShares, work.count());
+  const int64_t splits =
+      std::min((machine.threads + shares - 1) / shares, job.shape.outputs);
+  const Floats sums = new_floats(shares * count);
+  const int64_t lanes = (longest(job.taps) + kChunk) * job.kernels.lanes;
+  const int64_t grad = work.layout.plane + 2 * kChunk;
+  for_each_task(machine.parallel, shares * splits, [&](int64_t i) {
+    const int64_t share = i / splits, split = i % splits;
+    const Task task{work.count() * share / shares, work.count() * (share + 1) / shares,
+                    job.shape.outputs * split / splits,
+                    job.shape.outputs * (split + 1) / splits, &sums[share * count]};
+    float* const scratch = scratch_floats(work.layout.floats + grad + lanes);
+    run(job, task,
+        {scratch, scratch + work.layout.floats, scratch + work.layout.floats + grad});
+  });
+  for (int64_t share = 0; share < shares; ++share)
+    for (int64_t i = 0; i < count; ++i) totals[i] += sums[share * count + i];
+}
+
+}  // namespace
+
+void values_gradient(const SparseConvShape& s, const View4& input, const View4& grad,
+                     const Pattern& pattern, float* grad_values,
+                     const Machine& machine) {
+  std::vector<double> totals(pattern.count);
+  const Axis y = forward_axis(s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h,
+                              s.dilation_h);
+  const Axis x =
+      forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+  if (pattern.count && y.count && x.count)
+    for_each_kind(s.samples, [&](int64_t sample0, int64_t samples, int64_t lanes) {
+      const Work work(y, x, s.channels, s.outputs, sample0, samples, lanes);
+      const TapLists taps =
+          forward_taps(s, pattern, nullptr, y, x, work.cut, work.layout);
+      const Job job{s, input, grad, work, taps, kernels(machine.capability)};
+      add_kind(job, pattern.count, machine, totals.data());
+    });
+  std::copy(totals.begin(), totals.end(), grad_values);
+}
+
+}  // namespace fisherprune::cpu::sparse_conv

@@ -1,0 +1,82 @@
+// A call's work in tiles: of blocks of samples, and of positions.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "sparse_conv/cpu/kernels.h"
+#include "sparse_conv/cpu/tile.h"
+
+namespace fisherprune::cpu::sparse_conv {
+
+int64_t tile_floats();  // that stay in the second-level cache beside what is written
+
+// The tiles of some samples, all of the same number for each place: blocks of a whole
+// chunk, or what remains of the batch. The blocks of a place follow each other, because
+// what they read shares pages of memory.
+struct Work {
+  Work(const Axis& y, const Axis& x, int64_t channels, int64_t outputs, int64_t sample0,
+       int64_t samples, int64_t lanes)
+      : y(y),
+        x(x),
+        channels(channels),
+        sample0(sample0),
+        lanes(lanes),
+        blocks(samples / lanes),
+        cut(choose_cut(y, x, channels, outputs, lanes, lanes == kChunk, tile_floats())),
+        layout(y, x, cut, lanes),
+        rows((y.count + cut.rows - 1) / cut.rows),
+        cols((x.count + cut.cols - 1) / cut.cols),
+        cuts((channels + cut.channels - 1) / cut.channels) {}
+
+  int64_t count() const { return rows * cols * blocks; }
+  bool whole() const { return lanes == kChunk; }
+
+  // The i-th tile; its channels are those of the first cut.
+  Tile tile(int64_t i) const {
+    const int64_t block = i % blocks, place = i / blocks;
+    Tile tile{place / cols * cut.rows,
+              place % cols * cut.cols,
+              cut.rows,
+              cut.cols,
+              0,
+              cut.channels,
+              sample0 + block * lanes,
+              lanes};
+    tile.rows = std::min(tile.rows, y.count - tile.row0);
+    tile.cols = std::min(tile.cols, x.count - tile.col0);
+    return tile;
+  }
+  void choose_channels(Tile& tile, int64_t k) const {
+    tile.channel0 = k * cut.channels;
+    tile.channels = std::min(cut.channels, channels - tile.channel0);
+  }
+
+  const Axis &y, &x;
+  int64_t channels, sample0, lanes, blocks;
+  Cut cut;
+  TileLayout layout;
+  int64_t rows, cols, cuts;
+};
+
+// Calls each(sample0, samples, lanes) for the whole chunks of a batch, and for the
+// rest.
+template <class Each>
+void for_each_kind(int64_t samples, const Each& each) {
+  const int64_t rest = samples % kChunk;
+  if (samples > rest) each(int64_t{0}, samples - rest, int64_t{kChunk});
+  if (rest) each(samples - rest, rest, rest);
+}
+
+// Calls call(first, count) for pieces of a row of chunks that a kernel takes, as even
+// as can be.
+template <class Call>
+void for_each_piece(int64_t chunks, int64_t most, const Call& call) {
+  const int64_t pieces = (chunks + most - 1) / most;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t first = chunks * i / pieces;
+    call(first, chunks * (i + 1) / pieces - first);
+  }
+}
+
+}  // namespace fisherprune::cpu::sparse_conv
