@@ -11,52 +11,73 @@ constexpr int kParts = kChunk / kLanes;  // vectors of a chunk
 // Twelve sums hide the time that a multiply-add takes, and leave registers.
 constexpr int kMost = FISHERPRUNE_WIDE ? 12 : 12 / kParts;
 
+// Vector i of some rows of T chunks.
 template <int T>
-FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float start,
-                                  bool add, bool relu) {
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const float* const tile = rows.tile + r * rows.tile_stride;
-    float* const image = rows.image + r * rows.stride;
-    Vec acc[T * kParts];
-    FISHERPRUNE_UNROLL
-    for (int i = 0; i < T * kParts; ++i)
-      acc[i] = add ? load(image + i / kParts * rows.step + i % kParts * kLanes)
-                   : start - Vec{};
-    for (int64_t t = 0; t < taps.count; ++t) {
-      const float* const x = tile + taps.first[t].offset;
-      const Vec weight = taps.first[t].weight - Vec{};
-      FISHERPRUNE_UNROLL
-      for (int i = 0; i < T * kParts; ++i) acc[i] += weight * load(x + i * kLanes);
-    }
-    if (relu) {
-      FISHERPRUNE_UNROLL
-      for (int i = 0; i < T * kParts; ++i) acc[i] = acc[i] < 0 ? Vec{} : acc[i];
-    }
-    FISHERPRUNE_UNROLL
-    for (int i = 0; i < T * kParts; ++i)
-      store(image + i / kParts * rows.step + i % kParts * kLanes, acc[i]);
-  }
+FISHERPRUNE_INLINE float* in_image(float* first, const Rows& rows, int i) {
+  return first + i / (T * kParts) * rows.stride +
+         i % (T * kParts) / kParts * rows.step + i % kParts * kLanes;
 }
 
 template <int T>
+FISHERPRUNE_INLINE const float* in_tile(const float* first, const Rows& rows, int i) {
+  return first + i / (T * kParts) * rows.tile_stride + i % (T * kParts) * kLanes;
+}
+
+template <int R, int T>
+FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float start,
+                                  bool add, bool relu) {
+  constexpr int n = R * T * kParts;
+  const Tap* const end = taps.first + taps.count;
+  for (int64_t r = 0; r < rows.count; r += R) {
+    const float* const tile = rows.tile + r * rows.tile_stride;
+    float* const image = rows.image + r * rows.stride;
+    Vec acc[n];
+    FISHERPRUNE_UNROLL
+    for (int i = 0; i < n; ++i)
+      acc[i] = add ? load(in_image<T>(image, rows, i)) : start - Vec{};
+    for (const Tap* tap = taps.first; tap != end; ++tap) {
+      const float* const x = tile + tap->offset;
+      const Vec weight = tap->weight - Vec{};
+      FISHERPRUNE_UNROLL
+      for (int i = 0; i < n; ++i) acc[i] += weight * load(in_tile<T>(x, rows, i));
+    }
+    if (relu) {
+      FISHERPRUNE_UNROLL
+      for (int i = 0; i < n; ++i) acc[i] = acc[i] < 0 ? Vec{} : acc[i];
+    }
+    FISHERPRUNE_UNROLL
+    for (int i = 0; i < n; ++i) store(in_image<T>(image, rows, i), acc[i]);
+  }
+}
+
+template <int R, int T>
 FISHERPRUNE_TARGET void multiply(const Taps& taps, const Rows& rows, float* lanes,
                                  bool add) {
-  for (int64_t r = 0; r < rows.count; ++r) {
+  constexpr int n = R * T * kParts;
+  for (int64_t r = 0; r < rows.count; r += R) {
     const float* const tile = rows.tile + r * rows.tile_stride;
-    const float* const image = rows.image + r * rows.stride;
-    Vec grad[T * kParts];
+    float* const image = rows.image + r * rows.stride;
+    Vec grad[n];
     FISHERPRUNE_UNROLL
-    for (int i = 0; i < T * kParts; ++i)
-      grad[i] = load(image + i / kParts * rows.step + i % kParts * kLanes);
+    for (int i = 0; i < n; ++i) grad[i] = load(in_image<T>(image, rows, i));
     const bool join = add || r > 0;
     for (int64_t t = 0; t < taps.count; ++t) {
       const float* const x = tile + taps.first[t].offset;
       Vec even = join ? load(lanes + t * kLanes) : Vec{}, odd{};
       FISHERPRUNE_UNROLL
-      for (int i = 0; i < T * kParts; ++i)
-        (i % 2 ? odd : even) += grad[i] * load(x + i * kLanes);
+      for (int i = 0; i < n; ++i)
+        (i % 2 ? odd : even) += grad[i] * load(in_tile<T>(x, rows, i));
       store(lanes + t * kLanes, even + odd);
     }
+  }
+}
+
+FISHERPRUNE_TARGET inline void copy(const float* from, int64_t step, int64_t count,
+                                    float* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    FISHERPRUNE_UNROLL
+    for (int p = 0; p < kParts; ++p)
+      store(to + i * kChunk + p * kLanes, load(from + i * step + p * kLanes));
   }
 }
 
@@ -79,13 +100,32 @@ FISHERPRUNE_TARGET inline void add_lanes(const float* lanes, int64_t count, floa
   }
 }
 
+template <int R, int T>
+constexpr Correlate correlate_of() {
+  if constexpr (R * T <= kMost) return correlate<R, T>;
+  return nullptr;
+}
+
+template <int R, int T>
+constexpr Multiply multiply_of() {
+  if constexpr (R * T <= kMost) return multiply<R, T>;
+  return nullptr;
+}
+
 template <int... T>
 constexpr Kernels table(std::integer_sequence<int, T...>) {
   return {kLanes,
           kMost,
-          {nullptr, correlate<T + 1>...},
-          {nullptr, multiply<T + 1>...},
+          {{},
+           {nullptr, correlate_of<1, T + 1>()...},
+           {nullptr, correlate_of<2, T + 1>()...},
+           {nullptr, correlate_of<3, T + 1>()...}},
+          {{},
+           {nullptr, multiply_of<1, T + 1>()...},
+           {nullptr, multiply_of<2, T + 1>()...},
+           {nullptr, multiply_of<3, T + 1>()...}},
+          copy,
           add_lanes};
 }
 
-constexpr Kernels kTable = table(std::make_integer_sequence<int, kMost>());
+constexpr Kernels kTable = table(std::make_integer_sequence<int, kMostChunks>());

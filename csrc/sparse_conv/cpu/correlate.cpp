@@ -50,15 +50,15 @@ Place place_of(const Job& job, const Tile& tile, int64_t channel, size_t gy,
 // Chunks of 16 samples go from the registers to the image.
 void correlate_chunks(const Job& job, const float* from, const Taps& taps,
                       const Place& to, float start, bool add, bool relu) {
-  for_each_piece(to.cols, job.kernels.most_chunks, [&](int64_t first, int64_t count) {
-    const Rows rows{to.rows,
-                    from + first * kChunk,
-                    job.work.layout.pitch,
-                    to.first + first * to.step,
-                    to.stride,
-                    to.step};
-    job.kernels.correlate[count](taps, rows, start, add, relu);
-  });
+  const int64_t pitch = job.work.layout.pitch;
+  const Pieces pieces(to.rows, to.cols, job.kernels);
+  pieces.for_each(
+      [&](int64_t together, int64_t row, int64_t count, int64_t chunk, int64_t chunks) {
+        const Rows rows{count,     from + row * pitch + chunk * kChunk,
+                        pitch,     to.first + row * to.stride + chunk * to.step,
+                        to.stride, to.step};
+        job.kernels.correlate[together][chunks](taps, rows, start, add, relu);
+      });
 }
 
 // Fewer samples: chunks run on over positions, and over what is between the rows.
@@ -66,12 +66,12 @@ void correlate_rest(const Job& job, const float* from, const Taps& taps,
                     const Place& to, float start, bool relu, float* buffer) {
   const int64_t n = job.work.lanes, pitch = job.work.layout.pitch;
   const int64_t floats = (to.rows - 1) * pitch + to.cols * n;
-  for_each_piece((floats + kChunk - 1) / kChunk, job.kernels.most_chunks,
-                 [&](int64_t first, int64_t count) {
-                   const int64_t at = first * kChunk;
-                   const Rows rows{1, from + at, 0, buffer + at, 0, kChunk};
-                   job.kernels.correlate[count](taps, rows, start, false, relu);
-                 });
+  const Pieces pieces(1, (floats + kChunk - 1) / kChunk, job.kernels);
+  pieces.for_each([&](int64_t, int64_t, int64_t, int64_t chunk, int64_t chunks) {
+    const int64_t at = chunk * kChunk;
+    const Rows rows{1, from + at, 0, buffer + at, 0, kChunk};
+    job.kernels.correlate[1][chunks](taps, rows, start, false, relu);
+  });
   for (int64_t r = 0; r < to.rows; ++r)
     for (int64_t q = 0; q < to.cols; ++q)
       for (int64_t i = 0; i < n; ++i)
@@ -84,7 +84,7 @@ void correlate_tile(const Job& job, int64_t index, float* scratch) {
   float* const buffer = scratch + work.layout.floats;
   for (int64_t k = 0; k < work.cuts; ++k) {
     work.choose_channels(tile, k);
-    copy_tile(job.source, work.y, work.x, tile, work.layout, scratch);
+    copy_tile(job.source, work.y, work.x, tile, work.layout, job.kernels, scratch);
     const bool add = k > 0, relu = job.image.relu && k + 1 == work.cuts;
     for (int64_t o = 0; o < job.image.channels; ++o) {
       const float start = job.image.bias ? job.image.bias[o] : 0;
@@ -105,12 +105,16 @@ void correlate_tile(const Job& job, int64_t index, float* scratch) {
 // make_taps(cut, layout) gives the taps of a kind of tile.
 template <class MakeTaps>
 void correlate(const View4& source, int64_t channels, const Axis& y, const Axis& x,
-               const Image& image, const MakeTaps& make_taps, const Machine& machine) {
+               int64_t count, const Image& image, const MakeTaps& make_taps,
+               const Machine& machine) {
   if (!y.count || !x.count || !image.channels) return;
+  const double taps_each = static_cast<double>(count) / image.channels;
+  const Kernels& code = kernels(machine.capability);
   for_each_kind(image.samples, [&](int64_t sample0, int64_t samples, int64_t lanes) {
-    const Work work(y, x, channels, image.channels, sample0, samples, lanes);
+    const Load load{channels, image.channels, taps_each, lanes, code};
+    const Work work(y, x, load, sample0, samples);
     const TapLists taps = make_taps(work.cut, work.layout);
-    const Job job{source, image, work, taps, kernels(machine.capability)};
+    const Job job{source, image, work, taps, code};
     const int64_t buffer = work.whole() ? 0 : work.layout.plane + 2 * kChunk;
     for_each_task(machine.parallel, work.count(), [&](int64_t i) {
       float* const scratch = scratch_floats(work.layout.floats + buffer);
@@ -131,7 +135,7 @@ void output(const SparseConvShape& s, const View4& input, const Pattern& pattern
   const Image image{output,    s.outputs, s.out_height, s.out_width,
                     s.samples, bias,      relu};
   correlate(
-      input, s.channels, y, x, image,
+      input, s.channels, y, x, pattern.count, image,
       [&](const Cut& cut, const TileLayout& layout) {
         return forward_taps(s, pattern, values, y, x, cut, layout);
       },
@@ -147,7 +151,7 @@ void input_gradient(const SparseConvShape& s, const View4& grad, const Pattern& 
   const Image image{grad_input, s.channels, s.height, s.width,
                     s.samples,  nullptr,    false};
   correlate(
-      grad, s.outputs, y, x, image,
+      grad, s.outputs, y, x, pattern.count, image,
       [&](const Cut& cut, const TileLayout& layout) {
         return backward_taps(s, pattern, values, y, x, cut, layout);
       },

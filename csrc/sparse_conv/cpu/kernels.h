@@ -11,7 +11,9 @@ namespace fisherprune::cpu::sparse_conv {
 // Floats that lie side by side at a position: 16 samples, a cache line; or, where a
 // batch has fewer samples, 16 entries of the row of positions and samples.
 constexpr int kChunk = 16;
-constexpr int kMostChunks = 12;  // of one call, if the registers hold them
+constexpr int kMostChunks =
+    12;                       // that a call sums up at a time, if registers hold them
+constexpr int kMostRows = 3;  // that these lie in
 
 // A kept weight: its value, and where it reads, from the chunk it is for, in floats.
 struct Tap {
@@ -44,10 +46,13 @@ using Correlate = void (*)(const Taps& taps, const Rows& rows, float start, bool
 using Multiply = void (*)(const Taps& taps, const Rows& rows, float* lanes, bool add);
 
 struct Kernels {
-  int lanes;                             // floats of one vector
-  int most_chunks;                       // of one call
-  Correlate correlate[kMostChunks + 1];  // by chunks of a row
-  Multiply multiply[kMostChunks + 1];
+  int lanes;        // floats of one vector
+  int most_chunks;  // of all rows that are summed up at a time
+  // By rows at a time, of which rows.count is a multiple, and chunks of a row.
+  Correlate correlate[kMostRows + 1][kMostChunks + 1];
+  Multiply multiply[kMostRows + 1][kMostChunks + 1];
+  // Copies chunks that are `step` floats apart to where they lie side by side.
+  void (*copy)(const float* from, int64_t step, int64_t count, float* to);
   // Adds up the lanes of `count` vectors, to sums, or to what is there. Behind the last
   // vector up to a square less one may be read.
   void (*add_lanes)(const float* lanes, int64_t count, float* sums, bool add);

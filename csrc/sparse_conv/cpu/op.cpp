@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/cpu/op.h"
+#include "common/cpu/pages.h"
 #include "sparse_conv/args.h"
 #include "sparse_conv/cpu/core.h"
 
@@ -23,6 +24,7 @@ Machine machine() {
 // Memory in the order [C, H, W, N], seen as [N, C, H, W].
 Tensor new_innermost(const Tensor& like, const Ints& size) {
   Tensor t = torch::stable::new_empty(like, Ints{size[1], size[2], size[3], size[0]});
+  prefer_large_pages(t.data_ptr(), t.numel() * static_cast<int64_t>(sizeof(float)));
   t = torch::stable::transpose(t, 0, 3);  // [N, H, W, C]
   t = torch::stable::transpose(t, 1, 3);  // [N, C, W, H]
   return torch::stable::transpose(t, 2, 3);

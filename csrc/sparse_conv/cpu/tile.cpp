@@ -14,9 +14,6 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Estimated times, in that of copying one line: to load and store what is summed up.
-constexpr double kJoinCost = 1.0;
-
 template <class T>
 void copy_places(const T* from, int64_t step, int64_t sample_stride, int64_t count,
                  int64_t samples, float* to) {
@@ -31,11 +28,6 @@ void copy_places(const T* from, int64_t step, int64_t sample_stride, int64_t cou
   }
 }
 
-void copy_places(const float* from, int64_t step, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i)
-    std::memcpy(to + i * kChunk, from + i * step, sizeof(float) * kChunk);
-}
-
 // The places of [first, first + count), with a step, that are in [0, size): from the
 // `begin`-th to before the `end`-th.
 struct Inside {
@@ -47,11 +39,13 @@ struct Inside {
   int64_t begin, end;
 };
 
-void zero(float* to, int64_t count) { std::memset(to, 0, sizeof(float) * count); }
+void zero(float* to, int64_t count) {
+  if (count) std::memset(to, 0, sizeof(float) * count);
+}
 
 template <class T>
 void copy_as(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
-             const TileLayout& l, float* to) {
+             const TileLayout& l, const Kernels& kernels, float* to) {
   const T* const data = static_cast<const T*>(v.data) + tile.sample0 * v.stride[0];
   const int64_t rows = tile.rows + y.reach, cols = tile.cols + x.reach;
   const int64_t n = l.lanes, step = x.split * v.stride[3];
@@ -75,7 +69,7 @@ void copy_as(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
           float* const target = line + in.begin * n;
           if constexpr (std::is_same_v<T, float>) {
             if (n == kChunk && v.stride[0] == 1) {
-              copy_places(from, step, in.end - in.begin, target);
+              kernels.copy(from, step, in.end - in.begin, target);
               continue;
             }
           }
@@ -125,39 +119,14 @@ TileLayout::TileLayout(const Axis& y, const Axis& x, const Cut& cut, int64_t lan
       plane((cut.rows + y.reach) * pitch),
       floats(cut.channels * planes_y * planes_x * plane + 2 * kMostChunks * kChunk) {}
 
-Cut choose_cut(const Axis& y, const Axis& x, int64_t channels, int64_t outputs,
-               int64_t lanes, bool split, int64_t floats) {
-  Cut best{1, 1, 1};
-  double least = std::numeric_limits<double>::infinity();
-  const double grids = static_cast<double>(y.grids.size() * x.grids.size());
-  for (int64_t parts = 1; parts <= (split ? channels : 1); parts *= 2)
-    for (int64_t pieces = 1; pieces <= x.count; ++pieces) {
-      Cut cut{1, ceil_div(x.count, pieces), ceil_div(channels, parts)};
-      const TileLayout one(y, x, cut, lanes);
-      const int64_t row = cut.channels * one.planes_y * one.planes_x * one.pitch;
-      const int64_t room = floats / row - y.reach;
-      cut.rows = std::clamp<int64_t>(room, 1, y.count);
-      cut.rows = ceil_div(y.count, ceil_div(y.count, cut.rows));
-      const double places = static_cast<double>(cut.rows * cut.cols);
-      const double copied = static_cast<double>(cut.rows + y.reach) *
-                            static_cast<double>(cut.cols + x.reach) / places;
-      double cost =
-          copied * static_cast<double>(channels * one.planes_y * one.planes_x) +
-          kJoinCost * grids * static_cast<double>(outputs * (parts - 1));
-      if (room < 1) cost *= 1 - static_cast<double>(room);  // beyond the cache
-      if (cost < least) least = cost, best = cut;
-    }
-  return best;
-}
-
 void copy_tile(const View4& source, const Axis& y, const Axis& x, const Tile& tile,
-               const TileLayout& layout, float* to) {
+               const TileLayout& layout, const Kernels& kernels, float* to) {
   if (source.dtype == Dtype::float32)
-    copy_as<float>(source, y, x, tile, layout, to);
+    copy_as<float>(source, y, x, tile, layout, kernels, to);
   else if (source.dtype == Dtype::bfloat16)
-    copy_as<BFloat16>(source, y, x, tile, layout, to);
+    copy_as<BFloat16>(source, y, x, tile, layout, kernels, to);
   else
-    copy_as<Float16>(source, y, x, tile, layout, to);
+    copy_as<Float16>(source, y, x, tile, layout, kernels, to);
 }
 
 }  // namespace fisherprune::cpu::sparse_conv

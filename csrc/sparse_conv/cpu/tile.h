@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/view.h"
+#include "sparse_conv/cpu/kernels.h"
 
 namespace fisherprune::cpu::sparse_conv {
 
@@ -37,10 +38,17 @@ struct Cut {
   int64_t rows, cols, channels;
 };
 
-// The cut that costs the least by an estimate, with tiles of at most so many floats as
-// far as one can be made; `lanes` floats for each place; split: if channels may be cut.
-Cut choose_cut(const Axis& y, const Axis& x, int64_t channels, int64_t outputs,
-               int64_t lanes, bool split, int64_t floats);
+// What a call costs depends on, beside its axes.
+struct Load {
+  int64_t channels, outputs;
+  double taps;    // of an output channel, in all grids
+  int64_t lanes;  // samples of a block
+  const Kernels& kernels;
+};
+
+// The cut that takes the least time by an estimate. Channels are cut for whole chunks
+// only.
+Cut choose_cut(const Axis& y, const Axis& x, const Load& load);
 
 // A tile as it lies in memory.
 struct Tile {
@@ -64,6 +72,6 @@ struct TileLayout {
 };
 
 void copy_tile(const View4& source, const Axis& y, const Axis& x, const Tile& tile,
-               const TileLayout& layout, float* to);
+               const TileLayout& layout, const Kernels& kernels, float* to);
 
 }  // namespace fisherprune::cpu::sparse_conv

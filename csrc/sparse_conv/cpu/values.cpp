@@ -63,30 +63,27 @@ Grad grad_of(const Job& job, const Tile& tile, int64_t channel, float* copy) {
   own.channel0 = channel, own.channels = 1;
   const Axis y{job.shape.out_height, 1, 0, 0, {0}, 1, {}, 0};
   const Axis x{job.shape.out_width, 1, 0, 0, {0}, 1, {}, 0};
-  copy_tile(v, y, x, own, layout, copy);
+  copy_tile(v, y, x, own, layout, job.kernels, copy);
   return {copy, layout.pitch, kChunk};
 }
 
 // Adds up the lanes of a channel's taps over a tile.
 void multiply_channel(const Job& job, const Tile& tile, const Taps& taps,
                       const Grad& grad, const float* input, float* lanes) {
-  const int64_t pitch = job.work.layout.pitch, most = job.kernels.most_chunks;
-  if (job.work.whole()) {
-    for_each_piece(tile.cols, most, [&](int64_t first, int64_t count) {
-      const Rows rows{tile.rows,   input + first * kChunk,
-                      pitch,       grad.first + first * grad.step,
-                      grad.stride, grad.step};
-      job.kernels.multiply[count](taps, rows, lanes, first > 0);
-    });
-  } else {
-    const int64_t floats = (tile.rows - 1) * pitch + tile.cols * job.work.lanes;
-    for_each_piece((floats + kChunk - 1) / kChunk, most,
-                   [&](int64_t first, int64_t count) {
-                     const int64_t at = first * kChunk;
-                     const Rows rows{1, input + at, 0, grad.first + at, 0, kChunk};
-                     job.kernels.multiply[count](taps, rows, lanes, first > 0);
-                   });
-  }
+  const int64_t pitch = job.work.layout.pitch, n = job.work.lanes;
+  const bool whole = job.work.whole();
+  const int64_t floats = (tile.rows - 1) * pitch + tile.cols * n;
+  const Pieces pieces(whole ? tile.rows : 1,
+                      whole ? tile.cols : (floats + kChunk - 1) / kChunk, job.kernels);
+  bool add = false;
+  pieces.for_each(
+      [&](int64_t together, int64_t row, int64_t count, int64_t chunk, int64_t chunks) {
+        const Rows rows{count,       input + row * pitch + chunk * kChunk,
+                        pitch,       grad.first + row * grad.stride + chunk * grad.step,
+                        grad.stride, grad.step};
+        job.kernels.multiply[together][chunks](taps, rows, lanes, add);
+        add = true;
+      });
 }
 
 void run(const Job& job, const Task& task, const Scratch& scratch) {
@@ -99,7 +96,8 @@ void run(const Job& job, const Task& task, const Scratch& scratch) {
     }
     for (int64_t k = 0; k < work.cuts; ++k) {
       work.choose_channels(tile, k);
-      copy_tile(job.input, work.y, work.x, tile, work.layout, scratch.input);
+      copy_tile(job.input, work.y, work.x, tile, work.layout, job.kernels,
+                scratch.input);
       for (int64_t o = task.channel0; o < task.channel1; ++o) {
         const Taps taps = job.taps.at(o, 0, k);
         if (!taps.count) continue;
@@ -153,10 +151,13 @@ void values_gradient(const SparseConvShape& s, const View4& input, const View4& 
       forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
   if (pattern.count && y.count && x.count)
     for_each_kind(s.samples, [&](int64_t sample0, int64_t samples, int64_t lanes) {
-      const Work work(y, x, s.channels, s.outputs, sample0, samples, lanes);
+      const Load load{s.channels, s.outputs,
+                      static_cast<double>(pattern.count) / s.outputs, lanes,
+                      kernels(machine.capability)};
+      const Work work(y, x, load, sample0, samples);
       const TapLists taps =
           forward_taps(s, pattern, nullptr, y, x, work.cut, work.layout);
-      const Job job{s, input, grad, work, taps, kernels(machine.capability)};
+      const Job job{s, input, grad, work, taps, load.kernels};
       add_kind(job, pattern.count, machine, totals.data());
     });
   std::copy(totals.begin(), totals.end(), grad_values);

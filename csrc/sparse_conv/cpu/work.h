@@ -9,21 +9,41 @@
 
 namespace fisherprune::cpu::sparse_conv {
 
-int64_t tile_floats();  // that stay in the second-level cache beside what is written
+// How some rows of chunks are dealt out to calls of kernels: pieces of the rows, as
+// even as can be, and in each some rows at a time.
+struct Pieces {
+  Pieces(int64_t rows, int64_t chunks, const Kernels& kernels);
+  int64_t rows, chunks;
+  int64_t cols;      // pieces of a row
+  int64_t together;  // rows at a time
+
+  int64_t calls() const { return cols * (rows % together ? 2 : 1); }
+  int64_t groups() const { return cols * ((rows + together - 1) / together); }
+
+  // call(rows at a time, first row, rows, first chunk, chunks)
+  template <class Call>
+  void for_each(const Call& call) const {
+    const int64_t most = rows - rows % together;
+    for (int64_t i = 0; i < cols; ++i) {
+      const int64_t first = chunks * i / cols, count = chunks * (i + 1) / cols - first;
+      if (most) call(together, int64_t{0}, most, first, count);
+      if (most < rows) call(rows - most, most, rows - most, first, count);
+    }
+  }
+};
 
 // The tiles of some samples, all of the same number for each place: blocks of a whole
 // chunk, or what remains of the batch. The blocks of a place follow each other, because
 // what they read shares pages of memory.
 struct Work {
-  Work(const Axis& y, const Axis& x, int64_t channels, int64_t outputs, int64_t sample0,
-       int64_t samples, int64_t lanes)
+  Work(const Axis& y, const Axis& x, const Load& load, int64_t sample0, int64_t samples)
       : y(y),
         x(x),
-        channels(channels),
+        channels(load.channels),
         sample0(sample0),
-        lanes(lanes),
+        lanes(load.lanes),
         blocks(samples / lanes),
-        cut(choose_cut(y, x, channels, outputs, lanes, lanes == kChunk, tile_floats())),
+        cut(choose_cut(y, x, load)),
         layout(y, x, cut, lanes),
         rows((y.count + cut.rows - 1) / cut.rows),
         cols((x.count + cut.cols - 1) / cut.cols),
@@ -66,17 +86,6 @@ void for_each_kind(int64_t samples, const Each& each) {
   const int64_t rest = samples % kChunk;
   if (samples > rest) each(int64_t{0}, samples - rest, int64_t{kChunk});
   if (rest) each(samples - rest, rest, rest);
-}
-
-// Calls call(first, count) for pieces of a row of chunks that a kernel takes, as even
-// as can be.
-template <class Call>
-void for_each_piece(int64_t chunks, int64_t most, const Call& call) {
-  const int64_t pieces = (chunks + most - 1) / most;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t first = chunks * i / pieces;
-    call(first, chunks * (i + 1) / pieces - first);
-  }
 }
 
 }  // namespace fisherprune::cpu::sparse_conv

@@ -1,0 +1,100 @@
+// Estimates how long tiles take, and chooses the best.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "sparse_conv/cpu/tile.h"
+#include "sparse_conv/cpu/work.h"
+
+namespace fisherprune::cpu::sparse_conv {
+namespace {
+
+// Cycles, as measured on a Zen 3.
+constexpr double kLine = 10;     // to copy or to write one
+constexpr double kRow = 110;     // to begin with a row of them: waiting for memory
+constexpr double kCall = 20;     // of a kernel
+constexpr double kGroup = 10;    // of what is summed up at a time
+constexpr double kTap = 2;       // beside its vectors
+constexpr double kLatency = 4;   // of a sum that waits for itself
+constexpr double kVector = 1.2;  // of a tile that fills the second-level cache
+
+// More, or less, for each doubling of the tile.
+double vector_cost(int64_t floats) {
+  static const double cache = [] {
+    long bytes = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes > 0 ? static_cast<double>(bytes) : 0x1p19;
+  }();
+  const double doublings = std::log2(4 * static_cast<double>(floats) / cache);
+  return std::max(0.7, kVector + doublings * (doublings < 0 ? 0.1 : 0.25));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cycles for each place of the grid.
+double cost_of(const Axis& y, const Axis& x, const Load& load, const Cut& cut) {
+  const TileLayout layout(y, x, cut, load.lanes);
+  const bool whole = load.lanes == kChunk;
+  const Pieces pieces(whole ? cut.rows : 1,
+                      whole ? cut.cols : ceil_div(cut.rows * layout.pitch, kChunk),
+                      load.kernels);
+  const double calls = pieces.calls(), groups = pieces.groups();
+  const double chunks = pieces.rows * pieces.chunks;
+  const double vectors = chunks / groups * kChunk / load.kernels.lanes;
+  const double tap = std::max(vectors * vector_cost(layout.floats), kLatency) + kTap;
+  // Of all cuts of the channels, and all grids.
+  const double cuts = ceil_div(load.channels, cut.channels);
+  const double outputs =
+      static_cast<double>(load.outputs) * y.grids.size() * x.grids.size();
+  const double rows_read = static_cast<double>(load.channels) * layout.planes_y *
+                           layout.planes_x * (cut.rows + y.reach);
+  const double lines_read = rows_read * layout.pitch / kChunk;
+  const double rows_written = outputs * cut.rows;
+  const double lines_written = outputs * (2 * cuts - 1) * chunks;
+  const double cycles = kLine * (lines_read + lines_written) +
+                        kRow * (rows_read + rows_written) +
+                        outputs * cuts * (kCall * calls + kGroup * groups) +
+                        load.outputs * load.taps * groups * tap;
+  return cycles / static_cast<double>(cut.rows * cut.cols);
+}
+
+// The lengths of pieces of so many places that are as even as can be.
+std::vector<int64_t> lengths(int64_t count) {
+  std::vector<int64_t> found;
+  for (int64_t pieces = 1; pieces <= count; ++pieces) {
+    const int64_t length = ceil_div(count, pieces);
+    if (found.empty() || found.back() != length) found.push_back(length);
+  }
+  return found;
+}
+
+}  // namespace
+
+Pieces::Pieces(int64_t rows, int64_t chunks, const Kernels& kernels)
+    : rows(rows), chunks(chunks), cols(ceil_div(chunks, kernels.most_chunks)) {
+  const int64_t widest = ceil_div(chunks, cols);
+  together = std::min<int64_t>({rows, kMostRows, kernels.most_chunks / widest});
+}
+
+Cut choose_cut(const Axis& y, const Axis& x, const Load& load) {
+  Cut best{1, 1, load.channels};
+  double least = std::numeric_limits<double>::infinity();
+  const std::vector<int64_t> heights = lengths(y.count), widths = lengths(x.count);
+  for (int64_t channels = load.channels;;) {
+    const double before = least;
+    for (const int64_t rows : heights)
+      for (const int64_t cols : widths) {
+        const Cut cut{rows, cols, channels};
+        const double cost = cost_of(y, x, load, cut);
+        if (cost < least) least = cost, best = cut;
+      }
+    if (channels == 1 || load.lanes != kChunk || least == before) return best;
+    channels = ceil_div(channels, 2);
+  }
+}
+
+}  // namespace fisherprune::cpu::sparse_conv
