@@ -81,6 +81,26 @@ FISHERPRUNE_TARGET inline void copy(const float* from, int64_t step, int64_t cou
   }
 }
 
+FISHERPRUNE_TARGET inline void transpose(const float* from, int64_t sample_stride,
+                                         int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    FISHERPRUNE_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      Vec square[kLanes];
+      FISHERPRUNE_UNROLL
+      for (int n = 0; n < kLanes; ++n)
+        square[n] = load(from + i + (p * kLanes + n) * sample_stride);
+      transpose_square(square);
+      FISHERPRUNE_UNROLL
+      for (int n = 0; n < kLanes; ++n)
+        store(to + (i + n) * kChunk + p * kLanes, square[n]);
+    }
+  }
+  for (; i < count; ++i)
+    for (int n = 0; n < kChunk; ++n) to[i * kChunk + n] = from[i + n * sample_stride];
+}
+
 FISHERPRUNE_TARGET inline void add_lanes(const float* lanes, int64_t count, float* sums,
                                          bool add) {
   for (int64_t t = 0; t < count; t += kLanes) {
@@ -125,6 +145,7 @@ constexpr Kernels table(std::integer_sequence<int, T...>) {
            {nullptr, multiply_of<2, T + 1>()...},
            {nullptr, multiply_of<3, T + 1>()...}},
           copy,
+          transpose,
           add_lanes};
 }
 

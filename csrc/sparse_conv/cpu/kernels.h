@@ -53,6 +53,8 @@ struct Kernels {
   Multiply multiply[kMostRows + 1][kMostChunks + 1];
   // Copies chunks that are `step` floats apart to where they lie side by side.
   void (*copy)(const float* from, int64_t step, int64_t count, float* to);
+  // The same of 16 samples whose places lie side by side: transposes squares.
+  void (*transpose)(const float* from, int64_t sample_stride, int64_t count, float* to);
   // Adds up the lanes of `count` vectors, to sums, or to what is there. Behind the last
   // vector up to a square less one may be read.
   void (*add_lanes)(const float* lanes, int64_t count, float* sums, bool add);

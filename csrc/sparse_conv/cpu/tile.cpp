@@ -72,6 +72,10 @@ void copy_as(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
               kernels.copy(from, step, in.end - in.begin, target);
               continue;
             }
+            if (n == kChunk && step == 1) {
+              kernels.transpose(from, v.stride[0], in.end - in.begin, target);
+              continue;
+            }
           }
           copy_places(from, step, v.stride[0], in.end - in.begin, n, target);
         }

@@ -1,0 +1,1 @@
+"""Sparse execution against dense: layers, training steps, inference, memory, files."""

@@ -1,0 +1,104 @@
+"""Masked networks, dense and sparse, and their steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fisherprune as fp
+from benchmarks.end_to_end import images
+from fisherprune import models
+
+Batch = tuple[Tensor, Tensor]
+Step = Callable[[], Tensor]
+
+MASKS = {
+    "random": ("random", "global"),
+    "ERK": ("random", "erk"),
+    "FTS": ("fts", "global"),
+}
+"""Kinds of masks: by criterion and scope."""
+SCORED = 64
+"""Images that FTS scores."""
+
+
+def dense_network(name: str, device: str) -> nn.Module:
+    """Return the network, the same every time."""
+    return models.create(name, seed=0).to(device)
+
+
+def masks_of(model: nn.Module, kind: str, sparsity: float, size: int) -> fp.Masks:
+    """Return masks of one kind for a network."""
+    criterion, scope = MASKS[kind]
+    device = next(model.parameters()).device
+    batch = images(SCORED, size, f"{device}")
+    model = copy.deepcopy(model).eval()
+    (masks,) = fp.find_masks(
+        model, [batch], criterion, [sparsity], scope, ties="position"
+    )
+    return masks
+
+
+def masked(model: nn.Module, masks: fp.Masks) -> nn.Module:
+    """Return a copy with zeros where the masks say so."""
+    model = copy.deepcopy(model)
+    masks.apply_(model)
+    return model
+
+
+def train_step(
+    model: nn.Module, batch: Batch, amp: bool = False, form: str = "contiguous"
+) -> Step:
+    """Return forward, backward and a step of SGD; it returns the loss.
+
+    The learning rate is that of no training: all ways stay at the same weights, so that
+    each of their steps can be compared.
+    """
+    x, y = batch
+    if form == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 1e-30, momentum=0.9, weight_decay=5e-4, fused=True
+    )
+
+    def step() -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16) if amp else nullcontext():
+            loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def dense_steps(model: nn.Module, batch: Batch) -> dict[str, Step]:
+    """Return the steps of a network in the forms that PyTorch has."""
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    amp = copy.deepcopy(last)
+    compiled = torch.compile(copy.deepcopy(last), dynamic=False)
+    return {
+        "dense": train_step(copy.deepcopy(model), batch),
+        "dense, channels_last": train_step(last, batch, form="channels_last"),
+        "dense, channels_last, compiled": train_step(
+            compiled, batch, form="channels_last"
+        ),
+        "dense, channels_last, bfloat16": train_step(
+            amp, batch, amp=True, form="channels_last"
+        ),
+    }
+
+
+def sparse_network(model: nn.Module, masks: fp.Masks) -> nn.Module:
+    """Return a copy that trains sparsely."""
+    return fp.sparse.compress(copy.deepcopy(model).train(), masks)
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Bytes of weights, their gradients and momenta."""
+    return 3 * sum(p.numel() * p.element_size() for p in model.parameters())
