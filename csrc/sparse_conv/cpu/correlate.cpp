@@ -2,6 +2,7 @@
 //
 // A task copies a tile of the source and goes through all output channels; each of them
 // is summed up in registers and written once for each cut of the source's channels.
+#include <algorithm>
 #include <vector>
 
 #include "common/cpu/floats.h"
@@ -11,6 +12,9 @@
 
 namespace fisherprune::cpu::sparse_conv {
 namespace {
+
+// Of a task, if it has not all of a tile's.
+constexpr int64_t kLeastChannels = 16;
 
 struct Image {
   float* data;
@@ -72,13 +76,20 @@ void correlate_rest(const Job& job, const float* from, const Taps& taps,
     const Rows rows{1, from + at, 0, buffer + at, 0, kChunk};
     job.kernels.correlate[1][chunks](taps, rows, start, false, relu);
   });
-  for (int64_t r = 0; r < to.rows; ++r)
-    for (int64_t q = 0; q < to.cols; ++q)
-      for (int64_t i = 0; i < n; ++i)
-        to.first[r * to.stride + q * to.step + i] = buffer[r * pitch + q * n + i];
+  for (int64_t r = 0; r < to.rows; ++r) {
+    float* const row = to.first + r * to.stride;
+    const float* const found = buffer + r * pitch;
+    if (to.step == n)
+      std::copy_n(found, to.cols * n, row);
+    else
+      for (int64_t q = 0; q < to.cols; ++q)
+        std::copy_n(found + q * n, n, row + q * to.step);
+  }
 }
 
-void correlate_tile(const Job& job, int64_t index, float* scratch) {
+// A tile, for the output channels from `begin` to before `end`.
+void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
+                    float* scratch) {
   const Work& work = job.work;
   Tile tile = work.tile(index);
   float* const buffer = scratch + work.layout.floats;
@@ -86,7 +97,7 @@ void correlate_tile(const Job& job, int64_t index, float* scratch) {
     work.choose_channels(tile, k);
     copy_tile(job.source, work.y, work.x, tile, work.layout, job.kernels, scratch);
     const bool add = k > 0, relu = job.image.relu && k + 1 == work.cuts;
-    for (int64_t o = 0; o < job.image.channels; ++o) {
+    for (int64_t o = begin; o < end; ++o) {
       const float start = job.image.bias ? job.image.bias[o] : 0;
       for (size_t gy = 0, grid = 0; gy < work.y.grids.size(); ++gy)
         for (size_t gx = 0; gx < work.x.grids.size(); ++gx, ++grid) {
@@ -100,6 +111,14 @@ void correlate_tile(const Job& job, int64_t index, float* scratch) {
         }
     }
   }
+}
+
+// Into how many tasks a tile's output channels are dealt: each copies the tile for
+// itself, so that there are several only where there are few tiles.
+int64_t splits_of(int64_t tiles, int64_t channels, int64_t threads) {
+  if (tiles >= 2 * threads || threads == 1) return 1;
+  const int64_t wanted = (2 * threads + tiles - 1) / std::max<int64_t>(tiles, 1);
+  return std::clamp<int64_t>(channels / kLeastChannels, 1, wanted);
 }
 
 // make_taps(cut, layout) gives the taps of a kind of tile.
@@ -116,9 +135,12 @@ void correlate(const View4& source, int64_t channels, const Axis& y, const Axis&
     const TapLists taps = make_taps(work.cut, work.layout);
     const Job job{source, image, work, taps, code};
     const int64_t buffer = work.whole() ? 0 : work.layout.plane + 2 * kChunk;
-    for_each_task(machine.parallel, work.count(), [&](int64_t i) {
+    const int64_t splits = splits_of(work.count(), image.channels, machine.threads);
+    for_each_task(machine.parallel, work.count() * splits, [&](int64_t i) {
       float* const scratch = scratch_floats(work.layout.floats + buffer);
-      correlate_tile(job, i, scratch);
+      const int64_t split = i % splits;
+      correlate_tile(job, i / splits, image.channels * split / splits,
+                     image.channels * (split + 1) / splits, scratch);
     });
   });
 }

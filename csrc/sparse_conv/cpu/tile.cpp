@@ -17,7 +17,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class T>
 void copy_places(const T* from, int64_t step, int64_t sample_stride, int64_t count,
                  int64_t samples, float* to) {
-  if (sample_stride == 1) {
+  if (samples == 1) {
+    for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i * step]);
+  } else if (sample_stride == 1) {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t n = 0; n < samples; ++n)
         to[i * samples + n] = to_float(from[i * step + n]);

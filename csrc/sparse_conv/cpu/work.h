@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/check.h"
 #include "sparse_conv/cpu/kernels.h"
 #include "sparse_conv/cpu/tile.h"
 
@@ -44,7 +45,7 @@ struct Work {
         lanes(load.lanes),
         blocks(samples / lanes),
         cut(choose_cut(y, x, load)),
-        layout(y, x, cut, lanes),
+        layout(checked(TileLayout(y, x, cut, lanes))),
         rows((y.count + cut.rows - 1) / cut.rows),
         cols((x.count + cut.cols - 1) / cut.cols),
         cuts((channels + cut.channels - 1) / cut.channels) {}
@@ -70,6 +71,14 @@ struct Work {
   void choose_channels(Tile& tile, int64_t k) const {
     tile.channel0 = k * cut.channels;
     tile.channels = std::min(cut.channels, channels - tile.channel0);
+  }
+
+  // Taps have places of 32 bits.
+  static const TileLayout& checked(const TileLayout& layout) {
+    check(layout.floats <= INT32_MAX,
+          "sparse_conv2d: what the kernel reaches of the padded input must be at most ",
+          INT32_MAX, " numbers for one row of the output, got ", layout.floats);
+    return layout;
   }
 
   const Axis &y, &x;
