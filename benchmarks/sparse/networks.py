@@ -63,7 +63,7 @@ def train_step(
     if form == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        model.parameters(), 1e-30, momentum=0.9, weight_decay=5e-4, fused=True
+        model.parameters(), 0.0, momentum=0.9, weight_decay=5e-4, fused=True
     )
 
     def step() -> Tensor:
