@@ -44,14 +44,27 @@ def places(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     return owners * width + columns
 
 
-def samples_innermost(x: Tensor) -> Tensor:
-    """Return ``[N, C, H, W]`` so that it lies in memory as ``[C, H, W, N]``."""
-    return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+def empty_innermost(like: Tensor, size: Sequence[int]) -> Tensor:
+    """Return ``[N, C, H, W]`` that lies in memory as ``[C, H, W, N]``.
+
+    It is no view of another tensor: what an op returns may be changed in place, by
+    ``ReLU(inplace=True)`` say, which autograd forbids for views.
+    """
+    n, _, height, width = size
+    strides = (1, height * width * n, width * n, n)
+    return like.new_empty_strided(list(size), strides)
+
+
+def empty_output(like: Tensor, size: Sequence[int]) -> Tensor:
+    """Return what an op writes its output into: on others than CPUs, a plain tensor."""
+    if like.device.type == "cpu":
+        return empty_innermost(like, size)
+    return like.new_empty(list(size))
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """Return what an op returns as its device wants it: on others than CPUs, plain."""
-    return samples_innermost(x) if x.device.type == "cpu" else x.contiguous()
+    """Return the same entries as an op returns them on the device."""
+    return empty_output(x, x.shape).copy_(x) if x.device.type == "cpu" else x
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherprune.ops.dense import laid_out
+from fisherprune.ops.dense import empty_output
 
 Sizes = Sequence[int]
 OPS = torch.ops.fisherprune
@@ -38,12 +38,12 @@ def _(
 ) -> Tensor:
     axes = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     positions = [_positions(*axis) for axis in axes]
-    return laid_out(input.new_empty([input.shape[0], rows.shape[0] - 1, *positions]))
+    return empty_output(input, [input.shape[0], rows.shape[0] - 1, *positions])
 
 
 @torch.library.register_fake("fisherprune::sparse_conv2d_input")
 def _(input_size: Sizes, values: Tensor, *_: Any) -> Tensor:
-    return laid_out(values.new_empty(input_size))
+    return empty_output(values, input_size)
 
 
 @torch.library.register_fake("fisherprune::sparse_conv2d_weight")

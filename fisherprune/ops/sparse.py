@@ -60,7 +60,7 @@ def sparse_conv2d(
 
     Returns:
         ``[N, O, P, Q]``, on CPUs with samples innermost: it lies in memory as
-        ``[O, P, Q, N]``.
+        ``[O, P, Q, N]``. It is no view of another tensor.
 
     Raises:
         RuntimeError: on shapes, dtypes or devices that do not belong together.

@@ -181,6 +181,19 @@ def test_opcheck(name):
     opcheck(found.sparse_conv2d_weight, (x, rows, columns, grad, *options))
 
 
+def test_the_output_may_be_changed_in_place():
+    """As ReLU(inplace=True) does; autograd forbids it for views of custom ops."""
+    case = make(**CASES["plain_3x3"])
+    leaves, grad = leaves_of(case), random_grad(case)
+    out = run(case, leaves)
+    assert not out._is_view()
+    found = torch.autograd.grad(out.relu_(), leaves, grad)
+    leaves = leaves_of(case)
+    expected = torch.autograd.grad(run(case, leaves).relu(), leaves, grad)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_no_samples():
     case = make(**CASES["plain_3x3"] | {"n": 0})
     rows, columns = case.pattern
