@@ -151,8 +151,4 @@ def run_densely(keys: Sequence[str]) -> None:
                 _REGISTRATIONS.impl(name, body, key)
 
 
-CPU_IS_OWN = all(has_kernel(name, "CPU") for name in BODIES)
-"""Whether the library itself runs the ops on CPUs."""
-
 run_densely(OTHERS)
-run_densely(["CPU"])  # until the library has kernels

@@ -114,7 +114,7 @@ def _save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_weight(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, rows, columns, outer = ctx.saved_tensors
     by_input, by_grad = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
-    size, pattern = input.shape, (rows, columns)
+    size, pattern, grad = input.shape, (rows, columns), grad.contiguous()
     return (
         OPS.sparse_conv2d_input(size, grad, *pattern, outer, *ctx.options)
         if by_input

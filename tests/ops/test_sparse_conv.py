@@ -215,7 +215,6 @@ def test_autocast_computes_in_float32():
     assert out.dtype == torch.float32 and torch.equal(out, expected)
 
 
-@pytest.mark.skipif(not dense.CPU_IS_OWN, reason="PyTorch's convolutions run")
 @pytest.mark.parametrize("name", CASES)
 def test_same_bits_for_any_number_of_threads(name, restore_threads):
     case, results = make(**CASES[name]), []
@@ -277,7 +276,6 @@ def test_cuda_equals_float64(name):
         assert truth.error(one) <= 3 * TOLERANCE  # PyTorch's own rounding
 
 
-@pytest.mark.skipif(not dense.CPU_IS_OWN, reason="PyTorch's convolutions run")
 def test_what_lies_below_a_pruned_weight_is_not_read():
     input = torch.full((3, 1, 2, 2), float("inf"))
     input[:, :, 0, 0] = 1

@@ -174,9 +174,7 @@ def test_decompress_is_the_way_back():
     found, true = back.state_dict(), reference.state_dict()
     assert [*found] == [*true]
     assert all(torch.equal(found[n], true[n]) for n in true)
-    with pytest.raises(
-        fp.FisherpruneError, match="decompress: model must be one of"
-    ):
+    with pytest.raises(fp.FisherpruneError, match="decompress: model must be one of"):
         sparse.decompress(model)
     layer = sparse.SparseLinear(nn.Linear(2, 2), torch.eye(2) > 0)
     with pytest.raises(fp.FisherpruneError, match="its layers inside, got a SparseLin"):
