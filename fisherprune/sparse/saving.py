@@ -119,7 +119,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 def _check_layers(model: nn.Module, file: SparseFile) -> None:
     """Refuse a file of layers that the model has not."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, shape in file.shapes.items():
         weight = getattr(modules.get(name), "_parameters", {}).get("weight")
         if weight is None:

@@ -19,16 +19,17 @@ NETS = {
 """By name: what makes one, and the shape of a sample."""
 
 
-def random_masks(model: nn.Module, density: float = 0.1) -> fp.Masks:
-    """Draw masks of the weights of convolutions and Linear layers."""
+def random_masks(model: nn.Module, *densities: float) -> fp.Masks:
+    """Draw masks of convolutions and Linear layers, with these densities by turns."""
     kinds = nn.Conv1d | nn.Conv2d | nn.Linear
-    return fp.Masks(
-        {
-            f"{name}.weight": torch.rand(module.weight.shape) < density
-            for name, module in model.named_modules()
-            if isinstance(module, kinds)
-        }
-    )
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
+    masks = {}
+    for i, (name, module) in enumerate(layers):
+        density = densities[i % len(densities)]
+        total = module.weight.numel()
+        kept = torch.randperm(total) < max(1, int(density * total))
+        masks[f"{name}.weight"] = kept.view(module.weight.shape)
+    return fp.Masks(masks)
 
 
 def masked(model: nn.Module, masks: fp.Masks) -> nn.Module:
@@ -48,9 +49,9 @@ def loss_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(model(x), y)
 
 
-def case(name: str, samples: int = 6, density: float = 0.1):
-    """Return a network, its masks, and a batch."""
+def case(name: str, samples: int = 6, density: float = 0.1, others: float = 0.0):
+    """Return a network, its masks, and a batch; every other layer may be denser."""
     make, shape = NETS[name]
     model = make()
     batch = torch.randn(samples, *shape), torch.randint(5, (samples,))
-    return model, random_masks(model, density), *batch
+    return model, random_masks(model, density, others or density), *batch
