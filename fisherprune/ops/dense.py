@@ -89,7 +89,8 @@ def _sparse_conv2d(
 ) -> Tensor:
     shape = rows.shape[0] - 1, input.shape[1] // groups, *kernel
     weight = dense_weight(values, rows, columns, shape)
-    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    images = input.to(values.dtype)
+    output = F.conv2d(images, weight, bias, stride, padding, dilation, groups)
     return laid_out(output.relu_() if relu else output)
 
 
@@ -108,6 +109,7 @@ def _sparse_conv2d_input(
     shape = rows.shape[0] - 1, input_size[1] // groups, *kernel
     weight = dense_weight(values, rows, columns, shape)
     options = stride, padding, dilation, groups
+    grad = grad.to(values.dtype)
     return laid_out(gradients.conv2d_input(input_size, weight, grad, *options))
 
 
@@ -124,7 +126,8 @@ def _sparse_conv2d_weight(
 ) -> Tensor:
     shape = rows.shape[0] - 1, input.shape[1] // groups, *kernel
     options = stride, padding, dilation, groups
-    dense = gradients.conv2d_weight(input, shape, grad, *options)
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    dense = gradients.conv2d_weight(input.to(dtype), shape, grad.to(dtype), *options)
     return dense.flatten()[places(rows, columns, _product(shape[1:]))]
 
 

@@ -38,7 +38,7 @@ def _(
 ) -> Tensor:
     axes = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     positions = [_positions(*axis) for axis in axes]
-    return empty_output(input, [input.shape[0], rows.shape[0] - 1, *positions])
+    return empty_output(values, [input.shape[0], rows.shape[0] - 1, *positions])
 
 
 @torch.library.register_fake("fisherprune::sparse_conv2d_input")
@@ -48,7 +48,8 @@ def _(input_size: Sizes, values: Tensor, *_: Any) -> Tensor:
 
 @torch.library.register_fake("fisherprune::sparse_conv2d_weight")
 def _(input: Tensor, rows: Tensor, columns: Tensor, *_: Any) -> Tensor:
-    return input.new_empty(columns.shape)
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    return input.new_empty(columns.shape, dtype=dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -42,11 +42,11 @@ def sparse_conv2d(
 
     with :math:`c'` the channel c of o's group and zeros outside of the image. The cost
     is that of the kept entries alone. Differentiable, twice too, by ``input``,
-    ``values`` and ``bias``. Under autocast it runs in float32. The CPU's result is the
-    same bit for bit whatever the number of threads.
+    ``values`` and ``bias``. It computes in float32, also of images of 16 bits and under
+    autocast. The CPU's result is the same bit for bit whatever the number of threads.
 
     Args:
-        input: ``[N, C, H, W]``, float32, any strides.
+        input: ``[N, C, H, W]``, float32, float16 or bfloat16, any strides.
         values: float32 ``[K]``, the kept entries.
         rows: int32 ``[O + 1]``, from 0 to K, not descending.
         columns: int32 ``[K]``, ascending within a row.
@@ -59,7 +59,7 @@ def sparse_conv2d(
         relu: replace what is negative by zero.
 
     Returns:
-        ``[N, O, P, Q]``, on CPUs with samples innermost: it lies in memory as
+        float32 ``[N, O, P, Q]``, on CPUs with samples innermost: it lies in memory as
         ``[O, P, Q, N]``. It is no view of another tensor.
 
     Raises:
@@ -113,7 +113,7 @@ def sparse_conv2d_input(
         values: as of ``sparse_conv2d``, as are ``rows``, ``columns`` and the options.
         rows: where each output's entries begin.
         columns: the places within an output's weights.
-        grad: ``[N, O, P, Q]``, float32, any strides.
+        grad: ``[N, O, P, Q]``, float32, float16 or bfloat16, any strides.
         kernel: its height and width.
         stride: of the convolution.
         padding: of the convolution.
@@ -160,10 +160,10 @@ def sparse_conv2d_weight(
     ``input`` and ``grad``.
 
     Args:
-        input: ``[N, C, H, W]``, float32, any strides.
+        input: ``[N, C, H, W]``, float32, float16 or bfloat16, any strides.
         rows: as of ``sparse_conv2d``, as are ``columns`` and the options.
         columns: the places within an output's weights.
-        grad: ``[N, O, P, Q]``, float32, any strides.
+        grad: ``[N, O, P, Q]``, float32, float16 or bfloat16, any strides.
         kernel: its height and width.
         stride: of the convolution.
         padding: of the convolution.

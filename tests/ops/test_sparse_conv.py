@@ -204,6 +204,30 @@ def test_no_samples():
     assert v.grad.shape == v.shape and not v.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_of_16_bits(dtype):
+    """They are read as they are; what comes is in float32, on other devices, too."""
+    case = make(**CASES["everything_uneven"])
+    low, grad = case.input.to(dtype), random_grad(case).to(dtype)
+    case.input = low.float()
+    truths, (rows, columns) = case.truth(grad), case.pattern
+    options, size = case.flat(), case.input.shape
+    op = torch.ops.fisherprune
+    for body in (dense.BODIES, {n: getattr(op, n) for n in dense.BODIES}):
+        found = [
+            body["sparse_conv2d"](low, case.values, rows, columns, case.bias, *options),
+            body["sparse_conv2d_input"](
+                size, case.values, rows, columns, grad, *options
+            ),
+            body["sparse_conv2d_weight"](low, rows, columns, grad, *options),
+        ]
+        for one, truth in zip(found, truths[:3], strict=True):
+            assert one.dtype == torch.float32
+            assert truth.error(one) <= 3 * TOLERANCE
+    opcheck(op.sparse_conv2d, (low, case.values, rows, columns, None, *options))
+    opcheck(op.sparse_conv2d_weight, (low, rows, columns, grad, *options))
+
+
 def test_autocast_computes_in_float32():
     case = make(**CASES["plain_3x3"])
     rows, columns = case.pattern

@@ -127,6 +127,22 @@ def test_what_is_not_folded():
     )
 
 
+def test_a_normalization_of_two_layers_stays():
+    """Folded into one of them, the model given would normalize that one twice."""
+    model = Own(
+        lambda m, x: (m.bn(m.one(x)), m.bn(m.two(x) + x)),
+        one=nn.Conv2d(4, 4, 1),
+        two=nn.Conv2d(4, 4, 1),
+        bn=nn.BatchNorm2d(4),
+    )
+    masks, x = random_masks(randomized(model).eval(), 0.4), torch.randn(3, 4, 5, 5)
+    true = masked(model, masks)
+    small = sparse.compress(model, masks, dense_above=1.0, fold=True)
+    for mine, again, theirs in zip(small(x), model(x), true(x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(again, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_every_way_to_write_relu():
     def run(m, x):
         x = F.relu(m.a(x), inplace=True)
