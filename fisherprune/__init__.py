@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fisherprune.lazy import lazily
 
 if TYPE_CHECKING:
-    from fisherprune import baselines, losses, models
+    from fisherprune import baselines, losses, models, sparse
     from fisherprune.errors import (
         FisherpruneError,
         FisherpruneWarning,
@@ -73,6 +73,7 @@ else:  # at the first use: the doctor and --help need neither torch nor the kern
             "score": "fisherprune.scoring.score",
             "score_all": "fisherprune.scoring.score",
             "select_masks": "fisherprune.masks.select",
+            "sparse": "fisherprune.sparse",
         },
     )
 
@@ -111,4 +112,5 @@ __all__ = [
     "score",
     "score_all",
     "select_masks",
+    "sparse",
 ]

@@ -59,7 +59,7 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
             ran, or ``parameters`` is no dict of parameters of the model, each of them
             once and of real floating-point numbers.
     """
-    _check_shapes_known(checked_model(model))
+    check_shapes_known(checked_model(model))
     if parameters is None:
         parameters = prunable_parameters(model)
     if not isinstance(parameters, Mapping):
@@ -83,7 +83,8 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
     return dict(parameters)
 
 
-def _check_shapes_known(model: nn.Module) -> None:
+def check_shapes_known(model: nn.Module) -> None:
+    """Raise where a lazy layer has no shape yet, naming a parameter or a buffer."""
     for named in (model.named_parameters(), model.named_buffers()):
         for name, tensor in named:
             if is_lazy(tensor):

@@ -24,7 +24,7 @@ TITLES = {
     "errors": "Errors and warnings",
 }
 """Of parts of the package, in the order of their pages; others follow."""
-MODULES = ("losses", "baselines", "models", "data", "train")
+MODULES = ("losses", "baselines", "sparse", "models", "data", "train")
 """Documented whole, like the files of ``fisherprune.integrations``."""
 SHARED = ("holding",)
 """Of these, what several of them share."""

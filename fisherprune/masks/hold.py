@@ -57,11 +57,13 @@ class Hold:
             check_trains(optimizer, {name: p for name, (p, _) in pruned.items()})
         self._masks: dict[Tensor, _Mask] = {}
         self._names: dict[Tensor, str] = {}
+        self._released: list[str] = []
         self._hooks, self._ended = ExitStack(), False
         optimizers = list(unwrapped(optimizer))
         self._optimizers = [weakref.ref(one) for one in optimizers]
         with ExitStack() as undo:
             undo.callback(self.remove)
+            _HOLDS.add(self)
             for name, (parameter, out) in pruned.items():
                 self._take(name, parameter, out)
             self._hook_modules(model)
@@ -92,8 +94,9 @@ class Hold:
             masks: bool tensors of the same parameters and shapes as those held.
 
         Raises:
-            FisherpruneError: where they are not, or the hold has ended; nothing is
-                changed then.
+            FisherpruneError: where they are not, the hold has ended, or
+                ``sparse.compress`` has replaced one of the parameters by its kept
+                values; nothing is changed then.
 
         Example:
             >>> import torch
@@ -116,6 +119,12 @@ class Hold:
 
     def _fitted(self, masks: Masks) -> dict[Tensor, _Mask]:
         """Return masks of the held parameters, in the forms that are used."""
+        if self._released:
+            raise FisherpruneError(
+                "update: the held parameters must be the model's, but sparse.compress "
+                f"has replaced {self._released[0]!r}: decompress the model, hold the "
+                "other masks and compress it anew"
+            )
         if self._ended:
             raise FisherpruneError("update: the hold must not have ended, but it has")
         held = dict.fromkeys(self._names.values())
@@ -134,6 +143,18 @@ class Hold:
             for p, n in self._names.items()
         }
         return {p: _Mask.of(~mask, p) for p, mask in fitted.items()}
+
+    def keeps(self, parameter: Tensor, pruned: Tensor) -> bool:
+        """Return whether the hold lasts and keeps just these weights at zero."""
+        if self._ended or parameter not in self._masks:
+            return False
+        return torch.equal(self._mask(parameter).pruned, pruned)
+
+    def release(self, parameters: Iterable[Tensor]) -> None:
+        """Hold these parameters no more, which are no longer those of the model."""
+        for parameter in parameters:
+            if self._masks.pop(parameter, None) is not None:
+                self._released.append(self._names.pop(parameter))
 
     def _take(self, name: str, parameter: nn.Parameter, out: Tensor) -> None:
         """Hold one more parameter."""
@@ -186,17 +207,19 @@ class Hold:
             self.zero()
 
     def _before_save(self, own: _Own, _: nn.Module) -> None:
-        self.zero(own.values())
+        self.zero(p for p in own.values() if p in self._masks)
 
     def _after_load(self, own: _Own, module: nn.Module) -> None:
         """Set zeros; ``load_state_dict(assign=True)`` has put in other parameters."""
         for name, parameter in own.items():
+            if parameter not in self._masks:
+                continue
             loaded = module._parameters[name]
             if loaded is not None and loaded not in self._masks:
                 pruned = self._masks[parameter].pruned
                 self._take(self._names[parameter], loaded, pruned)
                 own[name] = loaded
-        self.zero(own.values())
+        self.zero(p for p in own.values() if p in self._masks)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         self.zero(p for p in trained(optimizer) if p in self._masks)
@@ -228,8 +251,8 @@ class Hold:
 
     def _mask_gradient(self, parameter: Tensor) -> None:
         grad = parameter.grad
-        if grad is None:  # an earlier hook has used it up
-            return
+        if grad is None or parameter not in self._masks:
+            return  # an earlier hook has used it up, or it was released
         if grad.is_sparse:
             parameter.grad = _mask_rows(grad, self._mask(parameter).pruned)
         else:
@@ -250,6 +273,14 @@ class Hold:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+_HOLDS: weakref.WeakSet[Hold] = weakref.WeakSet()
+
+
+def lasting_holds() -> list[Hold]:
+    """Return the holds that have not ended, of all models."""
+    return [hold for hold in _HOLDS if not hold._ended]
 
 
 class _Mask(NamedTuple):

@@ -32,14 +32,16 @@ def trained(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def check_trains(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
+def check_trains(
+    optimizer: Optimizer, weights: Mapping[str, nn.Parameter], where: str = "hold"
+) -> None:
     """Refuse what is no optimizer, or trains not all the weights that are trained."""
     if not isinstance(optimizer, Optimizer):
-        raise FieldError("hold: optimizer", "of torch.optim", shown(optimizer))
+        raise FieldError(f"{where}: optimizer", "of torch.optim", shown(optimizer))
     known = {id(p) for one in unwrapped(optimizer) for p in trained(one)}
     for name, weight in weights.items():
         if weight.requires_grad and id(weight) not in known:
-            raise FisherpruneError(f"hold: the optimizer does not train {name!r}")
+            raise FisherpruneError(f"{where}: the optimizer does not train {name!r}")
 
 
 def clean(optimizer: Optimizer, out: Mapping[Tensor, Tensor]) -> None:

@@ -9,6 +9,7 @@ truth to compare with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -100,3 +101,75 @@ def topk_masks(
         rank = equal.reshape(-1).cumsum(0).view_as(s)
         masks.append((s > threshold) | (equal & (rank <= left)))
     return masks
+
+
+def _dense(values: Tensor, rows: Tensor, columns: Tensor, shape: list[int]) -> Tensor:
+    weight = values.new_zeros(shape).flatten(1)
+    for o, kept in enumerate(weight):
+        mine = slice(int(rows[o]), int(rows[o + 1]))
+        kept[columns[mine].long()] = values[mine]
+    return weight.view(shape)
+
+
+def sparse_conv2d(
+    input: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    """Put the values into a dense weight, row by row, and convolve."""
+    shape = [rows.numel() - 1, input.shape[1] // groups, *kernel]
+    weight = _dense(values, rows, columns, shape)
+    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return output.relu() if relu else output
+
+
+def sparse_conv2d_input(
+    input_size: Sequence[int],
+    values: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad: Tensor,
+    *,
+    kernel: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Convolve zeros and let autograd go back."""
+    shape = [rows.numel() - 1, input_size[1] // groups, *kernel]
+    weight = _dense(values.detach(), rows, columns, shape)
+    input = values.new_zeros(input_size).requires_grad_()
+    output = F.conv2d(input, weight, None, stride, padding, dilation, groups)
+    return torch.autograd.grad(output, input, grad)[0]
+
+
+def sparse_conv2d_weight(
+    input: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad: Tensor,
+    *,
+    kernel: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Let autograd find the gradient of a dense weight, and take the kept entries."""
+    shape = [rows.numel() - 1, input.shape[1] // groups, *kernel]
+    weight = input.new_zeros(shape).requires_grad_()
+    output = F.conv2d(input, weight, None, stride, padding, dilation, groups)
+    (dense,) = torch.autograd.grad(output, weight, grad)
+    ends = pairwise(rows.tolist())
+    kept = zip(dense.flatten(1), ends, strict=True)
+    return torch.cat([row[columns[a:b].long()] for row, (a, b) in kept])

@@ -21,13 +21,17 @@ Machine machine() {
   return {cpu_capability(), parallel, torch::stable::get_num_threads()};
 }
 
-// Memory in the order [C, H, W, N], seen as [N, C, H, W].
+// Memory in the order [C, H, W, N], seen as [N, C, H, W]; no view of another tensor,
+// because autograd forbids to change views that an op returns, as ReLU in place does.
 Tensor new_innermost(const Tensor& like, const Ints& size) {
-  Tensor t = torch::stable::new_empty(like, Ints{size[1], size[2], size[3], size[0]});
+  const Ints strides{1, size[2] * size[3] * size[0], size[3] * size[0], size[0]};
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      4, size.data(), strides.data(), aoti_torch_dtype_float32(),
+      aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
+  const Tensor t(handle);
   prefer_large_pages(t.data_ptr(), t.numel() * static_cast<int64_t>(sizeof(float)));
-  t = torch::stable::transpose(t, 0, 3);  // [N, H, W, C]
-  t = torch::stable::transpose(t, 1, 3);  // [N, C, W, H]
-  return torch::stable::transpose(t, 2, 3);
+  return t;
 }
 
 float* data_of(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
