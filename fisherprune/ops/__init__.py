@@ -1,5 +1,6 @@
-"""The two ops and their steps; ``reference`` has a pure-PyTorch twin of each."""
+"""The ops and their steps; ``reference`` has a pure-PyTorch twin of each."""
 
+from fisherprune.ops.normalize import batch_norm, batch_norm_backward
 from fisherprune.ops.wrappers import (
     global_topk,
     grad_moments,
@@ -10,6 +11,8 @@ from fisherprune.ops.wrappers import (
 )
 
 __all__ = [
+    "batch_norm",
+    "batch_norm_backward",
     "global_topk",
     "grad_moments",
     "key_value",

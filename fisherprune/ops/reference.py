@@ -100,3 +100,59 @@ def topk_masks(
         rank = equal.reshape(-1).cumsum(0).view_as(s)
         masks.append((s > threshold) | (equal & (rank <= left)))
     return masks
+
+
+def batch_norm(
+    input: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure, normalize, add, cut off; in float32 where entries have 16 bits."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    x = input.to(dtype)
+    over = [i for i in range(x.dim()) if i != 1]
+    variance, mean = torch.var_mean(x, over, correction=0)
+    scale = (variance + eps).rsqrt()
+    output = (x - _by_channel(mean, x)) * _by_channel(scale, x)
+    if weight is not None:
+        output = output * _by_channel(weight, x)
+    if bias is not None:
+        output = output + _by_channel(bias, x)
+    if residual is not None:
+        output = output + residual
+    return (output.relu() if relu else output).to(input.dtype), mean, scale
+
+
+def batch_norm_backward(
+    grad: Tensor,
+    input: Tensor,
+    output: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    scale: Tensor,
+    *,
+    relu: bool = False,
+    residual: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Write the formulas down; in float32 where entries have 16 bits."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    over = [i for i in range(input.dim()) if i != 1]
+    g = grad.to(dtype)
+    if relu:
+        g = torch.where(output <= 0, 0, g)
+    x_hat = (input.to(dtype) - _by_channel(mean, input)) * _by_channel(scale, input)
+    grad_bias, grad_weight = g.sum(over), (g * x_hat).sum(over)
+    count = input.numel() / input.shape[1]
+    factor = scale if weight is None else scale * weight
+    means = _by_channel(grad_bias, input) + x_hat * _by_channel(grad_weight, input)
+    grad_input = _by_channel(factor, input) * (g - means / count)
+    grad_residual = g.to(input.dtype) if residual else input.new_empty(0)
+    return grad_input.to(input.dtype), grad_residual, grad_weight, grad_bias
+
+
+def _by_channel(values: Tensor, input: Tensor) -> Tensor:
+    return values.view(-1, *(1 for _ in input.shape[2:]))
