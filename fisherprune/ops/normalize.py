@@ -155,10 +155,10 @@ def _(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    output, *rest = reference.batch_norm(
+    output, mean, scale = reference.batch_norm(
         input, residual, weight, bias, eps=eps, relu=relu
     )
-    return _lying_as(input, output), *rest
+    return _lying_as(input, output), mean, scale
 
 
 @torch.library.impl("fisherprune::batch_norm_backward", "CUDA")
@@ -172,12 +172,11 @@ def _(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_input, grad_residual, *rest = reference.batch_norm_backward(
+    grads = reference.batch_norm_backward(
         grad, input, output, weight, mean, scale, relu=relu, residual=residual
     )
-    if residual:
-        grad_residual = _lying_as(input, grad_residual)
-    return _lying_as(input, grad_input), grad_residual, *rest
+    grad_residual = _lying_as(input, grads[1]) if residual else grads[1]
+    return _lying_as(input, grads[0]), grad_residual, *grads[2:]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:

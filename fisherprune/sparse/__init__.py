@@ -1,0 +1,1 @@
+"""Execution of masked networks without their zeros."""
