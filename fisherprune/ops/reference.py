@@ -156,3 +156,47 @@ def batch_norm_backward(
 
 def _by_channel(values: Tensor, input: Tensor) -> Tensor:
     return values.view(-1, *(1 for _ in input.shape[2:]))
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel: Pair,
+    stride: Pair | None = None,
+    padding: Pair = (0, 0),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Take PyTorch's maxima, and count their places within the windows."""
+    stride = stride or kernel
+    output, flat = F.max_pool2d(
+        input, kernel, stride, padding, ceil_mode=ceil_mode, return_indices=True
+    )
+    top, left = _corners(flat, stride, padding)
+    y, x = flat // input.shape[3] - top, flat % input.shape[3] - left
+    return output, (y * kernel[1] + x).byte()
+
+
+def max_pool2d_backward(
+    grad: Tensor,
+    index: Tensor,
+    input_size: Sequence[int],
+    kernel: Pair,
+    stride: Pair | None = None,
+    padding: Pair = (0, 0),
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Add each gradient to the place that it came from."""
+    width = input_size[3]
+    top, left = _corners(index, stride or kernel, padding)
+    place = index.long()
+    flat = (place // kernel[1] + top) * width + place % kernel[1] + left
+    result = grad.new_zeros(input_size).flatten(2)
+    return result.scatter_add(2, flat.flatten(2), grad.flatten(2)).view(input_size)
+
+
+def _corners(output: Tensor, stride: Pair, padding: Pair) -> list[Tensor]:
+    """Return the first row and column of each window."""
+    starts = [
+        torch.arange(size, device=output.device) * step - pad
+        for size, step, pad in zip(output.shape[2:], stride, padding, strict=True)
+    ]
+    return [starts[0][:, None], starts[1]]

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning, shown
-from fisherprune.sparse.normalize import BatchNorm, replaced, restored
+from fisherprune.sparse.normalize import BatchNorm
+from fisherprune.sparse.replace import replaced, restored
 
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 SUMS = (operator.add, torch.add, "add")
@@ -28,8 +29,8 @@ def fuse_relu(model: nn.Module) -> nn.Module:
 
     ``torch.fx`` traces the model. Where BatchNorm -> ReLU or BatchNorm -> add -> ReLU
     is found, and nothing else reads what lies between, the model calls ``BatchNorm``
-    with both. All modules stay where they are, with ``BatchNorm`` in the place of
-    PyTorch's: class, names, state_dict and optimizers of the model stay what they were.
+    with both. All modules stay where they are, but for those that ``replaced``
+    exchanges: class, names, state_dict and optimizers of the model stay what they were.
     Hooks of modules that are no leaves of the trace, and those of ReLU modules that are
     fused, are not called any more. ``unfuse`` undoes it.
 

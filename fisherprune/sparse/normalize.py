@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fisherprune import ops
-from fisherprune.errors import FisherpruneError, shown
-
-KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""The modules that ``replaced`` replaces; what derives from them stays."""
 
 
 class BatchNorm(_BatchNorm):
@@ -167,79 +163,3 @@ def _check_values(x: Tensor) -> None:
             "Expected more than 1 value per channel when training, got input size "
             f"{x.size()}"
         )
-
-
-def replaced(model: nn.Module) -> nn.Module:
-    """Put ``BatchNorm`` in the place of a model's BatchNorm1d, 2d and 3d, in place.
-
-    Parameters and buffers stay the same objects under the same names: neither
-    optimizers nor files notice. Hooks and all else that a module holds move along.
-    ``restored`` undoes it.
-
-    Args:
-        model: changed in place, unless it is such a module itself.
-
-    Returns:
-        The model, or what has its place.
-
-    Raises:
-        FisherpruneError: where ``model`` is not a module.
-    """
-    return _exchanged("replaced", model, _fused)
-
-
-def restored(model: nn.Module) -> nn.Module:
-    """Put the modules back whose places ``replaced`` gave away, in place.
-
-    Args:
-        model: changed in place, unless it is such a module itself.
-
-    Returns:
-        The model, or what has its place.
-
-    Raises:
-        FisherpruneError: where ``model`` is not a module, or a module has a ReLU of its
-            own, which those of ``torch.nn`` can't have.
-    """
-    return _exchanged("restored", model, _plain)
-
-
-def _fused(module: nn.Module) -> nn.Module:
-    if type(module) not in KINDS:
-        return module
-    new = _with_state_of(module, BatchNorm)
-    new.kind = type(module)
-    return new
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    if type(module) is not BatchNorm or module.kind is None:
-        return module
-    if module.relu:
-        raise FisherpruneError(
-            f"restored: a {module.kind.__name__} has no ReLU, got {shown(module)}"
-        )
-    new = _with_state_of(module, module.kind)
-    for name in ("kind", "relu"):
-        new.__dict__.pop(name, None)
-    return new
-
-
-def _with_state_of(module: nn.Module, kind: type[nn.Module]) -> Any:
-    new = kind.__new__(kind)
-    new.__dict__.update(module.__dict__)
-    return new
-
-
-def _exchanged(function: str, model: nn.Module, new_of: Any) -> nn.Module:
-    """Exchange modules by a rule; one that is in several places stays one."""
-    if not isinstance(model, nn.Module):
-        raise FisherpruneError(
-            f"{function}: model must be a torch.nn.Module, got {shown(model)}"
-        )
-    new = {id(m): new_of(m) for m in model.modules()}
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and new[id(child)] is not child:
-                setattr(parent, name, new[id(child)])
-    return new[id(model)]

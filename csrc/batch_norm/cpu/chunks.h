@@ -11,7 +11,7 @@
 namespace fisherprune::cpu::batch_norm {
 
 constexpr int64_t kChunk = 4096;     // floats that stay in the first cache
-constexpr int64_t kShortRow = 16;    // shorter rows are read as columns
+constexpr int64_t kShortRow = 32;    // shorter rows are read as columns
 constexpr int64_t kLeastRows = 16;   // of a chunk of columns
 constexpr int64_t kMostRows = 512;   // so that no float sum is long
 constexpr int64_t kColumns = 16384;  // floats of a chunk of columns
