@@ -33,6 +33,7 @@ class BatchNorm(_BatchNorm):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         relu: whether negative outputs become 0.
+        others: what PyTorch's own modules take besides, such as ``bias`` in newer ones.
 
     Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
 
@@ -59,9 +60,17 @@ class BatchNorm(_BatchNorm):
         dtype: Any = None,
         *,
         relu: bool = False,
+        **others: Any,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            **others,
         )
         self.relu = relu
 

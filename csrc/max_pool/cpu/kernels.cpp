@@ -1,7 +1,7 @@
 // Compiles the kernels of max_pool2d for each set of vector instructions.
 #include "max_pool/cpu/kernels.h"
 
-#include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "common/cpu/half_float.h"
