@@ -10,10 +10,10 @@
 
 namespace fisherprune::cpu::batch_norm {
 
-constexpr int64_t kChunk = 4096;     // floats that stay in the first cache
+constexpr int64_t kChunk = 2048;     // floats that stay in the first cache
 constexpr int64_t kShortRow = 32;    // shorter rows are read as columns
 constexpr int64_t kLeastRows = 16;   // of a chunk of columns
-constexpr int64_t kMostRows = 512;   // so that no float sum is long
+constexpr int64_t kMostRows = 128;   // so that no float sum is long
 constexpr int64_t kColumns = 16384;  // floats of a chunk of columns
 
 // Rows: a unit is a channel, its entries are `outer` rows. A chunk is some whole rows,
