@@ -54,25 +54,37 @@ inline MaxPoolShape max_pool_shape(const char* op, Dtype dtype,
           dtype};
 }
 
-// A new tensor of these sizes whose samples are innermost.
-inline Tensor new_samples_innermost(const Tensor& like,
-                                    const std::vector<int64_t>& size,
-                                    ScalarType dtype) {
-  const Tensor memory =
-      torch::stable::new_empty(like, {size[1], size[2], size[3], size[0]}, dtype);
-  return torch::stable::permute(memory, {3, 0, 1, 2});
+// The strides of memory in the order [C, H, W, N], seen as [N, C, H, W].
+inline std::vector<int64_t> innermost_strides(const std::vector<int64_t>& size) {
+  return {1, size[2] * size[3] * size[0], size[3] * size[0], size[0]};
 }
 
-// The tensor, or a copy whose samples are innermost.
-inline Tensor samples_innermost(const Tensor& t) {
-  const int64_t stride[] = {1, t.size(2) * t.size(3) * t.size(0), t.size(3) * t.size(0),
-                            t.size(0)};
+// A new tensor of these sizes whose samples are innermost; no view of another one,
+// because autograd forbids to change views that an op returns.
+inline Tensor new_innermost(const Tensor& like, const std::vector<int64_t>& size,
+                            int32_t dtype) {
+  const std::vector<int64_t> strides = innermost_strides(size);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      4, size.data(), strides.data(), dtype, aoti_torch_device_type_cpu(),
+      like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline int32_t dtype_number(Dtype dtype) {
+  return dtype == Dtype::float32 ? aoti_torch_dtype_float32()
+                                 : aoti_torch_dtype_bfloat16();
+}
+
+// The tensor, or a copy whose samples are innermost, of a dtype that has this number.
+inline Tensor samples_innermost(const Tensor& t, int32_t dtype) {
+  const std::vector<int64_t> size{t.size(0), t.size(1), t.size(2), t.size(3)};
+  const std::vector<int64_t> strides = innermost_strides(size);
   bool innermost = true;
   for (int i = 0; i < 4; ++i)
-    innermost = innermost && (t.size(i) == 1 || t.stride(i) == stride[i]);
+    innermost = innermost && (size[i] == 1 || t.stride(i) == strides[i]);
   if (innermost) return t;
-  Tensor copy = new_samples_innermost(t, {t.size(0), t.size(1), t.size(2), t.size(3)},
-                                      t.scalar_type());
+  Tensor copy = new_innermost(t, size, dtype);
   return torch::stable::copy_(copy, t);
 }
 

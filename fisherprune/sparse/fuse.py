@@ -23,6 +23,13 @@ IN_PLACE = tuple(
     for name in "iadd iand ifloordiv imod imul ior ipow isub itruediv ixor".split()
 )
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
 
 def fuse_relu(model: nn.Module) -> nn.Module:
     """Run batch normalization with the ReLU, and the residual, behind it as one op.
@@ -31,8 +38,8 @@ def fuse_relu(model: nn.Module) -> nn.Module:
     is found, and nothing else reads what lies between, the model calls ``BatchNorm``
     with both. All modules stay where they are, but for those that ``replaced``
     exchanges: class, names, state_dict and optimizers of the model stay what they were.
-    Hooks of modules that are no leaves of the trace, and those of ReLU modules that are
-    fused, are not called any more. ``unfuse`` undoes it.
+    Modules with hooks are not fused; hooks of modules that are no leaves of the trace,
+    such as ``nn.Sequential``, are not called any more. ``unfuse`` undoes it.
 
     A model that can't be traced, or whose graph is another in training than in
     evaluation, runs as before; a warning says why.
@@ -94,15 +101,16 @@ class _Tracer(fx.Tracer):
 
 def _traced(model: nn.Module) -> fx.Graph | None:
     """Return the model's graph, the same in both modes, or warn."""
-    modes = {m: m.training for m in model.modules()}
+    before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         graphs = [_Tracer().trace(model.train(mode)) for mode in (True, False)]
     except Exception as error:  # whatever the model's code raises where it is traced
         _warn(f"torch.fx can't trace it: {type(error).__name__}: {error}")
         return None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    finally:  # modes, and what a forward pass sets on its modules
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
     if str(graphs[0]) != str(graphs[1]):
         _warn("it computes something else in training than in evaluation")
         return None
@@ -148,7 +156,8 @@ def _calls(
     modules: dict[str, nn.Module],
 ) -> bool:
     if node.op == "call_module":
-        return kind is not None and type(modules[str(node.target)]) is kind
+        module = modules[str(node.target)]
+        return type(module) is kind and not _has_hooks(module)
     return node.op in ("call_function", "call_method") and node.target in functions
 
 
@@ -197,4 +206,9 @@ def _is_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     module = modules[str(node.target)]
     plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     own = type(module) is BatchNorm and not module.relu
-    return (plain or own) and len(node.args) == 1 and not node.kwargs
+    called = len(node.args) == 1 and not node.kwargs
+    return (plain or own) and called and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, name, None) for name in HOOKS)

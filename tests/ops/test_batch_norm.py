@@ -309,6 +309,15 @@ def test_opcheck():
             opcheck(op.batch_norm_backward, arguments)
 
 
+def test_the_result_may_be_changed_in_place():
+    x = LAYOUTS["samples_innermost"](torch.randn(6, 3, 4, 4)).requires_grad_()
+    y, _, _ = ops.batch_norm(x)
+    (want,) = torch.autograd.grad(y.relu().square().sum(), x)
+    y, _, _ = ops.batch_norm(x)
+    (got,) = torch.autograd.grad(y.relu_().square().sum(), x)
+    assert torch.equal(got, want)
+
+
 def test_only_wanted_gradients():
     x, residual, grad, weight, _ = draw((4, 3, 5, 5))
     weight.requires_grad_()

@@ -150,6 +150,14 @@ def test_windows_side_by_side_by_default():
     assert all(map(torch.equal, got, want))
 
 
+def test_the_result_may_be_changed_in_place():
+    x = torch.randn(3, 2, 6, 6, requires_grad=True)
+    y, _ = ops.max_pool2d(x, (2, 2))
+    y.relu_().sum().backward()
+    wanted = torch.autograd.grad(F.max_pool2d(x, 2).relu().sum(), x)
+    assert torch.equal(x.grad, *wanted)
+
+
 def test_opcheck():
     op = torch.ops.fisherprune
     for x in (torch.randn(5, 3, 6, 7), innermost(torch.randn(5, 3, 6, 7))):

@@ -233,6 +233,29 @@ def test_all_stays_where_it_was():
     assert not any(isinstance(m, BatchNorm) for m in model.modules())
 
 
+@pytest.mark.parametrize("name", ["norm", "act"])
+def test_modules_with_hooks_are_left(name):
+    """A hook sees what it saw before."""
+    model, seen = Net(FUSED["module"], act=nn.ReLU()), []
+    getattr(model, name).register_forward_hook(lambda m, i, y: seen.append(y))
+    x = torch.randn(4, 3, 5, 5)
+    want = model(x)
+    got = fuse_relu(model)(x)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-5)
+
+
+def sets(m, x, y):
+    m.last = F.relu(y)
+    return m.last
+
+
+def test_tracing_leaves_nothing_behind():
+    model = fuse_relu(Net(sets))
+    assert "last" not in vars(model)
+    assert model(torch.randn(4, 3, 5, 5)).min() == 0
+
+
 def test_twice_is_once():
     model = fuse_relu(fuse_relu(Net(FUSED["sum"])))
     assert calls_of(model, torch.randn(4, 3, 5, 5)) == [(True, True)]

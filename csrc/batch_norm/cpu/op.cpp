@@ -5,8 +5,8 @@
 
 #include "batch_norm/args.h"
 #include "batch_norm/cpu/core.h"
-#include "common/cpu/huge_pages.h"
 #include "common/cpu/op.h"
+#include "common/cpu/pages.h"
 
 namespace fisherprune::cpu::batch_norm {
 namespace {
@@ -17,7 +17,7 @@ Machine machine() {
 
 Tensor result_like(const Tensor& input) {
   const Tensor result = torch::stable::empty_like(input);
-  ask_for_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  prefer_large_pages(result.data_ptr(), result.numel() * result.element_size());
   return result;
 }
 

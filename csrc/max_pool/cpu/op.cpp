@@ -3,8 +3,8 @@
 
 #include <tuple>
 
-#include "common/cpu/huge_pages.h"
 #include "common/cpu/op.h"
+#include "common/cpu/pages.h"
 #include "max_pool/args.h"
 #include "max_pool/cpu/core.h"
 
@@ -19,9 +19,9 @@ Sizes sizes_of(const Tensor& t) {
   return sizes;
 }
 
-Tensor result(const Tensor& like, const Sizes& size, ScalarType dtype) {
-  const Tensor made = new_samples_innermost(like, size, dtype);
-  ask_for_huge_pages(made.data_ptr(), made.numel() * made.element_size());
+Tensor result(const Tensor& like, const Sizes& size, int32_t dtype) {
+  const Tensor made = new_innermost(like, size, dtype);
+  prefer_large_pages(made.data_ptr(), made.numel() * made.element_size());
   return made;
 }
 
@@ -32,9 +32,9 @@ std::tuple<Tensor, Tensor> max_pool2d_op(const Tensor& input, Sizes kernel,
   const MaxPoolShape s = max_pool_shape(op, view.dtype, sizes_of(input), kernel, stride,
                                         padding, ceil_mode);
   const Sizes size{s.samples, s.channels, s.out_height, s.out_width};
-  const Tensor output = result(input, size, input.scalar_type());
-  const Tensor index = result(input, size, ScalarType::Byte);
-  const Tensor x = samples_innermost(input);
+  const Tensor output = result(input, size, dtype_number(s.dtype));
+  const Tensor index = result(input, size, aoti_torch_dtype_uint8());
+  const Tensor x = samples_innermost(input, dtype_number(s.dtype));
   forward({s, x.data_ptr(), output.data_ptr(), static_cast<uint8_t*>(index.data_ptr())},
           cpu_capability(), in_parallel);
   return {output, index};
@@ -55,8 +55,9 @@ Tensor max_pool2d_backward_op(const Tensor& grad, const Tensor& index, Sizes inp
   check(sizes_of(index) == size && index.scalar_type() == ScalarType::Byte, op,
         ": index must be uint8 in the shape of grad, ", shape_of(grad), ", got ",
         shape_of(index));
-  const Tensor grad_input = result(grad, input_size, grad.scalar_type());
-  const Tensor g = samples_innermost(grad), i = samples_innermost(index);
+  const Tensor grad_input = result(grad, input_size, dtype_number(s.dtype));
+  const Tensor g = samples_innermost(grad, dtype_number(s.dtype));
+  const Tensor i = samples_innermost(index, aoti_torch_dtype_uint8());
   backward({s, g.data_ptr(), static_cast<const uint8_t*>(i.data_ptr()),
             grad_input.data_ptr()},
            cpu_capability(), in_parallel);
