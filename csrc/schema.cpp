@@ -33,4 +33,10 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
       "batch_norm_backward(Tensor grad, Tensor input, Tensor output, Tensor? weight, "
       "Tensor mean, Tensor scale, bool relu, bool residual) -> (Tensor grad_input, "
       "Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "max_pool2d(Tensor input, int[] kernel, int[] stride, int[] padding, "
+      "bool ceil_mode=False) -> (Tensor output, Tensor index)");
+  m.def(
+      "max_pool2d_backward(Tensor grad, Tensor index, int[] input_size, int[] kernel, "
+      "int[] stride, int[] padding, bool ceil_mode=False) -> Tensor");
 }

@@ -1,5 +1,7 @@
 """The ops and their steps; ``reference`` has a pure-PyTorch twin of each."""
 
+from fisherprune.ops.normalize import batch_norm, batch_norm_backward
+from fisherprune.ops.pooling import MOST_PLACES, max_pool2d
 from fisherprune.ops.sparse import (
     sparse_conv2d,
     sparse_conv2d_input,
@@ -15,9 +17,13 @@ from fisherprune.ops.wrappers import (
 )
 
 __all__ = [
+    "MOST_PLACES",
+    "batch_norm",
+    "batch_norm_backward",
     "global_topk",
     "grad_moments",
     "key_value",
+    "max_pool2d",
     "refuse_nonfinite",
     "sparse_conv2d",
     "sparse_conv2d_input",

@@ -173,3 +173,101 @@ def sparse_conv2d_weight(
     ends = pairwise(rows.tolist())
     kept = zip(dense.flatten(1), ends, strict=True)
     return torch.cat([row[columns[a:b].long()] for row, (a, b) in kept])
+def batch_norm(
+    input: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure, normalize, add, cut off; in float32 where entries have 16 bits."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    x = input.to(dtype)
+    over = [i for i in range(x.dim()) if i != 1]
+    variance, mean = torch.var_mean(x, over, correction=0)
+    scale = (variance + eps).rsqrt()
+    output = (x - _by_channel(mean, x)) * _by_channel(scale, x)
+    if weight is not None:
+        output = output * _by_channel(weight, x)
+    if bias is not None:
+        output = output + _by_channel(bias, x)
+    if residual is not None:
+        output = output + residual
+    return (output.relu() if relu else output).to(input.dtype), mean, scale
+
+
+def batch_norm_backward(
+    grad: Tensor,
+    input: Tensor,
+    output: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    scale: Tensor,
+    *,
+    relu: bool = False,
+    residual: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Write the formulas down; in float32 where entries have 16 bits."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    over = [i for i in range(input.dim()) if i != 1]
+    g = grad.to(dtype)
+    if relu:
+        g = torch.where(output <= 0, 0, g)
+    x_hat = (input.to(dtype) - _by_channel(mean, input)) * _by_channel(scale, input)
+    grad_bias, grad_weight = g.sum(over), (g * x_hat).sum(over)
+    count = input.numel() / input.shape[1]
+    factor = scale if weight is None else scale * weight
+    means = _by_channel(grad_bias, input) + x_hat * _by_channel(grad_weight, input)
+    grad_input = _by_channel(factor, input) * (g - means / count)
+    grad_residual = g.to(input.dtype) if residual else input.new_empty(0)
+    return grad_input.to(input.dtype), grad_residual, grad_weight, grad_bias
+
+
+def _by_channel(values: Tensor, input: Tensor) -> Tensor:
+    return values.view(-1, *(1 for _ in input.shape[2:]))
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel: Pair,
+    stride: Pair | None = None,
+    padding: Pair = (0, 0),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Take PyTorch's maxima, and count their places within the windows."""
+    stride = stride or kernel
+    output, flat = F.max_pool2d(
+        input, kernel, stride, padding, ceil_mode=ceil_mode, return_indices=True
+    )
+    top, left = _corners(flat, stride, padding)
+    y, x = flat // input.shape[3] - top, flat % input.shape[3] - left
+    return output, (y * kernel[1] + x).byte()
+
+
+def max_pool2d_backward(
+    grad: Tensor,
+    index: Tensor,
+    input_size: Sequence[int],
+    kernel: Pair,
+    stride: Pair | None = None,
+    padding: Pair = (0, 0),
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Add each gradient to the place that it came from."""
+    width = input_size[3]
+    top, left = _corners(index, stride or kernel, padding)
+    place = index.long()
+    flat = (place // kernel[1] + top) * width + place % kernel[1] + left
+    result = grad.new_zeros(input_size).flatten(2)
+    return result.scatter_add(2, flat.flatten(2), grad.flatten(2)).view(input_size)
+
+
+def _corners(output: Tensor, stride: Pair, padding: Pair) -> list[Tensor]:
+    """Return the first row and column of each window."""
+    starts = [
+        torch.arange(size, device=output.device) * step - pad
+        for size, step, pad in zip(output.shape[2:], stride, padding, strict=True)
+    ]
+    return [starts[0][:, None], starts[1]]

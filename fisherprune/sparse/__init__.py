@@ -2,22 +2,33 @@
 
 ``compress`` replaces layers by ones that hold the kept weights alone and run on kernels
 whose price is that of the kept weights; ``decompress`` is the way back, ``save`` and
-``load`` are files of the kept weights and their places.
+``load`` are files of the kept weights and their places. What lies between the layers,
+BatchNorm, ReLU, additions and pooling, runs at the speed of memory.
 """
 
 from fisherprune.sparse.compress import compress, decompress, hold_dense
+from fisherprune.sparse.fuse import fuse_relu, unfuse
 from fisherprune.sparse.layers import SparseConv1d, SparseConv2d, SparseLinear
+from fisherprune.sparse.normalize import BatchNorm
 from fisherprune.sparse.optimizers import check_optimizer
+from fisherprune.sparse.pool import MaxPool2d
+from fisherprune.sparse.replace import replaced, restored
 from fisherprune.sparse.saving import load, save
 
 __all__ = [
+    "BatchNorm",
+    "MaxPool2d",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "check_optimizer",
     "compress",
     "decompress",
+    "fuse_relu",
     "hold_dense",
     "load",
+    "replaced",
+    "restored",
     "save",
+    "unfuse",
 ]

@@ -344,3 +344,29 @@ def test_ops_run_in_a_captured_graph():
         s.zero_()
     masks, thresholds, _ = step()
     assert all(map(torch.equal, captured, (*sums, *masks, thresholds)))
+
+
+# ---- batch_norm ----
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 3, 0), (0, 2, 3, 1)])
+def test_batch_norm(order, dtype):
+    """The same as on the CPU, in the layout of the input, and opcheck."""
+    inverse = [order.index(i) for i in range(4)]
+    x, residual, grad = (
+        torch.randn(9, 5, 4, 7).to(dtype).permute(order).contiguous().permute(inverse)
+        for _ in range(3)
+    )
+    weight, bias = torch.randn(2, 5)
+    found = []
+    for device in ("cpu", "cuda"):
+        leaves = [t.to(device).requires_grad_() for t in (x, residual, weight, bias)]
+        y, mean, scale = ops.batch_norm(*leaves, relu=True)
+        grads = torch.autograd.grad(y, leaves, grad.to(device))
+        assert y.stride() == grads[0].stride() == grads[1].stride() == x.stride()
+        found.append([t.detach().cpu().float() for t in (y, mean, scale, *grads)])
+    bound = 1e-5 if dtype == torch.float32 else 2**-6
+    assert max(errors(found[1], found[0])) <= bound
+    opcheck(torch.ops.fisherprune.batch_norm, (*leaves, 1e-5, True))
