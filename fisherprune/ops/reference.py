@@ -173,6 +173,8 @@ def sparse_conv2d_weight(
     ends = pairwise(rows.tolist())
     kept = zip(dense.flatten(1), ends, strict=True)
     return torch.cat([row[columns[a:b].long()] for row, (a, b) in kept])
+
+
 def batch_norm(
     input: Tensor,
     residual: Tensor | None = None,

@@ -15,6 +15,7 @@ from fisherprune.runs.kinds import COUNT, FINITE, NUMBER, SHARE, SWITCH, Kind
 from fisherprune.runs.metrics import METRIC_NAMES, Metrics
 from fisherprune.runs.result import (
     FORMAT,
+    Execution,
     FlopCount,
     LayerCount,
     RunResult,
@@ -77,6 +78,7 @@ def read_run(path: Path, name: str) -> FinishedRun:
         environment=content.get("environment", TABLE),
         notes=_notes(content, layers),
         flops=_flops(content),
+        execution=_execution(content),
     )
 
 
@@ -137,6 +139,26 @@ def _flops(content: Section) -> FlopCount | None:
         wanted = f"at most {dense}, those of the dense network"
         raise found.wrong("masked", wanted, masked)
     return {"dense": dense, "masked": masked}
+
+
+def _execution(content: Section) -> Execution | None:
+    if content.content.get("execution") is None:
+        return None
+    found = content.section("execution")
+    seconds = {
+        name: None if found.content.get(name) is None else found.get(name, SECONDS)
+        for name in ("dense_step", "sparse_step")
+    }
+    return {
+        "sparse_layers": found.get("sparse_layers", COUNT),
+        "expected": found.get("expected", SECONDS),
+        "dense_step": seconds["dense_step"],
+        "sparse_step": seconds["sparse_step"],
+        "weights": found.get("weights", COUNT),
+        "dense_weights": found.get("dense_weights", COUNT),
+        "optimizer": found.get("optimizer", COUNT),
+        "dense_optimizer": found.get("dense_optimizer", COUNT),
+    }
 
 
 def _scoring(content: Section) -> ScoringCost | None:

@@ -76,6 +76,27 @@ class FlopCount(TypedDict):
     """Of what the mask leaves of it."""
 
 
+class Execution(TypedDict):
+    """How a network was trained without its pruned weights."""
+
+    sparse_layers: int
+    """Layers that hold kept weights alone."""
+    expected: float
+    """How many times faster than dense a step was expected to be."""
+    dense_step: float | None
+    """Seconds of a step with dense layers, measured; None with several processes."""
+    sparse_step: float | None
+    """The same with sparse layers."""
+    weights: int
+    """Bytes of all parameters as they were trained."""
+    dense_weights: int
+    """The same with dense layers."""
+    optimizer: int
+    """Bytes of what the optimizer remembers."""
+    dense_optimizer: int
+    """The same with dense layers."""
+
+
 @dataclass(frozen=True)
 class RunResult:
     """Outcome of a run; ``results.json`` holds the same."""
@@ -102,6 +123,8 @@ class RunResult:
     """What else to know before the numbers are used."""
     flops: FlopCount | None = None
     """None where they are not known."""
+    execution: Execution | None = None
+    """None where all layers were dense."""
 
     @property
     def kept(self) -> int:
@@ -190,6 +213,7 @@ class RunResult:
             "effective": self.effective,
             "effective_sparsity": self.effective_sparsity,
             "flops": self.flops,
+            "execution": self.execution,
             "layers": {x.name: _layer_as_json(x) for x in self.layers},
             "notes": list(self.notes),
             "warnings": list(self.warnings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fisherprune.runs.result import LayerCount, RunResult
+from fisherprune.runs.result import Execution, LayerCount, RunResult
 
 
 def table(result: RunResult) -> str:
@@ -25,6 +25,7 @@ def table(result: RunResult) -> str:
         f"{result.total:,} prunable weights are kept "
         f"({result.parameters:,} parameters in all)",
         *_left(result),
+        *([] if result.execution is None else [executed(result.execution)]),
         *(f"warning: {warning}" for warning in result.warnings),
         "",
         aligned(_test_rows(result)),
@@ -48,6 +49,27 @@ def _left(result: RunResult) -> list[str]:
             f"{result.flops['dense']:,}, the dense network's"
         )
     return lines
+
+
+def executed(execution: Execution) -> str:
+    """Say what sparse training saved: time of a step, memory."""
+    dense, sparse = execution["dense_step"], execution["sparse_step"]
+    if dense is None or sparse is None:
+        speed = f"{execution['expected']:.1f} times faster by an estimate"
+    else:
+        speed = (
+            f"{1e3 * sparse:.0f} ms a step, dense {1e3 * dense:.0f} ms "
+            f"({dense / sparse:.1f} times faster)"
+        )
+    sizes = (
+        f"{what} {execution[own] / 1e6:.2f} MB, dense {execution[full] / 1e6:.2f} MB"
+        for what, own, full in (
+            ("weights", "weights", "dense_weights"),
+            ("optimizer", "optimizer", "dense_optimizer"),
+        )
+    )
+    layers = execution["sparse_layers"]
+    return f"sparse training, {layers} sparse layers: {speed}; {'; '.join(sizes)}"
 
 
 def _layer_rows(layers: tuple[LayerCount, ...]) -> list[list[str]]:

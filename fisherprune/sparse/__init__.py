@@ -7,6 +7,7 @@ BatchNorm, ReLU, additions and pooling, runs at the speed of memory.
 """
 
 from fisherprune.sparse.compress import compress, decompress, hold_dense
+from fisherprune.sparse.cost import expected_speedup
 from fisherprune.sparse.fuse import fuse_relu, unfuse
 from fisherprune.sparse.layers import SparseConv1d, SparseConv2d, SparseLinear
 from fisherprune.sparse.normalize import BatchNorm
@@ -24,6 +25,7 @@ __all__ = [
     "check_optimizer",
     "compress",
     "decompress",
+    "expected_speedup",
     "fuse_relu",
     "hold_dense",
     "load",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from fisherprune.errors import FieldError, FisherpruneError, FisherpruneWarning, shown
@@ -18,9 +19,11 @@ from fisherprune.modules import named_modules
 from fisherprune.ops.dense import dense_weight
 from fisherprune.parameters import checked_model, fitted_names, plain_parameters
 from fisherprune.sparse.choose import choose
+from fisherprune.sparse.fuse import fuse_relu, unfuse
 from fisherprune.sparse.layers import SparseLayer
 from fisherprune.sparse.optimizers import Conversion, Replacement, sparse_layers
 from fisherprune.sparse.plan import Plan, replace_modules
+from fisherprune.sparse.replace import replaced
 
 
 def compress(
@@ -29,6 +32,7 @@ def compress(
     *,
     dense_above: float | None = None,
     fold: bool | None = None,
+    fuse: bool = True,
     optimizer: Optimizer | None = None,
 ) -> nn.Module:
     """Replace masked layers by ones that hold and execute the kept weights alone.
@@ -64,6 +68,9 @@ def compress(
             decides by ``sparse.cost.pays``.
         fold: whether to fold; None folds where the model is in evaluation mode and no
             ``optimizer`` is given.
+        fuse: whether a model in training mode gets the modules of ``replaced``, and
+            runs BatchNorm, the residual and the ReLU behind it as one op
+            (``fuse_relu``), where ``torch.fx`` can trace it.
         optimizer: of torch.optim over all masked weights that are trained; its momenta
             of kept weights go on with their ``values``, in the same groups.
 
@@ -97,7 +104,12 @@ def compress(
     fold = False if fold is None and optimizer is not None else fold
     plan = Plan(model, choose(model, masks, dense_above), fold)
     conversion = Conversion(optimizer, plan.replacements(), "compress")
-    return carry_out(plan, conversion, optimizer)
+    result = carry_out(plan, conversion, optimizer)
+    if fuse and model.training and plan.choice.layers:
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            fuse_relu(model)
+        replaced(model)
+    return result
 
 
 def carry_out(
@@ -197,6 +209,7 @@ def decompress(model: nn.Module, *, optimizer: Optimizer | None = None) -> nn.Mo
         layer: nn.Sequential(dense[layer], nn.ReLU()) if layer.relu else dense[layer]
         for layer in layers.values()
     }
+    unfuse(model)
     replace_modules(model, new)
     return model
 

@@ -1,13 +1,114 @@
-"""Which layers are faster sparse than dense."""
+"""Which layers, and which networks, are faster sparse than dense.
+
+Times are counted in multiply-adds of a dense convolution, forward and backward. The
+numbers are fits to ``python -m benchmarks.sparse --what layers steps`` on one processor
+of each kind; with AVX-512 dense layers are twice as fast, so sparse ones pay less. A
+choice by them is the same on every machine of a kind: runs can be repeated.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-DENSE_ABOVE = 0.25
-"""Density above which a layer stays dense."""
+import torch
+from torch import Tensor, nn
+
+from fisherprune.ops import kernels
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What sparse execution costs, in dense multiply-adds."""
+
+    kept: float
+    """A multiply-add of a kept weight."""
+    element: float
+    """A number that a sparse layer reads or writes."""
+    between: float
+    """A number between sparse layers: normalization, ReLU, addition."""
+    between_dense: float
+    """The same between dense layers."""
+    dense_above: float
+    """Density above which a layer is faster dense, whatever its size."""
+
+
+COSTS = {
+    "avx512": Costs(3.0, 55, 45, 100, 0.2),
+    "avx2": Costs(2.1, 34, 25, 60, 0.3),
+    "portable": Costs(2.1, 34, 25, 60, 0.3),
+}
+SPARSE = nn.Conv1d, nn.Conv2d, nn.Linear
 
 
 def pays(module: nn.Module, density: float) -> bool:
-    """Return whether a layer with that share of kept weights is faster sparse."""
-    return density <= DENSE_ABOVE
+    """Return whether a layer with that share of kept weights is faster sparse.
+
+    On devices that have no kernels of their own for it, too: there it is slower.
+    """
+    return density <= COSTS[kernels.cpu_capability()].dense_above
+
+
+def expected_speedup(
+    model: nn.Module, masks: Mapping[str, Tensor], image: Tensor
+) -> float:
+    """Estimate how many times faster a training step is sparse than dense, on the CPU.
+
+    From the multiply-adds and the numbers read and written of each Conv1d, Conv2d and
+    Linear, as they were measured for one processor: right to about a third.
+
+    Args:
+        model: dense; runs once on the image, in evaluation mode, and stays as it is.
+        masks: bool tensors by parameter name, True = kept.
+        image: one input of the model, ``[1, ...]``.
+
+    Returns:
+        Time of the dense step over that of the sparse one; below 1 where dense is
+        faster.
+
+    Example:
+        >>> import torch
+        >>> from fisherprune import models
+        >>> from fisherprune.parameters import prunable_parameters
+        >>> model = models.create("resnet20", seed=0)
+        >>> weights = prunable_parameters(model).items()
+        >>> masks = {name: torch.rand(p.shape) < 0.02 for name, p in weights}
+        >>> expected_speedup(model, masks, torch.zeros(1, 3, 32, 32)) > 1
+        True
+    """
+    costs = COSTS[kernels.cpu_capability()]
+    names = {id(p): name for name, p in model.named_parameters()}
+    dense = sparse = 0.0
+    for layer, read, written in _calls(model, image):
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        products = float(weight[0].numel() * written)
+        mask = masks.get(names.get(id(weight), ""))
+        density = 1.0 if mask is None else int(mask.count_nonzero()) / mask.numel()
+        dense += products + costs.between_dense * written
+        sparse += costs.between * written
+        if mask is not None and pays(layer, density):
+            sparse += costs.kept * density * products + costs.element * (read + written)
+        else:
+            sparse += products
+    return dense / sparse if sparse else 1.0
+
+
+@torch.no_grad()
+def _calls(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, int, int]]:
+    """Return each call of a layer with how many numbers it reads and writes."""
+    calls = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((module, inputs[0].numel(), output.numel()))
+
+    layers = [m for m in model.modules() if type(m) in SPARSE]
+    modes = [(m, m.training) for m in model.modules()]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        model.eval()(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return calls

@@ -121,7 +121,7 @@ def _warn(reason: str) -> None:
     warnings.warn(
         f"fuse_relu: the model runs as before: {reason}",
         FisherpruneWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

@@ -271,6 +271,7 @@ class Steps:
             environment={**environment(self.device), "processes": self.ranks.size},
             notes=(*self.notes(), *left.notes),
             flops=left.flops,
+            execution=trainer.execution,
         )
 
     def measure(self, which: str, weights: dict[str, Tensor]) -> Metrics:

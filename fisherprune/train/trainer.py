@@ -24,11 +24,13 @@ from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.folder import ROW, RunFolder
 from fisherprune.runs.metrics import Meter, Metrics
 from fisherprune.runs.parts.training import TrainingConfig
-from fisherprune.runs.words import duration
+from fisherprune.runs.result import Execution
+from fisherprune.runs.words import duration, executed
 from fisherprune.streams import stream
 from fisherprune.train.checkpoint import State, misfit
 from fisherprune.train.images import Images
 from fisherprune.train.ranks import ALONE, Ranks
+from fisherprune.train.sparsely import SparseTraining, expectation
 
 TEST_BATCH = 1024
 """Images at a time where no gradient is needed."""
@@ -63,6 +65,8 @@ class Trainer:
             self.memory_format,
         )
         self.masks: Masks | None = None
+        self.sparse: SparseTraining | None = None
+        self.execution: Execution | None = None
         self.done = {"warmup": 0, "train": 0}
         self.seconds = {"warmup": 0.0, "train": 0.0}
         self.best_epoch, self.best_value = 0, -1.0
@@ -78,17 +82,47 @@ class Trainer:
 
         Without validation images the last epoch is the best one.
         """
-        while self.done["train"] < self.config.epochs:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate(self.done["train"])
-            validation = self.epoch("train")
-            if validation is not None:
-                value = getattr(validation, self.config.validation_metric)
-                if value > self.best_value:
-                    self.best_epoch, self.best_value = self.done["train"], value
-            save()
+        with self._sparsely():
+            while self.done["train"] < self.config.epochs:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate(self.done["train"])
+                validation = self.epoch("train")
+                if validation is not None:
+                    value = getattr(validation, self.config.validation_metric)
+                    if value > self.best_value:
+                        self.best_epoch, self.best_value = self.done["train"], value
+                save()
         if len(self.images.validation) == 0:  # nothing to choose by
             self.best_epoch = self.config.epochs
+
+    @contextmanager
+    def _sparsely(self) -> Iterator[None]:
+        """Train without the pruned weights, where that is to be done."""
+        config, images = self.config, self.images.train
+        left = self.done["train"] < config.epochs
+        image = images.normalize(images.images[:1])
+        expected = expectation(config, self.model, self.masks, image) if left else None
+        if expected is None or self.masks is None:
+            yield
+            return
+        alone = self.ranks.size == 1
+        batch = next(iter(images.batches(config.training_batch_size)))
+        self.sparse = SparseTraining(
+            self.model,
+            self.masks,
+            self.optimizer,
+            expected,
+            batch=batch if alone else None,
+            fuse=alone,  # several ranks normalize by the statistics of all
+        )
+        self.execution = self.sparse.execution
+        if not self.quiet:
+            print(executed(self.execution), flush=True)
+        try:
+            yield
+        finally:
+            self.sparse.end()
+            self.sparse = None
 
     @property
     def is_best(self) -> bool:
@@ -105,9 +139,14 @@ class Trainer:
 
     def state(self) -> State:
         """Return all that training goes on from; its tensors are not copies."""
+        if self.sparse is None:
+            model = self.model.state_dict()
+            optimizer = self.optimizer.state_dict()["state"]
+        else:
+            model, optimizer = self.sparse.dense_state()
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],
+            "model": model,
+            "optimizer": optimizer,
             "order": self.batches.order.get_state(),
             "augmentation": self.batches.chance.get_state(),
             "masks": None if self.masks is None else dict(self.masks),

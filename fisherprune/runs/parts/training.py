@@ -13,6 +13,7 @@ from fisherprune.runs.parts.seeded import Seeded
 
 VALIDATION_METRICS = ("accuracy", "f1")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
+SPARSE = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,18 @@ class TrainingConfig(Seeded):
         effect=Effect.ROUNDING,
     )
 
+    sparse: str = option(
+        "auto",
+        "train without the pruned weights, the same up to rounding: "
+        f"{', '.join(SPARSE)}; auto: on a CPU where it is expected to be faster",
+        one_of(SPARSE),
+        effect=Effect.ROUNDING,
+    )
+
     def check_training(self) -> None:
         """Check the fields that depend on each other."""
+        if self.sparse == "on" and self.compile:
+            raise FieldError("sparse", "auto or off with compile", self.sparse)
         if self.nesterov and self.momentum == 0:
             raise FieldError("momentum", "above 0 for nesterov", self.momentum)
 
