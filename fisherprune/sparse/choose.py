@@ -21,8 +21,9 @@ from fisherprune.parameters import (
     plain_parameters,
 )
 from fisherprune.shards import any_shard
+from fisherprune.sparse.base import LIMIT
 from fisherprune.sparse.cost import pays
-from fisherprune.sparse.layers import KINDS, LIMIT
+from fisherprune.sparse.layers import KINDS
 from fisherprune.sparse.optimizers import sparse_layers
 
 

@@ -18,9 +18,9 @@ from fisherprune.masks.masks import Masks
 from fisherprune.modules import named_modules
 from fisherprune.ops.dense import dense_weight
 from fisherprune.parameters import checked_model, fitted_names, plain_parameters
+from fisherprune.sparse.base import SparseLayer
 from fisherprune.sparse.choose import choose
 from fisherprune.sparse.fuse import fuse_relu, unfuse
-from fisherprune.sparse.layers import SparseLayer
 from fisherprune.sparse.optimizers import Conversion, Replacement, sparse_layers
 from fisherprune.sparse.plan import Plan, replace_modules
 from fisherprune.sparse.replace import replaced

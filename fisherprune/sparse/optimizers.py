@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.optimizers import check_trains, trained, unwrapped
 from fisherprune.parameters import checked_model
-from fisherprune.sparse.layers import SparseLayer
+from fisherprune.sparse.base import SparseLayer
 
 
 class Replacement(NamedTuple):

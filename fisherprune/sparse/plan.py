@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fisherprune.masks.masks import Masks
+from fisherprune.sparse.base import SparseLayer
 from fisherprune.sparse.choose import Choice, Chosen
 from fisherprune.sparse.fold import plan_folding
-from fisherprune.sparse.layers import KINDS, SparseLayer
+from fisherprune.sparse.layers import KINDS
 from fisherprune.sparse.optimizers import Replacement
 
 HOOKS = (

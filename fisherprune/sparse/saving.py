@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.modules import unwrapped
 from fisherprune.parameters import checked_model
+from fisherprune.sparse.base import SparseLayer
 from fisherprune.sparse.choose import choose
 from fisherprune.sparse.compress import carry_out
 from fisherprune.sparse.files import SparseFile, read_file, write_file
-from fisherprune.sparse.layers import SparseLayer
 from fisherprune.sparse.optimizers import Conversion
 from fisherprune.sparse.packing import pack_places
 from fisherprune.sparse.plan import Plan

@@ -11,8 +11,8 @@ from torch import nn
 
 import fisherprune as fp
 from fisherprune import sparse
+from fisherprune.sparse.base import SparseLayer
 from fisherprune.sparse.cost import DENSE_ABOVE, pays
-from fisherprune.sparse.layers import SparseLayer
 
 
 def kinds_of(model):
