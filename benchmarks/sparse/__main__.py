@@ -29,6 +29,7 @@ from benchmarks.record import arguments, finish, program
 from benchmarks.sparse import layers
 from benchmarks.sparse.networks import (
     MASKS,
+    Network,
     Step,
     dense_network,
     dense_steps,
@@ -147,7 +148,7 @@ def inference(network: str, sparsity: float, rounds: int) -> Rows:
     return rows + [_file(network, model, masks, sparsity)]
 
 
-def _outputs(model: nn.Module, x: Tensor) -> Tensor:
+def _outputs(model: Network, x: Tensor) -> Tensor:
     with torch.inference_mode():
         return model(x)
 

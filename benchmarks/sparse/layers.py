@@ -74,7 +74,7 @@ def problem(layer: Layer, batch: int, density: float) -> Problem:
 def sparse_calls(p: Problem) -> Callable[[], list[Tensor]]:
     """Return output and gradients by our ops."""
     x, grad = innermost(p.input), innermost(p.grad)
-    form = {"kernel": KERNEL, "stride": p.stride, "padding": PADDING}
+    form: dict[str, Any] = {"kernel": KERNEL, "stride": p.stride, "padding": PADDING}
     pattern = p.rows, p.columns
 
     def call() -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from fisherprune import models
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], Tensor]
+Network = Any
+"""A module; torch.compile's type hints do not say that it returns one."""
 
 MASKS = {
     "random": ("random", "global"),
@@ -52,7 +55,7 @@ def masked(model: nn.Module, masks: fp.Masks) -> nn.Module:
 
 
 def train_step(
-    model: nn.Module, batch: Batch, amp: bool = False, form: str = "contiguous"
+    model: Network, batch: Batch, amp: bool = False, form: str = "contiguous"
 ) -> Step:
     """Return forward, backward and a step of SGD; it returns the loss.
 

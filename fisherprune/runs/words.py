@@ -61,15 +61,16 @@ def executed(execution: Execution) -> str:
             f"{1e3 * sparse:.0f} ms a step, dense {1e3 * dense:.0f} ms "
             f"({dense / sparse:.1f} times faster)"
         )
-    sizes = (
-        f"{what} {execution[own] / 1e6:.2f} MB, dense {execution[full] / 1e6:.2f} MB"
-        for what, own, full in (
-            ("weights", "weights", "dense_weights"),
-            ("optimizer", "optimizer", "dense_optimizer"),
-        )
+    sizes = {
+        "weights": (execution["weights"], execution["dense_weights"]),
+        "optimizer": (execution["optimizer"], execution["dense_optimizer"]),
+    }
+    memory = "; ".join(
+        f"{what} {own / 1e6:.2f} MB, dense {full / 1e6:.2f} MB"
+        for what, (own, full) in sizes.items()
     )
     layers = execution["sparse_layers"]
-    return f"sparse training, {layers} sparse layers: {speed}; {'; '.join(sizes)}"
+    return f"sparse training, {layers} sparse layers: {speed}; {memory}"
 
 
 def _layer_rows(layers: tuple[LayerCount, ...]) -> list[list[str]]:

@@ -98,10 +98,10 @@ class SparseTraining:
         optimizer = dict(self.optimizer.state_dict()["state"])
         parameters = (p for g in self.optimizer.param_groups for p in g["params"])
         for index, parameter in enumerate(parameters):
-            layer = layers.get(id(parameter))
-            if layer is not None and index in optimizer:
+            if (found := layers.get(id(parameter))) and index in optimizer:
+                pattern = found.rows, found.columns, found.shape
                 optimizer[index] = {
-                    key: dense_weight(value, layer.rows, layer.columns, layer.shape)
+                    key: dense_weight(value, *pattern)
                     if isinstance(value, Tensor) and value.shape == parameter.shape
                     else value
                     for key, value in optimizer[index].items()
