@@ -85,6 +85,12 @@ def unfuse(model: nn.Module) -> nn.Module:
 
     Raises:
         FisherpruneError: where ``model`` is not a module.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        >>> type(unfuse(fuse_relu(model))[1]).__name__
+        'BatchNorm2d'
     """
     restored(model)
     model.__dict__.pop("forward", None)

@@ -56,6 +56,11 @@ def restored(model: nn.Module) -> nn.Module:
     Raises:
         FisherpruneError: where ``model`` is not a module, or a module has a ReLU of its
             own, which those of ``torch.nn`` can't have.
+
+    Example:
+        >>> from torch import nn
+        >>> restored(replaced(nn.MaxPool2d(2)))
+        MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
     """
     return _exchanged("restored", model, _theirs)
 
