@@ -35,7 +35,8 @@ inline MaxPoolShape max_pool_shape(const char* op, Dtype dtype,
     check(stride[i] <= kMostExtent && size[i + 2] <= kMostExtent, op,
           ": stride must be at most ", kMostExtent, ", got ", stride[i]);
     check(size[i + 2] >= 1, op, ": input must have at least one row and column");
-    check(size[i + 2] + 2 * padding[i] >= kernel[i], op,
+    const int64_t beyond = ceil_mode ? stride[i] - 1 : 0;
+    check(size[i + 2] + 2 * padding[i] + beyond >= kernel[i], op,
           ": kernel must fit into the padded input, ", size[i + 2] + 2 * padding[i],
           ", got ", kernel[i]);
   }

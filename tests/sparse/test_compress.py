@@ -12,7 +12,7 @@ from torch import nn
 import fisherprune as fp
 from fisherprune import sparse
 from fisherprune.sparse.base import SparseLayer
-from fisherprune.sparse.cost import DENSE_ABOVE, pays
+from fisherprune.sparse.cost import pays
 
 
 def kinds_of(model):
@@ -83,9 +83,10 @@ def test_too_dense_layers_stay_dense(bound):
         mask = torch.arange(100) < kept
         masks[f"{i}.weight"] = mask[torch.randperm(100)].view(10, 10)
     sparse.compress(model, masks, dense_above=bound)
-    limit = DENSE_ABOVE if bound is None else bound
     for layer, kept in zip(model, (0, 10, 25, 51), strict=True):
-        assert isinstance(layer, SparseLayer) == (kept / 100 <= limit)
+        density = kept / 100
+        wanted = pays(layer, density) if bound is None else density <= bound
+        assert isinstance(layer, SparseLayer) == wanted
 
 
 def test_the_default_is_what_pays():

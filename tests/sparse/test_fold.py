@@ -162,7 +162,7 @@ def test_every_way_to_write_relu():
 def test_not_where_the_model_trains():
     model, masks, x, _ = case("conv")
     assert sparse.compress(model, masks) is model
-    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert any("BatchNorm" in type(m).__name__ for m in model.modules())
     model, masks, x, _ = case("conv")
     assert sparse.compress(model.eval(), masks, fold=False) is model
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())

@@ -3,8 +3,8 @@
 
 #include <numeric>
 
-#include "grad_moments/cpu/tuning.h"
 #include "common/cpu/unroll.h"
+#include "grad_moments/cpu/tuning.h"
 
 namespace fisherprune::cpu::grad_moments {
 namespace {
