@@ -6,8 +6,10 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-# torch first, then build against it: no second torch in an isolated build.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# torch first, then build against it: no second torch in an isolated build. Python
+# compiles what is imported, once: all that is installed would take a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 
 SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisherprune -type f \
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css' \

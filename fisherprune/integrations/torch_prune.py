@@ -40,11 +40,10 @@ def apply_masks(masks: Mapping[str, Tensor], model: nn.Module) -> None:
         >>> layer.weight_mask, masks_of(layer) == masks
         (tensor([[1., 0.]]), True)
     """
-    placed = _placed("apply_masks: masks", Masks(masks), model)
-    for mask, places in placed.values():
-        for module, attribute in places:
-            mask = mask.to(_parameter(module, attribute).device)
-            prune.custom_from_mask(module, attribute, mask)
+    for mask, places in _placed("apply_masks: masks", Masks(masks), model).values():
+        for module, name in places:
+            device = getattr(module, name).device
+            prune.custom_from_mask(module, name, mask.to(device))
 
 
 def masks_of(model: nn.Module) -> Masks:
@@ -157,19 +156,15 @@ class FisherPruning(prune.BasePruningMethod):
         if t.requires_grad:  # torch puts the weights in place of missing scores
             wanted = "scores, without a gradient, of all parameters"
             raise FieldError("FisherPruning: importance_scores", wanted, "weights")
-        sparsity, among = self.amount, default_mask != 0
+        sparsity, name = self.amount, "importance_scores"
         if isinstance(sparsity, int):
             if not 0 <= sparsity < t.numel():
                 wanted = f"at least 0 and less than the {t.numel()} weights"
                 raise FieldError("FisherPruning: amount", wanted, sparsity)
             sparsity = sparsity / t.numel()
-        masks = select_masks(
-            {"importance_scores": t},
-            sparsity,
-            among=None if among.all() else {"importance_scores": among},
-            ties=self.ties,
-        )
-        return masks["importance_scores"].to(default_mask.dtype)
+        among = {name: default_mask != 0}
+        masks = select_masks({name: t}, sparsity, among=among, ties=self.ties)
+        return masks[name].to(default_mask.dtype)
 
 
 def _placed(
@@ -187,11 +182,10 @@ def _placed(
         if places is None:
             kind = type(model).__name__
             raise FieldError(what, f"of parameters of {kind}", f"one of {name!r}")
-        shape = list(_parameter(*places[0]).shape)
-        if list(tensor.shape) != shape:
-            raise FieldError(
-                f"{what} of {name!r}", f"of shape {shape}", [*tensor.shape]
-            )
+        shape = [*getattr(*places[0]).shape]
+        if [*tensor.shape] != shape:
+            wanted = f"of shape {shape}"
+            raise FieldError(f"{what} of {name!r}", wanted, [*tensor.shape])
         placed[name] = tensor, places
     return placed
 
@@ -214,8 +208,3 @@ def _mask(module: nn.Module, attribute: str) -> Tensor | None:
     """Return the mask by which torch prunes a parameter, None where it does not."""
     is_pruned = f"{attribute}_orig" in module._parameters
     return module._buffers.get(f"{attribute}_mask") if is_pruned else None
-
-
-def _parameter(module: nn.Module, attribute: str) -> Tensor:
-    is_pruned = _mask(module, attribute) is not None
-    return module.get_parameter(f"{attribute}_orig" if is_pruned else attribute)

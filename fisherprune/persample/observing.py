@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.backward import Passing, TappedCall
+from fisherprune.persample.call_tap import autocast_of
 from fisherprune.persample.calls import Arguments, Function, Key, with_tensors
 from fisherprune.persample.contributions import (
     Contribution,
@@ -21,7 +22,7 @@ from fisherprune.persample.contributions import (
 from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import Front
 from fisherprune.persample.registry import Layer, LayerCall
-from fisherprune.persample.tap import LayerTap, autocast_of
+from fisherprune.persample.tap import LayerTap
 
 
 @dataclass

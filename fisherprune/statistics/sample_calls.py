@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import device_of
+from fisherprune.persample.call_tap import autocast_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Gradients
 from fisherprune.persample.finder import Known
 from fisherprune.persample.observing import ObservingTap
 from fisherprune.persample.rows import BASE
-from fisherprune.persample.tap import LayerTap, autocast_of
+from fisherprune.persample.tap import LayerTap
 from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.driver import tapped_batch
 from fisherprune.statistics.forward import Ran

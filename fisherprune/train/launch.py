@@ -25,6 +25,8 @@ from fisherprune.statistics.ranks import RankError
 T = TypeVar("T")
 GRACE = 10.0
 """Seconds that ranks have to end by themselves before they are killed."""
+PATIENCE = 60.0
+"""Seconds that a rank has to say why others failed, or the system how it ended."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class _Rank:
                 error.__cause__ = _RankTraceback(cause)
             self.said = result, error
         except (EOFError, OSError):
-            self.process.join(GRACE)
+            self.process.join(PATIENCE)
             code = self.process.exitcode
             error = FisherpruneError(f"rank {self.number} has ended with code {code}")
             self.said = None, error
@@ -104,11 +106,16 @@ def _started(number: int, arguments: tuple) -> _Rank:
 
 
 def _listen(ranks: list[_Rank], seconds: float = math.inf) -> None:
-    """Return once all ranks have said how they end; some seconds after one failed."""
+    """Return once all ranks have said how they end; some seconds after one failed.
+
+    A rank that fails because another one did may say so first: that one is awaited.
+    """
     limit = time.monotonic() + seconds
     while left := {rank.pipe: rank for rank in ranks if rank.said is None}:
         if _error(ranks, BaseException):
-            limit = min(limit, time.monotonic() + GRACE)
+            is_cause = _error(ranks, BaseException, RankError)
+            grace = GRACE if is_cause else PATIENCE
+            limit = min(limit, time.monotonic() + grace)
         patience = limit - time.monotonic()
         ready = wait([*left], None if patience == math.inf else max(0, patience))
         if not ready:

@@ -1,11 +1,10 @@
 """The code of README and pages runs as it stands, and passes a strict type checker."""
 
-import os
-import subprocess
 import sys
 
 import pytest
-from page_blocks import ROOT, code_of, failures, imported, missing, pages
+from page_blocks import code_of, failures, imported, missing, pages
+from typed import checked
 
 PAGES = pages()
 TYPED = {"torch", "fisherprune", *sys.stdlib_module_names}
@@ -51,13 +50,5 @@ def test_the_code_is_typed_strictly(tmp_path):
         if {module.split(".")[0] for module in imported(code)} <= TYPED:
             paths.append(tmp_path / name.replace("/", "_").replace(".md", ".py"))
             paths[-1].write_text(code, encoding="utf-8")
-    options = ["--strict", "--follow-imports=silent", "--config-file="]
-    options += ["--allow-untyped-calls"]  # some of torch's functions are
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, f"--cache-dir={tmp_path}", *paths],
-        cwd=tmp_path,
-        env=os.environ | {"MYPYPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    code, said = checked(*paths)
+    assert code == 0, said

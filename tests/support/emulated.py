@@ -59,7 +59,7 @@ def small(name):
     """Make a named case, of few enough samples and positions for an emulator."""
     shape = dict(CASES[name])
     if "size" in shape:
-        shape["size"] = tuple(min(size, 50) for size in shape["size"])
+        shape["size"] = tuple(min(size, 20) for size in shape["size"])
     return make(**shape | {"n": min(shape["n"], 11)})
 
 

@@ -7,6 +7,7 @@ some batches.
 import io
 import os
 import signal
+import time
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -152,9 +153,10 @@ class Interrupt:
             os.kill(self.pid, signal.SIGINT)
 
 
-def fail_at(rank, others):
-    """Fail on a rank; do something else on others."""
+def fail_at(rank, others, after=0):
+    """Fail on a rank, after some seconds; do something else on others."""
     if os.environ["RANK"] == str(rank):
+        time.sleep(after)
         return torch.ones(2) @ torch.ones(3)
     return others()
 

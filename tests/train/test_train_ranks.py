@@ -16,6 +16,7 @@ from trainings import rows, small_run, stopped
 from fisherprune import Masks, train
 from fisherprune.errors import FisherpruneError
 from fisherprune.runs.identity import identity
+from fisherprune.statistics.ranks import RankError
 from fisherprune.train import launch
 from fisherprune.train.launch import launched
 from fisherprune.train.ranks import Ranks
@@ -222,7 +223,7 @@ def test_ranks_are_told_who_they_are():
 @pytest.mark.parametrize(
     "work, error, message",
     [
-        (partial(job.fail_at, 1, job.others_fail), RuntimeError, "number of elements"),
+        (partial(job.fail_at, 1, job.others_fail, 1), RuntimeError, "number of elem"),
         (partial(job.fail_at, 0, partial(time.sleep, 600)), RuntimeError, "elements"),
         (
             partial(job.end_at, 1, partial(time.sleep, 600)),
@@ -238,3 +239,9 @@ def test_a_rank_that_fails_stops_the_others(work, error, message, monkeypatch):
         launched(work, 2)
     if raised.type is RuntimeError:
         assert "train_ranks_job.py" in f"{raised.value.__cause__}"
+
+
+def test_a_cause_that_never_comes_is_not_awaited_for_long(monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 0.5)
+    with pytest.raises(RankError, match="ranks can't be reached"):
+        launched(partial(job.fail_at, 1, job.others_fail, 600), 2)

@@ -61,23 +61,29 @@ def _input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Ten
 
 
 @dataclass(frozen=True)
-class _Conv2d:
-    """conv2d, zero-padded alike on both sides."""
+class ZeroPadded:
+    """A convolution, zero-padded alike on both sides."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
+    def input_grad(self, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+        """Return what the framework does, of the output's gradient."""
+        more = (0,) * len(self.stride)
+        size = self.stride, self.padding, self.dilation, False, more, self.groups
+        return input_grads(grad, input, weight, *size)
+
+
+class _Conv2d(ZeroPadded):
+    """conv2d."""
+
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[N, C, H, W] -> [N, O, P, Q]``."""
         return F.conv2d(
             input, weight, bias, self.stride, self.padding, self.dilation, self.groups
         )
-
-    def input_grad(self, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        size = self.stride, self.padding, self.dilation, False, (0, 0), self.groups
-        return input_grads(grad, input, weight, *size)
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from fisherprune.persample.contributions import Rows, summed_positions
-from fisherprune.persample.layers.conv import Sizes, input_grads, numbers, padded
+from fisherprune.persample.layers.conv import Sizes, ZeroPadded, numbers, padded
 from fisherprune.persample.registry import LayerCall, register_layer
 from fisherprune.persample.volumes import Volume, VolumeFactors
 
 
-@dataclass(frozen=True)
-class _Conv3d:
-    """conv3d, zero-padded alike on both sides."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+class _Conv3d(ZeroPadded):
+    """conv3d."""
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[N, C, D, H, W] -> [N, O, E, P, Q]``."""
         return F.conv3d(
             input, weight, bias, self.stride, self.padding, self.dilation, self.groups
         )
-
-    def input_grad(self, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        size = self.stride, self.padding, self.dilation, False, (0, 0, 0), self.groups
-        return input_grads(grad, input, weight, *size)
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]

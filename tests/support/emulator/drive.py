@@ -22,8 +22,8 @@ if platform.machine() != "x86_64":  # the fibers switch in its assembly
     COMPILER = None
 FLAGS = [
     "-std=c++17",
-    "-O2",
-    "-g",
+    "-O1",  # compiling takes longer than running
+    "-g1",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
     "-Wall",

@@ -197,7 +197,7 @@ inline void commit_copies() {
 template <int newest>
 void await_copies() {
   auto& committed = emulator::self().committed;
-  for (; committed.size() > newest; committed.pop_front())
+  for (; committed.size() > newest; committed.erase(committed.begin()))
     for (const emulator::Copy& copy : committed.front()) emulator::finish_copy(copy);
 }
 
@@ -246,29 +246,50 @@ inline float cut_to_float(double value) {
   return std::fabs(nearest) > std::fabs(value) ? std::nextafter(nearest, 0.f) : nearest;
 }
 
-// Layouts as in the PTX ISA, "Matrix Fragments for mma.m16n8k8" with .tf32: with r =
-// lane >> 2 and i = lane & 3, a[e] is (r + 8 for e = 1, 3; i + 4 for e = 2, 3), b[e] is
-// (i + 4 e, r), c[e] is (r + 8 for e = 2, 3; 2 i + e % 2).
 struct Operands {
   uint32_t a[4], b[2];
 };
 
-inline double tf32(uint32_t bits) { return __uint_as_float(bits & ~0x1fffu); }
+// Adds to a lane's 2 x 2 elements of c, the inner index from 0: `a` of two rows, `b` of
+// two columns.
+template <int depth>
+EMULATOR_OWN void add_products(float (&c)[4], const double (&a)[2][depth],
+                               const double (&b)[2][depth]) {
+  for (unsigned e = 0; e < 4; ++e) {
+    double sum = c[e];
+    for (unsigned k = 0; k < depth; ++k) sum += a[e / 2][k] * b[e % 2][k];
+    c[e] = cut_to_float(sum);
+  }
+}
 
-inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
-                          const uint32_t (&b)[2]) {
+EMULATOR_OWN inline double tf32(uint32_t bits) {
+  bits &= ~0x1fffu;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Layouts as in the PTX ISA, "Matrix Fragments for mma.m16n8k8" with .tf32: with r =
+// lane >> 2 and i = lane & 3, a[e] is (r + 8 for e = 1, 3; i + 4 for e = 2, 3), b[e] is
+// (i + 4 e, r), c[e] is (r + 8 for e = 2, 3; 2 i + e % 2).
+EMULATOR_OWN inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
   emulator::show(6, Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
   const unsigned lane = emulator::block->current % 32;
-  double sum[4] = {c[0], c[1], c[2], c[3]};
-  for (unsigned i = 0; i < 4; ++i) {  // k = i and i + 4
-    const auto rows = emulator::shown<Operands>(lane / 4 * 4 + i);
-    for (unsigned side = 0; side < 2; ++side) {
-      const auto column = emulator::shown<Operands>((lane % 4 * 2 + side) * 4 + i);
-      for (unsigned e = 0; e < 4; ++e)  // a's (row half, k half) = (e % 2, e / 2)
-        sum[e % 2 * 2 + side] += tf32(rows.a[e]) * tf32(column.b[e / 2]);
+  const unsigned char* first = emulator::slot_of(0);
+  const auto shown = [first](unsigned of) EMULATOR_OWN {
+    return reinterpret_cast<const Operands*>(first + of * emulator::Warp::slot_size);
+  };
+  double rows[2][8], columns[2][8];
+  for (unsigned i = 0; i < 8; ++i) {  // at k = i / 2 + i % 2 * 4
+    const Operands* row = shown(lane / 4 * 4 + i / 2);
+    for (unsigned half = 0; half < 2; ++half) {
+      const Operands* column = shown((lane % 4 * 2 + half) * 4 + i / 2);
+      rows[half][i] = tf32(row->a[half + i % 2 * 2]);
+      columns[half][i] = tf32(column->b[i % 2]);
     }
   }
-  for (unsigned e = 0; e < 4; ++e) c[e] = cut_to_float(sum[e]);
+  add_products(c, rows, columns);
 }
 
 // "mma.m16n8k4": a[e] is (r + 8 e, i), b[0] is (i, r).
@@ -280,25 +301,27 @@ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[2],
 // "mma.m16n8k16" with .f16 or .bf16: a[e] is (r + 8 for e = 1, 3; 2 i and one more, + 8
 // for e = 2, 3), b[e] is (2 i and one more, + 8 e; r), the lower half first.
 template <class Convert>
-void multiply_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                     Convert convert) {
+EMULATOR_OWN void multiply_halves(float (&c)[4], const uint32_t (&a)[4],
+                                  const uint32_t (&b)[2], Convert convert) {
   emulator::show(10, Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
   const unsigned lane = emulator::block->current % 32;
-  double sum[4] = {c[0], c[1], c[2], c[3]};
-  const auto half_of = [&](uint32_t word, unsigned half) -> double {
+  const unsigned char* first = emulator::slot_of(0);
+  const auto shown = [first](unsigned of) EMULATOR_OWN {
+    return reinterpret_cast<const Operands*>(first + of * emulator::Warp::slot_size);
+  };
+  const auto half_of = [&](uint32_t word, unsigned half) EMULATOR_OWN -> double {
     return convert(static_cast<uint16_t>(word >> 16 * half));
   };
-  for (unsigned i = 0; i < 4; ++i) {
-    const auto rows = emulator::shown<Operands>(lane / 4 * 4 + i);
-    for (unsigned side = 0; side < 2; ++side) {
-      const auto column = emulator::shown<Operands>((lane % 4 * 2 + side) * 4 + i);
-      for (unsigned e = 0; e < 4; ++e)
-        for (unsigned half = 0; half < 2; ++half)
-          sum[e % 2 * 2 + side] +=
-              half_of(rows.a[e], half) * half_of(column.b[e / 2], half);
+  double rows[2][16], columns[2][16];
+  for (unsigned i = 0; i < 16; ++i) {  // at k = i / 4 * 2 + i / 2 % 2 * 8 + i % 2
+    const Operands* row = shown(lane / 4 * 4 + i / 4);
+    for (unsigned half = 0; half < 2; ++half) {
+      const Operands* column = shown((lane % 4 * 2 + half) * 4 + i / 4);
+      rows[half][i] = half_of(row->a[half + i / 2 % 2 * 2], i % 2);
+      columns[half][i] = half_of(column->b[i / 2 % 2], i % 2);
     }
   }
-  for (unsigned e = 0; e < 4; ++e) c[e] = cut_to_float(sum[e]);
+  add_products(c, rows, columns);
 }
 
 inline void multiply_float16(float (&c)[4], const uint32_t (&a)[4],

@@ -2,6 +2,7 @@
 // emulator.h, which says what it is for.
 #pragma once
 
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
 #include <algorithm>
@@ -9,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -22,6 +22,10 @@ struct dim3 {
 };
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// Of functions that are called a million times and read nothing that a kernel points
+// to: the sanitizers would take most of the time, and have nothing to find there.
+#define EMULATOR_OWN __attribute__((no_sanitize("address", "undefined")))
 
 namespace emulator {
 
@@ -46,7 +50,7 @@ enum class State { ready, at_barrier, at_collective, done };
 // is three dozen instructions: the C library's swapcontext calls the kernel.
 struct Fiber {
   static constexpr size_t stack_size = 64 << 10;
-  std::unique_ptr<char[]> stack;
+  char* stack = nullptr;
   void* rests_at = nullptr;
   void* fake_stack = nullptr;  // the address sanitizer's
 };
@@ -73,10 +77,12 @@ emulator_switch:
   ret
 )");
 
-// Prepares a fiber that begins in `entry`, which never returns.
-inline void begin_in(Fiber& fiber, void (*entry)()) {
-  fiber.stack.reset(new char[Fiber::stack_size]);
-  uintptr_t top = reinterpret_cast<uintptr_t>(fiber.stack.get() + Fiber::stack_size);
+// Prepares a fiber that begins in `entry`, which never returns, on a stack where others
+// may have ended before.
+inline void begin_in(Fiber& fiber, char* stack, void (*entry)()) {
+  __asan_unpoison_memory_region(stack, Fiber::stack_size);
+  fiber.stack = stack;
+  uintptr_t top = reinterpret_cast<uintptr_t>(stack + Fiber::stack_size);
   void** at = reinterpret_cast<void**>(top & ~uintptr_t{15}) - 8;
   std::fill(at, at + 8, nullptr);  // six registers, the entry, no caller
   at[6] = reinterpret_cast<void*>(entry);
@@ -89,7 +95,7 @@ struct Thread {
   int operation = 0;  // which collective it waits in
   uint64_t collectives = 0;
   std::vector<Copy> open;
-  std::deque<std::vector<Copy>> committed;
+  std::vector<std::vector<Copy>> committed;
 };
 
 // What the lanes of a warp show each other, twice: one lane may reach the next
@@ -141,7 +147,7 @@ inline void run_thread(unsigned index) {
   block->current = index;
   threadIdx = dim3(index, 0, 0);
   Fiber& fiber = block->threads[index].fiber;
-  __sanitizer_start_switch_fiber(&block->scheduler.fake_stack, fiber.stack.get(),
+  __sanitizer_start_switch_fiber(&block->scheduler.fake_stack, fiber.stack,
                                  Fiber::stack_size);
   emulator_switch(&block->scheduler.rests_at, fiber.rests_at);
   __sanitizer_finish_switch_fiber(block->scheduler.fake_stack, nullptr, nullptr);
@@ -198,9 +204,12 @@ inline void run_block(std::mt19937_64& random) {
 }
 
 inline void start_threads(unsigned count) {
+  static std::vector<std::unique_ptr<char[]>> stacks;
+  while (stacks.size() < count) stacks.emplace_back(new char[Fiber::stack_size]);
   block->threads = std::vector<Thread>(count);
   block->warps.resize((count + 31) / 32);
-  for (Thread& thread : block->threads) begin_in(thread.fiber, enter_thread);
+  for (unsigned i = 0; i < count; ++i)
+    begin_in(block->threads[i].fiber, stacks[i].get(), enter_thread);
 }
 
 // The blocks of a grid, in an order drawn at random.
@@ -232,7 +241,7 @@ void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel) {
 
 // Meets the other lanes of the warp in `operation`; afterwards shown(lane) is theirs.
 template <class Value>
-void show(int operation, const Value& value) {
+EMULATOR_OWN void show(int operation, const Value& value) {
   static_assert(sizeof value <= Warp::slot_size);
   Thread& me = self();
   std::memcpy(
@@ -243,11 +252,16 @@ void show(int operation, const Value& value) {
   me.operation = 0;
 }
 
-template <class Value>
-Value shown(unsigned lane) {
-  Value value;
+// What a lane shows: the first of values that lie `Warp::slot_size` apart.
+inline const unsigned char* slot_of(unsigned lane) {
   const uint64_t side = (self().collectives - 1) % 2;
-  std::memcpy(&value, block->warps[block->current / 32].slot[side][lane], sizeof value);
+  return block->warps[block->current / 32].slot[side][lane];
+}
+
+template <class Value>
+EMULATOR_OWN Value shown(unsigned lane) {
+  Value value;
+  std::memcpy(&value, slot_of(lane), sizeof value);
   return value;
 }
 

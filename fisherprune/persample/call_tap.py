@@ -1,0 +1,251 @@
+"""Runs the calls in which watched parameters, or what is computed from them, take part.
+
+Where they meet samples, a call runs so that its backward pass reports what its gradient
+is made of; the others run as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fisherprune.persample.layers  # noqa: F401  registers the kinds of layers
+from fisherprune.errors import FisherpruneError
+from fisherprune.persample.alone import Records
+from fisherprune.persample.backward import TappedCall, TappedLayer, UnwatchedLayer
+from fisherprune.persample.calls import (
+    Arguments,
+    Function,
+    Key,
+    Tracking,
+    is_in_place,
+    twin_of,
+    with_tensors,
+)
+from fisherprune.persample.finder import Finder, Known
+from fisherprune.persample.layout import Layout, LayoutError
+from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
+from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
+
+
+class CallTap(Tracking):
+    """Runs calls while it is active; sees where their parameters come from and go.
+
+    Args:
+        parameters: watched, by name.
+        batch: the tensors with the samples first.
+        samples: in the batch.
+        op: named in errors.
+        alone: what a sample by itself was seen to do.
+        known: what earlier batches showed of calls.
+
+    Attributes:
+        ways: the functions that a parameter went into, by its name.
+        refused: why the gradient of a parameter can't be known, by its name.
+    """
+
+    replaces = True
+    """Whether tapped gradients, and a layer's, come in the place of autograd's."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        batch: Sequence[Tensor],
+        samples: int,
+        op: str,
+        alone: Records | None = None,
+        known: dict[Key, Known] | None = None,
+    ) -> None:
+        super().__init__(parameters, batch)
+        self.parameters = parameters
+        self.samples = samples
+        self.op = op
+        self.known = {} if known is None else known
+        self.finder = Finder(self, samples, alone, self.known)
+        self.ways: dict[str, set[str]] = defaultdict(set)
+        self.refused: dict[str, str] = {}
+        self.made = set[Key]()  # calls that give what is shared an axis of samples
+        self.hidden = ""  # a parameter that was used without autograd
+        self.met: Counter[int] = Counter()  # calls by the id of a shared tensor
+        self.versions: dict[int, int] = {}
+        # An input of every tapped call, so that autograd runs through all of them.
+        self.anchor = torch.zeros((), requires_grad=True)
+
+    def run_other(
+        self,
+        func: Function,
+        arguments: Arguments,
+        tensors: list[Tensor],
+        shared: list[Tensor],
+    ) -> Any:
+        """Run a call that no gradient of a watched parameter needs."""
+        args, kwargs = arguments
+        if shared and any(self.is_marked(t) for t in tensors):
+            self.hidden = min(self.roots_of(shared))
+        call = self._sorted_out(func, arguments)
+        # Where nothing is watched, the gradients of all parameters are autograd's.
+        if self.replaces and call and self.keys and not call.reads_input:
+            if not any(_is_computed(p) for p in (call.weight, call.bias)):
+                return UnwatchedLayer.apply(call.input, call)
+        return func(*args, **kwargs)
+
+    def _sorted_out(self, func: Function, arguments: Arguments) -> LayerCall | None:
+        """Return what kind of layer is called; None where there is no such kind."""
+        args, kwargs = arguments
+        if func not in CALLS:
+            return None
+        try:
+            return CALLS[func](*args, **kwargs)
+        except SamplesMixError as error:
+            # One sample has none to mix with; other inputs are computed from weights.
+            if self.samples > 1 and self.is_marked(error.input):
+                raise FisherpruneError(f"{self.op}: {error}") from None
+            return None
+        except FisherpruneError as error:
+            raise FisherpruneError(f"{self.op}: {error}") from None
+
+    def run_shared(
+        self,
+        func: Function,
+        arguments: Arguments,
+        tensors: list[Tensor],
+        shared: list[Tensor],
+    ) -> Any:
+        """Run a call with shared tensors: tapped where they meet samples."""
+        args, kwargs = arguments
+        key = self.key_of(func, shared)
+        try:
+            known = self.finder.find(key, arguments, tensors)
+            if any(known.layouts):
+                if not any(map(self.is_marked, tensors)):  # as many as samples
+                    self.made.add(key)
+                output = self._tapped(func, arguments, tensors, key)
+                self.mark(output)
+                return output
+            output = func(*args, **kwargs)
+            if self.finder.makes_samples(key, output):
+                self.made.add(key)
+                return self._met(func, arguments, tensors, key)
+        except LayoutError as error:
+            for name in self.roots_of(shared):
+                self.refused.setdefault(name, f"{func.__name__}: {error}")
+            return func(*args, **kwargs)
+        self.note_computed(output, key, shared)
+        return output
+
+    def _tapped(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Any:
+        """Run a call in which shared tensors meet samples."""
+        if is_in_place(func.__name__) or func is Tensor.__setitem__:
+            twin = twin_of(func)
+            if twin is None or id(tensors[0]) in self.keys:
+                raise LayoutError("it changes a tensor in place")
+            before = [tensors[0].clone(), *tensors[1:]]  # what is read may be saved
+            arguments = with_tensors(arguments, iter(before))
+            return tensors[0].copy_(self._tapped(twin, arguments, before, key))
+        call = self._sorted_out(func, arguments)
+        layouts = {
+            id(t): layout
+            for t, layout in zip(tensors, self.known[key].layouts, strict=True)
+        }
+        if call and self._fits(call, tensors):
+            # What a call pads has the samples where they were.
+            layout = layouts.get(id(call.input)) or layouts[id(tensors[0])]
+            if layout and (call.positions or layout.axis == 0):
+                return self._layer(func, call, layout, arguments, tensors)
+        return self._met(func, arguments, tensors, key)
+
+    def _fits(self, call: LayerCall, tensors: list[Tensor]) -> bool:
+        """Return whether the rule for a kind of layer covers this call of it."""
+        operands = [p for p in (call.weight, call.bias) if p is not None]
+        known = {id(p) for p in operands}
+        return (
+            not any(p.is_complex() for p in (call.input, *operands))
+            and call.input.dim() == (call.dims or call.input.dim())
+            and call.input.dim() >= 2
+            and all(id(t) in known for t in tensors if id(t) in self.keys)
+            and (
+                call.weight is None
+                or call.weight.dim() == (call.weight_dims or call.weight.dim())
+            )
+        )
+
+    def _layer(
+        self,
+        func: Function,
+        call: LayerCall,
+        layout: Layout,
+        arguments: Arguments,
+        tensors: list[Tensor],
+    ) -> Tensor:
+        """Run a call that a rule for a kind of layer covers."""
+        operands = call.weight, call.bias
+        shared = tuple(id(p) if id(p) in self.keys else None for p in operands)
+        computed = tuple(
+            operand if not own and _is_computed(operand) else None
+            for own, operand in zip(shared, operands, strict=True)
+        )
+        output = TappedLayer.apply(
+            call.input, self.anchor, *computed, call, shared, layout, self
+        )
+        if not layout.fits(output):
+            raise LayoutError("its result has not the samples where its input has")
+        for operand, own in zip(operands, shared, strict=True):
+            if operand is not None and own:
+                self._note(operand, func.__name__)
+        return output
+
+    def _met(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Tensor:
+        """Run a call of any function, by its rule or by its own gradient."""
+        rule = RULES.get(func) or multiplied_out
+        own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}
+        for i in own:
+            self._note(tensors[i], "vmap" if rule is multiplied_out else func.__name__)
+        cut = [self.cut(t) if i in own else t for i, t in enumerate(tensors)]
+        args, kwargs = with_tensors(arguments, iter(cut))
+        output = func(*args, **kwargs)
+        known = self.finder.find_output(key, output)
+        assert known.output
+        meeting = Meeting(
+            func,
+            known.arguments,
+            known.layouts,
+            tuple(own),
+            known.output,
+            autocast_of(),
+        )
+        output = TappedCall.apply(
+            output, self.anchor, meeting, rule, own, self, *(t.detach() for t in cut)
+        )
+        self.mark(output)
+        return output
+
+    def cut(self, shared: Tensor) -> Tensor:
+        """Return what a tapped call reads in place of a shared tensor."""
+        return shared.detach()
+
+    def _note(self, shared: Tensor, way: str) -> None:
+        self.met[id(shared)] += 1
+        self.versions.setdefault(id(shared), shared._version)
+        for name in self.roots[id(shared)]:
+            self.ways[name].add(way)
+
+
+def _is_computed(operand: Tensor | None) -> bool:
+    """Return whether autograd has to go on from it to what it comes from."""
+    return operand is not None and not operand.is_leaf
+
+
+def autocast_of() -> tuple[str, torch.dtype] | None:
+    """Return the device and dtype of autocast, where it is on."""
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None

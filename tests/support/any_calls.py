@@ -1,0 +1,233 @@
+"""Models that call any function, and the ways that their parameters must go."""
+
+import torch
+import torch.nn.functional as F
+from layer_calls import LAYERS, drawn, read
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+
+def changed(h, bias):
+    h += bias
+    return h
+
+
+def query_key(m, x):
+    offsets = torch.arange(7)[:, None] - torch.arange(7) + 6
+    bias = m.bias[offsets.flatten()].view(7, 7)
+    return ((x @ x.mT + bias).softmax(-1) @ x).mean(1)
+
+
+def with_token(m, x, token):
+    """Add a token and positions to the sequence; read the token."""
+    return torch.tanh(m.fc(torch.cat([token, x], 1) + m.positions[:, :8]))[:, 0]
+
+
+TOKEN = {"token": (1, 1, 8), "positions": (1, 9, 8)}
+
+FUNCTIONS = {
+    "class token, expanded": (
+        lambda: read(
+            lambda m, x: with_token(m, x, m.token.expand(len(x), -1, -1)),
+            fc=nn.Linear(8, 8),
+            **{name: drawn(*shape) for name, shape in TOKEN.items()},
+        ),
+        {"token": ("expand",), "positions": ("add",)},
+    ),
+    "class token, repeated": (
+        lambda: read(
+            lambda m, x: with_token(m, x, m.token.repeat(len(x), 1, 1)),
+            fc=nn.Linear(8, 8),
+            **{name: drawn(*shape) for name, shape in TOKEN.items()},
+        ),
+        {"token": ("vmap",), "positions": ("add",)},
+    ),
+    "state that all samples begin with": (
+        lambda: read(
+            lambda m, x: m.fc(x[:, 0] + m.again(m.state.expand(len(x), 8))).tanh(),
+            fc=nn.Linear(8, 8),
+            again=nn.Linear(8, 8),
+            state=drawn(8),
+        ),
+        {"again.weight": ("linear",), "state": ("expand",)},
+    ),
+    "scales, offsets, temperature": (
+        lambda: read(
+            lambda m, x: (
+                (m.scale * torch.tanh(x) * m.heat.exp() / m.by - m.less) + (m.more - x)
+            ).mean(1),
+            scale=drawn(8),
+            heat=drawn(),
+            by=drawn(7, 1),
+            less=drawn(1, 8),
+            more=drawn(7, 1),
+        ),
+        {"scale": ("mul",), "less": ("sub",), "heat": ("mul",), "more": ("sub",)},
+    ),
+    "added in place": (
+        lambda: read(
+            lambda m, x: changed(m.fc(x), m.bias).tanh().mean(1),
+            fc=nn.Linear(8, 8),
+            bias=drawn(8),
+        ),
+        {"bias": ("add",), "fc.weight": ("linear",)},
+    ),
+    "written in place": (
+        lambda: read(lambda m, x: x.clone().mul_(m.scale).mean(1), scale=drawn(8)),
+        {"scale": ("mul",)},
+    ),
+    "powers": (
+        lambda: read(lambda m, x: (x.abs() ** m.power.abs()).mean(1), power=drawn(8)),
+        {"power": ("vmap",)},
+    ),
+    "relative positions": (lambda: read(query_key, bias=drawn(13)), {}),
+    "position bias that a network makes": (
+        lambda: read(
+            lambda m, x: (x + m.net(torch.linspace(0, 1, 7).to(x)[:, None])).mean(1),
+            net=nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 8)),
+        ),
+        {"net.0.weight": ("add",)},
+    ),
+    "einsum": (
+        lambda: read(
+            lambda m, x: torch.einsum("ntd,dke->nke", x, m.w).tanh().mean(1),
+            w=drawn(8, 2, 8),
+        ),
+        {"w": ("vmap",)},
+    ),
+    "products": (
+        lambda: read(
+            lambda m, x: (
+                torch.addmm(m.bias, (x @ m.w).tanh().flatten(0, 1), m.v)
+                .unflatten(0, (-1, 7))
+                .mean(1)
+            ),
+            w=drawn(8, 6),
+            v=drawn(6, 8),
+            bias=drawn(8),
+        ),
+        {"w": ("matmul",), "v": ("addmm",), "bias": ("addmm",)},
+    ),
+    "bilinear": (
+        lambda: read(lambda m, x: m.b(x, x.tanh()).mean(1), b=nn.Bilinear(8, 8, 8)),
+        {"b.weight": ("vmap",), "b.bias": ("vmap",)},
+    ),
+    "parts of one weight": (
+        lambda: read(
+            lambda m, x: sum(F.linear(x, w).tanh() for w in m.w.chunk(3)).mean(1),
+            w=drawn(24, 8),
+        ),
+        {"w": ("linear",)},
+    ),
+    "overlapping parts, and the whole": (
+        lambda: read(
+            lambda m, x: (
+                (x @ m.w[:8]).tanh()
+                + (x @ m.w[4:]).tanh()
+                + (x @ m.w.T[:, 2:10]).tanh()
+            ).mean(1),
+            w=drawn(12, 8),
+        ),
+        {"w": ("matmul",)},
+    ),
+    "weight norm": (
+        lambda: read(
+            lambda m, x: m.fc(x).tanh().mean(1), fc=weight_norm(nn.Linear(8, 8))
+        ),
+        {"fc.parametrizations.weight.original0": ("linear",)},
+    ),
+    "cosines": (
+        lambda: read(
+            lambda m, x: F.linear(F.normalize(x.mean(1)), F.normalize(m.w)) * m.s.exp(),
+            w=drawn(8, 8),
+            s=drawn(),
+        ),
+        {"w": ("linear",), "s": ("mul",)},
+    ),
+    "ones for each sample": (
+        lambda: read(
+            lambda m, x: (
+                x.mean(1) * m.shift + torch.ones_like(x[:, 0]) * m.scale * m.shift
+            ),
+            scale=drawn(),
+            shift=drawn(8),
+        ),
+        {"scale": ("mul",), "shift": ("mul",)},
+    ),
+    "group norm of vectors": (
+        lambda: read(
+            lambda m, x: m.norm(x.flatten(0, 1)).tanh().unflatten(0, (-1, 7)).mean(1),
+            norm=nn.GroupNorm(2, 8),
+        ),
+        {"norm.weight": ("group_norm",)},
+    ),
+    "complex numbers": (
+        lambda: read(
+            lambda m, x: (
+                (
+                    x.to(torch.promote_types(x.dtype, torch.complex64))
+                    @ torch.complex(m.real, m.imaginary)
+                )
+                .abs()
+                .mean(1)
+            ),
+            real=drawn(8, 8),
+            imaginary=drawn(8, 8),
+        ),
+        {"real": ("loop",), "head.weight": ("linear",)},
+    ),
+    "a transform of torch.func": (
+        lambda: read(
+            lambda m, x: torch.func.vmap(lambda row: m.fc(row).tanh().mean(0))(x),
+            fc=nn.Linear(8, 8),
+        ),
+        {"fc.weight": ("loop",), "head.weight": ("linear",)},
+    ),
+    "set at an index": (
+        lambda: read(lambda m, x: written(x, m.row).tanh().mean(1), row=drawn(8)),
+        {"row": ("vmap",)},
+    ),
+    "each sample by itself": (
+        lambda: read(
+            lambda m, x: torch.stack([m.fc(row).tanh().mean(0) for row in x]),
+            fc=nn.Linear(8, 8),
+        ),
+        {"fc.weight": ("loop",), "head.weight": ("linear",)},
+    ),
+    "rows split by counts": (
+        lambda: read(split, one=nn.Linear(8, 8), two=nn.Linear(8, 8)),
+        {"one.weight": ("loop",), "head.weight": ("linear",)},
+    ),
+    "rows of samples in uneven numbers": (
+        lambda: read(routed, one=nn.Linear(8, 8), two=nn.Linear(8, 8)),
+        {"one.weight": ("loop",), "head.weight": ("linear",)},
+    ),
+}
+
+WAYS = LAYERS | FUNCTIONS
+"""What is called: what makes the model, and a parameter with its ways."""
+
+
+def written(x, row):
+    x = x.clone()
+    x[:, 3] = row
+    return x
+
+
+def routed(m, x):
+    """Send each token to one of two experts."""
+    rows = x.flatten(0, 1)
+    first = rows[:, 0] > 0
+    out = torch.zeros_like(rows)
+    out[first], out[~first] = m.one(rows[first]).tanh(), m.two(rows[~first]).tanh()
+    return out.unflatten(0, (-1, 7)).mean(1)
+
+
+def split(m, x):
+    """Sort the tokens by expert; each gets a part."""
+    rows = x.flatten(0, 1)
+    expert = (rows[:, 0] > 0).long()
+    order = expert.argsort(stable=True)
+    first, second = rows[order].split(torch.bincount(expert, minlength=2).tolist())
+    out = torch.cat([m.one(first).tanh(), m.two(second).tanh()])
+    return out[order.argsort()].unflatten(0, (-1, 7)).mean(1)
