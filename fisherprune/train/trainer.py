@@ -112,10 +112,10 @@ class Trainer:
             self.masks,
             self.optimizer,
             expected,
-            batch=batch if alone else None,
+            batch=batch if alone and self.execution is None else None,
             fuse=alone,  # several ranks normalize by the statistics of all
         )
-        self.execution = self.sparse.execution
+        self.execution = self.execution or self.sparse.execution
         if not self.quiet:
             print(executed(self.execution), flush=True)
         try:
@@ -150,6 +150,7 @@ class Trainer:
             "order": self.batches.order.get_state(),
             "augmentation": self.batches.chance.get_state(),
             "masks": None if self.masks is None else dict(self.masks),
+            "execution": self.execution,
             "rows": self.folder.rows,
             **{name: getattr(self, name) for name in COUNTERS},
         }
@@ -163,6 +164,7 @@ class Trainer:
         return self.state() | {
             "optimizer": dict,
             "masks": (None, masks),
+            "execution": (None, EXECUTION),
             "rows": [ROW],
         }
 
@@ -181,6 +183,7 @@ class Trainer:
         self.batches.order.set_state(state["order"])
         self.batches.chance.set_state(state["augmentation"])
         self.folder.restore_rows(state["rows"])
+        self.execution = state["execution"]
         for name in COUNTERS:
             setattr(self, name, state[name])
         if state["masks"] is not None:
@@ -280,6 +283,12 @@ class Trainer:
         )
 
 
+EXECUTION = dict.fromkeys(Execution.__annotations__, int) | {
+    "expected": float,
+    "dense_step": (None, float),
+    "sparse_step": (None, float),
+}
+"""The form of what a checkpoint says of sparse training."""
 COUNTERS = ("done", "seconds", "best_epoch", "best_value")
 """What a trainer counts, by attribute."""
 

@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+from trainings import without_step_times
 from zygote import state, zygote
 
 STUDY = """
@@ -56,6 +57,7 @@ def essence(results):
         for name in ("seconds", "environment", "scoring"):
             result.pop(name, None)
         result["config"].pop("output_dir")
+        without_step_times(result)
         with (folder / "metrics.csv").open() as file:
             rows = [row | {"seconds": None} for row in csv.DictReader(file)]
         tensors = {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from trainings import Stop, stopped
+from trainings import Stop, stopped, without_step_times
 
 from fisherprune import train
 from fisherprune.runs.device import device_name
@@ -43,6 +43,7 @@ def contents(folder):
     assert set(result.pop("seconds")) == set(Clock().laps)
     if result["scoring"]:
         assert result["scoring"].pop("seconds") >= 0
+    without_step_times(result)
     del result["config"]["output_dir"]
     return found | {"results.json": result}
 
