@@ -29,14 +29,19 @@ class Costs:
     """A number between sparse layers: normalization, ReLU, addition."""
     between_dense: float
     """The same between dense layers."""
-    dense_above: float
-    """Density above which a layer is faster dense, whatever its size."""
+    converted: float
+    """A number that a dense layer between sparse ones reads or writes: it is copied
+    into another layout."""
+    dense_above: tuple[float, ...]
+    """Densities above which a layer is faster dense, by its weights for an output: up
+    to each of ``WIDTHS``, and more. Layers of few weights have large images."""
 
 
+WIDTHS = 576, 1152, 2304
 COSTS = {
-    "avx512": Costs(3.0, 55, 45, 100, 0.2),
-    "avx2": Costs(2.1, 34, 25, 60, 0.3),
-    "portable": Costs(2.1, 34, 25, 60, 0.3),
+    "avx512": Costs(3.0, 55, 45, 100, 180, (0.4, 0.35, 0.3, 0.2)),
+    "avx2": Costs(2.1, 34, 25, 60, 90, (0.6, 0.5, 0.4, 0.3)),
+    "portable": Costs(2.1, 34, 25, 60, 90, (0.6, 0.5, 0.4, 0.3)),
 }
 SPARSE = nn.Conv1d, nn.Conv2d, nn.Linear
 
@@ -46,7 +51,10 @@ def pays(module: nn.Module, density: float) -> bool:
 
     On devices that have no kernels of their own for it, too: there it is slower.
     """
-    return density <= COSTS[kernels.cpu_capability()].dense_above
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    width = weight.shape[1:].numel()
+    limits = COSTS[kernels.cpu_capability()].dense_above
+    return density <= limits[sum(width > each for each in WIDTHS)]
 
 
 def expected_speedup(
@@ -81,7 +89,7 @@ def expected_speedup(
     dense = sparse = 0.0
     for layer, read, written in _calls(model, image):
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        products = float(weight[0].numel() * written)
+        products = float(weight.shape[1:].numel() * written)
         mask = masks.get(names.get(id(weight), ""))
         density = 1.0 if mask is None else int(mask.count_nonzero()) / mask.numel()
         dense += products + costs.between_dense * written
@@ -89,7 +97,7 @@ def expected_speedup(
         if mask is not None and pays(layer, density):
             sparse += costs.kept * density * products + costs.element * (read + written)
         else:
-            sparse += products
+            sparse += products + costs.converted * (read + written)
     return dense / sparse if sparse else 1.0
 
 
