@@ -15,7 +15,7 @@ from fisherprune.commandline import Parser
 
 NAMES = (
     *("topk", "moments", "end_to_end", "curvature", "zoo", "rounds", "training"),
-    "processes",
+    *("processes", "sparse"),
 )
 
 

@@ -83,6 +83,48 @@ def processes(record: dict) -> list[str]:
     return lines
 
 
+def rounds(record: dict) -> list[str]:
+    """Milliseconds of a round of pruning, over its scoring pass."""
+    lines = ["| a round of | ms | over its scoring pass |", "| --- | --- | --- |"]
+    for r in record["rows"]:
+        if r["what"] == "fisherprune":
+            place = f"{r['method']}, {r['network']}, {r['images']} images"
+            lines.append(f"| {place} | {r['ms']:.0f} | {r['over scoring']:.2f} |")
+    return lines
+
+
+def sparse(record: dict) -> list[str]:
+    """Milliseconds of training steps and of inference, sparse and dense."""
+    lines: list[str] = []
+    steps = [r for r in record["rows"] if r["case"] == "step"]
+    for network in dict.fromkeys(r["network"] for r in steps):
+        own = [r for r in steps if r["network"] == network]
+        lines += [
+            "",
+            f"| training step, {network}, batch {own[0]['batch']} | sparsity | ms "
+            "| times faster | MB of weights, gradients, momenta |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for r in own:
+            lines.append(
+                f"| {r['what']} | {r['sparsity'] or ''} | {r['ms']:.0f} "
+                f"| {r['over fastest']:.2f} | {r['state MB']:.1f} |"
+            )
+    passes = [r for r in record["rows"] if r["case"] == "inference"]
+    lines += [
+        "",
+        "| inference | images | ms | times faster |",
+        "| --- | --- | --- | --- |",
+    ]
+    for r in passes:
+        sparsity = f" at {r['sparsity']}" if r["what"].startswith("sparse") else ""
+        lines.append(
+            f"| {r['network']}, {r['what']}{sparsity} | {r['batch']} | {r['ms']:.1f} "
+            f"| {r['over fastest']:.2f} |"
+        )
+    return lines[1:]
+
+
 def zoo(record: dict) -> list[str]:
     """Time, memory, errors and ways of all parameters of many networks."""
     lines = [
@@ -179,7 +221,10 @@ def age(record: dict) -> list[str]:
 
 def bodies() -> dict[str, str]:
     """Return what stands between the marks, by mark, as far as there are results."""
-    tables = (end_to_end, topk, curvature, zoo, training, processes)
+    tables = (
+        *(end_to_end, topk, curvature, zoo, training, processes),
+        *(rounds, sparse),
+    )
     records = {
         table.__name__: json.loads(path.read_text())
         for table in tables

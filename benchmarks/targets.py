@@ -130,6 +130,33 @@ def of_rounds(method: str) -> Target:
     )
 
 
+def sparse_step(network: str, sparsity: float, least: float) -> Target:
+    """Return the target of a sparse step over the fastest dense one in float32."""
+    what = "sparse, random"
+    place = {"case": "step", "network": network, "what": what, "sparsity": sparsity}
+    return Target(
+        f"{network}: dense step over sparse at {sparsity}",
+        "sparse",
+        lambda rows: one(rows, **place)["over fastest"],
+        least,
+        "x",
+        False,
+    )
+
+
+def sparse_inference(network: str, batch: int) -> Target:
+    """Return the target of a sparse forward pass over the fastest dense one."""
+    place = {"case": "inference", "network": network, "batch": batch}
+    return Target(
+        f"{network}, batch {batch}: dense inference over sparse at 0.98",
+        "sparse",
+        lambda rows: one(rows, **place, what="sparse, folded")["over fastest"],
+        3,
+        "x",
+        False,
+    )
+
+
 END, TOPK, TRAINING = "end_to_end", "topk", "training"
 TARGETS = [
     Target(
@@ -209,6 +236,19 @@ TARGETS = [
     of_zoo("Llama-like", 1.2),
     of_zoo("LSTM, 2 layers of 256", 1.5),
     *(of_rounds(method) for method in ("snip", "force", "synflow")),
+    *(
+        sparse_step(network, sparsity, least)
+        for network in ("resnet18", "vgg19")
+        for sparsity, least in ((0.9, 1.3), (0.95, 2), (0.98, 3), (0.99, 4))
+    ),
+    *(sparse_inference(n, b) for n in ("resnet18", "vgg19") for b in (1, 128)),
+    Target(
+        "resnet18: bytes a kept weight in a file at 0.98",
+        "sparse",
+        lambda rows: one(rows, case="file", network="resnet18")["bytes a kept weight"],
+        6,
+        "B",
+    ),
 ]
 
 

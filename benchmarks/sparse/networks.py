@@ -83,18 +83,24 @@ def train_step(
 def dense_steps(model: nn.Module, batch: Batch) -> dict[str, Step]:
     """Return the steps of a network in the forms that PyTorch has."""
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    amp = copy.deepcopy(last)
     compiled = torch.compile(copy.deepcopy(last), dynamic=False)
-    return {
+    forms = {
         "dense": train_step(copy.deepcopy(model), batch),
         "dense, channels_last": train_step(last, batch, form="channels_last"),
         "dense, channels_last, compiled": train_step(
             compiled, batch, form="channels_last"
         ),
-        "dense, channels_last, bfloat16": train_step(
-            amp, batch, amp=True, form="channels_last"
-        ),
     }
+    if has_bfloat16():
+        amp = copy.deepcopy(last)
+        step = train_step(amp, batch, amp=True, form="channels_last")
+        forms["dense, channels_last, bfloat16"] = step
+    return forms
+
+
+def has_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 itself; else it is far slower."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def sparse_network(model: nn.Module, masks: fp.Masks) -> nn.Module:
