@@ -29,6 +29,10 @@ class Costs:
     """A number between sparse layers: normalization, ReLU, addition."""
     between_dense: float
     """The same between dense layers."""
+    call: float
+    """A call of a sparse layer and what follows it, whatever its size."""
+    call_dense: float
+    """A call of a dense layer and what follows it."""
     converted: float
     """A number that a dense layer between sparse ones reads or writes: it is copied
     into another layout."""
@@ -39,9 +43,9 @@ class Costs:
 
 WIDTHS = 576, 1152, 2304
 COSTS = {
-    "avx512": Costs(3.0, 55, 45, 100, 180, (0.4, 0.35, 0.3, 0.2)),
-    "avx2": Costs(2.1, 34, 25, 60, 90, (0.6, 0.5, 0.4, 0.3)),
-    "portable": Costs(2.1, 34, 25, 60, 90, (0.6, 0.5, 0.4, 0.3)),
+    "avx512": Costs(3.0, 55, 45, 100, 1.4e7, 7e6, 180, (0.4, 0.35, 0.3, 0.2)),
+    "avx2": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 90, (0.6, 0.5, 0.4, 0.3)),
+    "portable": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 90, (0.6, 0.5, 0.4, 0.3)),
 }
 SPARSE = nn.Conv1d, nn.Conv2d, nn.Linear
 
@@ -58,7 +62,7 @@ def pays(module: nn.Module, density: float) -> bool:
 
 
 def expected_speedup(
-    model: nn.Module, masks: Mapping[str, Tensor], image: Tensor
+    model: nn.Module, masks: Mapping[str, Tensor], inputs: Tensor
 ) -> float:
     """Estimate how many times faster a training step is sparse than dense, on the CPU.
 
@@ -66,9 +70,9 @@ def expected_speedup(
     Linear, as they were measured for one processor: right to about a third.
 
     Args:
-        model: dense; runs once on the image, in evaluation mode, and stays as it is.
+        model: dense; runs on one input, in evaluation mode, and stays as it is.
         masks: bool tensors by parameter name, True = kept.
-        image: one input of the model, ``[1, ...]``.
+        inputs: of a step, ``[N, ...]``.
 
     Returns:
         Time of the dense step over that of the sparse one; below 1 where dense is
@@ -81,19 +85,19 @@ def expected_speedup(
         >>> model = models.create("resnet20", seed=0)
         >>> weights = prunable_parameters(model).items()
         >>> masks = {name: torch.rand(p.shape) < 0.02 for name, p in weights}
-        >>> expected_speedup(model, masks, torch.zeros(1, 3, 32, 32)) > 1
+        >>> expected_speedup(model, masks, torch.zeros(128, 3, 32, 32)) > 1
         True
     """
     costs = COSTS[kernels.cpu_capability()]
     names = {id(p): name for name, p in model.named_parameters()}
     dense = sparse = 0.0
-    for layer, read, written in _calls(model, image):
+    for layer, read, written in _calls(model, inputs):
         weight: Tensor = layer.weight  # type: ignore[assignment]
         products = float(weight.shape[1:].numel() * written)
         mask = masks.get(names.get(id(weight), ""))
         density = 1.0 if mask is None else int(mask.count_nonzero()) / mask.numel()
-        dense += products + costs.between_dense * written
-        sparse += costs.between * written
+        dense += products + costs.between_dense * written + costs.call_dense
+        sparse += costs.between * written + costs.call
         if mask is not None and pays(layer, density):
             sparse += costs.kept * density * products + costs.element * (read + written)
         else:
@@ -102,18 +106,18 @@ def expected_speedup(
 
 
 @torch.no_grad()
-def _calls(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, int, int]]:
+def _calls(model: nn.Module, inputs: Tensor) -> list[tuple[nn.Module, int, int]]:
     """Return each call of a layer with how many numbers it reads and writes."""
-    calls = []
+    calls, count = [], len(inputs)
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((module, inputs[0].numel(), output.numel()))
+    def note(module: nn.Module, read: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((module, count * read[0].numel(), count * output.numel()))
 
     layers = [m for m in model.modules() if type(m) in SPARSE]
     modes = [(m, m.training) for m in model.modules()]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
-        model.eval()(image)
+        model.eval()(inputs[:1])
     finally:
         for hook in hooks:
             hook.remove()

@@ -27,7 +27,7 @@ STEPS, LONG = 5, 2.0
 
 
 def expectation(
-    config: TrainConfig, model: nn.Module, masks: Masks | None, image: Tensor
+    config: TrainConfig, model: nn.Module, masks: Masks | None, images: Tensor
 ) -> float | None:
     """Return how many times faster a step will be sparse, where it shall be.
 
@@ -39,11 +39,11 @@ def expectation(
     """
     if config.sparse == "off" or masks is None:
         return None
-    on_cpu = image.device.type == "cpu"
+    on_cpu = images.device.type == "cpu"
     asked = config.sparse == "on"
     if not asked and (not on_cpu or config.amp or config.compile):
         return None
-    found = expected_speedup(model, masks, image) if on_cpu else 1.0
+    found = expected_speedup(model, masks, images) if on_cpu else 1.0
     return found if asked or found >= PAYS else None
 
 

@@ -100,13 +100,13 @@ class Trainer:
         """Train without the pruned weights, where that is to be done."""
         config, images = self.config, self.images.train
         left = self.done["train"] < config.epochs
-        image = images.normalize(images.images[:1])
-        expected = expectation(config, self.model, self.masks, image) if left else None
+        batch = next(iter(images.batches(config.training_batch_size)))
+        what = config, self.model, self.masks, batch[0]
+        expected = expectation(*what) if left else None
         if expected is None or self.masks is None:
             yield
             return
         alone = self.ranks.size == 1
-        batch = next(iter(images.batches(config.training_batch_size)))
         self.sparse = SparseTraining(
             self.model,
             self.masks,

@@ -117,7 +117,7 @@ def test_when_a_run_is_sparse(fields, sparsity, expected, tmp_path):
     model = models.create("resnet18", seed=0)
     named = prunable_parameters(model).items()
     masks = Masks({n: torch.rand(p.shape) >= sparsity for n, p in named})
-    image = torch.zeros(1, 3, 32, 32)
+    image = torch.zeros(128, 3, 32, 32)
     assert (expectation(config, model, masks, image) is not None) == expected
     assert expectation(config, model, None, image) is None
 
