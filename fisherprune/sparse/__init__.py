@@ -15,6 +15,8 @@ from fisherprune.sparse.optimizers import check_optimizer
 from fisherprune.sparse.pool import MaxPool2d
 from fisherprune.sparse.replace import replaced, restored
 from fisherprune.sparse.saving import load, save
+from fisherprune.sparse.semi_structured import semi_structured
+from fisherprune.sparse.shrink import shrink
 
 __all__ = [
     "BatchNorm",
@@ -32,5 +34,7 @@ __all__ = [
     "replaced",
     "restored",
     "save",
+    "semi_structured",
+    "shrink",
     "unfuse",
 ]
