@@ -3,7 +3,9 @@
 ``compress`` replaces layers by ones that hold the kept weights alone and run on kernels
 whose price is that of the kept weights; ``decompress`` is the way back, ``save`` and
 ``load`` are files of the kept weights and their places. What lies between the layers,
-BatchNorm, ReLU, additions and pooling, runs at the speed of memory.
+BatchNorm, ReLU, additions and pooling, runs at the speed of memory. ``shrink`` makes
+smaller dense models where whole channels are pruned, ``semi_structured`` runs 2:4
+weights on GPUs.
 """
 
 from fisherprune.sparse.compress import compress, decompress, hold_dense

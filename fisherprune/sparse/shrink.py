@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from fisherprune.errors import FieldError, FisherpruneError, FisherpruneWarning
 from fisherprune.masks.apply import pruned_weights
 from fisherprune.masks.checks import checked_masks
-from fisherprune.masks.masks import Masks
+from fisherprune.masks.hold import Hold
 from fisherprune.parameters import (
     check_shapes_known,
     checked_model,
@@ -79,7 +79,8 @@ def shrink(
         masks: bool tensors by parameter name, True = kept, such as ``Masks`` of
             ``structure="channels"``.
         example_inputs: what the model is called with: a tensor, a tuple of arguments or
-            a dictionary of keyword arguments, of two samples or more at best.
+            a dictionary of keyword arguments, of two samples or more at best. A
+            constant may depend on numbers and integers in it, which count as fixed.
 
     Returns:
         A new model of the same classes, dtypes and modes.
@@ -99,6 +100,7 @@ def shrink(
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
         >>> kept = torch.tensor([True, False, True, False])
+        >>> from fisherprune import Masks
         >>> masks = Masks({"0.weight": kept[:, None].expand(4, 6)})
         >>> x = torch.randn(5, 6)
         >>> small = shrink(model, masks, x)
@@ -131,7 +133,7 @@ def shrink(
     rest = _masks_left(small, masks)
     before.restore(small)
     if any(not mask.all() for mask in rest.values()):
-        Masks(rest).hold(small)
+        Hold(small, pruned_weights(rest, small))
     return small
 
 
