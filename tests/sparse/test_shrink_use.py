@@ -41,6 +41,20 @@ def test_masks_found_by_a_criterion_and_training_on():
     assert nn.functional.cross_entropy(small(batch[0]), batch[1]) < before
 
 
+def test_half_of_the_channels_are_a_quarter_of_the_weights():
+    """What docs/how_to/sparse.md says of VGG11, and that of its FLOPs."""
+    model, x = fp.models.vgg11(num_classes=10), torch.randn(4, 3, 32, 32)
+    batch = x, torch.randint(10, (4,))
+    (masks,) = fp.find_masks(
+        model, [batch], "fts", [0.5], scope="layer", structure="channels"
+    )
+    with pytest.warns(fp.FisherpruneWarning, match="1 of 32 of 'features.conv1'"):
+        small = fp.sparse.shrink(model, masks, x)
+    assert [*widths(small).values()] == [33, 65, 129, 129, 257, 257, 257, 256, 10]
+    assert 0.24 < size(small) / size(model) < 0.26
+    assert 0.24 < fp.flops(small, x).dense / fp.flops(model, x).dense < 0.27
+
+
 def test_training_is_that_of_the_masked_model_where_constants_are_zero():
     model = small_net().double()
     masks = masks_keeping(model, _0=[0, 3, 4], _3=[1, 2, 3, 5])
