@@ -21,7 +21,11 @@ from fisherprune.ops import kernels
 from fisherprune.ops.sources import source_hash
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = ("tests/ops/test_cuda.py", "tests/test_doctor.py")  # all that use a GPU
+TESTS = (  # those that use a GPU
+    "tests/ops/test_cuda.py",
+    "tests/sparse/test_semi_structured.py",
+    "tests/test_doctor.py",
+)
 FOUND = 9  # the sanitizer's exit status where it found something
 
 

@@ -3,7 +3,9 @@
 ``compress`` replaces layers by ones that hold the kept weights alone and run on kernels
 whose price is that of the kept weights; ``decompress`` is the way back, ``save`` and
 ``load`` are files of the kept weights and their places. What lies between the layers,
-BatchNorm, ReLU, additions and pooling, runs at the speed of memory.
+BatchNorm, ReLU, additions and pooling, runs at the speed of memory. ``shrink`` makes
+smaller dense models where whole channels are pruned, ``semi_structured`` runs 2:4
+weights on GPUs.
 """
 
 from fisherprune.sparse.compress import compress, decompress, hold_dense
@@ -15,6 +17,8 @@ from fisherprune.sparse.optimizers import check_optimizer
 from fisherprune.sparse.pool import MaxPool2d
 from fisherprune.sparse.replace import replaced, restored
 from fisherprune.sparse.saving import load, save
+from fisherprune.sparse.semi_structured import semi_structured
+from fisherprune.sparse.shrink import shrink
 
 __all__ = [
     "BatchNorm",
@@ -32,5 +36,7 @@ __all__ = [
     "replaced",
     "restored",
     "save",
+    "semi_structured",
+    "shrink",
     "unfuse",
 ]

@@ -13,7 +13,7 @@ from fisherprune import ops, sparse
     "name",
     [
         *(f"sparse.{n}" for n in "compress layers optimizers packing saving".split()),
-        "ops.sparse",
+        *("sparse.semi_structured", "sparse.shrink", "ops.sparse"),
     ],
 )
 def test_examples_show_what_comes(name):
