@@ -99,7 +99,7 @@ def dense_steps(model: nn.Module, batch: Batch) -> dict[str, Step]:
 
 
 def has_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 itself; else it is far slower."""
+    """Return whether the processor has products of bfloat16, slow otherwise."""
     return torch.cpu._is_avx512_bf16_supported()
 
 
