@@ -88,7 +88,7 @@ def steps(
             calls[key] = train_step(sparse[key], data)
 
     def check(key: Any, loss: Tensor) -> None:
-        limit = 2e-2 if "bfloat16" in key else 1e-4
+        limit = 2e-2 if "bfloat16" in key else 1e-3 if "dense" in key else 1e-4
         verify(f"{key}", loss.double(), truths[key].double(), tolerance=limit)
 
     times = race(calls, check, rounds=rounds)
@@ -106,9 +106,13 @@ def steps(
 
 
 def _loss(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the loss of the dense network in train mode, whose statistics stay."""
+    """Return the loss of the dense network in training mode, in float64.
+
+    In float32 PyTorch's BatchNorm makes rounding errors large in channels that hardly
+    vary, as those of few weights.
+    """
     with torch.no_grad():
-        logits = copy.deepcopy(model).train()(data[0])
+        logits = copy.deepcopy(model).double().train()(data[0].double())
     return torch.nn.functional.cross_entropy(logits, data[1])
 
 

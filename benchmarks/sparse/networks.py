@@ -26,8 +26,8 @@ MASKS = {
     "FTS": ("fts", "global"),
 }
 """Kinds of masks: by criterion and scope."""
-SCORED = 64
-"""Images that FTS scores."""
+SCORED, PASSES = 64, 30
+"""Images that FTS scores, and passes that set the statistics of BatchNorm before."""
 
 
 def dense_network(name: str, device: str) -> nn.Module:
@@ -40,7 +40,11 @@ def masks_of(model: nn.Module, kind: str, sparsity: float, size: int) -> fp.Mask
     criterion, scope = MASKS[kind]
     device = next(model.parameters()).device
     batch = images(SCORED, size, f"{device}")
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for _ in range(PASSES):  # BatchNorm learns the statistics of images
+            model(batch[0])
+    model.eval()
     (masks,) = fp.find_masks(
         model, [batch], criterion, [sparsity], scope, ties="position"
     )

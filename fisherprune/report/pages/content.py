@@ -52,6 +52,16 @@ LEFT_CAPTION = (
 )
 ACCURACY_CAPTION = "Test accuracy in %, mean ± standard deviation (n)."
 
+SAVED = {
+    "step, dense, ms": ("dense_step", 1e-3),
+    "step, sparse, ms": ("sparse_step", 1e-3),
+    "weights, dense, MB": ("dense_weights", 1e6),
+    "weights, sparse, MB": ("weights", 1e6),
+    "optimizer, dense, MB": ("dense_optimizer", 1e6),
+    "optimizer, sparse, MB": ("optimizer", 1e6),
+}
+"""What runs with sparse layers tell: the key, and its unit in theirs, by heading."""
+
 LEGEND = (
     "w: weight, m: its mean gradient, F: mean of its squared gradients, H: diagonal of "
     "the generalized Gauss-Newton matrix, D: the Hessian's, estimated, Hm: "
@@ -270,12 +280,20 @@ def _signed(value: float) -> str:
 
 def _seconds(table: ResultTable) -> list[list[str]]:
     phases = list(dict.fromkeys(p for run in table.runs for p in run.seconds))
-    rows = [["method", "runs", *phases]]
+    saved = SAVED if any(run.execution for run in table.runs) else {}
+    rows = [["method", "runs", *phases, *saved]]
     for method in table.all_methods:
         runs = table.method_runs(method)
-        means = (_mean_seconds(runs, phase) for phase in phases)
+        means = [_mean_seconds(runs, phase) for phase in phases]
+        means += [_mean_saved(runs, key, unit) for key, unit in saved.values()]
         rows.append([method_name(method), str(len(runs)), *means])
     return rows
+
+
+def _mean_saved(runs: Sequence[FinishedRun], key: str, unit: float) -> str:
+    known = [dict(run.execution)[key] for run in runs if run.execution]
+    found = [float(str(value)) / unit for value in known if value is not None]
+    return f"{sum(found) / len(found):.3g}" if found else "-"
 
 
 def _mean_seconds(runs: Sequence[FinishedRun], phase: str) -> str:

@@ -16,8 +16,10 @@ from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.metrics import METRIC_NAMES
 from fisherprune.runs.option import names
 from fisherprune.runs.reader import WEIGHTS, FinishedRun
+from fisherprune.runs.result import Execution
 
 Cells = dict[str, object]
+EXECUTION = tuple(Execution.__annotations__)
 
 
 def runs_csv(report: Report) -> str:
@@ -62,6 +64,8 @@ def _run_row(
         "seconds_of_cached_statistics": run.reused,
     }
     row |= {f"seconds_{phase}": run.seconds.get(phase) for phase in phases}
+    execution = run.execution or {}
+    row |= {f"execution_{key}": execution.get(key) for key in EXECUTION}
     return row | {key: run.environment.get(key) for key in machine}
 
 
