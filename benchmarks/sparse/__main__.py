@@ -80,8 +80,8 @@ def steps(
     with torch.no_grad():
         truths |= dict.fromkeys(calls, _loss(model, data))
     for kind in kinds:
-        for sparsity in sparsities:
-            masks = masks_of(model, kind, sparsity, size)
+        found = masks_of(model, kind, sparsities, size)
+        for sparsity, masks in zip(sparsities, found, strict=True):
             key = kind, sparsity
             truths[key] = _loss(masked(model, masks), data)
             sparse[key] = sparse_network(model, masks)
@@ -120,7 +120,7 @@ def inference(network: str, sparsity: float, rounds: int) -> Rows:
     """Race forward passes of one and of 128 images; weigh the files."""
     rows: Rows = []
     model = dense_network(network, "cpu").eval()
-    masks = masks_of(model, "random", sparsity, 32)
+    (masks,) = masks_of(model, "random", [sparsity], 32)
     model = masked(model, masks)
     dense = torch.fx.experimental.optimization.fuse(model)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)

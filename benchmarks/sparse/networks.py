@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,7 +26,7 @@ MASKS = {
     "FTS": ("fts", "global"),
 }
 """Kinds of masks: by criterion and scope."""
-SCORED, PASSES = 64, 30
+SCORED, PASSES = 64, 10
 """Images that FTS scores, and passes that set the statistics of BatchNorm before."""
 
 
@@ -35,8 +35,10 @@ def dense_network(name: str, device: str) -> nn.Module:
     return models.create(name, seed=0).to(device)
 
 
-def masks_of(model: nn.Module, kind: str, sparsity: float, size: int) -> fp.Masks:
-    """Return masks of one kind for a network."""
+def masks_of(
+    model: nn.Module, kind: str, sparsities: Sequence[float], size: int
+) -> list[fp.Masks]:
+    """Return masks of one kind for a network, one for each sparsity."""
     criterion, scope = MASKS[kind]
     device = next(model.parameters()).device
     batch = images(SCORED, size, f"{device}")
@@ -45,10 +47,7 @@ def masks_of(model: nn.Module, kind: str, sparsity: float, size: int) -> fp.Mask
         for _ in range(PASSES):  # BatchNorm learns the statistics of images
             model(batch[0])
     model.eval()
-    (masks,) = fp.find_masks(
-        model, [batch], criterion, [sparsity], scope, ties="position"
-    )
-    return masks
+    return fp.find_masks(model, [batch], criterion, sparsities, scope, ties="position")
 
 
 def masked(model: nn.Module, masks: fp.Masks) -> nn.Module:
