@@ -28,6 +28,9 @@ MASKS = {
 """Kinds of masks: by criterion and scope."""
 SCORED, PASSES = 64, 10
 """Images that FTS scores, and passes that set the statistics of BatchNorm before."""
+LEAST = 512
+"""Weights that each layer keeps: behind empty layers, as FTS leaves them in VGG19,
+BatchNorm would normalize rounding errors."""
 
 
 def dense_network(name: str, device: str) -> nn.Module:
@@ -47,7 +50,11 @@ def masks_of(
         for _ in range(PASSES):  # BatchNorm learns the statistics of images
             model(batch[0])
     model.eval()
-    return fp.find_masks(model, [batch], criterion, sparsities, scope, ties="position")
+    return fp.find_masks(
+        *(model, [batch], criterion, sparsities, scope),
+        min_per_layer=LEAST,
+        ties="position",
+    )
 
 
 def masked(model: nn.Module, masks: fp.Masks) -> nn.Module:
