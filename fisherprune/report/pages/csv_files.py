@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from fisherprune.report.pages.content import Report
@@ -64,7 +64,7 @@ def _run_row(
         "seconds_of_cached_statistics": run.reused,
     }
     row |= {f"seconds_{phase}": run.seconds.get(phase) for phase in phases}
-    execution = run.execution or {}
+    execution: Mapping[str, object] = dict(run.execution or {})
     row |= {f"execution_{key}": execution.get(key) for key in EXECUTION}
     return row | {key: run.environment.get(key) for key in machine}
 
