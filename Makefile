@@ -18,7 +18,7 @@ SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisher
 .PHONY: help demo test lint format sanitize bench docs wheel clean
 
 help:
-	@echo "make demo      score, prune and train a small network on real digits"
+	@echo "make demo      score, prune and sparsely train a network on real digits"
 	@echo "make test      linters and the whole test suite (one test wants Chromium)"
 	@echo "make lint      linters alone"
 	@echo "make format    let the formatters write"
@@ -43,8 +43,8 @@ $(VENV)/installed: $(VENV)/packages $(SOURCES)
 demo: $(VENV)/installed
 	$(BIN)/python -m fisherprune.doctor
 	$(BIN)/python -m fisherprune.train --method fts --dataset digits \
-		--model resnet20 --sparsity 0.9 --epochs 20 --batch-size 64 --lr 0.05 \
-		--lr-drops 12 17
+		--model resnet18 --sparsity 0.95 --epochs 8 --batch-size 64 --lr 0.02 \
+		--lr-drops 5 7
 
 test: lint sanitize
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -370,3 +370,20 @@ def test_batch_norm(order, dtype):
     bound = 1e-5 if dtype == torch.float32 else 2**-6
     assert max(errors(found[1], found[0])) <= bound
     opcheck(torch.ops.fisherprune.batch_norm, (*leaves, 1e-5, True))
+
+
+# ---- max_pool2d ----
+
+
+@needs_gpu
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_max_pool2d(ceil_mode):
+    """The same entries and gradients as on the CPU."""
+    x = torch.randn(5, 7, 9, 6).permute(3, 0, 1, 2)  # samples innermost
+    found = []
+    for device in ("cpu", "cuda"):
+        leaf = x.to(device).requires_grad_()
+        y = ops.max_pool2d(leaf, (3, 2), (2, 2), (1, 1), ceil_mode)[0]
+        (grad,) = torch.autograd.grad(y.square().sum(), leaf)
+        found.append([t.detach().cpu() for t in (y, grad)])
+    assert max(errors(found[1], found[0])) <= 1e-6

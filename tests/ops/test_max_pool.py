@@ -224,3 +224,12 @@ def test_errors(call, message):
     with pytest.raises(RuntimeError) as caught:
         call()
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 5), (4, 2)])
+def test_windows_larger_than_the_image_where_they_may_end_outside(size):
+    x = torch.randn(3, 2, *size)
+    expected = F.max_pool2d(x, 3, 2, 0, ceil_mode=True)
+    assert torch.equal(ops.max_pool2d(x, (3, 3), (2, 2), (0, 0), True)[0], expected)
+    with pytest.raises(RuntimeError, match="kernel must fit into the padded input"):
+        ops.max_pool2d(x, (3, 3), (2, 2), (0, 0), False)
