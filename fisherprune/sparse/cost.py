@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,12 +111,15 @@ def _calls(model: nn.Module, inputs: Tensor) -> list[tuple[nn.Module, int, int]]
     """Return each call of a layer with how many numbers it reads and writes."""
     calls, count = [], len(inputs)
 
-    def note(module: nn.Module, read: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((module, count * read[0].numel(), count * output.numel()))
+    def note(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        read: Tensor = (*args, *kwargs.values())[0]
+        calls.append((module, count * read.numel(), count * output.numel()))
 
     layers = [m for m in model.modules() if type(m) in SPARSE]
     modes = [(m, m.training) for m in model.modules()]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
+    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
         model.eval()(inputs[:1])
     finally:

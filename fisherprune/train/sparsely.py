@@ -123,9 +123,12 @@ def bytes_of(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def step_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return how long a training step takes, measured on a copy."""
-    model = copy.deepcopy(model).train()
+def step_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> float | None:
+    """Return how long a training step takes, measured on a copy; None: there is none."""
+    try:
+        model = copy.deepcopy(model).train()
+    except Exception:  # whatever a user's model raises where it is copied
+        return None
     optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9, fused=True)
     seconds = []
     for _ in range(STEPS):

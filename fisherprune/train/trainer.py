@@ -98,23 +98,10 @@ class Trainer:
     @contextmanager
     def _sparsely(self) -> Iterator[None]:
         """Train without the pruned weights, where that is to be done."""
-        config, images = self.config, self.images.train
-        left = self.done["train"] < config.epochs
-        batch = next(iter(images.batches(config.training_batch_size)))
-        what = config, self.model, self.masks, batch[0]
-        expected = expectation(*what) if left else None
-        if expected is None or self.masks is None:
+        self.sparse = self._sparse_training()
+        if self.sparse is None:
             yield
             return
-        alone = self.ranks.size == 1
-        self.sparse = SparseTraining(
-            self.model,
-            self.masks,
-            self.optimizer,
-            expected,
-            batch=batch if alone and self.execution is None else None,
-            fuse=alone,  # several ranks normalize by the statistics of all
-        )
         self.execution = self.execution or self.sparse.execution
         if not self.quiet:
             print(executed(self.execution), flush=True)
@@ -123,6 +110,25 @@ class Trainer:
         finally:
             self.sparse.end()
             self.sparse = None
+
+    def _sparse_training(self) -> SparseTraining | None:
+        """Make layers sparse, where the config, the masks and the model have it so."""
+        config, images, masks = self.config, self.images.train, self.masks
+        if masks is None or self.done["train"] == config.epochs:
+            return None
+        batch = next(iter(images.batches(config.training_batch_size)))
+        expected = expectation(config, self.model, masks, batch[0])
+        if expected is None:
+            return None
+        alone = self.ranks.size == 1  # several normalize by the statistics of all
+        timed = batch if alone and self.execution is None else None
+        what = self.model, masks, self.optimizer, expected
+        try:
+            return SparseTraining(*what, batch=timed, fuse=alone)
+        except FisherpruneError:  # of a weight that is tied, say
+            if config.sparse == "on":
+                raise
+            return None
 
     @property
     def is_best(self) -> bool:

@@ -10,9 +10,11 @@ from trainings import images_of, rows, small_run, stopped
 from truth import relative_error
 
 from fisherprune import Masks, models, train
+from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import prunable_parameters
 from fisherprune.runs.reader import read_run
 from fisherprune.runs.words import table
+from fisherprune.train import sparsely
 from fisherprune.train.sparsely import expectation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,3 +149,39 @@ def test_images_decide_what_is_expected(tmp_path):
     one = image.normalize(image.images[:1])
     found = [expectation(config, model, masks, one) for masks in (few, many)]
     assert found[0] > found[1] > 0
+
+
+OWN_MODEL = """
+import torch
+from torch import nn
+
+
+class Tied(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 64, 3, padding=1), nn.ReLU())
+        self.first = nn.Conv2d(64, 64, 3, padding=1)
+        self.second = nn.Conv2d(64, 64, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x):
+        x = self.second(self.first(input=self.body(x)).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def tied(num_classes, in_channels):
+    torch.manual_seed(0)
+    return Tied(num_classes)
+"""
+
+
+def test_weights_that_no_sparse_layer_can_have_stay_dense(tmp_path, monkeypatch):
+    monkeypatch.setattr(sparsely, "PAYS", 0.0)  # images so small never pay
+    path = tmp_path / "own.py"
+    path.write_text(OWN_MODEL)
+    fields = {"model": f"{path}:tied", "epochs": 1, "warmup_epochs": 0}
+    config = sparse_run(tmp_path, sparse="auto", **fields)
+    assert train.run(config, quiet=True).execution is None
+    with pytest.raises(FisherpruneError, match="compress: .* tied"):
+        train.run(replace(config, sparse="on"), quiet=True)
