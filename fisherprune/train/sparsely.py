@@ -124,7 +124,7 @@ def bytes_of(model: nn.Module) -> int:
 
 
 def step_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> float | None:
-    """Return how long a training step takes, measured on a copy; None: there is none."""
+    """Return how long a training step takes, on a copy; None where there is none."""
     try:
         model = copy.deepcopy(model).train()
     except Exception:  # whatever a user's model raises where it is copied
