@@ -56,7 +56,7 @@ def test_dense_runs_say_nothing_of_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("weights", -1), ("expected", "2"), ("dense_step", [])]
+    "key, value", [("weights", -1), ("expected", "2"), ("optimizer", [])]
 )
 def test_what_is_no_such_record_is_refused(key, value, tmp_path):
     folder = trees.add_run(tmp_path, 0.5, masks=False, method="snip")
