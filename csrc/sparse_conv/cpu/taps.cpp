@@ -6,31 +6,57 @@
 namespace fisherprune::cpu::sparse_conv {
 namespace {
 
-// Calls visit(i, o, c, y, x) for each kept weight, c among the input's channels.
-template <class Visit>
-void for_each_weight(const SparseConvShape& s, const Pattern& pattern,
-                     const Visit& visit) {
-  const int64_t kernel = s.kernel_h * s.kernel_w;
-  for (int64_t o = 0; o < s.outputs; ++o) {
-    const int64_t group = o / s.group_outputs() * s.group_channels();
-    for (int64_t i = pattern.rows[o]; i < pattern.rows[o + 1]; ++i) {
-      const int64_t column = pattern.columns[i], place = column % kernel;
-      visit(i, o, group + column / kernel, place / s.kernel_w, place % s.kernel_w);
-    }
-  }
-}
+// What a place in the kernel of an output channel adds to the index of a list, and to
+// an offset.
+struct Part {
+  int64_t index, offset;
+};
 
-// place(visit): calls visit(index, i, offset) for each weight, the same at each call.
-template <class Place>
-TapLists sorted(int64_t channels, int64_t grids, int64_t cuts, int64_t count,
-                const float* values, const Place& place) {
-  TapLists lists{grids, cuts, std::vector<Tap>(count), {}};
+// by_channel(c) and by_place(y, x) are the parts of the input's channel and of the
+// kernel's row and column, by_output(o) that of the output channel: their sums say
+// where a weight belongs. Two passes sort by counting; one
+// is enough where the lists are the rows of the pattern. No weight is divided for.
+template <class ByChannel, class ByPlace, class ByOutput>
+TapLists sorted(const SparseConvShape& s, const Pattern& pattern, const float* values,
+                int64_t grids, int64_t cuts, int64_t channels,
+                const ByChannel& by_channel, const ByPlace& by_place,
+                const ByOutput& by_output, bool rows_are_lists = false) {
+  TapLists lists{grids, cuts, std::vector<Tap>(pattern.count), {}};
   lists.starts.assign(channels * grids * cuts + 1, 0);
-  place([&](int64_t index, int64_t, int64_t) { ++lists.starts[index + 1]; });
+  std::vector<Part> places, columns;
+  for (int64_t y = 0; y < s.kernel_h; ++y)
+    for (int64_t x = 0; x < s.kernel_w; ++x) places.push_back(by_place(y, x));
+  const auto for_each_weight = [&](const auto& visit) {
+    for (int64_t o = 0; o < s.outputs; ++o) {
+      if (o % s.group_outputs() == 0) {
+        columns.clear();
+        const int64_t first = o / s.group_outputs() * s.group_channels();
+        for (int64_t c = first; c < first + s.group_channels(); ++c) {
+          const Part channel = by_channel(c);
+          for (const Part& place : places)
+            columns.push_back(
+                {channel.index + place.index, channel.offset + place.offset});
+        }
+      }
+      const Part output = by_output(o);
+      for (int64_t i = pattern.rows[o]; i < pattern.rows[o + 1]; ++i) {
+        const Part& column = columns[pattern.columns[i]];
+        visit(output.index + column.index, i, output.offset + column.offset);
+      }
+    }
+  };
+  if (rows_are_lists) {
+    std::copy_n(pattern.rows, s.outputs + 1, lists.starts.begin());
+    for_each_weight([&](int64_t, int64_t i, int64_t offset) {
+      lists.taps[i] = {static_cast<int32_t>(offset), values ? values[i] : 0};
+    });
+    return lists;
+  }
+  for_each_weight([&](int64_t index, int64_t, int64_t) { ++lists.starts[index + 1]; });
   for (size_t i = 1; i < lists.starts.size(); ++i)
     lists.starts[i] += lists.starts[i - 1];
   std::vector<int64_t> next(lists.starts.begin(), lists.starts.end() - 1);
-  place([&](int64_t index, int64_t i, int64_t offset) {
+  for_each_weight([&](int64_t index, int64_t i, int64_t offset) {
     lists.taps[next[index]++] = {static_cast<int32_t>(offset), values ? values[i] : 0};
   });
   return lists;
@@ -73,14 +99,16 @@ TapLists forward_taps(const SparseConvShape& s, const Pattern& pattern,
   const auto rows = forward_reads(y, s.kernel_h, s.stride_h, s.dilation_h);
   const auto cols = forward_reads(x, s.kernel_w, s.stride_w, s.dilation_w);
   const int64_t cuts = (s.channels + cut.channels - 1) / cut.channels;
-  return sorted(s.outputs, 1, cuts, pattern.count, values, [&](const auto& visit) {
-    for_each_weight(
-        s, pattern, [&](int64_t i, int64_t o, int64_t c, int64_t ky, int64_t kx) {
-          const Read &r = rows[ky], &q = cols[kx];
-          visit(o * cuts + c / cut.channels, i,
-                layout.place(c % cut.channels, r.plane, q.plane, r.place, q.place));
-        });
-  });
+  const auto by_channel = [&](int64_t c) {
+    return Part{c / cut.channels, layout.place(c % cut.channels, 0, 0, 0, 0)};
+  };
+  const auto by_place = [&](int64_t ky, int64_t kx) {
+    const Read &r = rows[ky], &q = cols[kx];
+    return Part{0, layout.place(0, r.plane, q.plane, r.place, q.place)};
+  };
+  const auto by_output = [&](int64_t o) { return Part{o * cuts, 0}; };
+  return sorted(s, pattern, values, 1, cuts, s.outputs, by_channel, by_place, by_output,
+                cuts == 1);
 }
 
 TapLists backward_taps(const SparseConvShape& s, const Pattern& pattern,
@@ -90,15 +118,17 @@ TapLists backward_taps(const SparseConvShape& s, const Pattern& pattern,
   const auto cols = backward_reads(x, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
   const int64_t cuts = (s.outputs + cut.channels - 1) / cut.channels;
   const int64_t grids_x = x.grids.size(), grids = y.grids.size() * grids_x;
-  return sorted(s.channels, grids, cuts, pattern.count, values, [&](const auto& visit) {
-    for_each_weight(s, pattern,
-                    [&](int64_t i, int64_t o, int64_t c, int64_t ky, int64_t kx) {
-                      const Read &r = rows[ky], &q = cols[kx];
-                      const int64_t grid = r.plane * grids_x + q.plane;
-                      visit((c * grids + grid) * cuts + o / cut.channels, i,
-                            layout.place(o % cut.channels, 0, 0, r.place, q.place));
-                    });
-  });
+  const auto by_channel = [&](int64_t c) { return Part{c * grids * cuts, 0}; };
+  const auto by_place = [&](int64_t ky, int64_t kx) {
+    const Read &r = rows[ky], &q = cols[kx];
+    return Part{(r.plane * grids_x + q.plane) * cuts,
+                layout.place(0, 0, 0, r.place, q.place)};
+  };
+  const auto by_output = [&](int64_t o) {
+    return Part{o / cut.channels, layout.place(o % cut.channels, 0, 0, 0, 0)};
+  };
+  return sorted(s, pattern, values, grids, cuts, s.channels, by_channel, by_place,
+                by_output);
 }
 
 }  // namespace fisherprune::cpu::sparse_conv
