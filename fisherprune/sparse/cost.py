@@ -1,9 +1,9 @@
 """Which layers, and which networks, are faster sparse than dense.
 
 Times are counted in multiply-adds of a dense convolution, forward and backward. The
-numbers are fits to ``python -m benchmarks.sparse --what layers steps`` on one processor
-of each kind; with AVX-512 dense layers are twice as fast, so sparse ones pay less. A
-choice by them is the same on every machine of a kind: runs can be repeated.
+numbers for AVX2 were fitted by hand to single layers and steps on a Zen 3. Those for
+AVX-512 are not measured: they suppose that dense layers are about twice as fast there.
+A choice by them is the same on every machine of a kind: runs can be repeated.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def expected_speedup(
     """Estimate how many times faster a training step is sparse than dense, on the CPU.
 
     From the multiply-adds and the numbers read and written of each Conv1d, Conv2d and
-    Linear, as they were measured for one processor: right to about a third.
+    Linear: rough, and rougher where dense layers stand between sparse ones.
 
     Args:
         model: dense; runs on one input, in evaluation mode, and stays as it is.
