@@ -17,7 +17,8 @@ Machine machine() {
 
 Tensor result_like(const Tensor& input) {
   const Tensor result = torch::stable::empty_like(input);
-  prefer_large_pages(result.data_ptr(), result.numel() * result.element_size());
+  prefer_large_pages({{result.data_ptr(), result.numel() * result.element_size()}},
+                     in_parallel);
   return result;
 }
 

@@ -2,14 +2,11 @@
 // calls.
 #include <torch/csrc/stable/library.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <limits>
 #include <tuple>
 
 #include "common/cpu/op.h"
+#include "common/cpu/pages.h"
 #include "global_topk/args.h"
 #include "global_topk/cpu/select.h"
 
@@ -20,31 +17,14 @@ constexpr float kAboveAll = std::numeric_limits<float>::infinity();  // of rank 
 
 Task task_of(const ScoreList& list) { return Task(list.scores, in_parallel); }
 
-// To touch fresh memory for the first time, in pages of 4 KB, is a large part of a
-// call. Linux gives pages of 2 MB where it is asked to. One thread touches each of them
-// here: later several threads would meet in a page, and wait for it.
-void ask_for_huge_pages(const std::vector<Tensor>& masks) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  constexpr int64_t kLeast = int64_t{8} << 20;  // of one mask, to be worth it
-  std::vector<uint8_t*> pages;
-  for (const Tensor& m : masks) {
-    if (m.numel() < kLeast) continue;
-    const auto data = reinterpret_cast<uintptr_t>(m.data_ptr());
-    const uintptr_t first = (data + kPage - 1) / kPage * kPage;
-    const uintptr_t last = (data + m.numel()) / kPage * kPage;
-    if (madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE)) continue;
-    for (uintptr_t page = first; page < last; page += kPage)
-      pages.push_back(reinterpret_cast<uint8_t*>(page));
-  }
-  for_each(in_parallel, pages.size(), [&](int64_t i) { *pages[i] = 0; });
-#endif
-}
-
 std::vector<Tensor> empty_masks(const ScoreList& list) {
   std::vector<Tensor> masks;
-  for (const Tensor& t : list.tensors) masks.push_back(empty_mask(list.op, t));
-  ask_for_huge_pages(masks);
+  std::vector<Fresh> fresh;
+  for (const Tensor& t : list.tensors) {
+    masks.push_back(empty_mask(list.op, t));
+    fresh.push_back({masks.back().data_ptr(), masks.back().numel()});
+  }
+  prefer_large_pages(fresh, in_parallel);
   return masks;
 }
 

@@ -21,7 +21,8 @@ Sizes sizes_of(const Tensor& t) {
 
 Tensor result(const Tensor& like, const Sizes& size, int32_t dtype) {
   const Tensor made = new_innermost(like, size, dtype);
-  prefer_large_pages(made.data_ptr(), made.numel() * made.element_size());
+  prefer_large_pages({{made.data_ptr(), made.numel() * made.element_size()}},
+                     in_parallel);
   return made;
 }
 

@@ -23,6 +23,22 @@ FISHERPRUNE_INLINE const float* in_tile(const float* first, const Rows& rows, in
   return first + i / (T * kParts) * rows.tile_stride + i % (T * kParts) * kLanes;
 }
 
+// Stores a line past the caches, if it is one vector: no line is read before it is
+// written.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_past(float* to, Vec value) {
+#if FISHERPRUNE_LANES == 16
+  _mm512_stream_ps(to, reinterpret_cast<__m512>(value));
+#else
+  store(to, value);
+#endif
+}
+
+FISHERPRUNE_TARGET inline void drain() {
+#if FISHERPRUNE_LANES == 16
+  _mm_sfence();
+#endif
+}
+
 template <int R, int T>
 FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float start,
                                   bool add, bool relu) {
@@ -45,8 +61,13 @@ FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float star
       FISHERPRUNE_UNROLL
       for (int i = 0; i < n; ++i) acc[i] = acc[i] < 0 ? Vec{} : acc[i];
     }
-    FISHERPRUNE_UNROLL
-    for (int i = 0; i < n; ++i) store(in_image<T>(image, rows, i), acc[i]);
+    if (rows.past_caches) {
+      FISHERPRUNE_UNROLL
+      for (int i = 0; i < n; ++i) store_past(in_image<T>(image, rows, i), acc[i]);
+    } else {
+      FISHERPRUNE_UNROLL
+      for (int i = 0; i < n; ++i) store(in_image<T>(image, rows, i), acc[i]);
+    }
   }
 }
 
@@ -144,6 +165,7 @@ constexpr Kernels table(std::integer_sequence<int, T...>) {
            {nullptr, multiply_of<1, T + 1>()...},
            {nullptr, multiply_of<2, T + 1>()...},
            {nullptr, multiply_of<3, T + 1>()...}},
+          drain,
           copy,
           transpose,
           add_lanes};

@@ -15,12 +15,20 @@ namespace {
 
 // Of a task, if it has not all of a tile's.
 constexpr int64_t kLeastChannels = 16;
+// Floats of an image that goes past the caches.
+constexpr int64_t kLargeImage = 1 << 20;
 
 struct Image {
   float* data;
   int64_t channels, height, width, samples;
   const float* bias;
   bool relu;
+
+  // Whether all chunks are lines of memory, and the caches can't hold them.
+  bool passes_caches() const {
+    return samples % kChunk == 0 && reinterpret_cast<uintptr_t>(data) % 64 == 0 &&
+           channels * height * width * samples >= kLargeImage;
+  }
 };
 
 struct Job {
@@ -53,14 +61,16 @@ Place place_of(const Job& job, const Tile& tile, int64_t channel, size_t gy,
 
 // Chunks of 16 samples go from the registers to the image.
 void correlate_chunks(const Job& job, const float* from, const Taps& taps,
-                      const Place& to, float start, bool add, bool relu) {
+                      const Place& to, float start, bool add, bool relu,
+                      bool past_caches) {
   const int64_t pitch = job.work.layout.pitch;
   const Pieces pieces(to.rows, to.cols, job.kernels);
   pieces.for_each(
       [&](int64_t together, int64_t row, int64_t count, int64_t chunk, int64_t chunks) {
-        const Rows rows{count,     from + row * pitch + chunk * kChunk,
-                        pitch,     to.first + row * to.stride + chunk * to.step,
-                        to.stride, to.step};
+        const Rows rows{count,      from + row * pitch + chunk * kChunk,
+                        pitch,      to.first + row * to.stride + chunk * to.step,
+                        to.stride,  to.step,
+                        past_caches};
         job.kernels.correlate[together][chunks](taps, rows, start, add, relu);
       });
 }
@@ -96,7 +106,9 @@ void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
   for (int64_t k = 0; k < work.cuts; ++k) {
     work.choose_channels(tile, k);
     copy_tile(job.source, work.y, work.x, tile, work.layout, job.kernels, scratch);
-    const bool add = k > 0, relu = job.image.relu && k + 1 == work.cuts;
+    const bool add = k > 0, last = k + 1 == work.cuts;
+    const bool relu = job.image.relu && last;
+    const bool past_caches = last && job.image.passes_caches();
     for (int64_t o = begin; o < end; ++o) {
       const float start = job.image.bias ? job.image.bias[o] : 0;
       for (size_t gy = 0, grid = 0; gy < work.y.grids.size(); ++gy)
@@ -105,12 +117,13 @@ void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
           const Taps taps = job.taps.at(o, grid, k);
           if (to.rows <= 0 || to.cols <= 0 || (add && !taps.count && !relu)) continue;
           if (work.whole())
-            correlate_chunks(job, scratch, taps, to, start, add, relu);
+            correlate_chunks(job, scratch, taps, to, start, add, relu, past_caches);
           else
             correlate_rest(job, scratch, taps, to, start, relu, buffer);
         }
     }
   }
+  job.kernels.drain();
 }
 
 // Into how many tasks a tile's output channels are dealt: each copies the tile for

@@ -11,17 +11,22 @@
 namespace fisherprune::cpu::sparse_conv {
 namespace {
 
-// Cycles, as measured on a Zen 3.
-constexpr double kLine = 10;     // to copy or to write one
-constexpr double kRow = 110;     // to begin with a row of them: waiting for memory
-constexpr double kCall = 20;     // of a kernel
-constexpr double kGroup = 10;    // of what is summed up at a time
-constexpr double kTap = 2;       // beside its vectors
-constexpr double kLatency = 4;   // of a sum that waits for itself
-constexpr double kVector = 1.2;  // of a tile that fills the second-level cache
+// Cycles, each fitted to how long tiles of many cuts took.
+struct Cycles {
+  double line;             // to copy or to write one
+  double row;              // to begin with a row of them: waiting for memory
+  double call;             // of a kernel
+  double group;            // of what is summed up at a time
+  double tap;              // beside its vectors
+  double latency;          // of a sum that waits for itself
+  double vector;           // of a tile that fills the second-level cache
+  double smaller, larger;  // less, and more, for each halving and doubling of the tile
+  double least;            // of a vector
+};
+constexpr Cycles kHalfLines{10, 110, 20, 10, 2, 4, 1.2, 0.1, 0.25, 0.7};  // a Zen 3
+constexpr Cycles kLines{5, 140, 4, 30, 3, 4, 0.85, 0.3, 0.3, 0.5};  // a Xeon, AVX-512
 
-// More, or less, for each doubling of the tile.
-double vector_cost(int64_t floats) {
+double vector_cost(int64_t floats, const Cycles& cycles) {
   static const double cache = [] {
     long bytes = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -30,7 +35,8 @@ double vector_cost(int64_t floats) {
     return bytes > 0 ? static_cast<double>(bytes) : 0x1p19;
   }();
   const double doublings = std::log2(4 * static_cast<double>(floats) / cache);
-  return std::max(0.7, kVector + doublings * (doublings < 0 ? 0.1 : 0.25));
+  const double slope = doublings < 0 ? cycles.smaller : cycles.larger;
+  return std::max(cycles.least, cycles.vector + doublings * slope);
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -39,13 +45,16 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 double cost_of(const Axis& y, const Axis& x, const Load& load, const Cut& cut) {
   const TileLayout layout(y, x, cut, load.lanes);
   const bool whole = load.lanes == kChunk;
+  const Cycles& cycles = load.kernels.lanes == kChunk ? kLines : kHalfLines;
   const Pieces pieces(whole ? cut.rows : 1,
                       whole ? cut.cols : ceil_div(cut.rows * layout.pitch, kChunk),
                       load.kernels);
   const double calls = pieces.calls(), groups = pieces.groups();
   const double chunks = pieces.rows * pieces.chunks;
   const double vectors = chunks / groups * kChunk / load.kernels.lanes;
-  const double tap = std::max(vectors * vector_cost(layout.floats), kLatency) + kTap;
+  const double tap =
+      std::max(vectors * vector_cost(layout.floats, cycles), cycles.latency) +
+      cycles.tap;
   // Of all cuts of the channels, and all grids.
   const double cuts = ceil_div(load.channels, cut.channels);
   const double outputs =
@@ -55,11 +64,11 @@ double cost_of(const Axis& y, const Axis& x, const Load& load, const Cut& cut) {
   const double lines_read = rows_read * layout.pitch / kChunk;
   const double rows_written = outputs * cut.rows;
   const double lines_written = outputs * (2 * cuts - 1) * chunks;
-  const double cycles = kLine * (lines_read + lines_written) +
-                        kRow * (rows_read + rows_written) +
-                        outputs * cuts * (kCall * calls + kGroup * groups) +
-                        load.outputs * load.taps * groups * tap;
-  return cycles / static_cast<double>(cut.rows * cut.cols);
+  const double all = cycles.line * (lines_read + lines_written) +
+                     cycles.row * (rows_read + rows_written) +
+                     outputs * cuts * (cycles.call * calls + cycles.group * groups) +
+                     load.outputs * load.taps * groups * tap;
+  return all / static_cast<double>(cut.rows * cut.cols);
 }
 
 // The lengths of pieces of so many places that are as even as can be.

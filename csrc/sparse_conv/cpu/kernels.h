@@ -27,13 +27,15 @@ struct Taps {
 };
 
 // Rows of chunks, side by side in the tile that is read, and in the image beside it
-// `step` floats apart; and floats from one row to the next.
+// `step` floats apart; and floats from one row to the next. An image that is too large
+// to stay in the caches may go past them: its chunks must be whole lines.
 struct Rows {
   int64_t count;
   const float* tile;
   int64_t tile_stride;
   float* image;
   int64_t stride, step;
+  bool past_caches = false;
 };
 
 // image = start + sum over the taps of weight * tile; or image += that sum; with `relu`
@@ -51,6 +53,8 @@ struct Kernels {
   // By rows at a time, of which rows.count is a multiple, and chunks of a row.
   Correlate correlate[kMostRows + 1][kMostChunks + 1];
   Multiply multiply[kMostRows + 1][kMostChunks + 1];
+  // Waits until what went past the caches is in memory.
+  void (*drain)();
   // Copies chunks that are `step` floats apart to where they lie side by side.
   void (*copy)(const float* from, int64_t step, int64_t count, float* to);
   // The same of 16 samples whose places lie side by side: transposes squares.

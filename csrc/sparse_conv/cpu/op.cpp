@@ -30,7 +30,8 @@ Tensor new_innermost(const Tensor& like, const Ints& size) {
       4, size.data(), strides.data(), aoti_torch_dtype_float32(),
       aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
   const Tensor t(handle);
-  prefer_large_pages(t.data_ptr(), t.numel() * static_cast<int64_t>(sizeof(float)));
+  prefer_large_pages({{t.data_ptr(), t.numel() * static_cast<int64_t>(sizeof(float))}},
+                     in_parallel);
   return t;
 }
 
