@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
   m.def(
       "sparse_conv2d(Tensor input, Tensor values, Tensor rows, Tensor columns, "
       "Tensor? bias, int[] kernel, int[] stride, int[] padding, int[] dilation, "
-      "int groups, bool relu=False) -> Tensor");
+      "int groups, bool relu=False, Tensor? residual=None) -> Tensor");
   m.def(
       "sparse_conv2d_input(int[] input_size, Tensor values, Tensor rows, "
       "Tensor columns, Tensor grad, int[] kernel, int[] stride, int[] padding, "

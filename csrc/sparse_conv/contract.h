@@ -5,7 +5,8 @@
 // rows[o] <= i < rows[o + 1], and columns[i] = (c * kernel_h + y) * kernel_w + x counts
 // within that channel.
 //
-//     output[n, o, p, q] = bias[o] + sum_i values[i] * input[n, c', h, w]
+//     output[n, o, p, q] = bias[o] + residual[n, o, p, q]
+//                          + sum_i values[i] * input[n, c', h, w], then a ReLU if asked
 //     grad_input[n, c', h, w] = sum_{i, p, q} values[i] * grad[n, o, p, q]
 //     grad_values[i] = sum_{n, p, q} grad[n, o, p, q] * input[n, c', h, w]
 //
@@ -39,6 +40,13 @@ struct Pattern {
   const int32_t* rows;     // [outputs + 1]
   const int32_t* columns;  // [count]
   int64_t count;
+};
+
+// What an output is made of beside the convolution.
+struct Epilogue {
+  const float* bias;      // [O], or null
+  const float* residual;  // lies in memory as the output does, or null
+  bool relu;
 };
 
 }  // namespace fisherprune

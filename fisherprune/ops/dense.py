@@ -86,11 +86,14 @@ def _sparse_conv2d(
     dilation: Sequence[int],
     groups: int,
     relu: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     shape = rows.shape[0] - 1, input.shape[1] // groups, *kernel
     weight = dense_weight(values, rows, columns, shape)
     images = input.to(values.dtype)
     output = F.conv2d(images, weight, bias, stride, padding, dilation, groups)
+    if residual is not None:
+        output += residual
     return laid_out(output.relu_() if relu else output)
 
 

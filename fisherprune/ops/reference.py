@@ -124,11 +124,14 @@ def sparse_conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
     relu: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Put the values into a dense weight, row by row, and convolve."""
     shape = [rows.numel() - 1, input.shape[1] // groups, *kernel]
     weight = _dense(values, rows, columns, shape)
     output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if residual is not None:
+        output = output + residual
     return output.relu() if relu else output
 
 

@@ -35,6 +35,7 @@ def _(
     dilation: Sizes,
     groups: int,
     relu: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     axes = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     positions = [_positions(*axis) for axis in axes]
@@ -53,7 +54,7 @@ def _(input: Tensor, rows: Tensor, columns: Tensor, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, values, rows, columns, _, *options, relu = inputs
+    input, values, rows, columns, _, *options, relu, _ = inputs
     by_input, by_values = ctx.needs_input_grad[:2]
     ctx.options, ctx.input_size = options, input.shape
     ctx.save_for_backward(
@@ -68,6 +69,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, values, rows, columns, output = ctx.saved_tensors
     by_input, by_values, _, _, by_bias = ctx.needs_input_grad[:5]
+    by_residual = ctx.needs_input_grad[-1]
     if output is not None:
         grad = torch.where(output > 0, grad, 0)
     size, pattern = ctx.input_size, (rows, columns)
@@ -82,6 +84,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         None,
         grad.sum((0, 2, 3)) if by_bias else None,
         *[None] * 6,
+        grad if by_residual else None,
     )
 
 

@@ -30,6 +30,7 @@ def sparse_conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
     relu: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     r"""Convolve with a weight of which only the kept entries are given.
 
@@ -37,13 +38,14 @@ def sparse_conv2d(
     channel o; ``columns[i]`` is the flat place :math:`(c Y + y) X + x` within that
     channel's weights ``[C / groups, Y, X]``, ascending:
 
-    .. math:: y_{nopq} = b_o + \sum_i v_i\, x_{n c' h w}, \quad
+    .. math:: y_{nopq} = b_o + r_{nopq} + \sum_i v_i\, x_{n c' h w}, \quad
         h = p s_h - p_h + y d_h, \quad w = q s_w - p_w + x d_w
 
     with :math:`c'` the channel c of o's group and zeros outside of the image. The cost
     is that of the kept entries alone. Differentiable, twice too, by ``input``,
-    ``values`` and ``bias``. It computes in float32, also of images of 16 bits and under
-    autocast. The CPU's result is the same bit for bit whatever the number of threads.
+    ``values``, ``bias`` and ``residual``. It computes in float32, also of images of 16
+    bits and under autocast. The CPU's result is the same bit for bit whatever the
+    number of threads.
 
     Args:
         input: ``[N, C, H, W]``, float32, float16 or bfloat16, any strides.
@@ -56,7 +58,9 @@ def sparse_conv2d(
         padding: of the convolution, zeros on both sides.
         dilation: of the convolution.
         groups: of the convolution.
-        relu: replace what is negative by zero.
+        relu: replace what is negative by zero, in the end.
+        residual: float32 ``[N, O, P, Q]`` that is added, or None. Layouts other than
+            that of the output are copied.
 
     Returns:
         float32 ``[N, O, P, Q]``, on CPUs with samples innermost: it lies in memory as
@@ -85,6 +89,7 @@ def sparse_conv2d(
         dilation,
         groups,
         relu,
+        residual,
     )
 
 

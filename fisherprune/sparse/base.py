@@ -148,9 +148,12 @@ class SparseLayer(nn.Module, Generic[Dense]):
         padding: Sequence[int] = (0, 0),
         dilation: Sequence[int] = (1, 1),
         groups: int = 1,
+        residual: Tensor | None = None,
+        relu: bool = False,
     ) -> Tensor:
         """Convolve images: by the kernels in float32, in other dtypes densely."""
         pattern, single = (self.rows, self.columns), torch.float32
+        relu = relu or self.relu
         if self.values.dtype == single and (
             input.dtype == single or torch.is_autocast_enabled(input.device.type)
         ):
@@ -164,12 +167,14 @@ class SparseLayer(nn.Module, Generic[Dense]):
                 padding=(padding[0], padding[1]),
                 dilation=(dilation[0], dilation[1]),
                 groups=groups,
-                relu=self.relu,
+                relu=relu,
+                residual=residual,
             )
         weight = dense_weight(self.values, *pattern, (*self.shape[:2], *kernel))
         options = stride, padding, dilation, groups
         output = F.conv2d(input, weight, self.bias, *options)
-        return F.relu(output) if self.relu else output
+        output = output if residual is None else output + residual
+        return F.relu(output) if relu else output
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any

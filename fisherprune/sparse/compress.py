@@ -20,6 +20,7 @@ from fisherprune.ops.dense import dense_weight
 from fisherprune.parameters import checked_model, fitted_names, plain_parameters
 from fisherprune.sparse.base import SparseLayer
 from fisherprune.sparse.choose import choose
+from fisherprune.sparse.fold import unfold_sums
 from fisherprune.sparse.fuse import fuse_relu, unfuse
 from fisherprune.sparse.optimizers import Conversion, Replacement, sparse_layers
 from fisherprune.sparse.plan import Plan, replace_modules
@@ -49,11 +50,12 @@ def compress(
     hold, it is not copied with the model: ``hold_dense`` holds them anew.
 
     Folding prepares a model in evaluation mode for inference: BatchNorm after a
-    convolution, sparse or dense, becomes part of it, and a ReLU after a sparse layer,
-    too. Where ``torch.fx`` can trace the model, a ``torch.fx.GraphModule`` without the
-    calls that are folded is returned, of the same layers by the same names. Do not
-    train it further. Where it can't, there is a ``FisherpruneWarning``, and nothing is
-    folded.
+    convolution, sparse or dense, becomes part of it, a ReLU after a sparse layer, too,
+    and a residual is added by the sparse convolution before the sum; max-pooling is
+    that of ``replaced``. Where ``torch.fx`` can trace the model, a
+    ``torch.fx.GraphModule`` without the calls that are folded is returned, of the same
+    layers by the same names. Do not train it further. Where it can't, there is a
+    ``FisherpruneWarning``, and nothing is folded.
 
     The model given is changed in either case; where something is refused, nothing is.
     Make or load an optimizer afterwards, or give it here: one from before, which is not
@@ -210,6 +212,7 @@ def decompress(model: nn.Module, *, optimizer: Optimizer | None = None) -> nn.Mo
         for layer in layers.values()
     }
     unfuse(model)
+    unfold_sums(model)
     replace_modules(model, new)
     return model
 

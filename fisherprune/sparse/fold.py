@@ -1,18 +1,29 @@
-"""What BatchNorm and ReLU after a layer can be folded into it, by a traced graph."""
+"""What can be folded into the layer before it, by a traced graph.
+
+That are BatchNorm, the addition of a residual, and ReLU.
+"""
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from fisherprune.errors import FisherpruneWarning
+from fisherprune.sparse.base import SparseLayer
+from fisherprune.sparse.calls import (
+    Tracer,
+    changes_between,
+    has_hooks,
+    is_relu,
+    summands,
+)
 
 PAIRS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -24,9 +35,6 @@ PAIRS: dict[type[nn.Module], type[nn.Module]] = {
 That of a Linear normalizes another dimension where there are positions; a graph does
 not say whether there are.
 """
-FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
-METHODS = ("relu", "relu_")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
 
 
 @dataclass
@@ -37,12 +45,15 @@ class Folding:
         graph: the calls that are left.
         norms: BatchNorm modules by the convolution that they are folded into.
         relus: layers whose output goes into a ReLU alone.
+        sums: how many calls of layers have a residual, and maybe a ReLU behind it, as
+            further arguments.
         idle: modules of which every call was folded.
     """
 
     graph: fx.Graph
     norms: dict[nn.Module, nn.Module] = field(default_factory=dict)
     relus: set[nn.Module] = field(default_factory=set)
+    sums: int = 0
     idle: set[nn.Module] = field(default_factory=set)
 
 
@@ -58,7 +69,7 @@ def plan_folding(
     """
     try:
         with _unchanged(model):
-            graph = fx.Tracer().trace(model)
+            graph = Tracer().trace(model)
     except Exception as error:  # forward passes raise anything when they meet a proxy
         if warn or any(type(m) in PAIRS.values() for m in model.modules()):
             reason = (f"{error}".splitlines() or [type(error).__name__])[0]
@@ -70,7 +81,7 @@ def plan_folding(
             )
         return None
     folding = _Finder(model, graph, sparse).found()
-    return folding if folding.norms or folding.relus else None
+    return folding if folding.norms or folding.relus or folding.sums else None
 
 
 @contextmanager
@@ -108,6 +119,8 @@ class _Finder:
         for node in list(graph.nodes):
             self._fold_norm(node)
         for node in list(graph.nodes):
+            self._fold_sum(node)
+        for node in list(graph.nodes):
             self._fold_relu(node)
         graph.lint()
         return self._folding
@@ -115,34 +128,57 @@ class _Finder:
     def _before(self, node: fx.Node) -> nn.Module | None:
         """Return the layer whose output goes here alone, if it runs once."""
         source = node.args[0] if node.args else None
-        layer = self._module(source)
-        if layer is None or self._calls[layer] > 1 or _has_hooks(layer):
+        return self._layer(source) if isinstance(source, fx.Node) else None
+
+    def _layer(self, node: fx.Node) -> nn.Module | None:
+        """Return the layer whose call it is, if it runs once and one node reads it."""
+        layer = self._module(node)
+        if layer is None or self._calls[layer] > 1 or has_hooks(layer):
             return None
-        assert isinstance(source, fx.Node)
-        return layer if list(source.users) == [node] else None
+        return layer if len(node.users) == 1 else None
 
     def _fold_norm(self, node: fx.Node) -> None:
         norm, layer = self._module(node), self._before(node)
-        if norm is None or layer is None or _has_hooks(norm):
+        if norm is None or layer is None or has_hooks(norm):
             return
         pair = type(norm) is PAIRS.get(type(layer))
         if pair and self._calls[norm] == 1 and _is_settled(layer, norm):
             self._folding.norms[layer] = norm
             self._take_out(node, norm)
 
+    def _fold_sum(self, node: fx.Node) -> None:
+        pair = summands(node, self._is_convolution)
+        if pair is None:
+            return
+        call, residual = pair  # the call waits for the residual
+        plain = len(call.args) == 1 and not call.kwargs
+        if not plain or changes_between(call, node, node, self._modules):
+            return
+        graph = self._folding.graph
+        with graph.inserting_before(node):
+            args = (call.args[0], residual)
+            node.replace_all_uses_with(graph.call_module(str(call.target), args))
+        graph.erase_node(node)
+        graph.erase_node(call)
+        self._folding.sums += 1
+
+    def _is_convolution(self, node: fx.Node) -> bool:
+        """Return whether it is a sparse layer that takes a residual."""
+        layer = self._layer(node)
+        return layer in self._sparse and type(layer) is nn.Conv2d
+
     def _fold_relu(self, node: fx.Node) -> None:
-        module, layer = self._module(node), self._before(node)
-        if layer not in self._sparse or not self._is_relu(node, module):
+        layer = self._before(node)
+        if layer not in self._sparse or not is_relu(node, self._modules):
             return
         assert layer is not None
-        self._folding.relus.add(layer)
-        self._take_out(node, module)
-
-    def _is_relu(self, node: fx.Node, module: nn.Module | None) -> bool:
-        if module is not None:
-            return type(module) is nn.ReLU and not _has_hooks(module)
-        known = FUNCTIONS if node.op == "call_function" else METHODS
-        return node.op in ("call_function", "call_method") and node.target in known
+        call = node.args[0]
+        assert isinstance(call, fx.Node)
+        if len(call.args) > 1:  # behind the sum, which the layer alone has not
+            call.args = (*call.args, True)
+        else:
+            self._folding.relus.add(layer)
+        self._take_out(node, self._module(node))
 
     def _take_out(self, node: fx.Node, module: nn.Module | None) -> None:
         source = node.args[0]
@@ -162,5 +198,24 @@ def _is_settled(layer: nn.Module, norm: nn.Module) -> bool:
     return fixed and same and not (norm.training or layer.training)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, name, None) for name in HOOKS)
+def unfold_sums(model: nn.Module) -> None:
+    """Let a graph add residuals itself, in place, as dense layers need it."""
+    if not isinstance(model, fx.GraphModule):
+        return
+    graph, modules = model.graph, dict(model.named_modules(remove_duplicate=False))
+    for node in list(graph.nodes):
+        if node.op != "call_module" or len(node.args) < 2:
+            continue
+        if isinstance(modules[str(node.target)], SparseLayer):
+            _unfold_sum(graph, node)
+    model.recompile()
+
+
+def _unfold_sum(graph: fx.Graph, node: fx.Node) -> None:
+    x, residual, *relu = node.args
+    with graph.inserting_before(node):
+        end = graph.call_module(str(node.target), (x,))
+        end = graph.call_function(operator.add, (end, residual))
+        end = graph.call_function(F.relu, (end,)) if relu else end
+    node.replace_all_uses_with(end)
+    graph.erase_node(node)

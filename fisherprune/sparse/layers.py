@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,7 +36,9 @@ class _SparseConv(SparseLayer[Dense]):
         totals = [same * d * (k - 1) for k, d in axes]
         return [t // 2 for t in totals], [t % 2 for t in totals]
 
-    def _convolved(self, input: Tensor) -> Tensor:
+    def _convolved(
+        self, input: Tensor, residual: Tensor | None = None, relu: bool = False
+    ) -> Tensor:
         """Convolve images, of height 1 where the kernel has no height."""
         low, more = self._pads()
         if any(more):
@@ -49,6 +52,8 @@ class _SparseConv(SparseLayer[Dense]):
             [0] * missing + low,
             [*ones, *self.dilation],
             self.groups,
+            residual,
+            relu,
         )
 
     def _check_input(self, input: Tensor, axes: str) -> None:
@@ -94,12 +99,36 @@ class SparseConv2d(_SparseConv[nn.Conv2d]):
 
     dense_kind = nn.Conv2d
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``[N, C, H, W]``, or ``[C, H, W]``, as Conv2d does."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, relu: bool = False
+    ) -> Tensor:
+        """Convolve ``[N, C, H, W]``, or ``[C, H, W]``, as Conv2d does.
+
+        Args:
+            input: images.
+            residual: is added to the output; anything that can be.
+            relu: whether a ReLU follows.
+        """
         self._check_input(input, "H, W")
         if input.dim() == 3:
-            return self._convolved(input.unsqueeze(0)).squeeze(0)
-        return self._convolved(input)
+            input = input.unsqueeze(0)
+            end = None if residual is None else residual.unsqueeze(0)
+            return self.forward(input, end, relu).squeeze(0)
+        if residual is None or self._takes(residual, input):
+            return self._convolved(input, residual, relu)
+        output = self._convolved(input) + residual
+        return F.relu(output) if relu else output
+
+    def _takes(self, residual: Tensor, input: Tensor) -> bool:
+        """Return whether the sum needs neither another dtype nor another shape."""
+        pads = [2 * low + more for low, more in zip(*self._pads(), strict=True)]
+        axes = zip(
+            *(input.shape[2:], self.kernel_size, self.stride, pads, self.dilation),
+            strict=True,
+        )
+        positions = [(n + p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+        size = (input.shape[0], self.out_channels, *positions)
+        return residual.shape == size and residual.dtype == torch.float32
 
 
 class SparseConv1d(_SparseConv[nn.Conv1d]):

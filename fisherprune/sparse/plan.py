@@ -15,6 +15,7 @@ from fisherprune.sparse.choose import Choice, Chosen
 from fisherprune.sparse.fold import plan_folding
 from fisherprune.sparse.layers import KINDS
 from fisherprune.sparse.optimizers import Replacement
+from fisherprune.sparse.replace import replaced
 
 HOOKS = (
     "_forward_hooks",
@@ -116,7 +117,7 @@ class Plan:
         found = fx.GraphModule(root, self.folding.graph, type(self.model).__name__)
         for name, module in found.named_modules():
             module.training = names[name].training if name in names else False
-        return found
+        return replaced(found)
 
 
 def _sparse(layer: nn.Module, chosen: Chosen, relu: bool) -> SparseLayer:

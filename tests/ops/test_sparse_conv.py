@@ -82,6 +82,36 @@ def test_relu_is_that_of_the_output(name):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("layout", [n for n in LAYOUTS if "expanded" not in n])
+@pytest.mark.parametrize("name", CASES)
+def test_a_residual_is_added(name, layout, relu):
+    case = make(**CASES[name], density=0.3)
+    truth = case.dense()[0]
+    residual = LAYOUTS[layout](torch.randn(truth.shape)).requires_grad_()
+    grad, leaves = random_grad(case, layout), leaves_of(case)
+    out = run(case, leaves, relu=relu, residual=residual)
+    found = torch.autograd.grad(out, [residual, *leaves], grad)
+    truth = truth.detach() + residual.detach().double()
+    truth = truth.relu() if relu else truth
+    torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
+    assert lies_samples_innermost(out)
+    behind = torch.where(out.detach() > 0, grad, 0) if relu else grad
+    assert torch.equal(found[0], behind)
+    for one, truth in zip(found[1:], case.truth(behind)[1:], strict=True):
+        assert truth.error(one) <= TOLERANCE
+
+
+def test_a_residual_of_a_large_image_whose_channels_are_cut():
+    """Larger than the caches, with more input channels than a tile takes."""
+    case = make(16, 1024, 170, (20, 20), (3, 3), padding=(1, 1), density=0.01)
+    residual = torch.randn(16, 170, 20, 20)
+    with torch.no_grad():
+        out = run(case, leaves_of(case), relu=True, residual=residual)
+        truth = (case.dense()[0] + residual).relu()
+    assert (out - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
@@ -175,6 +205,9 @@ def test_opcheck(name):
     found, options = torch.ops.fisherprune, case.flat()
     for relu in (False, True):
         opcheck(found.sparse_conv2d, (x, v, rows, columns, b, *options, relu))
+        residual = torch.randn_like(grad).requires_grad_()
+        with_it = (x, v, rows, columns, b, *options, relu, residual)
+        opcheck(found.sparse_conv2d, with_it)
     opcheck(found.sparse_conv2d, (x, v, rows, columns, None, *options))
     size = list(x.shape)
     opcheck(found.sparse_conv2d_input, (size, v, rows, columns, grad, *options))

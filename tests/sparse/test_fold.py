@@ -1,6 +1,7 @@
 """Folding of BatchNorm and ReLU: the same outputs by fewer calls."""
 
 import copy
+import operator
 import pickle
 
 import pytest
@@ -46,17 +47,145 @@ def test_outputs_are_those_of_the_masked_model(name, fold):
 def test_what_a_resnet_calls():
     model = randomized(fp.models.resnet20(num_classes=5))
     masks, x = random_masks(model, 0.3), torch.randn(2, 3, 16, 16)
-    relus = 1 + 9 * 2
     folded = assert_folded(model, masks, x)
     calls = calls_of(folded)
     assert isinstance(folded, torch.fx.GraphModule)
     assert "BatchNorm2d" not in calls
     layers = [m for m in folded.modules() if isinstance(m, sparse.SparseConv2d)]
-    assert sum(layer.relu for layer in layers) == 10  # 9 stay behind additions
-    left = [n for n in folded.graph.nodes if n.target in (F.relu, torch.relu)]
-    assert len(left) == relus - 10
+    assert sum(layer.relu for layer in layers) == 10  # 9 are behind additions
+    functions = {n.target for n in folded.graph.nodes if n.op == "call_function"}
+    assert not {F.relu, torch.relu, operator.add, operator.iadd} & functions
     assert not any(m.training for m in folded.modules())
     assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] == []
+
+
+def added(m, x):
+    y = m.one(x)
+    return F.relu(m.two(y) + y)
+
+
+def added_from_the_right(m, x):
+    y = m.one(x)
+    return (y + m.two(y)).relu()
+
+
+def added_in_place(m, x):
+    y = m.one(x)
+    z = m.two(y)
+    z += y
+    return z
+
+
+def the_residual_comes_later(m, x):
+    y = m.one(x)
+    return torch.add(m.two(y), torch.sin(y))
+
+
+def two_convolutions(m, x):
+    return torch.relu(m.one(x) + m.two(x))
+
+
+def broadcast(m, x):
+    y = m.one(x)
+    return F.relu(m.two(y) + y.mean((0, 2, 3), keepdim=True))
+
+
+def larger_than_the_output(m, x):
+    y = m.one(x)
+    return F.relu(m.two(y[:1]) + y)
+
+
+SUMS = [
+    *(added, added_from_the_right, added_in_place, the_residual_comes_later),
+    *(two_convolutions, broadcast, larger_than_the_output),
+]
+
+
+def pair_of_convolutions(run):
+    parts = {n: nn.Conv2d(4, 4, 3, padding=1) for n in ("one", "two")}
+    return Own(run, **parts).eval()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (20, 4, 3, 3), (4, 5, 5)], ids=str)
+@pytest.mark.parametrize("run", SUMS)
+def test_sums_become_part_of_a_convolution(run, shape):
+    if len(shape) == 3 and run in (broadcast, larger_than_the_output):
+        pytest.skip("they index the samples")
+    model = pair_of_convolutions(run)
+    masks = random_masks(model, 0.4)
+    folded = assert_folded(model, masks, torch.randn(shape), fold=True)
+    left = {*calls_of(folded)} - {"SparseConv2d", "call_function", "call_method"}
+    assert not left
+    targets = [node.target for node in folded.graph.nodes]
+    known = (operator.add, operator.iadd, torch.add, "add_", F.relu, "relu")
+    assert not any(t in known for t in targets)
+
+
+def doubled_output(m, x):
+    y = m.two(m.one(x))
+    return y + y
+
+
+def read_twice(m, x):
+    y = m.one(x)
+    z = m.two(y)
+    return F.relu(z + y) * z
+
+
+def into_the_residual(m, x):
+    y = z = m.one(x).sin()
+    y += m.two(x)
+    return y * z
+
+
+def scaled(m, x):
+    y = m.one(x)
+    return torch.add(m.two(y), y, alpha=2)
+
+
+def changed_meanwhile(m, x):
+    y = m.one(x).sin()
+    z = m.two(y)
+    y.mul_(2)
+    return z + y
+
+
+@pytest.mark.parametrize(
+    "run", [doubled_output, read_twice, into_the_residual, scaled, changed_meanwhile]
+)
+def test_sums_that_stay(run):
+    model = pair_of_convolutions(run)
+    masks, x = random_masks(model, 0.4), torch.randn(3, 4, 6, 5)
+    assert assert_folded(model, masks, x, fold=True) is model
+
+
+def test_a_residual_of_another_dtype():
+    """The sum has the dtype that PyTorch's rules say."""
+    model = pair_of_convolutions(lambda m, x: m.two(m.one(x)) + x.double())
+    masks, x = random_masks(model, 0.4), torch.randn(3, 4, 6, 5)
+    true = masked(model, masks)(x)
+    folded = sparse.compress(model, masks, dense_above=1.0, fold=True)
+    assert folded(x).dtype == true.dtype == torch.float64
+    torch.testing.assert_close(folded(x), true, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_are_the_graphs_again_when_layers_are_dense():
+    model = randomized(fp.models.resnet20(num_classes=5)).eval()
+    masks, x = random_masks(model, 0.3), torch.randn(2, 3, 16, 16)
+    true = doubled(masked(model, masks))
+    folded = sparse.compress(model, masks, dense_above=1.0)
+    dense = sparse.decompress(folded)
+    assert not any(isinstance(m, sparse.SparseConv2d) for m in dense.modules())
+    out = dense(x).double()
+    torch.testing.assert_close(out, true(x.double()), rtol=1e-4, atol=1e-4)
+
+
+def test_max_pooling_keeps_the_layout():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    masks, x = random_masks(model, 0.4), torch.randn(5, 3, 10, 10)
+    folded = assert_folded(model, masks, x)
+    assert folded(x).permute(1, 2, 3, 0).is_contiguous()
+    assert type(model[2]) is nn.MaxPool2d
 
 
 def test_dense_layers_have_batch_norm_too():

@@ -12,8 +12,8 @@ constexpr int kParts = kChunk / kLanes;  // vectors of a chunk
 constexpr int kMost = FISHERPRUNE_WIDE ? 12 : 12 / kParts;
 
 // Vector i of some rows of T chunks.
-template <int T>
-FISHERPRUNE_INLINE float* in_image(float* first, const Rows& rows, int i) {
+template <int T, class Float>
+FISHERPRUNE_INLINE Float* in_image(Float* first, const Rows& rows, int i) {
   return first + i / (T * kParts) * rows.stride +
          i % (T * kParts) / kParts * rows.step + i % kParts * kLanes;
 }
@@ -41,7 +41,7 @@ FISHERPRUNE_TARGET inline void drain() {
 
 template <int R, int T>
 FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float start,
-                                  bool add, bool relu) {
+                                  const float* before, bool relu) {
   constexpr int n = R * T * kParts;
   const Tap* const end = taps.first + taps.count;
   for (int64_t r = 0; r < rows.count; r += R) {
@@ -49,8 +49,12 @@ FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float star
     float* const image = rows.image + r * rows.stride;
     Vec acc[n];
     FISHERPRUNE_UNROLL
-    for (int i = 0; i < n; ++i)
-      acc[i] = add ? load(in_image<T>(image, rows, i)) : start - Vec{};
+    for (int i = 0; i < n; ++i) acc[i] = start - Vec{};
+    if (before) {
+      const float* const first = before + r * rows.stride;
+      FISHERPRUNE_UNROLL
+      for (int i = 0; i < n; ++i) acc[i] += load(in_image<T>(first, rows, i));
+    }
     for (const Tap* tap = taps.first; tap != end; ++tap) {
       const float* const x = tile + tap->offset;
       const Vec weight = tap->weight - Vec{};

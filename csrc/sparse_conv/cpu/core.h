@@ -14,9 +14,9 @@ struct Machine {
   int64_t threads;
 };
 
-// output: [O, P, Q, N] in memory; bias: [O] or null.
+// output: [O, P, Q, N] in memory.
 void output(const SparseConvShape& s, const View4& input, const Pattern& pattern,
-            const float* values, const float* bias, bool relu, float* output,
+            const float* values, const Epilogue& epilogue, float* output,
             const Machine& machine);
 
 // grad_input: [C, H, W, N] in memory.

@@ -3,6 +3,7 @@
 // A task copies a tile of the source and goes through all output channels; each of them
 // is summed up in registers and written once for each cut of the source's channels.
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "common/cpu/floats.h"
@@ -21,8 +22,7 @@ constexpr int64_t kLargeImage = 1 << 20;
 struct Image {
   float* data;
   int64_t channels, height, width, samples;
-  const float* bias;
-  bool relu;
+  Epilogue epilogue;
 
   // Whether all chunks are lines of memory, and the caches can't hold them.
   bool passes_caches() const {
@@ -43,6 +43,7 @@ struct Job {
 struct Place {
   int64_t rows, cols;  // that are in the grid
   float* first;
+  const float* residual;  // or null
   int64_t stride, step;
 };
 
@@ -52,74 +53,103 @@ Place place_of(const Job& job, const Tile& tile, int64_t channel, size_t gy,
   const Image& m = job.image;
   const int64_t row = y.grids[gy].start + tile.row0 * y.step;
   const int64_t col = x.grids[gx].start + tile.col0 * x.step;
-  return {
-      std::min(tile.rows, y.grids[gy].count - tile.row0),
-      std::min(tile.cols, x.grids[gx].count - tile.col0),
-      m.data + ((channel * m.height + row) * m.width + col) * m.samples + tile.sample0,
-      y.step * m.width * m.samples, x.step * m.samples};
+  const int64_t at =
+      ((channel * m.height + row) * m.width + col) * m.samples + tile.sample0;
+  const float* const residual = m.epilogue.residual;
+  return {std::min(tile.rows, y.grids[gy].count - tile.row0),
+          std::min(tile.cols, x.grids[gx].count - tile.col0),
+          m.data + at,
+          residual ? residual + at : nullptr,
+          y.step * m.width * m.samples,
+          x.step * m.samples};
 }
+
+// How the sums of a cut of the channels begin and end.
+struct Ends {
+  float start;
+  bool add;  // to what earlier cuts have written
+  bool relu, past_caches;
+};
 
 // Chunks of 16 samples go from the registers to the image.
 void correlate_chunks(const Job& job, const float* from, const Taps& taps,
-                      const Place& to, float start, bool add, bool relu,
-                      bool past_caches) {
+                      const Place& to, const Ends& ends) {
   const int64_t pitch = job.work.layout.pitch;
+  const float* const before = ends.add ? to.first : to.residual;
   const Pieces pieces(to.rows, to.cols, job.kernels);
   pieces.for_each(
       [&](int64_t together, int64_t row, int64_t count, int64_t chunk, int64_t chunks) {
-        const Rows rows{count,      from + row * pitch + chunk * kChunk,
-                        pitch,      to.first + row * to.stride + chunk * to.step,
-                        to.stride,  to.step,
-                        past_caches};
-        job.kernels.correlate[together][chunks](taps, rows, start, add, relu);
+        const int64_t at = row * to.stride + chunk * to.step;
+        const Rows rows{count,           from + row * pitch + chunk * kChunk,
+                        pitch,           to.first + at,
+                        to.stride,       to.step,
+                        ends.past_caches};
+        job.kernels.correlate[together][chunks](
+            taps, rows, ends.start, before ? before + at : nullptr, ends.relu);
       });
+}
+
+// Some places of the image, from the buffer.
+void finish(const float* found, const float* residual, bool relu, int64_t count,
+            float* to) {
+  if (!residual) {
+    std::copy_n(found, count, to);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float sum = found[i] + residual[i];
+    to[i] = relu && sum < 0 ? 0 : sum;
+  }
 }
 
 // Fewer samples: chunks run on over positions, and over what is between the rows.
 void correlate_rest(const Job& job, const float* from, const Taps& taps,
-                    const Place& to, float start, bool relu, float* buffer) {
+                    const Place& to, const Ends& ends, float* buffer) {
   const int64_t n = job.work.lanes, pitch = job.work.layout.pitch;
   const int64_t floats = (to.rows - 1) * pitch + to.cols * n;
   const Pieces pieces(1, (floats + kChunk - 1) / kChunk, job.kernels);
+  const bool relu = ends.relu && !to.residual;  // else behind the sum
   pieces.for_each([&](int64_t, int64_t, int64_t, int64_t chunk, int64_t chunks) {
     const int64_t at = chunk * kChunk;
     const Rows rows{1, from + at, 0, buffer + at, 0, kChunk};
-    job.kernels.correlate[1][chunks](taps, rows, start, false, relu);
+    job.kernels.correlate[1][chunks](taps, rows, ends.start, nullptr, relu);
   });
-  for (int64_t r = 0; r < to.rows; ++r) {
-    float* const row = to.first + r * to.stride;
-    const float* const found = buffer + r * pitch;
-    if (to.step == n)
-      std::copy_n(found, to.cols * n, row);
-    else
-      for (int64_t q = 0; q < to.cols; ++q)
-        std::copy_n(found + q * n, n, row + q * to.step);
-  }
+  const bool together = to.step == n;
+  const int64_t pieces_of_row = together ? 1 : to.cols;
+  const int64_t length = together ? to.cols * n : n;
+  for (int64_t r = 0; r < to.rows; ++r)
+    for (int64_t q = 0; q < pieces_of_row; ++q) {
+      const int64_t at = r * to.stride + q * to.step;
+      finish(buffer + r * pitch + q * n, to.residual ? to.residual + at : nullptr,
+             ends.relu, length, to.first + at);
+    }
 }
 
 // A tile, for the output channels from `begin` to before `end`.
 void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
                     float* scratch) {
   const Work& work = job.work;
+  const Epilogue& epilogue = job.image.epilogue;
   Tile tile = work.tile(index);
   float* const buffer = scratch + work.layout.floats;
   for (int64_t k = 0; k < work.cuts; ++k) {
     work.choose_channels(tile, k);
     copy_tile(job.source, work.y, work.x, tile, work.layout, job.kernels, scratch);
     const bool add = k > 0, last = k + 1 == work.cuts;
-    const bool relu = job.image.relu && last;
+    const bool relu = epilogue.relu && last;
     const bool past_caches = last && job.image.passes_caches();
     for (int64_t o = begin; o < end; ++o) {
-      const float start = job.image.bias ? job.image.bias[o] : 0;
+      const float start = epilogue.bias && !add ? epilogue.bias[o] : 0;
+      const Ends ends{start, add, relu, past_caches};
       for (size_t gy = 0, grid = 0; gy < work.y.grids.size(); ++gy)
         for (size_t gx = 0; gx < work.x.grids.size(); ++gx, ++grid) {
           const Place to = place_of(job, tile, o, gy, gx);
           const Taps taps = job.taps.at(o, grid, k);
           if (to.rows <= 0 || to.cols <= 0 || (add && !taps.count && !relu)) continue;
           if (work.whole())
-            correlate_chunks(job, scratch, taps, to, start, add, relu, past_caches);
+            correlate_chunks(job, scratch, taps, to, ends);
           else
-            correlate_rest(job, scratch, taps, to, start, relu, buffer);
+            correlate_rest(job, scratch, taps, to, ends, buffer);
         }
     }
   }
@@ -127,11 +157,12 @@ void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
 }
 
 // Into how many tasks a tile's output channels are dealt: each copies the tile for
-// itself, so that there are several only where there are few tiles.
+// itself, so that there are several only where there are few tiles, and no more than
+// make the threads' shares even.
 int64_t splits_of(int64_t tiles, int64_t channels, int64_t threads) {
-  if (tiles >= 2 * threads || threads == 1) return 1;
-  const int64_t wanted = (2 * threads + tiles - 1) / std::max<int64_t>(tiles, 1);
-  return std::clamp<int64_t>(channels / kLeastChannels, 1, wanted);
+  if (tiles >= 2 * threads) return 1;
+  const int64_t even = threads / std::gcd(tiles, threads);
+  return std::clamp<int64_t>(channels / kLeastChannels, 1, even);
 }
 
 // make_taps(cut, layout) gives the taps of a kind of tile.
@@ -161,18 +192,17 @@ void correlate(const View4& source, int64_t channels, const Axis& y, const Axis&
 }  // namespace
 
 void output(const SparseConvShape& s, const View4& input, const Pattern& pattern,
-            const float* values, const float* bias, bool relu, float* output,
+            const float* values, const Epilogue& epilogue, float* output,
             const Machine& machine) {
   const Axis y = forward_axis(s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h,
                               s.dilation_h);
   const Axis x =
       forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
-  const Image image{output,    s.outputs, s.out_height, s.out_width,
-                    s.samples, bias,      relu};
+  const Image image{output, s.outputs, s.out_height, s.out_width, s.samples, epilogue};
   correlate(
       input, s.channels, y, x, pattern.count, image,
       [&](const Cut& cut, const TileLayout& layout) {
-        return forward_taps(s, pattern, values, y, x, cut, layout);
+        return forward_taps(s, pattern, values, y, x, cut, layout, machine.parallel);
       },
       machine);
 }
@@ -183,8 +213,7 @@ void input_gradient(const SparseConvShape& s, const View4& grad, const Pattern& 
                                s.dilation_h);
   const Axis x = backward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w,
                                s.dilation_w);
-  const Image image{grad_input, s.channels, s.height, s.width,
-                    s.samples,  nullptr,    false};
+  const Image image{grad_input, s.channels, s.height, s.width, s.samples, {}};
   correlate(
       grad, s.outputs, y, x, pattern.count, image,
       [&](const Cut& cut, const TileLayout& layout) {

@@ -38,10 +38,10 @@ struct Rows {
   bool past_caches = false;
 };
 
-// image = start + sum over the taps of weight * tile; or image += that sum; with `relu`
-// what is below 0 becomes 0.
-using Correlate = void (*)(const Taps& taps, const Rows& rows, float start, bool add,
-                           bool relu);
+// image = start + before + sum over the taps of weight * tile, where `before` lies as
+// the image does, may be it, or null; with `relu` what is below 0 becomes 0.
+using Correlate = void (*)(const Taps& taps, const Rows& rows, float start,
+                           const float* before, bool relu);
 
 // lanes[i] = sum over rows and chunks of image * tile at the place of tap i, or +=
 // that; the lanes of a vector are still to be added up. The image is read only.

@@ -8,6 +8,7 @@
 
 #include "common/cpu/op.h"
 #include "common/cpu/pages.h"
+#include "common/layout.h"
 #include "sparse_conv/args.h"
 #include "sparse_conv/cpu/core.h"
 
@@ -40,7 +41,7 @@ float* data_of(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
 Tensor sparse_conv2d(const Tensor& input, const Tensor& values, const Tensor& rows,
                      const Tensor& columns, std::optional<Tensor> bias, Ints kernel,
                      Ints stride, Ints padding, Ints dilation, int64_t groups,
-                     bool relu) {
+                     bool relu, std::optional<Tensor> residual) {
   constexpr char op[] = "sparse_conv2d";
   const View4 x = view_of(op, input, "input", "[N, C, H, W]");
   check(rows.numel() > 0, op, ": rows must hold O + 1 numbers, got none");
@@ -53,7 +54,10 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& values, const Tensor& ro
       bias ? floats_of(op, *bias, "bias", s.outputs, input) : nullptr;
   const Tensor result =
       new_innermost(values, {s.samples, s.outputs, s.out_height, s.out_width});
-  output(s, x, pattern, w, b, relu, data_of(result), machine());
+  std::optional<Tensor> before;
+  if (residual) before = lying_as(result, checked_residual(op, *residual, s, input));
+  const Epilogue epilogue{b, before ? data_of(*before) : nullptr, relu};
+  output(s, x, pattern, w, epilogue, data_of(result), machine());
   return result;
 }
 

@@ -1,4 +1,4 @@
-// Sorts the kept weights by counting.
+// Lists the kept weights as they are, or sorts them by counting.
 #include "sparse_conv/cpu/taps.h"
 
 #include <algorithm>
@@ -12,31 +12,67 @@ struct Part {
   int64_t index, offset;
 };
 
-// by_channel(c) and by_place(y, x) are the parts of the input's channel and of the
-// kernel's row and column, by_output(o) that of the output channel: their sums say
-// where a weight belongs. Two passes sort by counting; one
-// is enough where the lists are the rows of the pattern. No weight is divided for.
+constexpr int64_t kLeastTaps = 4096;  // of a task
+
+// The parts of all columns of a convolution group whose first channel is given:
+// by_channel(c) and by_place(y, x) are those of the input's channel, and of the
+// kernel's row and column. No weight is divided for.
+template <class ByChannel, class ByPlace>
+void append_columns(const SparseConvShape& s, int64_t first,
+                    const ByChannel& by_channel, const ByPlace& by_place,
+                    std::vector<Part>& columns) {
+  for (int64_t c = first; c < first + s.group_channels(); ++c) {
+    const Part channel = by_channel(c);
+    for (int64_t y = 0; y < s.kernel_h; ++y)
+      for (int64_t x = 0; x < s.kernel_w; ++x) {
+        const Part place = by_place(y, x);
+        columns.push_back({channel.index + place.index, channel.offset + place.offset});
+      }
+  }
+}
+
+// Where the lists are the rows of the pattern.
+template <class ByChannel, class ByPlace>
+TapLists listed(const SparseConvShape& s, const Pattern& pattern, const float* values,
+                const ByChannel& by_channel, const ByPlace& by_place,
+                const Parallel& parallel) {
+  TapLists lists{1, 1, std::vector<Tap>(pattern.count), {}};
+  lists.starts.assign(pattern.rows, pattern.rows + s.outputs + 1);
+  std::vector<Part> all;
+  const int64_t patch = s.group_channels() * s.kernel_h * s.kernel_w;
+  all.reserve(s.groups * patch);
+  for (int64_t g = 0; g < s.groups; ++g)
+    append_columns(s, g * s.group_channels(), by_channel, by_place, all);
+  const auto list = [&](int64_t o) {
+    const Part* const columns = all.data() + o / s.group_outputs() * patch;
+    for (int64_t i = pattern.rows[o]; i < pattern.rows[o + 1]; ++i)
+      lists.taps[i] = {static_cast<int32_t>(columns[pattern.columns[i]].offset),
+                       values ? values[i] : 0};
+  };
+  const int64_t tasks = std::clamp<int64_t>(pattern.count / kLeastTaps, 1, s.outputs);
+  for_each_task(parallel, tasks, [&](int64_t i) {
+    for (int64_t o = s.outputs * i / tasks; o < s.outputs * (i + 1) / tasks; ++o)
+      list(o);
+  });
+  return lists;
+}
+
+// by_output(o) is the part of the output channel: the sums of all three say where a
+// weight belongs. Two passes sort by counting.
 template <class ByChannel, class ByPlace, class ByOutput>
 TapLists sorted(const SparseConvShape& s, const Pattern& pattern, const float* values,
                 int64_t grids, int64_t cuts, int64_t channels,
                 const ByChannel& by_channel, const ByPlace& by_place,
-                const ByOutput& by_output, bool rows_are_lists = false) {
+                const ByOutput& by_output) {
   TapLists lists{grids, cuts, std::vector<Tap>(pattern.count), {}};
   lists.starts.assign(channels * grids * cuts + 1, 0);
-  std::vector<Part> places, columns;
-  for (int64_t y = 0; y < s.kernel_h; ++y)
-    for (int64_t x = 0; x < s.kernel_w; ++x) places.push_back(by_place(y, x));
+  std::vector<Part> columns;
   const auto for_each_weight = [&](const auto& visit) {
     for (int64_t o = 0; o < s.outputs; ++o) {
       if (o % s.group_outputs() == 0) {
         columns.clear();
         const int64_t first = o / s.group_outputs() * s.group_channels();
-        for (int64_t c = first; c < first + s.group_channels(); ++c) {
-          const Part channel = by_channel(c);
-          for (const Part& place : places)
-            columns.push_back(
-                {channel.index + place.index, channel.offset + place.offset});
-        }
+        append_columns(s, first, by_channel, by_place, columns);
       }
       const Part output = by_output(o);
       for (int64_t i = pattern.rows[o]; i < pattern.rows[o + 1]; ++i) {
@@ -45,13 +81,6 @@ TapLists sorted(const SparseConvShape& s, const Pattern& pattern, const float* v
       }
     }
   };
-  if (rows_are_lists) {
-    std::copy_n(pattern.rows, s.outputs + 1, lists.starts.begin());
-    for_each_weight([&](int64_t, int64_t i, int64_t offset) {
-      lists.taps[i] = {static_cast<int32_t>(offset), values ? values[i] : 0};
-    });
-    return lists;
-  }
   for_each_weight([&](int64_t index, int64_t, int64_t) { ++lists.starts[index + 1]; });
   for (size_t i = 1; i < lists.starts.size(); ++i)
     lists.starts[i] += lists.starts[i - 1];
@@ -95,7 +124,7 @@ std::vector<Read> backward_reads(const Axis& axis, int64_t kernel, int64_t strid
 
 TapLists forward_taps(const SparseConvShape& s, const Pattern& pattern,
                       const float* values, const Axis& y, const Axis& x, const Cut& cut,
-                      const TileLayout& layout) {
+                      const TileLayout& layout, const Parallel& parallel) {
   const auto rows = forward_reads(y, s.kernel_h, s.stride_h, s.dilation_h);
   const auto cols = forward_reads(x, s.kernel_w, s.stride_w, s.dilation_w);
   const int64_t cuts = (s.channels + cut.channels - 1) / cut.channels;
@@ -107,8 +136,9 @@ TapLists forward_taps(const SparseConvShape& s, const Pattern& pattern,
     return Part{0, layout.place(0, r.plane, q.plane, r.place, q.place)};
   };
   const auto by_output = [&](int64_t o) { return Part{o * cuts, 0}; };
-  return sorted(s, pattern, values, 1, cuts, s.outputs, by_channel, by_place, by_output,
-                cuts == 1);
+  if (cuts == 1) return listed(s, pattern, values, by_channel, by_place, parallel);
+  return sorted(s, pattern, values, 1, cuts, s.outputs, by_channel, by_place,
+                by_output);
 }
 
 TapLists backward_taps(const SparseConvShape& s, const Pattern& pattern,

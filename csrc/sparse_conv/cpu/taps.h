@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/cpu/parallel.h"
 #include "sparse_conv/contract.h"
 #include "sparse_conv/cpu/kernels.h"
 #include "sparse_conv/cpu/tile.h"
@@ -29,7 +30,7 @@ struct TapLists {
 // For the output, in the order of the pattern: the source is the input.
 TapLists forward_taps(const SparseConvShape& s, const Pattern& pattern,
                       const float* values, const Axis& y, const Axis& x, const Cut& cut,
-                      const TileLayout& layout);
+                      const TileLayout& layout, const Parallel& parallel);
 
 // For the gradient of the input: the source is that of the output.
 TapLists backward_taps(const SparseConvShape& s, const Pattern& pattern,

@@ -15,9 +15,19 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
+void copy_entries(const T* from, int64_t count, float* to) {
+  if constexpr (std::is_same_v<T, float>)
+    std::copy_n(from, count, to);
+  else
+    for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
+}
+
+template <class T>
 void copy_places(const T* from, int64_t step, int64_t sample_stride, int64_t count,
                  int64_t samples, float* to) {
-  if (samples == 1) {
+  if (step == samples && (samples == 1 || sample_stride == 1)) {
+    copy_entries(from, count * samples, to);
+  } else if (samples == 1) {
     for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i * step]);
   } else if (sample_stride == 1) {
     for (int64_t i = 0; i < count; ++i)

@@ -155,8 +155,8 @@ void values_gradient(const SparseConvShape& s, const View4& input, const View4& 
                       static_cast<double>(pattern.count) / s.outputs, lanes,
                       kernels(machine.capability)};
       const Work work(y, x, load, sample0, samples);
-      const TapLists taps =
-          forward_taps(s, pattern, nullptr, y, x, work.cut, work.layout);
+      const TapLists taps = forward_taps(s, pattern, nullptr, y, x, work.cut,
+                                         work.layout, machine.parallel);
       const Job job{s, input, grad, work, taps, load.kernels};
       add_kind(job, pattern.count, machine, totals.data());
     });

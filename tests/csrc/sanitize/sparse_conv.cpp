@@ -121,8 +121,11 @@ void run(const SparseConvShape& s, Capability capability) {
     return static_cast<size_t>(((c * h + v / width) * width + v % width) * s.samples +
                                n);
   };
+  std::vector<float> residual(draw(0, 1) ? y.size() : 0);
+  for (float& r : residual) r = static_cast<float>(draw(-4, 4));
   for (size_t i = 0; i < y.size(); ++i)
-    y[i] = bias[i / (s.out_height * s.out_width * s.samples)];
+    y[i] = bias[i / (s.out_height * s.out_width * s.samples)] +
+           (residual.empty() ? 0 : residual[i]);
   for_each_product(s, w, [&](const Place& i) {
     const double input = x.at(i.n, i.c, i.h, i.w), grad = g.at(i.n, i.o, i.p, i.q);
     y[at(i.o, s.out_height, s.out_width, i.p * s.out_width + i.q, i.n)] +=
@@ -139,8 +142,10 @@ void run(const SparseConvShape& s, Capability capability) {
   const auto memory = [](size_t n) { return std::make_unique<float[]>(n); };
   const auto found_y = memory(y.size()), found_gx = memory(gx.size()),
              found_gw = memory(gw.size());
-  sparse_conv::output(s, x.view, w.pattern(), w.values.data(), bias.data(), relu,
-                      found_y.get(), machine);
+  const Epilogue epilogue{bias.data(), residual.empty() ? nullptr : residual.data(),
+                          relu};
+  sparse_conv::output(s, x.view, w.pattern(), w.values.data(), epilogue, found_y.get(),
+                      machine);
   compare(s, capability, "output", y, found_y.get());
   sparse_conv::input_gradient(s, g.view, w.pattern(), w.values.data(), found_gx.get(),
                               machine);
