@@ -1,6 +1,7 @@
 """fuse_relu: what it finds, what it must leave, and that nothing else changes."""
 
 import copy
+import operator
 import warnings
 
 import pytest
@@ -157,6 +158,21 @@ def input_changed_between(m, x, y):
     y = m.norm(z)
     z.add_(1)
     return F.relu(y) + z
+
+
+@pytest.mark.parametrize("change", [operator.iadd, operator.isub, operator.imul])
+def test_another_name_of_what_is_changed_in_place(change):
+    """Both names have the new value in the graph, as they have in the model."""
+
+    def run(m, x, y):
+        z = m.conv(x)
+        change(z, x)
+        return F.relu(m.norm(z)) * z
+
+    model = Net(run)
+    fused = fuse_relu(copy.deepcopy(model))
+    assert "forward" in vars(fused)
+    assert_same(model, fused, torch.randn(4, 3, 5, 5))
 
 
 LEFT = {
