@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 SOURCES = ("--", ".", ":(exclude)benchmarks/results")
 """Paths whose changes count, for git: not what the benchmarks themselves write."""
-PEERS = ("numpy", "backpack-for-pytorch", "opacus")
+PEERS = ("numpy", "backpack-for-pytorch", "opacus", "sparseprop")
 """Packages that fisherprune is timed beside, torch aside."""
 
 

@@ -39,4 +39,5 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
   m.def(
       "max_pool2d_backward(Tensor grad, Tensor index, int[] input_size, int[] kernel, "
       "int[] stride, int[] padding, bool ceil_mode=False) -> Tensor");
+  m.def("transpose(Tensor matrix) -> Tensor");
 }

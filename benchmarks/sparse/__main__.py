@@ -1,11 +1,12 @@
 """``python -m benchmarks.sparse``: what masks save, in time, memory and on disk.
 
 ``layers``: output and both gradients of single convolutions at some densities, against
-PyTorch's dense convolutions and the output alone by its CSR tensors. ``steps``:
-forward, backward and a step of SGD of whole networks, under random, ERK and FTS masks,
-against dense networks in the forms that PyTorch has; every sparse step is verified
-against the dense one of the same masked weights. ``inference``: forward with BatchNorm
-folded. ``scaling``: steps over the size of images, the batch, and networks. ``over
+PyTorch's dense convolutions, the output alone by its CSR tensors, and SparseProp where
+it is installed (``pip install --no-build-isolation sparseprop``). ``steps``: forward,
+backward and a step of SGD of whole networks, under random, ERK and FTS masks, against
+dense networks in the forms that PyTorch has; every sparse step is verified against the
+dense one of the same masked weights. ``inference``: forward with BatchNorm folded.
+``scaling``: steps over the size of images, the batch, and networks. ``over
 fastest`` is how many times faster than the fastest dense float32 form.
 """
 

@@ -1,4 +1,7 @@
-"""Single layers: output and both gradients, against PyTorch's dense and CSR forms."""
+"""Single layers: output and both gradients, against PyTorch's dense and CSR forms.
+
+And against SparseProp's convolutions, in both of its forms, where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -127,6 +130,32 @@ def csr_call(p: Problem) -> Callable[[], list[Tensor]]:
     return call
 
 
+def sparseprop_calls(p: Problem) -> dict[str, Callable[[], list[Tensor]]]:
+    """Return the same by SparseProp, by name; none where it is not installed."""
+    try:
+        from sparseprop.modules import SparseConv2d
+    except ImportError:
+        return {}
+    x = p.input.clone().requires_grad_()
+
+    def form(over_positions: bool) -> Callable[[], list[Tensor]]:
+        module = SparseConv2d(
+            *(p.weight, None, PADDING[0], p.stride[0]),
+            vectorizing_over_on=over_positions,
+        )
+
+        def call() -> list[Tensor]:
+            y = module(x)
+            return [y.detach(), *torch.autograd.grad(y, [x, module.W_val], p.grad)]
+
+        return call
+
+    return {
+        "SparseProp, vectors of samples": form(False),
+        "SparseProp, vectors of positions": form(True),
+    }
+
+
 def compare(batch: int, densities: list[float], rounds: int) -> list[dict[str, Any]]:
     """Race all ways for every layer and density."""
     rows = []
@@ -138,6 +167,7 @@ def compare(batch: int, densities: list[float], rounds: int) -> list[dict[str, A
         for density in densities:
             p = problem(layer, batch, density)
             calls = {OURS: sparse_calls(p), "CSR, output alone": csr_call(p)}
+            calls |= sparseprop_calls(p)
             for name, form in forms.items():
                 calls[f"dense, {name}"] = dense_calls(p, torch.float32, form)
             if has_bfloat16():

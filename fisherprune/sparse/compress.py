@@ -110,7 +110,7 @@ def compress(
     if fuse and model.training and plan.choice.layers:
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
             fuse_relu(model)
-        replaced(model)
+        replaced(model, layers=True)
     return result
 
 

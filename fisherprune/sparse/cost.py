@@ -1,15 +1,16 @@
 """Which layers, and which networks, are faster sparse than dense.
 
 Times are counted in multiply-adds of a dense convolution, forward and backward. The
-numbers for AVX2 were fitted by hand to single layers and steps on a Zen 3. Those for
-AVX-512 are not measured: they suppose that dense layers are about twice as fast there.
-A choice by them is the same on every machine of a kind: runs can be repeated.
+numbers were fitted by hand to single layers and steps: those for AVX-512 on a Xeon,
+those for AVX2 on a Zen 3, but for the copies of dense layers, which were not measured
+there. A choice by them is the same on every machine of a kind: runs can be repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -37,16 +38,12 @@ class Costs:
     converted: float
     """A number that a dense layer between sparse ones reads or writes: it is copied
     into another layout."""
-    dense_above: tuple[float, ...]
-    """Densities above which a layer is faster dense, by its weights for an output: up
-    to each of ``WIDTHS``, and more. Layers of few weights have large images."""
 
 
-WIDTHS = 576, 1152, 2304
 COSTS = {
-    "avx512": Costs(3.0, 55, 45, 100, 1.4e7, 7e6, 180, (0.4, 0.35, 0.3, 0.2)),
-    "avx2": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 90, (0.6, 0.5, 0.4, 0.3)),
-    "portable": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 90, (0.6, 0.5, 0.4, 0.3)),
+    "avx512": Costs(3.0, 60, 100, 300, 1e7, 7e6, 100),
+    "avx2": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 45),
+    "portable": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 45),
 }
 SPARSE = nn.Conv1d, nn.Conv2d, nn.Linear
 
@@ -54,12 +51,23 @@ SPARSE = nn.Conv1d, nn.Conv2d, nn.Linear
 def pays(module: nn.Module, density: float) -> bool:
     """Return whether a layer with that share of kept weights is faster sparse.
 
-    On devices that have no kernels of their own for it, too: there it is slower.
+    Among sparse layers, that is: images would be copied if it were dense. What it reads
+    and writes is counted for each number of its output. On devices that have no kernels
+    of their own for it, too: there it is slower.
     """
+    costs, weight = COSTS[kernels.cpu_capability()], _weight(module)
+    width, moved = weight.shape[1:].numel(), 0.0
+    if not isinstance(module, nn.Linear):
+        channels = getattr(module, "groups", 1) * weight.shape[1]
+        stride: tuple[int, ...] = module.stride  # type: ignore[assignment]
+        moved = 1 + channels * prod(stride) / max(1, len(weight))
+    sparse = costs.kept * density * width + costs.element * moved
+    return sparse <= width + costs.converted * moved
+
+
+def _weight(module: nn.Module) -> Tensor:
     weight: Tensor = module.weight  # type: ignore[assignment]
-    width = weight.shape[1:].numel()
-    limits = COSTS[kernels.cpu_capability()].dense_above
-    return density <= limits[sum(width > each for each in WIDTHS)]
+    return weight
 
 
 def expected_speedup(
@@ -93,7 +101,7 @@ def expected_speedup(
     names = {id(p): name for name, p in model.named_parameters()}
     dense = sparse = 0.0
     for layer, read, written in _calls(model, inputs):
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight = _weight(layer)
         products = float(weight.shape[1:].numel() * written)
         mask = masks.get(names.get(id(weight), ""))
         density = 1.0 if mask is None else int(mask.count_nonzero()) / mask.numel()

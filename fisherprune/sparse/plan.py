@@ -117,7 +117,7 @@ class Plan:
         found = fx.GraphModule(root, self.folding.graph, type(self.model).__name__)
         for name, module in found.named_modules():
             module.training = names[name].training if name in names else False
-        return replaced(found)
+        return replaced(found, layers=True)
 
 
 def _sparse(layer: nn.Module, chosen: Chosen, relu: bool) -> SparseLayer:

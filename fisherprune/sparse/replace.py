@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from fisherprune.errors import FisherpruneError, shown
+from fisherprune.sparse.convolve import Conv2d
 from fisherprune.sparse.normalize import BatchNorm
 from fisherprune.sparse.pool import MaxPool2d
 
@@ -18,9 +19,11 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool2d: MaxPool2d,
 }
 """What ``replaced`` replaces, and by what; what derives from the former stays."""
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: Conv2d}
+"""The same of layers that stay dense among sparse ones."""
 
 
-def replaced(model: nn.Module) -> nn.Module:
+def replaced(model: nn.Module, *, layers: bool = False) -> nn.Module:
     """Put ours in the place of a model's BatchNorm1d, 2d, 3d and MaxPool2d, in place.
 
     Parameters and buffers stay the same objects under the same names: neither
@@ -29,6 +32,8 @@ def replaced(model: nn.Module) -> nn.Module:
 
     Args:
         model: changed in place, unless it is such a module itself.
+        layers: whether Conv2d are replaced, too, as ``compress`` does with those that
+            stay dense; they become sparse no more.
 
     Returns:
         The model, or what has its place.
@@ -41,7 +46,8 @@ def replaced(model: nn.Module) -> nn.Module:
         >>> type(replaced(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))[0]).__name__
         'BatchNorm'
     """
-    return _exchanged("replaced", model, _ours)
+    kinds = OURS | LAYERS if layers else OURS
+    return _exchanged("replaced", model, lambda module: _ours(module, kinds))
 
 
 def restored(model: nn.Module) -> nn.Module:
@@ -65,8 +71,10 @@ def restored(model: nn.Module) -> nn.Module:
     return _exchanged("restored", model, _theirs)
 
 
-def _ours(module: nn.Module) -> nn.Module:
-    kind = OURS.get(type(module))
+def _ours(
+    module: nn.Module, kinds: Mapping[type[nn.Module], type[nn.Module]]
+) -> nn.Module:
+    kind = kinds.get(type(module))
     if kind is None:
         return module
     new = _with_state_of(module, kind)
@@ -76,7 +84,7 @@ def _ours(module: nn.Module) -> nn.Module:
 
 def _theirs(module: nn.Module) -> nn.Module:
     kind = getattr(module, "kind", None)
-    if kind is None or OURS.get(kind) is not type(module):
+    if kind is None or (OURS | LAYERS).get(kind) is not type(module):
         return module
     if getattr(module, "relu", False):
         raise FisherpruneError(

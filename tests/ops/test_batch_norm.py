@@ -1,24 +1,19 @@
 """batch_norm on the CPU: against PyTorch in float64, its contract and its errors."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from capabilities import CAPABILITIES, run_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
 from fisherprune import ops
 from fisherprune.errors import FisherpruneError
-from fisherprune.ops import kernels, reference
+from fisherprune.ops import reference
 
-ROOT = Path(__file__).parents[2]
-CAPABILITIES = ["portable", "avx2", "avx512"]
 EPS = 1e-5
 
 
@@ -124,30 +119,13 @@ def test_equals_float64(shape, layout, residual, relu):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_equals_float64(capability):
-    if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
-        pytest.skip(f"this process has no {capability}")
-    script = (
-        "from fisherprune.ops import kernels; print(kernels.cpu_capability())\n"
-        "from test_batch_norm import *\n"
+    run_with(
+        capability,
+        __file__,
         "for shape in SHAPES:\n"
         "    for layout in LAYOUTS: test_equals_float64(shape, layout, True, True)\n"
-        "test_16_bits('samples_innermost')"
+        "test_16_bits('samples_innermost')",
     )
-    path = os.pathsep.join(map(str, [ROOT, Path(__file__).parent]))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "FISHERPRUNE_CPU_CAPABILITY": capability,
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.returncode, result.stdout) == (0, capability + "\n"), result.stderr
 
 
 @settings(max_examples=60, deadline=None)

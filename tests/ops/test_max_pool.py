@@ -1,23 +1,16 @@
 """max_pool2d on the CPU: equal to PyTorch's, its layout and its errors."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from capabilities import CAPABILITIES, run_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
 from fisherprune import ops
 from fisherprune.errors import FisherpruneError
-from fisherprune.ops import kernels, reference
-
-ROOT = Path(__file__).parents[2]
-CAPABILITIES = ["portable", "avx2", "avx512"]
+from fisherprune.ops import reference
 
 
 def innermost(x):
@@ -103,30 +96,13 @@ def test_any_window_equals_pytorch(data):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_equals_pytorch(capability):
-    if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
-        pytest.skip(f"this process has no {capability}")
-    script = (
-        "from fisherprune.ops import kernels; print(kernels.cpu_capability())\n"
-        "from test_max_pool import *\n"
+    run_with(
+        capability,
+        __file__,
         "for name in CASES:\n"
         "    for dtype in (torch.float32, torch.bfloat16):\n"
-        "        test_equals_pytorch(name, 'samples_innermost', dtype)"
+        "        test_equals_pytorch(name, 'samples_innermost', dtype)",
     )
-    path = os.pathsep.join(map(str, [ROOT, Path(__file__).parent]))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "FISHERPRUNE_CPU_CAPABILITY": capability,
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.returncode, result.stdout) == (0, capability + "\n"), result.stderr
 
 
 def test_same_bits_on_any_number_of_threads():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.sparse.convolve import Conv2d
 from fisherprune.sparse.normalize import BatchNorm
 from fisherprune.sparse.pool import MaxPool2d
 from fisherprune.sparse.replace import replaced, restored
@@ -40,6 +41,36 @@ def test_replacement_keeps_all_that_a_module_holds():
     assert type(model[3]) is nn.MaxPool2d and "kind" not in vars(model[3])
     assert "kind" not in vars(model[1]) and "relu" not in vars(model[1])
     assert model[1].weight is before["1.weight"]
+
+
+def innermost(x):
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, innermost], ids=["nchw", "chwn"])
+@pytest.mark.parametrize("shape", [(20, 4, 9, 8), (1, 4, 6, 6), (4, 6, 6)], ids=str)
+def test_dense_convolutions_keep_the_layout(shape, layout):
+    model = nn.Conv2d(4, 6, 3, stride=2, padding=1, padding_mode="reflect")
+    ours = replaced(copy.deepcopy(model), layers=True)
+    assert type(ours) is Conv2d
+    x = torch.randn(shape)
+    leaves = [x.clone().requires_grad_(), layout(x).requires_grad_()]
+    want, got = model(leaves[0]), ours(leaves[1])
+    torch.testing.assert_close(got, want)
+    innermost_now = len(shape) == 4 and layout is innermost and shape[0] > 1
+    assert not innermost_now or got.stride() == innermost(got).stride()
+    grad = torch.randn(want.shape)
+    want.backward(grad)
+    got.backward(layout(grad))
+    torch.testing.assert_close(leaves[1].grad, leaves[0].grad)
+    torch.testing.assert_close(ours.weight.grad, model.weight.grad)
+    assert leaves[1].grad.stride() == leaves[1].stride()
+    back = restored(ours)
+    assert type(back) is nn.Conv2d and "kind" not in vars(back)
+
+
+def test_convolutions_stay_unless_asked_for():
+    assert type(replaced(network())[0]) is nn.Conv2d
 
 
 def test_a_shared_module_stays_one():

@@ -6,6 +6,8 @@
 // vectors from the tile, in the second-level cache, as there are vectors of chunks.
 
 #include "common/cpu/vector_body.h"
+//
+#include "common/cpu/past_caches_body.h"
 
 constexpr int kParts = kChunk / kLanes;  // vectors of a chunk
 // Twelve sums hide the time that a multiply-add takes, and leave registers.
@@ -21,22 +23,6 @@ FISHERPRUNE_INLINE Float* in_image(Float* first, const Rows& rows, int i) {
 template <int T>
 FISHERPRUNE_INLINE const float* in_tile(const float* first, const Rows& rows, int i) {
   return first + i / (T * kParts) * rows.tile_stride + i % (T * kParts) * kLanes;
-}
-
-// Stores a line past the caches, if it is one vector: no line is read before it is
-// written.
-FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_past(float* to, Vec value) {
-#if FISHERPRUNE_LANES == 16
-  _mm512_stream_ps(to, reinterpret_cast<__m512>(value));
-#else
-  store(to, value);
-#endif
-}
-
-FISHERPRUNE_TARGET inline void drain() {
-#if FISHERPRUNE_LANES == 16
-  _mm_sfence();
-#endif
 }
 
 template <int R, int T>
