@@ -126,7 +126,7 @@ def test_when_a_run_is_sparse(fields, sparsity, expected, tmp_path):
 
 def test_masks_that_prune_too_little_for_sparse_layers(tmp_path):
     fields = {"epochs": 1, "warmup_epochs": 0, "ties": "position"}
-    config = sparse_run(tmp_path, sparsity=0.05, **fields)
+    config = sparse_run(tmp_path, sparsity=0.002, **fields)
     result = train.run(config, quiet=True)
     assert result.execution["sparse_layers"] == 0
     dense = train.run(replace(config, sparse="off"), quiet=True)
