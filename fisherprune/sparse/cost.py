@@ -62,7 +62,7 @@ def pays(module: nn.Module, density: float) -> bool:
         stride: tuple[int, ...] = module.stride  # type: ignore[assignment]
         moved = 1 + channels * prod(stride) / max(1, len(weight))
     sparse = costs.kept * density * width + costs.element * moved
-    return sparse <= width + costs.converted * moved
+    return density < 1 and sparse <= width + costs.converted * moved
 
 
 def _weight(module: nn.Module) -> Tensor:
