@@ -94,7 +94,16 @@ def rounds(record: dict) -> list[str]:
 
 
 def sparse(record: dict) -> list[str]:
-    """Milliseconds of training steps and of inference, sparse and dense."""
+    """Milliseconds of steps, of inference and of layers, sparse and dense."""
+    return [*_sparse_steps(record), "", *_sparse_layers(record)]
+
+
+def sparse_avx2(record: dict) -> list[str]:
+    """Return the same of steps and inference on a processor without AVX-512."""
+    return _sparse_steps(record)
+
+
+def _sparse_steps(record: dict) -> list[str]:
     lines: list[str] = []
     steps = [r for r in record["rows"] if r["case"] == "step"]
     for network in dict.fromkeys(r["network"] for r in steps):
@@ -102,13 +111,14 @@ def sparse(record: dict) -> list[str]:
         lines += [
             "",
             f"| training step, {network}, batch {own[0]['batch']} | sparsity | ms "
-            "| times faster | MB of weights, gradients, momenta |",
-            "| --- | --- | --- | --- | --- |",
+            "| times faster | than bfloat16 | MB of weights, gradients, momenta |",
+            "| --- | --- | --- | --- | --- | --- |",
         ]
         for r in own:
+            half = f"{r['over bfloat16']:.2f}" if "over bfloat16" in r else ""
             lines.append(
                 f"| {r['what']} | {r['sparsity'] or ''} | {r['ms']:.0f} "
-                f"| {r['over fastest']:.2f} | {r['state MB']:.1f} |"
+                f"| {r['over fastest']:.2f} | {half} | {r['state MB']:.1f} |"
             )
     passes = [r for r in record["rows"] if r["case"] == "inference"]
     lines += [
@@ -123,6 +133,20 @@ def sparse(record: dict) -> list[str]:
             f"| {r['over fastest']:.2f} |"
         )
     return lines[1:]
+
+
+def _sparse_layers(record: dict) -> list[str]:
+    rows = [r for r in record["rows"] if r["case"] == "layer"]
+    ways = list(dict.fromkeys(r["what"] for r in rows))
+    lines = [
+        f"| 3 x 3 layer, image / stride | kept | {' | '.join(ways)} |",
+        "| --- | --- |" + " --- |" * len(ways),
+    ]
+    for layer, kept in dict.fromkeys((r["layer"], r["kept"]) for r in rows):
+        own = {r["what"]: r for r in rows if (r["layer"], r["kept"]) == (layer, kept)}
+        times = " | ".join(f"{own[what]['ms']:.1f}" for what in ways)
+        lines.append(f"| {layer} | {kept:.0%} | {times} |")
+    return lines
 
 
 def zoo(record: dict) -> list[str]:
@@ -223,7 +247,7 @@ def bodies() -> dict[str, str]:
     """Return what stands between the marks, by mark, as far as there are results."""
     tables = (
         *(end_to_end, topk, curvature, zoo, training, processes),
-        *(rounds, sparse),
+        *(rounds, sparse, sparse_avx2),
     )
     records = {
         table.__name__: json.loads(path.read_text())

@@ -144,6 +144,19 @@ def sparse_step(network: str, sparsity: float, least: float) -> Target:
     )
 
 
+def sparse_over_bfloat16(network: str) -> Target:
+    """Return the target of a sparse step at 0.98 over the dense one in bfloat16."""
+    place = {"case": "step", "network": network, "what": "sparse, random"}
+    return Target(
+        f"{network}: dense bfloat16 step over sparse at 0.98",
+        "sparse",
+        lambda rows: one(rows, **place, sparsity=0.98)["over bfloat16"],
+        1.3,
+        "x",
+        False,
+    )
+
+
 def sparse_inference(network: str, batch: int) -> Target:
     """Return the target of a sparse forward pass over the fastest dense one."""
     place = {"case": "inference", "network": network, "batch": batch}
@@ -241,6 +254,7 @@ TARGETS = [
         for network in ("resnet18", "vgg19")
         for sparsity, least in ((0.9, 1.3), (0.95, 2), (0.98, 3), (0.99, 4))
     ),
+    *(sparse_over_bfloat16(network) for network in ("resnet18", "vgg19")),
     *(sparse_inference(n, b) for n in ("resnet18", "vgg19") for b in (1, 128)),
     Target(
         "resnet18: bytes a kept weight in a file at 0.98",
