@@ -37,6 +37,24 @@ def local(tensor: Tensor) -> Tensor:
         return cast("DTensor", tensor).to_local()
 
 
+def part_in(tensor: Tensor) -> Tensor | None:
+    """Return the tensor in which a DTensor has this rank's part; None of another."""
+    plain = type(tensor) is Tensor  # most are: calls of all models come here
+    return None if plain else getattr(tensor, "_local_tensor", None)
+
+
+def is_split(tensor: Tensor, axis: int) -> bool:
+    """Return whether ranks hold parts of a tensor along an axis."""
+    placements = cast("DTensor", tensor).placements if is_shard(tensor) else ()
+    return any(each.is_shard(axis) for each in placements)
+
+
+def is_everywhere(tensor: Tensor) -> bool:
+    """Return whether each rank has all of a tensor."""
+    placements = cast("DTensor", tensor).placements if is_shard(tensor) else ()
+    return all(each.is_replicate() for each in placements)
+
+
 def mesh_of(tensors: Iterable[Tensor]) -> DeviceMesh | None:
     """Return the ranks over which tensors are spread; None where none is."""
     return next((cast("DTensor", t).device_mesh for t in tensors if is_shard(t)), None)
@@ -92,6 +110,15 @@ def as_shard(part: Tensor, like: Tensor) -> Tensor:
     where = spread.device_mesh, spread.placements
     options: dict[str, Any] = {"shape": like.shape, "stride": strides.stride()}
     return DTensor.from_local(part, *where, run_check=False, **options)
+
+
+def split_as(gradient: Tensor, like: Tensor) -> Tensor:
+    """Return a gradient of a DTensor in the parts in which that is; any other as is."""
+    if not is_shard(gradient):
+        return gradient
+    placements = cast("DTensor", like).placements
+    with torch.no_grad():
+        return cast("DTensor", gradient).redistribute(placements=placements)
 
 
 def shards_of(whole: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict:

@@ -18,6 +18,7 @@ from fisherprune.persample.calls import (
     without_tensors,
 )
 from fisherprune.persample.layout import Alone
+from fisherprune.shards import any_shard, local
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ class Recorder(Tracking):
         before = [self._alone(t, id(t) in self.keys) for t in tensors]
         args, kwargs = arguments
         output = func(*args, **kwargs)
+        if any_shard(tensors):
+            from fisherprune.persample.split import added_up
+
+            output = added_up(output)
         result = tensors[0] if func is Tensor.__setitem__ else output
         after = self._alone(result, False) if isinstance(result, Tensor) else None
         record = Record(without_tensors(arguments), before, after)
@@ -131,10 +136,11 @@ class Recorder(Tracking):
         return output
 
     def _alone(self, tensor: Tensor, shared: bool) -> Alone:
+        tensor = local(tensor)
         shape = tuple(tensor.shape)
         if shared:
             return Alone(shape)
-        value = tensor.detach().clone()
+        value = tensor.clone()
         if value.is_floating_point():
             self.records.norms.append(torch.linalg.vector_norm(value.float()))
         return Alone(shape, value)

@@ -15,6 +15,7 @@ from torch.autograd.graph import Node
 from fisherprune.persample.layout import Layout
 from fisherprune.persample.meeting import Front, Meeting, Rule, multiplied_out
 from fisherprune.persample.registry import LayerCall
+from fisherprune.shards import is_shard
 
 if TYPE_CHECKING:
     from fisherprune.persample.tap import LayerTap
@@ -209,6 +210,7 @@ class TappedCall(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         kind: Any = type(output.grad_fn)
         lent = output._is_view() or rule is multiplied_out or _saves_result(kind)
+        lent = lent or is_shard(output)
         return output.clone() if lent else _owned(output)
 
     @staticmethod

@@ -23,6 +23,7 @@ from fisherprune.persample.calls import (
     Key,
     Tracking,
     is_in_place,
+    tensors_in,
     twin_of,
     with_tensors,
 )
@@ -30,6 +31,9 @@ from fisherprune.persample.finder import Finder, Known
 from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
 from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
+from fisherprune.shards import any_shard
+
+SPLIT = "what is computed from it is split over ranks"
 
 
 class CallTap(Tracking):
@@ -88,7 +92,8 @@ class CallTap(Tracking):
             self.hidden = min(self.roots_of(shared))
         call = self._sorted_out(func, arguments)
         # Where nothing is watched, the gradients of all parameters are autograd's.
-        if self.replaces and call and self.keys and not call.reads_input:
+        replaces = self.replaces and not any_shard(tensors)
+        if replaces and call and self.keys and not call.reads_input:
             if not any(_is_computed(p) for p in (call.weight, call.bias)):
                 return UnwatchedLayer.apply(call.input, call)
         return func(*args, **kwargs)
@@ -134,6 +139,11 @@ class CallTap(Tracking):
             for name in self.roots_of(shared):
                 self.refused.setdefault(name, f"{func.__name__}: {error}")
             return func(*args, **kwargs)
+        if any_shard(shared):
+            if any(t.requires_grad for t in tensors_in(output)):
+                for name in self.roots_of(shared):
+                    self.refused.setdefault(name, f"{func.__name__}: {SPLIT}")
+            return output
         self.note_computed(output, key, shared)
         return output
 
@@ -141,9 +151,10 @@ class CallTap(Tracking):
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Any:
         """Run a call in which shared tensors meet samples."""
+        is_split = any_shard(tensors)
         if is_in_place(func.__name__) or func is Tensor.__setitem__:
             twin = twin_of(func)
-            if twin is None or id(tensors[0]) in self.keys:
+            if twin is None or is_split or id(tensors[0]) in self.keys:
                 raise LayoutError("it changes a tensor in place")
             before = [tensors[0].clone(), *tensors[1:]]  # what is read may be saved
             arguments = with_tensors(arguments, iter(before))
@@ -157,6 +168,8 @@ class CallTap(Tracking):
             # What a call pads has the samples where they were.
             layout = layouts.get(id(call.input)) or layouts[id(tensors[0])]
             if layout and (call.positions or layout.axis == 0):
+                if is_split:
+                    return self._met(func, arguments, tensors, key, is_layer=True)
                 return self._layer(func, call, layout, arguments, tensors)
         return self._met(func, arguments, tensors, key)
 
@@ -201,16 +214,26 @@ class CallTap(Tracking):
         return output
 
     def _met(
-        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+        self,
+        func: Function,
+        arguments: Arguments,
+        tensors: list[Tensor],
+        key: Key,
+        is_layer: bool = False,
     ) -> Tensor:
         """Run a call of any function, by its rule or by its own gradient."""
         rule = RULES.get(func) or multiplied_out
         own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}
+        has_rule = is_layer or rule is not multiplied_out
         for i in own:
-            self._note(tensors[i], "vmap" if rule is multiplied_out else func.__name__)
+            self._note(tensors[i], func.__name__ if has_rule else "vmap")
         cut = [self.cut(t) if i in own else t for i, t in enumerate(tensors)]
         args, kwargs = with_tensors(arguments, iter(cut))
         output = func(*args, **kwargs)
+        if any_shard(tensors):
+            from fisherprune.persample.split import added_up, split_rule
+
+            output, rule = added_up(output), split_rule(func, is_layer)
         known = self.finder.find_output(key, output)
         assert known.output
         meeting = Meeting(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fisherprune.persample.registry import inside_of
+from fisherprune.shards import part_in
 
 Function = Callable[..., Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -99,6 +100,8 @@ def unmark(values: Iterable[object]) -> None:
     for value in values:
         if isinstance(value, Tensor):
             value.__dict__.pop(MARK, None)
+            if (part := part_in(value)) is not None:
+                part.__dict__.pop(MARK, None)
 
 
 def is_transformed(tensor: Tensor) -> bool:
@@ -135,16 +138,25 @@ class Tracking(TorchFunctionMode):
         """Note that tensors are of samples, and what is known of their rows."""
         for tensor in tensors_in(value):
             tensor.__dict__[MARK] = self._run, rows
+            if (part := part_in(tensor)) is not None:
+                part.__dict__[MARK] = self._run, rows
 
     def is_marked(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of samples."""
-        return tensor.__dict__.get(MARK, (None,))[0] is self._run
+        return self._mark_of(tensor)[0] is self._run
+
+    def _mark_of(self, tensor: Tensor) -> tuple[object, Rows]:
+        """Return the mark of a tensor; what is made a DTensor has that of its part."""
+        mark = tensor.__dict__.get(MARK)
+        if mark is None and (part := part_in(tensor)) is not None:
+            mark = part.__dict__.get(MARK)
+        return mark or (None, Rows.PLAIN)
 
     def rows_of(self, tensors: Sequence[Tensor]) -> Rows:
         """Return what is known of the samples' rows in the worst of the tensors."""
         known = Rows.PLAIN
         for tensor in tensors:
-            run, rows = tensor.__dict__.get(MARK, (None, known))
+            run, rows = self._mark_of(tensor)
             if run is self._run and rows > known:
                 known = rows
         return known

@@ -8,9 +8,9 @@ few samples at a time; those with a cheaper exact way to their moments have it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -149,6 +149,44 @@ class Mixed:
     def per_sample(self) -> Tensor:
         """Multiply out: ``[N, *shape]``, float32."""
         return Rows.summed(part.per_sample() for part in self.parts)
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """Per-sample gradients of a whole parameter, of which a rank keeps its part.
+
+    Attributes:
+        gradients: of the whole.
+        shape: of the whole.
+        place: of the part.
+    """
+
+    gradients: Any
+    shape: tuple[int, ...]
+    place: tuple[slice, ...]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.gradients)
+
+    def samples(self, chosen: slice) -> PartOf:
+        """Return those of some of the samples."""
+        return replace(self, gradients=self.gradients.samples(chosen))
+
+    def per_sample(self) -> Tensor:
+        """Multiply out: ``[N, *shape]`` of the part, float32."""
+        rows = self.gradients.per_sample().view(-1, *self.shape)
+        return rows[(slice(None), *self.place)]
+
+    def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
+        """Accumulate in whole tensors, as one process does, which last this call."""
+        if not sum.numel():
+            return
+        means, squares = sum.new_zeros(self.shape), sum.new_zeros(self.shape)
+        means[self.place], squares[self.place] = sum, sum_sq
+        self.gradients.add_moments(means, squares, group_size)
+        sum.copy_(means[self.place])
+        sum_sq.copy_(squares[self.place])
 
 
 def add_streamed(

@@ -17,6 +17,7 @@ from fisherprune.persample.calls import (
     without_tensors,
 )
 from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
+from fisherprune.shards import is_split, local
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,10 @@ class Finder:
     def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
         assert self.alone
         layout = find_layout(
-            alone, tensor, self.samples, self.alone.sample, self.alone.differ
+            alone, local(tensor), self.samples, self.alone.sample, self.alone.differ
         )
+        if layout and is_split(tensor, layout.axis):
+            raise LayoutError("its samples are split over ranks")
         if layout and not layout.is_sure:
             self.is_unsure = self.tracking.moved = True
         if layout is None and not self.tracking.is_shared(tensor):

@@ -175,11 +175,16 @@ class ObservingTap(LayerTap):
         )
 
     def _met(
-        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+        self,
+        func: Function,
+        arguments: Arguments,
+        tensors: list[Tensor],
+        key: Key,
+        is_layer: bool = False,
     ) -> Tensor:
         if _flags(arguments) != _flags(self.known[key].arguments):
             raise LayoutError("it is called otherwise in train mode than in eval mode")
-        return super()._met(func, arguments, tensors, key)
+        return super()._met(func, arguments, tensors, key, is_layer)
 
 
 def _flags(value: object) -> list[object]:

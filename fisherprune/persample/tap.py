@@ -29,6 +29,7 @@ from fisherprune.persample.joined import joined
 from fisherprune.persample.layout import Layout
 from fisherprune.persample.pulled import all_of
 from fisherprune.persample.rows import RowCheck
+from fisherprune.shards import local
 
 RECOMPUTING = (
     "activation checkpointing runs layers again untapped, and other hooks on saved "
@@ -121,7 +122,7 @@ class LayerTap(CallTap):
             grad: of the call's output.
             shared: ids of the shared tensors of the call.
         """
-        if self.check and self.check.differs(call, layout.apart(grad)):
+        if self.check and self.check.differs(call, layout.apart(local(grad))):
             reason = "a row that seems to be of one sample is of another"
             for name in self.names_of(shared):
                 self.refused.setdefault(name, reason)

@@ -8,20 +8,19 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from fisherprune.shards import is_shard
+from fisherprune.shards import is_everywhere, is_shard, local
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.rank_batches import on_every_rank
-from fisherprune.statistics.ranks import check_same, gathered
+from fisherprune.statistics.ranks import check_same, checksum, gathered
 from fisherprune.statistics.shards import check_shards
-
-PART = 2**21
-"""Elements of a tensor whose checksum is found at once."""
+from fisherprune.statistics.tensor_parallel import mesh_of_parts, on_the_mesh
 
 
 def agreed(task: Task, **options: object) -> Task:
     """Return the task as this rank works on it, the same one on all ranks.
 
-    Ranks that hold shards of a model's parameters run all batches together.
+    Ranks that hold shards of a model's parameters run all batches together. Those of a
+    tensor-parallel mesh have the same batches.
 
     Args:
         task: of this rank.
@@ -31,15 +30,17 @@ def agreed(task: Task, **options: object) -> Task:
         FisherpruneError: on all ranks, where tasks differ or the values of the models
             do: of the first difference.
     """
-    in_shards = check_shards(task, task.process_group)
-    if (group := task.process_group) is None:
+    mesh = mesh_of_parts(task.model)
+    in_shards = mesh is None and check_shards(task, task.process_group)
+    group = task.process_group
+    if group is None and mesh is None:
         return task
-    facts = {name: repr(value) for name, value in options.items()}
-    facts |= {name: repr(getattr(task, name)) for name in ("group_size", "seed")}
-    facts |= {f"settings.{k}": repr(v) for k, v in asdict(task.settings).items()}
-    once = isinstance(task.batches, Iterator)
-    facts["batches"] = "an iterator" if once else "batches that can be read again"
-    facts |= _facts(task.model, task.parameters)
+    facts = _of_task(task, options)
+    if mesh is not None:
+        task = on_the_mesh(task, mesh, facts | _facts(task.model, task.parameters))
+    if group is None:
+        return task
+    facts |= _facts(task.model, task.parameters, parts=mesh is not None)
     every = gathered(task, "the check of arguments", facts)
     for what in dict.fromkeys(name for each in every for name in each):
         check_same(group, what, [each.get(what) for each in every])
@@ -50,8 +51,27 @@ def agreed(task: Task, **options: object) -> Task:
     return on_every_rank(task)
 
 
-def _facts(model: nn.Module, scored: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return what the model's tensors must be alike in, values after shapes."""
+def _of_task(task: Task, options: Mapping[str, object]) -> dict[str, str]:
+    """Return what a task and its call must be alike in, beside the model."""
+    facts = {name: repr(value) for name, value in options.items()}
+    facts |= {name: repr(getattr(task, name)) for name in ("group_size", "seed")}
+    facts |= {f"settings.{k}": repr(v) for k, v in asdict(task.settings).items()}
+    once = isinstance(task.batches, Iterator)
+    facts["batches"] = "an iterator" if once else "batches that can be read again"
+    return facts
+
+
+def _facts(
+    model: nn.Module, scored: Mapping[str, Tensor], parts: bool = False
+) -> dict[str, str]:
+    """Return what the model's tensors must be alike in, values after shapes.
+
+    Args:
+        model: of a rank.
+        scored: parameters of it.
+        parts: whether ranks hold the same parts of those that are split; else values
+            are compared of what each has whole.
+    """
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     facts = {
         f"tensor {name!r}": f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
@@ -60,18 +80,6 @@ def _facts(model: nn.Module, scored: Mapping[str, Tensor]) -> dict[str, str]:
         for name, t in named.items()
     }
     facts |= {f"scored parameter {i}": repr(name) for i, name in enumerate(scored)}
-    named = {n: t for n, t in named.items() if not is_shard(t)}
-    dense = {n: t for n, t in named.items() if t.layout == torch.strided}
-    return facts | {f"the values of {n!r}": _checksum(t) for n, t in dense.items()}
-
-
-def _checksum(tensor: Tensor) -> str:
-    """Return sums of the bits that depend on their order, and on nothing else."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    flat = tensor.detach().contiguous().flatten()
-    total = torch.zeros(2, dtype=torch.int64, device=flat.device)
-    for part in flat.view(kinds.get(flat.element_size(), torch.uint8)).split(PART):
-        bits = part.long()
-        places = torch.arange(1, 1 + len(bits), device=bits.device)
-        total = total * 31 + torch.stack([bits.sum(), (bits * places).sum()])
-    return "checksum {:x}-{:x}".format(*(n % 2**64 for n in total.tolist()))
+    own = {n: local(t) for n, t in named.items() if parts or is_everywhere(t)}
+    dense = {n: t for n, t in own.items() if t.layout == torch.strided}
+    return facts | {f"the values of {n!r}": checksum(t) for n, t in dense.items()}

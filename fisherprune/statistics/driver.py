@@ -15,6 +15,7 @@ from fisherprune.parameters import Parameters, check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
+from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import Alone, check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
@@ -22,6 +23,7 @@ from fisherprune.statistics.passes import Task
 from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.statistics.tensor_parallel import any_rank, exchanged
 from fisherprune.statistics.verdicts import Verdicts
 
 
@@ -85,7 +87,8 @@ class LoneSample:
         )
         looped.begin(1)
         for name, grad in zip(wanted, grads, strict=True):
-            self.sums.add_looped(name, Rows(grad.unsqueeze(0)))
+            part = local(split_as(grad, self.weights[name]))
+            self.sums.add_looped(name, Rows(part.unsqueeze(0)))
         looped.end()
 
 
@@ -159,6 +162,9 @@ class _TappedRun:
                 reason = "the model or the loss takes gradients of it by itself"
                 self.sums.loop_over(dict.fromkeys(error.names, reason))
                 continue
+            except _RefusedElsewhere as error:
+                self.sums.loop_over(error.reasons)
+                continue
             self.sums.loop_over(found.tap.refused)
             for name, ways in found.tap.ways.items():
                 self.sums.ways[name] |= ways
@@ -193,21 +199,49 @@ class _TappedRun:
         if isinstance(alone, FisherpruneError):  # the whole batch runs
             raise alone
         if alone:
-            if not check_apart(self.op, alone, ran):
+            differs, remade, is_unlike, is_unsure = any_rank(
+                self.task,
+                not check_apart(self.op, alone, ran),
+                tap.refused and tap.made - made,
+                tap.finder.is_unlike,
+                tap.finder.is_unsure,
+            )
+            if differs:
                 self.compares_late = False
                 return self.run(batch, sample, made)
-            if tap.refused and tap.made - made:
+            if remade:
                 return self.run(batch, sample, made | tap.made)
-            if tap.finder.is_unlike and sample:  # one that is padded, maybe
+            if is_unlike and sample:  # one that is padded, maybe
                 return self.run(batch, 0, made)
-            if not tap.finder.is_unsure:
+            if not is_unsure:
                 self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
-        if alone and tap.must_check or batch.size > 1 and tap.moved:
+        if self._agree(tap, alone and tap.must_check or batch.size > 1 and tap.moved):
             tap.check_samples(ran.result)
             tap.prepare(ran.result)
+            self._agree(tap)
         first = self.sums.samples - batch.size
         return TappedBatch(ran, batch.size, first, tap, self.sums)
+
+    def _agree(self, tap: LayerTap, flag: object = False) -> bool:
+        """Return whether a rank that runs the model with this one has the flag set.
+
+        Raises:
+            _RefusedElsewhere: where they refuse other parameters: then gradients would
+                reach other calls on each.
+        """
+        every = exchanged(self.task, (tap.refused, bool(flag)))
+        if any(refused.keys() != tap.refused.keys() for refused, _ in every):
+            raise _RefusedElsewhere({n: why for r, _ in every for n, why in r.items()})
+        return any(each for _, each in every)
+
+
+class _RefusedElsewhere(Exception):
+    """Ranks of tensor parallelism differ in the parameters that they refuse."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
 
 
 def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, Tensor]]:
@@ -239,7 +273,7 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
 def batches_of(op: str, task: Task) -> Iterator[Batch]:
     """Yield the batches of a task, at least one where no other rank may have some."""
     if task.process_group is None and not task.every_rank:
-        _warn_of_ranks(op)
+        _warn_of_ranks(op, task)
     check_unhooked(task.parameters)
     empty = True
     device, title = device_of(task.parameters), op if task.progress else ""
@@ -268,12 +302,13 @@ def _warn_of_loops(op: str, sums: PerSampleSums) -> None:
     )
 
 
-def _warn_of_ranks(op: str) -> None:
+def _warn_of_ranks(op: str, task: Task) -> None:
     """Warn where several processes of one job score: they do not add their data up."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    if (ranks := distributed.get_world_size()) > 1:
+    twins = 1 if task.tensor_group is None else task.tensor_group.size()
+    if (ranks := distributed.get_world_size()) > twins:
         warnings.warn(
             f"{op}: each of the {ranks} ranks of torch.distributed scores its own "
             "batches, so their masks differ unless all ranks see the same data: give "

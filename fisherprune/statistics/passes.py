@@ -100,6 +100,9 @@ class Task:
     """Whether the model may run once more for each sample alone, where need be."""
     process_group: ProcessGroup | None = None
     """Whose ranks have batches of their own, that count as one set of samples."""
+    tensor_group: ProcessGroup | None = None
+    """The ranks that hold parts of the parameters by tensor parallelism: they have the
+    same batches."""
     every_rank: bool = False
     """Whether all ranks pass over these same batches, which are those of all."""
     leaves: Mapping[str, nn.Parameter] = field(default_factory=dict)

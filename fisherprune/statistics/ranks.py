@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 BUCKET = 2**21
 """Elements that are added up at once: a temporary of at most 32 bytes for each."""
 
+PART = 2**21
+"""Elements of a tensor whose checksum is found at once."""
+
 
 class RankError(FisherpruneError):
     """What all ranks know: that one of them failed, or that they differ."""
@@ -77,7 +80,7 @@ def meet(
 ) -> list[Any]:
     """Return what all ranks bring, in order; raise where another one failed."""
     is_loops = isinstance(error, LoopsError)
-    text = None if error is None or is_loops else _described(error)
+    text = None if error is None or is_loops else described_error(error)
     every: list[Any] = [None] * group.size()
     with reaching():
         torch.distributed.all_gather_object(
@@ -94,7 +97,8 @@ def meet(
     return [each[3] for each in every]
 
 
-def _described(error: Exception) -> str:
+def described_error(error: Exception) -> str:
+    """Return what other ranks are told of an error."""
     kind, text = type(error).__name__, f"{error}"
     return text if isinstance(error, FisherpruneError) and text else f"{kind}: {text}"
 
@@ -119,15 +123,43 @@ def check_same(group: ProcessGroup, what: str, every: Sequence[str | None]) -> N
     Raises:
         FisherpruneError: where a rank's is not that of the first.
     """
+    if text := difference(group, "process_group", what, every):
+        raise RankError(text)
+
+
+def difference(
+    group: ProcessGroup, of: str, what: str, every: Sequence[str | None]
+) -> str | None:
+    """Return the error of what differs; None where it is the same on all ranks.
+
+    Args:
+        group: of the ranks.
+        of: what the error begins with.
+        what: that must be the same.
+        every: what each rank has, in order.
+    """
     first = every[0]
     for i, each in enumerate(every):
         if each != first:
             numbers = number_of(group, 0), number_of(group, i)
-            raise RankError(
-                f"process_group: {what} must be the same on all ranks, got "
+            return (
+                f"{of}: {what} must be the same on all ranks, got "
                 f"{(first or 'none')[:80]} on rank {numbers[0]} and "
                 f"{(each or 'none')[:80]} on rank {numbers[1]}"
             )
+    return None
+
+
+def checksum(tensor: Tensor) -> str:
+    """Return sums of the bits that depend on their order, and on nothing else."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.detach().contiguous().flatten()
+    total = torch.zeros(2, dtype=torch.int64, device=flat.device)
+    for part in flat.view(kinds.get(flat.element_size(), torch.uint8)).split(PART):
+        bits = part.long()
+        places = torch.arange(1, 1 + len(bits), device=bits.device)
+        total = total * 31 + torch.stack([bits.sum(), (bits * places).sum()])
+    return "checksum {:x}-{:x}".format(*(n % 2**64 for n in total.tolist()))
 
 
 def own_name(name: str, group: ProcessGroup | None) -> str:
@@ -172,7 +204,7 @@ def copy_first_(task: Task, tensors: Sequence[Tensor]) -> None:
         return
     with reaching(), torch.no_grad():
         for tensor in tensors:
-            sent = tensor.to(_device_of(group, tensor)).contiguous()
+            sent = tensor.to(device_between(group, tensor)).contiguous()
             torch.distributed.broadcast(sent, number_of(group, 0), group)
             tensor.copy_(sent)
 
@@ -210,7 +242,7 @@ def _add_flat_(group: ProcessGroup, flat: Sequence[Tensor]) -> None:
 
 def _add_bucket_(group: ProcessGroup, bucket: Sequence[Tensor]) -> None:
     """Send each rank a share of the bucket, of which it returns the sum to all."""
-    device, size = _device_of(group, bucket[0]), group.size()
+    device, size = device_between(group, bucket[0]), group.size()
     sent = torch.cat([piece.to(device) for piece in bucket])
     sent = pad(sent, (0, -len(sent) % size))
     came = torch.empty_like(sent)
@@ -227,7 +259,7 @@ def _add_bucket_(group: ProcessGroup, bucket: Sequence[Tensor]) -> None:
         place += len(piece)
 
 
-def _device_of(group: ProcessGroup, tensor: Tensor) -> torch.device:
+def device_between(group: ProcessGroup, tensor: Tensor) -> torch.device:
     """Return the device between whose memories the ranks of a group send."""
     backend = torch.distributed.get_backend(group)
     if backend == "nccl":

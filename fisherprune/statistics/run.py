@@ -11,7 +11,7 @@ import torch
 
 from fisherprune.errors import FieldError, shown
 from fisherprune.parameters import device_of
-from fisherprune.shards import any_shard
+from fisherprune.shards import any_shard, local
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import (
     PASSES,
@@ -24,6 +24,7 @@ from fisherprune.statistics.passes import (
 from fisherprune.statistics.rank_batches import on_every_rank
 from fisherprune.statistics.ranks import copy_first_, gathered, tell
 from fisherprune.statistics.settings import PLACES
+from fisherprune.statistics.tensor_parallel import copy_replicated_
 
 
 def statistics_of(
@@ -64,10 +65,14 @@ def _on_ranks(
 ) -> ModelStatistics:
     """Return the result of a pass, over the samples of all ranks."""
     if each.over_ranks:
-        return _result(each, task, cache, key)
-    found = _result(each, on_every_rank(task), cache, key)
-    gathered(task, each.name, None)
-    copy_first_(task, [t for named in found.parts.values() for t in named.values()])
+        found = _result(each, task, cache, key)
+    else:
+        found = _result(each, on_every_rank(task), cache, key)
+        gathered(task, each.name, None)
+        every = [local(t) for named in found.parts.values() for t in named.values()]
+        copy_first_(task, every)
+    for named in found.parts.values():
+        copy_replicated_(task, named)
     return found
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
-from fisherprune.persample.contributions import Gradients
+from fisherprune.persample.contributions import Gradients, PartOf
 from fisherprune.shards import (
     any_shard,
     bounds,
@@ -110,37 +110,8 @@ def _forget(model: nn.Module) -> None:
             module.reset_iter_state()
 
 
-@dataclass(frozen=True)
-class PartOf:
-    """Per-sample gradients of a whole parameter, of which a rank keeps its part.
-
-    Attributes:
-        gradients: of the whole.
-        shape: of the whole.
-        place: of the part.
-    """
-
-    gradients: Gradients
-    shape: tuple[int, ...]
-    place: tuple[slice, ...]
-
-    def samples(self, chosen: slice) -> PartOf:
-        """Return those of some of the samples."""
-        return replace(self, gradients=self.gradients.samples(chosen))
-
-    def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
-        """Accumulate in whole tensors, as one process does, which last this call."""
-        if not sum.numel():
-            return
-        means, squares = sum.new_zeros(self.shape), sum.new_zeros(self.shape)
-        means[self.place], squares[self.place] = sum, sum_sq
-        self.gradients.add_moments(means, squares, group_size)
-        sum.copy_(means[self.place])
-        sum_sq.copy_(squares[self.place])
-
-
 def part_of_all(gradients: Gradients, parameter: Tensor) -> Gradients:
-    """Return what a rank keeps of the gradients of a parameter."""
+    """Return what a rank keeps of the gradients of a whole parameter."""
     if not is_shard(parameter):
         return gradients
     return PartOf(gradients, tuple(parameter.shape), bounds(parameter))

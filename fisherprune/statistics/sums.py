@@ -13,6 +13,7 @@ from fisherprune.statistics.passes import LoopsError, Task
 from fisherprune.statistics.ranks import add_up_, counted, gathered
 from fisherprune.statistics.shards import part_of_all
 from fisherprune.statistics.store import final_store, first_store
+from fisherprune.statistics.tensor_parallel import copy_replicated_
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class PerSampleSums:
         self.parameters, self.may_loop = task.parameters, task.may_loop
         parameters = {name: local(p) for name, p in task.parameters.items()}
         self.scaled, self.samples = scaled, 0
+        self._in_parts = task.tensor_group is not None
         self._groups: int | None = None
         only = task.part.names if task.part else None
         store, self._settings = first_store(task.settings), task.settings
@@ -103,11 +105,17 @@ class PerSampleSums:
 
     def add(self, name: str, gradients: Gradients) -> None:
         """Add per-sample gradients that the tap saw."""
-        self.tapped.add(name, part_of_all(gradients, self.parameters[name]))
+        self.tapped.add(name, self._part(name, gradients))
 
     def add_looped(self, name: str, gradients: Gradients) -> None:
         """Add the gradients of a sample that was run alone."""
-        self.looped.add(name, part_of_all(gradients, self.parameters[name]))
+        self.looped.add(name, self._part(name, gradients))
+
+    def _part(self, name: str, gradients: Gradients) -> Gradients:
+        """Return a rank's part of gradients, as which tensor parallelism has them."""
+        if self._in_parts:
+            return gradients
+        return part_of_all(gradients, self.parameters[name])
 
     @property
     def groups(self) -> int:
@@ -120,10 +128,18 @@ class PerSampleSums:
         """Add what the other ranks of the task's group found; return itself.
 
         Raises:
-            FisherpruneError: where another rank failed, or none has a sample.
+            FisherpruneError: where another rank failed, none has a sample, or ranks of
+                tensor parallelism have other gradients of what they all have.
         """
-        if task.process_group is None:
-            return self
+        if task.process_group is not None:
+            self._count_ranks(op, task)
+        for number in range(len(self._all)):
+            for sums in self.sums_of(number):
+                add_up_(task, [local(t) for t in sums.values()])
+                copy_replicated_(task, sums)
+        return self
+
+    def _count_ranks(self, op: str, task: Task) -> None:
         every = gathered(task, op, (self.samples, self.groups, self.ways, self.reasons))
         samples, groups = counted(op, [each[:2] for each in every])
         self.samples, self._groups = int(samples), int(groups)
@@ -131,10 +147,6 @@ class PerSampleSums:
             self.reasons |= reasons
             for name, more in ways.items():
                 self.ways[name] |= more
-        for number in range(len(self._all)):
-            for sums in self.sums_of(number):
-                add_up_(task, [*sums.values()])
-        return self
 
     def loop_over(self, reasons: Mapping[str, str]) -> None:
         """From now on, run samples one by one for these parameters."""

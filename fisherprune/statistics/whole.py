@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+HOOKS = "torch.distributed.fsdp", "torch.distributed.tensor"
+"""Where modules have hooks from that gather parameters, or split inputs."""
+
 
 def in_whole(task: Task, run: Callable[[Task], T]) -> T:
     """Run with the whole parameters of a model, which all ranks gather together.
@@ -52,7 +55,7 @@ def over_whole(
 
 @contextmanager
 def _whole_parameters(model: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
-    """Put whole parameters in the place of shards, and leave FSDP2's hooks out.
+    """Put whole parameters in the place of shards, and leave the hooks of splits out.
 
     Yields:
         the whole ones, by the ids of those in shards.
@@ -81,5 +84,5 @@ def _whole_parameters(model: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
 
 
 def _gathers(hook: object) -> bool:
-    """Return whether a module's hook is one of FSDP2."""
-    return getattr(hook, "__module__", "").startswith("torch.distributed.fsdp")
+    """Return whether a module's hook is one of FSDP2 or of tensor parallelism."""
+    return getattr(hook, "__module__", "").startswith(HOOKS)

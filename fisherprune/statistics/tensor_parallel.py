@@ -1,0 +1,230 @@
+"""The ranks of a tensor-parallel mesh: they run a model together, on the same batches.
+
+Each finds the moments of its own parts of the parameters, so nothing is added up over
+these ranks. What one of them sees in its parts decides for all: else some would send
+what others don't wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherprune.errors import FisherpruneError
+from fisherprune.shards import fsdp_modules, is_everywhere, is_shard, local
+from fisherprune.statistics.batches import Batches, check_iterable
+from fisherprune.statistics.ranks import (
+    checksum,
+    described_error,
+    device_between,
+    difference,
+)
+from fisherprune.statistics.structure import named_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from fisherprune.statistics.passes import Task
+
+OF = "tensor parallelism"
+"""What errors begin with."""
+
+SEVERAL = (
+    "parameters: {!r} is split over {}, but the parameters that FSDP2 does not gather "
+    "must be split over one mesh of one dimension: parallelize_module(model, "
+    'mesh["tp"], plan) makes it so'
+)
+BOTH = (
+    "parameters: {!r} is split by tensor parallelism and by fully_shard, which is more "
+    "than passes can see through: score the model with one of both, and split it the "
+    "other way after pruning; masks.whole() fits any split"
+)
+TWINS = (
+    "process_group must be of ranks that have batches of their own, but its ranks {} "
+    "hold parts of the same parameters by tensor parallelism, and have the same "
+    'batches: give mesh["dp"].get_group(), or none where there is no other dimension'
+)
+UNLIKE = (
+    "parameters: the gradients of {!r} differ on the ranks of tensor parallelism, "
+    "where it is no DTensor and meets other features on each of them: make it one by "
+    "distribute_tensor(p, mesh, [Replicate()]), with inputs that are DTensors, too, or "
+    "leave it out"
+)
+
+
+def mesh_of_parts(model: nn.Module) -> DeviceMesh | None:
+    """Return the ranks that hold parts of parameters which FSDP2 does not gather.
+
+    Raises:
+        FisherpruneError: where they are of several meshes or dimensions, or FSDP2 has
+            split some of the parameters, too.
+    """
+    managed = {id(p) for module in fsdp_modules(model) for p in module.parameters()}
+    named = {n: _spread(p) for n, p in model.named_parameters() if is_shard(p)}
+    own = {n: p for n, p in named.items() if id(p) not in managed}
+    meshes = [p.device_mesh for p in own.values()]
+    for name, p in named.items():
+        if id(p) in managed and (own or p.device_mesh.ndim > 1 and _has_two(p)):
+            raise FisherpruneError(BOTH.format(name))
+        if name in own and (p.device_mesh.ndim > 1 or p.device_mesh != meshes[0]):
+            raise FisherpruneError(SEVERAL.format(name, p.device_mesh))
+    return meshes[0] if meshes else None
+
+
+def _has_two(spread: Any) -> bool:
+    """Return whether a parameter is split along several dimensions of its mesh."""
+    return sum(not each.is_replicate() for each in spread.placements) > 1
+
+
+def _spread(parameter: nn.Parameter) -> Any:
+    """Return a parameter in shards, whose attributes type checkers don't know."""
+    return parameter
+
+
+def on_the_mesh(task: Task, mesh: DeviceMesh, facts: Mapping[str, str]) -> Task:
+    """Return the task of a rank that runs a model together with others of a mesh.
+
+    Args:
+        task: of this rank.
+        mesh: of one dimension.
+        facts: that must be the same on all its ranks.
+
+    Raises:
+        FisherpruneError: on all ranks, where facts differ, or the task's process group
+            has other ranks of the mesh.
+    """
+    twins = {*mesh.mesh.flatten().tolist()}
+    if (group := task.process_group) is not None:
+        ranks = torch.distributed.get_process_group_ranks(group)
+        if len(both := sorted(twins & {*ranks})) > 1:
+            raise FisherpruneError(TWINS.format(both))
+    check_iterable(task.batches, task.losses is None)
+    task = replace(task, tensor_group=mesh.get_group())
+    check_alike(task, facts)
+    every: Any = SameBatches(task.batches, mesh.get_group())
+    batches = iter(every) if isinstance(task.batches, Iterator) else every
+    return replace(task, batches=batches)
+
+
+def check_alike(task: Task, facts: Mapping[str, str]) -> None:
+    """Refuse facts that differ, on all ranks of the mesh alike.
+
+    Raises:
+        FisherpruneError: of the first that does.
+    """
+    _check_alike(task.tensor_group, exchanged(task, facts))
+
+
+def _check_alike(
+    group: ProcessGroup | None, every: Sequence[Mapping[str, str]]
+) -> None:
+    for what in dict.fromkeys(name for each in every for name in each):
+        assert group is not None
+        if text := difference(group, OF, what, [each.get(what) for each in every]):
+            raise FisherpruneError(text)
+
+
+def exchanged(task: Task, content: Any) -> list[Any]:
+    """Return what every rank of the mesh brings, in order; without one, it alone."""
+    group = task.tensor_group
+    return [content] if group is None else _exchanged(group, content)
+
+
+def _exchanged(group: ProcessGroup, content: Any) -> list[Any]:
+    every: list[Any] = [None] * group.size()
+    torch.distributed.all_gather_object(every, content, group=group)
+    return every
+
+
+class SameBatches:
+    """Batches that the ranks of a mesh read together, each its own copy.
+
+    All ranks stop where one can't read a batch, or theirs differ.
+    """
+
+    def __init__(self, batches: Batches, group: ProcessGroup) -> None:
+        self.batches, self.group = batches, group
+
+    def __len__(self) -> int:
+        """Return the number of batches, where it is known."""
+        sized: Any = self.batches
+        return len(sized)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Pass over the batches once."""
+        error, own = None, iter(())
+        try:
+            own = iter(self.batches)
+        except Exception as failure:
+            error = failure
+        while True:
+            batch = None
+            try:
+                facts = {"batches": "at their end"}
+                if error is None:
+                    batch = (next(own),)
+                    facts = _facts(batch[0])
+            except StopIteration:
+                pass
+            except Exception as failure:
+                error = failure
+            self._agree(facts, error)
+            if batch is None:
+                return
+            yield batch[0]
+
+    def _agree(self, facts: Mapping[str, str], error: Exception | None) -> None:
+        text = None if error is None else described_error(error)
+        every = _exchanged(self.group, (text, facts))
+        if error is not None:
+            raise error
+        ranks = torch.distributed.get_process_group_ranks(self.group)
+        for rank, (what, _) in zip(ranks, every, strict=True):
+            if what is not None:
+                raise FisherpruneError(f"{OF}: rank {rank} failed: {what}")
+        _check_alike(self.group, [each[1] for each in every])
+
+
+def _facts(batch: Any) -> dict[str, str]:
+    """Return what batches must have alike."""
+    facts = {"batches": "a batch"}
+    for place, tensor in named_tensors(batch):
+        what = f"batches: tensor {place}" if place else "batches: tensor"
+        facts[what] = f"{tensor.dtype} {list(tensor.shape)}"
+        if tensor.layout == torch.strided and not tensor.is_nested:
+            facts[what] += f", {checksum(tensor)}"
+    return facts
+
+
+def any_rank(task: Task, *flags: object) -> list[bool]:
+    """Return for each flag whether it is set on a rank of the mesh."""
+    return [*map(any, zip(*exchanged(task, flags), strict=True))]
+
+
+def copy_replicated_(task: Task, named: Mapping[str, Tensor]) -> None:
+    """Set what all ranks of the mesh have whole to that of the first: to its bits.
+
+    Raises:
+        FisherpruneError: where it differs by more than rounding.
+    """
+    if (group := task.tensor_group) is None:
+        return
+    first = torch.distributed.get_global_rank(group, 0)
+    differs = []
+    for name, tensor in named.items():
+        if not is_everywhere(tensor):
+            continue
+        own = local(tensor)
+        sent = own.to(device_between(group, own), copy=True).contiguous()
+        torch.distributed.broadcast(sent, first, group)
+        sent = sent.to(own.device)
+        if (own - sent).norm() > 1e-3 * sent.norm():
+            differs.append(name)
+        own.copy_(sent)
+    for name in dict.fromkeys(n for each in exchanged(task, differs) for n in each):
+        raise FisherpruneError(UNLIKE.format(name))
