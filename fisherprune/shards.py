@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from fisherprune.errors import FieldError, FisherpruneError
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def is_shard(value: object) -> bool:
@@ -161,6 +163,11 @@ def whole_of(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor on each rank, which all ranks ask for."""
     with torch.no_grad():
         return cast("DTensor", tensor).full_tensor() if is_shard(tensor) else tensor
+
+
+def joined_parts(outputs: T) -> T:
+    """Return outputs that are a DTensor as a whole tensor; autograd goes through it."""
+    return cast("Any", outputs).full_tensor() if is_shard(outputs) else outputs
 
 
 def counts_here(tensor: Tensor, mesh: DeviceMesh | None) -> bool:

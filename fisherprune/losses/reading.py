@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.shards import joined_parts
 from fisherprune.statistics.structure import described
 
 
@@ -49,7 +50,7 @@ def scores_of(op: str, outputs: Any, samples: int) -> Tensor:
             f"{op}: the model must return a tensor, or an object with one as logits, "
             f"with the batch's {samples} samples as its first dimension, got {got}"
         )
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    return joined_parts(found.to(torch.promote_types(found.dtype, torch.float32)))
 
 
 def unfit(op: str, wanted: str, outputs: Tensor, labels: Tensor) -> NoReturn:

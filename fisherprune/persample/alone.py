@@ -131,7 +131,7 @@ class Recorder(Tracking):
         self.records.by_key[key] = record
         if key in self.made:
             self.mark(output)
-        elif not any(self.is_marked(t) for t in tensors):
+        elif not any(self.is_marked(t) for t in tensors) and not any_shard(shared):
             self.note_computed(output, key, shared)
         return output
 

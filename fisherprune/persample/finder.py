@@ -126,7 +126,7 @@ class Finder:
         if self.known[key].output:
             return True
         alone = self._record(key).output if self.alone else None
-        return alone is not None and alone.shape != output.shape
+        return alone is not None and alone.shape != local(output).shape
 
     def _record(self, key: Key) -> Record:
         record = self.alone.by_key.get(key) if self.alone else None

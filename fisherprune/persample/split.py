@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from fisherprune.persample.calls import Function, with_tensors
-from fisherprune.persample.contributions import Contribution, PartOf
+from fisherprune.persample.contributions import Contribution, PartOf, Rows
 from fisherprune.persample.lookups import Lookups
 from fisherprune.persample.meeting import (
     RULES,
@@ -88,9 +88,18 @@ def _linear(
                 own[j] = _placed(each, spread, columns)
             elif j in meeting.shared:
                 own[j] = local(each)
-        only = replace(meeting, shared=(i,))
-        found[i] = _layer(only, _placed(grad, spread, rows), own)[i]
+        only, own_grad = replace(meeting, shared=(i,)), _placed(grad, spread, rows)
+        found[i] = (
+            _layer(only, own_grad, own)[i]
+            if local(spread).numel()
+            else _none(len(meeting.output.apart(own_grad)), spread)
+        )
     return found
+
+
+def _none(samples: int, shared: Tensor) -> Rows:
+    """Return the gradients of an empty part: there may be more ranks than features."""
+    return Rows(torch.zeros(samples, *local(shared).shape, device=shared.device))
 
 
 def _sides(shared: Tensor, is_bias: bool) -> tuple[Placement, Placement]:
@@ -151,6 +160,8 @@ def _part(contribution: Contribution, shared: Tensor) -> Contribution:
     place, shape = bounds(shared), tuple(shared.shape)
     if all(p.stop - p.start == n for p, n in zip(place, shape, strict=True)):
         return contribution
+    if not local(shared).numel():
+        return _none(len(contribution), shared)
     if isinstance(contribution, Lookups):
         rows, columns = place
         count = rows.stop - rows.start

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from fisherprune.shards import joined_parts
 from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.likelihoods import Likelihood
 from fisherprune.statistics.losses import SampleLosses, checked_sample_losses
@@ -59,7 +60,7 @@ def of_outputs(head: Callable[[Tensor, Tensor, Expect], Tensor]) -> Forward:
 
     def forward(model: nn.Module, batch: Batch) -> Ran:
         inputs, labels = batch.content
-        outputs, found = model(inputs), list[Condition]()
+        outputs, found = joined_parts(model(inputs)), list[Condition]()
         result = head(outputs, labels, found.append)
         return Ran(result, outputs, conditions=found)
 

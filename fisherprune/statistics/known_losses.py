@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.shards import joined_parts
 from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.categorical import categorical
 from fisherprune.statistics.likelihoods import Bernoulli, Gaussian, Likelihood
@@ -87,7 +88,7 @@ def reader_of(op: str, task: Task, what: str) -> Reader:
 
     def of_pair(model: nn.Module, batch: Batch) -> Likelihood:
         inputs, labels = batch.content
-        outputs = checked_outputs(model(inputs), labels)
+        outputs = checked_outputs(joined_parts(model(inputs)), labels)
         return make(outputs, labels, lambda: sample_losses(outputs, labels))
 
     return of_pair

@@ -315,11 +315,11 @@ def run_rank(rank, seed, folder):
     distributed.destroy_process_group()
 
 
-def run_job(seed, folder):
+def run_job(seed, folder, run=run_rank):
     """Return what each rank saved; a hang ends the job."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ranks_job"])
-    ranks = [context.Process(target=run_rank, args=(r, seed, folder)) for r in range(4)]
+    ranks = [context.Process(target=run, args=(r, seed, folder)) for r in range(4)]
     for each in ranks:
         each.start()
     for each in ranks:

@@ -22,14 +22,15 @@ class Attention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.q, self.v = nn.Linear(width, width), nn.Linear(width, width)
+        self.k = nn.Linear(width, width, bias=False)  # its gradient would be zero
         self.out = nn.Linear(width, width)
 
+    def heads(self, x):
+        return x.unflatten(-1, (-1, HEAD)).transpose(1, 2)
+
     def forward(self, x):
-        q, k, v = (
-            each(x).unflatten(-1, (-1, HEAD)).transpose(1, 2)
-            for each in (self.q, self.k, self.v)
-        )
+        q, k, v = (self.heads(each(x)) for each in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -39,7 +40,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(width, 10), nn.Linear(10, width)
+        self.up, self.down = nn.Linear(width, 12), nn.Linear(12, width)
 
     def forward(self, x):
         return self.down(F.gelu(self.up(x)))
