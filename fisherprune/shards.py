@@ -58,8 +58,12 @@ def is_everywhere(tensor: Tensor) -> bool:
 
 
 def mesh_of(tensors: Iterable[Tensor]) -> DeviceMesh | None:
-    """Return the ranks over which tensors are spread; None where none is."""
-    return next((cast("DTensor", t).device_mesh for t in tensors if is_shard(t)), None)
+    """Return the ranks over which tensors are spread; None where none is.
+
+    That is the mesh of most dimensions: some tensors may be spread over a part of it.
+    """
+    meshes = (cast("DTensor", t).device_mesh for t in tensors if is_shard(t))
+    return max(meshes, key=lambda mesh: mesh.ndim, default=None)
 
 
 def bounds(like: Tensor) -> tuple[slice, ...]:
@@ -75,17 +79,39 @@ def bounds(like: Tensor) -> tuple[slice, ...]:
     coordinate = spread.device_mesh.get_coordinate()
     if coordinate is None:
         raise FisherpruneError("shards: this rank must be in the parameters' mesh")
-    sizes = spread.device_mesh.shape
-    for i, size, placement in zip(coordinate, sizes, spread.placements, strict=True):
-        if type(placement) is Shard:
-            whole = found[placement.dim]
+    steps = zip(coordinate, spread.device_mesh.shape, spread.placements, strict=True)
+    # FSDP2 splits the parts of tensor parallelism, though its dimension comes first.
+    for i, size, placement in sorted(steps, key=lambda step: _is_strided(step[2])):
+        if type(placement) is Shard or _is_strided(placement):
+            dim = cast(Shard, placement).dim
+            whole = found[dim]
             step = -(-(whole.stop - whole.start) // size)
             start = min(whole.start + i * step, whole.stop)
-            found[placement.dim] = slice(start, min(start + step, whole.stop))
+            found[dim] = slice(start, min(start + step, whole.stop))
         elif type(placement) is not Replicate:
             wanted = "Shard or Replicate, one piece on each rank"
             raise FieldError("shards: placements", wanted, f"{placement}")
     return tuple(found)
+
+
+def _is_strided(placement: object) -> bool:
+    """Return whether a dimension of a mesh splits what a later one has split."""
+    return type(placement).__name__ == "_StridedShard"
+
+
+def place_within(
+    like: Tensor, outer: Tensor
+) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+    """Return the shape of what a rank has of one tensor, and where another's part is.
+
+    Args:
+        like: in shards.
+        outer: the same tensor, whole or in larger parts.
+    """
+    starts = [place.start for place in bounds(outer)] if is_shard(outer) else None
+    pairs = zip(bounds(like), starts or [0] * like.dim(), strict=True)
+    place = tuple(slice(p.start - first, p.stop - first) for p, first in pairs)
+    return tuple(local(outer).shape), place
 
 
 def flat_places(chosen: Tensor, like: Tensor) -> Tensor:
@@ -174,10 +200,13 @@ def counts_here(tensor: Tensor, mesh: DeviceMesh | None) -> bool:
     """Return whether this rank counts its part, which others may hold as well."""
     if mesh is None:
         return True
-    coordinate = mesh.get_coordinate() or [1]
     if not is_shard(tensor):
-        return not any(coordinate)
-    pairs = zip(coordinate, cast("DTensor", tensor).placements, strict=True)
+        return not any(mesh.get_coordinate() or [1])
+    spread = cast("DTensor", tensor)
+    own = spread.device_mesh
+    if mesh.mesh.flatten()[0] not in own.mesh:  # the tensor is in other ranks, too
+        return False
+    pairs = zip(own.get_coordinate() or [1], spread.placements, strict=True)
     return not any(i for i, placement in pairs if placement.is_replicate())
 
 
@@ -248,7 +277,8 @@ def settle(model: nn.Module) -> None:
 def gathered_in_turn(model: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
     """Yield what the forward pass uses in the place of shards, by their ids.
 
-    Of one module of FSDP2 after the other; each is gathered and let go.
+    Of one module of FSDP2 after the other; each is gathered and let go. Parts of tensor
+    parallelism stay parts.
     """
     for module in fsdp_modules(model):
         before = _own(module)
@@ -258,7 +288,7 @@ def gathered_in_turn(model: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
         yield {
             id(p): after[key]
             for key, p in before.items()
-            if is_shard(p) and not is_shard(after[key])
+            if is_shard(p) and after[key] is not p
         }
 
 

@@ -31,16 +31,16 @@ def agreed(task: Task, **options: object) -> Task:
             do: of the first difference.
     """
     mesh = mesh_of_parts(task.model)
-    in_shards = mesh is None and check_shards(task, task.process_group)
-    group = task.process_group
-    if group is None and mesh is None:
+    if (group := task.process_group) is None and mesh is None:
+        check_shards(task, group)
         return task
     facts = _of_task(task, options)
     if mesh is not None:
         task = on_the_mesh(task, mesh, facts | _facts(task.model, task.parameters))
+    in_shards = check_shards(task, group)
     if group is None:
         return task
-    facts |= _facts(task.model, task.parameters, parts=mesh is not None)
+    facts |= _facts(task.model, task.parameters, parts=not in_shards)
     every = gathered(task, "the check of arguments", facts)
     for what in dict.fromkeys(name for each in every for name in each):
         check_same(group, what, [each.get(what) for each in every])

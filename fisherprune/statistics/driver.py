@@ -108,6 +108,7 @@ def tapped_passes(
             hooked.
     """
     with in_layers(task) as laid:
+        sums.used = laid.used
         yield from _tapped_passes(op, laid, forward, sums)
 
 

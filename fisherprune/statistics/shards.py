@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,14 @@ from fisherprune.shards import (
     gathered_in_turn,
     is_flat,
     is_shard,
+    place_within,
 )
+from fisherprune.statistics.tensor_parallel import ranks_of_shards
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from fisherprune.statistics.passes import Task
-
-UNMANAGED = (
-    "parameters: {!r} is a DTensor that FSDP2 does not gather, of tensor parallelism "
-    "for instance, whose layers can't be seen at work: score the model before it is "
-    "split, and apply the masks to it after, which works"
-)
-
 
 FLAT = (
     "model: FullyShardedDataParallel hides parameters in flat ones: use "
@@ -47,30 +42,16 @@ def check_shards(task: Task, group: ProcessGroup | None) -> bool:
     """
     if is_flat(task.model):
         raise FisherpruneError(FLAT)
-    named = {n: p for n, p in task.model.named_parameters() if is_shard(p)}
+    managed = [
+        p for m in fsdp_modules(task.model) for p in m.parameters() if is_shard(p)
+    ]
     ranks = None if group is None else torch.distributed.get_process_group_ranks(group)
-    _check_managed(task.model, named)
-    for spread in map(_with_places, named.values()):
-        if ranks is None or {*ranks} != {*spread.device_mesh.mesh.flatten().tolist()}:
+    for parameter in managed:
+        bounds(parameter)
+        if ranks is None or {*ranks} != ranks_of_shards(parameter):
             wanted = "of all ranks that hold shards of the model's parameters"
             raise FieldError("process_group", wanted, shown(ranks))
-    return bool(named)
-
-
-def _check_managed(model: nn.Module, named: Mapping[str, nn.Parameter]) -> None:
-    """Refuse shards that are not FSDP2's alone: one over ranks, or copies of that."""
-    managed = {id(p) for module in fsdp_modules(model) for p in module.parameters()}
-    for name, parameter in named.items():
-        *copies, split = _with_places(parameter).placements
-        alone = split.is_shard() and all(each.is_replicate() for each in copies)
-        if id(parameter) not in managed or not alone:
-            raise FisherpruneError(UNMANAGED.format(name))
-        bounds(parameter)
-
-
-def _with_places(parameter: nn.Parameter) -> Any:
-    """Return a parameter in shards, whose attributes type checkers don't know."""
-    return parameter
+    return bool(managed)
 
 
 @contextmanager
@@ -110,8 +91,14 @@ def _forget(model: nn.Module) -> None:
             module.reset_iter_state()
 
 
-def part_of_all(gradients: Gradients, parameter: Tensor) -> Gradients:
-    """Return what a rank keeps of the gradients of a whole parameter."""
-    if not is_shard(parameter):
+def part_of_all(gradients: Gradients, parameter: Tensor, used: Tensor) -> Gradients:
+    """Return what a rank keeps of gradients.
+
+    Args:
+        gradients: of a rank's part of ``used``.
+        parameter: a parameter.
+        used: what the model's forward pass uses in its place.
+    """
+    if used is parameter:
         return gradients
-    return PartOf(gradients, tuple(parameter.shape), bounds(parameter))
+    return PartOf(gradients, *place_within(parameter, used))

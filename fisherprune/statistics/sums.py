@@ -55,6 +55,7 @@ class PerSampleSums:
 
     Attributes:
         samples: number of samples of the batches that were run.
+        used: what the model's forward pass uses in the place of parameters.
         tapped: of the chosen sums, for parameters whose gradients the tap sees.
         looped: for the others.
         ways: by parameter the functions by whose rules its gradients are found, and
@@ -69,9 +70,9 @@ class PerSampleSums:
         self, task: Task, group_size: int, scaled: bool = False, several: int = 1
     ) -> None:
         self.parameters, self.may_loop = task.parameters, task.may_loop
+        self.used = task.used
         parameters = {name: local(p) for name, p in task.parameters.items()}
         self.scaled, self.samples = scaled, 0
-        self._in_parts = task.tensor_group is not None
         self._groups: int | None = None
         only = task.part.names if task.part else None
         store, self._settings = first_store(task.settings), task.settings
@@ -112,10 +113,7 @@ class PerSampleSums:
         self.looped.add(name, self._part(name, gradients))
 
     def _part(self, name: str, gradients: Gradients) -> Gradients:
-        """Return a rank's part of gradients, as which tensor parallelism has them."""
-        if self._in_parts:
-            return gradients
-        return part_of_all(gradients, self.parameters[name])
+        return part_of_all(gradients, self.parameters[name], self.used[name])
 
     @property
     def groups(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.shards import fsdp_modules, is_everywhere, is_shard, local
+from fisherprune.shards import fsdp_modules, is_shard, local
 from fisherprune.statistics.batches import Batches, check_iterable
 from fisherprune.statistics.ranks import (
     checksum,
@@ -35,14 +35,10 @@ OF = "tensor parallelism"
 """What errors begin with."""
 
 SEVERAL = (
-    "parameters: {!r} is split over {}, but the parameters that FSDP2 does not gather "
-    "must be split over one mesh of one dimension: parallelize_module(model, "
-    'mesh["tp"], plan) makes it so'
-)
-BOTH = (
-    "parameters: {!r} is split by tensor parallelism and by fully_shard, which is more "
-    "than passes can see through: score the model with one of both, and split it the "
-    "other way after pruning; masks.whole() fits any split"
+    "parameters: {!r} is split over {}, but tensor parallelism must be over one "
+    "dimension of a mesh, the same for all parameters: parallelize_module(model, "
+    'mesh["tp"], plan), and fully_shard(model, mesh=mesh["dp"]) of all of it after '
+    "that, where it is sharded, too"
 )
 TWINS = (
     "process_group must be of ranks that have batches of their own, but its ranks {} "
@@ -58,30 +54,42 @@ UNLIKE = (
 
 
 def mesh_of_parts(model: nn.Module) -> DeviceMesh | None:
-    """Return the ranks that hold parts of parameters which FSDP2 does not gather.
+    """Return the ranks that hold parts of parameters by tensor parallelism.
 
     Raises:
-        FisherpruneError: where they are of several meshes or dimensions, or FSDP2 has
-            split some of the parameters, too.
+        FisherpruneError: where they are not those of one dimension of a mesh.
     """
     managed = {id(p) for module in fsdp_modules(model) for p in module.parameters()}
-    named = {n: _spread(p) for n, p in model.named_parameters() if is_shard(p)}
-    own = {n: p for n, p in named.items() if id(p) not in managed}
-    meshes = [p.device_mesh for p in own.values()]
-    for name, p in named.items():
-        if id(p) in managed and (own or p.device_mesh.ndim > 1 and _has_two(p)):
-            raise FisherpruneError(BOTH.format(name))
-        if name in own and (p.device_mesh.ndim > 1 or p.device_mesh != meshes[0]):
-            raise FisherpruneError(SEVERAL.format(name, p.device_mesh))
-    return meshes[0] if meshes else None
+    found: DeviceMesh | None = None
+    for name, p in model.named_parameters():
+        if not is_shard(p) or id(p) in managed and not _is_sharded_twice(p):
+            continue
+        mesh = _spread(p).device_mesh
+        own = mesh[mesh.mesh_dim_names[-1]] if id(p) in managed else mesh
+        found = found or own
+        if own.ndim > 1 or own != found:
+            raise FisherpruneError(SEVERAL.format(name, mesh))
+    return found
 
 
-def _has_two(spread: Any) -> bool:
-    """Return whether a parameter is split along several dimensions of its mesh."""
-    return sum(not each.is_replicate() for each in spread.placements) > 1
+def _is_sharded_twice(parameter: nn.Parameter) -> bool:
+    """Return whether FSDP2 has split parts of tensor parallelism, the last dimension.
+
+    Otherwise its own is the last one, behind that of copies.
+    """
+    placements = _spread(parameter).placements
+    return len(placements) > 1 and not placements[-2].is_replicate()
 
 
-def _spread(parameter: nn.Parameter) -> Any:
+def ranks_of_shards(parameter: nn.Parameter) -> set[int]:
+    """Return the ranks among which FSDP2 has shared out a parameter, or a part."""
+    mesh = _spread(parameter).device_mesh
+    if _is_sharded_twice(parameter):
+        mesh = mesh[mesh.mesh_dim_names[:-1]]
+    return {*mesh.mesh.flatten().tolist()}
+
+
+def _spread(parameter: Tensor) -> Any:
     """Return a parameter in shards, whose attributes type checkers don't know."""
     return parameter
 
@@ -206,8 +214,18 @@ def any_rank(task: Task, *flags: object) -> list[bool]:
     return [*map(any, zip(*exchanged(task, flags), strict=True))]
 
 
+def _has_twins(tensor: Tensor, group: ProcessGroup) -> bool:
+    """Return whether all ranks of the mesh have the same of a tensor."""
+    if not is_shard(tensor):
+        return True
+    ranks = torch.distributed.get_process_group_ranks(group)
+    spread = _spread(tensor)
+    over_them = {*ranks} <= {*spread.device_mesh.mesh.flatten().tolist()}
+    return spread.placements[-1].is_replicate() or not over_them
+
+
 def copy_replicated_(task: Task, named: Mapping[str, Tensor]) -> None:
-    """Set what all ranks of the mesh have whole to that of the first: to its bits.
+    """Set what all ranks of the mesh have to that of the first: to its bits.
 
     Raises:
         FisherpruneError: where it differs by more than rounding.
@@ -217,7 +235,7 @@ def copy_replicated_(task: Task, named: Mapping[str, Tensor]) -> None:
     first = torch.distributed.get_global_rank(group, 0)
     differs = []
     for name, tensor in named.items():
-        if not is_everywhere(tensor):
+        if not _has_twins(tensor, group):
             continue
         own = local(tensor)
         sent = own.to(device_between(group, own), copy=True).contiguous()

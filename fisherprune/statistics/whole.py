@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import device_of
-from fisherprune.shards import any_shard, is_shard, shards_of, whole_of
+from fisherprune.shards import any_shard, is_shard, settle, shards_of, whole_of
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.structure import moved
 
@@ -46,6 +46,7 @@ def in_whole(task: Task, run: Callable[[Task], T]) -> T:
         return run(task)
     task, batch = _first_batch(task) if task.tensor_group else (task, None)
     expected = None if batch is None else _results(task, batch)
+    settle(task.model)
     with _whole_parameters(task.model) as whole:
         if expected is not None:
             _check_results(task, batch, expected)

@@ -177,8 +177,8 @@ OF_SHARDS = {
     "no group": f"{SHARDS}, got None",
     "no group, moments": f"{SHARDS}, got None",
     "other group": f"{SHARDS}, got ",
-    "tensor parallel": "parameters: '0.weight' is a DTensor that FSDP2 does not gather",
-    "two ways": "parameters: '0.weight' is a DTensor that FSDP2 does not gather",
+    "tensor parallel": "process_group must be of ranks that have batches of their own",
+    "two ways": "process_group must be of ranks that have batches of their own",
     "flat": "model: FullyShardedDataParallel hides parameters in flat ones",
     "structure": "structure must be weights where scores are in shards",
     "copy": "parameters "

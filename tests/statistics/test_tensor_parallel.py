@@ -69,6 +69,8 @@ NETS = {
     "rows": (nets.transformer, 1),
     "columns": (nets.transformer, 1),
     "sequence": (nets.transformer, 1),
+    "rows sharded": (nets.transformer, 1),
+    "sequence sharded": (nets.transformer, 1),
     "rows of four": (nets.transformer, 3),
     "columns of four": (nets.transformer, 3),
     "sequence of four": (nets.transformer, 3),
@@ -126,6 +128,15 @@ def test_each_rank_keeps_what_belongs_to_its_part(ranks, seed):
     assert len(ranks[0]["sizes"]) == 14
 
 
+@pytest.mark.parametrize("plan", ["rows", "sequence"])
+def test_shards_of_parts_are_shared_out_over_both_dimensions(ranks, seed, plan):
+    parts = [each[f"{plan} sharded sizes"] for each in ranks]
+    for name, p in nets.transformer(seed).named_parameters():
+        copies = 1 if p.dim() == 2 or name[-6:] in ("q.bias", "v.bias") else 2
+        copies = 1 if name in ("mlp.up.bias", "head.bias") else copies
+        assert sum(each[name] for each in parts) == copies * p.numel(), name
+
+
 def test_drawn_labels_are_those_of_one_process(ranks, seed):
     net = nets.transformer(seed)
     options = {"labels": "sampled", "parameters": job.every(net)}
@@ -134,11 +145,11 @@ def test_drawn_labels_are_those_of_one_process(ranks, seed):
         assert_close(each["sampled"], expected, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["scores", "scores of rows"])
+@pytest.mark.parametrize("name", ["scores", "scores of rows", "scores of shards"])
 def test_scores_are_those_of_one_process(ranks, seed, name):
     expected = job.scores(nets.transformer(seed), all_rows(seed))
     for each in ranks:
-        if name == "scores":
+        if name != "scores of rows":
             assert_close(each[name], expected, 1e-4)
         else:  # probes are drawn by each row
             some = [n for n in expected if not n.startswith("hutchinson")]
@@ -148,15 +159,16 @@ def test_scores_are_those_of_one_process(ranks, seed, name):
         assert each["as found"]
 
 
-def test_masks_are_those_of_one_process(ranks, seed):
+@pytest.mark.parametrize("name", ["masks", "masks of shards"])
+def test_masks_are_those_of_one_process(ranks, seed, name):
     expected = job.masks(nets.transformer(seed), all_rows(seed))
     for each in ranks:
-        assert_close(each["masks"], expected, 0)
-        assert_same_bits(each["masks"], ranks[0]["masks"])
-        for scope in ("global", "layer", "erk"):
+        assert_close(each[name], expected, 0)
+        assert_same_bits(each[name], ranks[0][name])
+        for scope in job.SCOPES:
             kept, wanted = (
                 sum(int(m.sum()) for n, m in some.items() if n.startswith(scope))
-                for some in (each["masks"], expected)
+                for some in (each[name], expected)
             )
             assert kept == wanted
 
@@ -186,11 +198,13 @@ TOLD = {
     "weights": SAME.format("the values of 'first.weight'"),
     "seed": SAME.format("seed") + "0 on rank 0 and 1 on rank 1",
     "two dimensions": "parameters: 'head.weight' is split over DeviceMesh",
-    "fully_shard": "parameters: 'embed.weight' is split by tensor parallelism and by "
-    "fully_shard",
+    "two meshes": "parameters: 'extra.weight' is split over DeviceMesh",
+    "no group": "process_group must be of all ranks that hold shards",
+    "group of all": "process_group must be of ranks that have batches of their own, but "
+    "its ranks [",
     "per head": "parameters: the gradients of 'attention.scale' differ on the ranks",
-    "sizes": "tensor parallelism: the pass needs whole parameters, with which the model "
-    "fails",
+    "sizes": "tensor parallelism: the pass needs whole parameters, with which the "
+    "model fails",
     "structure": "structure must be weights where scores are in shards",
     "offload": "offload must be None where parameters are in shards",
     "no batches": "gradient_moments: batches must hold samples, got none",

@@ -126,6 +126,13 @@ def tied(seed, mesh=None):
     return net
 
 
+def sharded(net, both, plan):
+    """Return a network whose parts FSDP2 has split over the rows."""
+    net = nets.split(net, both["tp"], plan)
+    fully_shard(net.mlp, mesh=both["dp"])
+    return fully_shard(net, mesh=both["dp"])
+
+
 def scores(net, batches, **options):
     """Return scores of all criteria, by one name each."""
     options = {"parameters": every(net), "settings": FEW, **options}
@@ -184,7 +191,9 @@ def mistakes(seed, mesh, both):
     two = nets.transformer(seed)
     spread = distribute_tensor(two.head.weight, both, [Replicate(), Replicate()])
     two.head.weight = nn.Parameter(spread)
-    mixed = fully_shard(new(rows), mesh=both["dp"])
+    mixed = sharded(nets.transformer(seed), both, "rows")
+    two_meshes = new(rows)
+    two_meshes.extra = parallelize_module(nn.Linear(4, 4), mesh, ColwiseParallel())
     failing = Failing(ours) if rank == 1 else ours
     group = {"process_group": distributed.group.WORLD}
     of_row = {"process_group": columns}
@@ -197,7 +206,9 @@ def mistakes(seed, mesh, both):
         "weights": lambda: fp.score(other, ours, "snip"),
         "seed": lambda: fp.score(net, ours, "snip", seed=rank),
         "two dimensions": lambda: fp.score(two, ours, "snip"),
-        "fully_shard": lambda: fp.score(mixed, ours, "snip", **of_row),
+        "two meshes": lambda: fp.score(two_meshes, ours, "snip"),
+        "no group": lambda: fp.score(mixed, ours, "snip"),
+        "group of all": lambda: fp.score(mixed, ours, "snip", **group),
         "per head": lambda: fp.score(
             scaled_heads, ours, "snip", parameters=every(scaled_heads)
         ),
@@ -231,6 +242,11 @@ def run_rank(rank, seed, folder):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none of ranks that score alone
             saved[f"{plan} of four"] = moments(net, all_rows, group_size=3)
+    for plan in ("rows", "sequence"):
+        net = sharded(nets.transformer(seed), both, plan)
+        saved[f"{plan} sharded"] = moments(net, ours, process_group=group)
+        sizes = {n: p.to_local().numel() for n, p in net.named_parameters()}
+        saved[f"{plan} sharded sizes"] = sizes
     saved["uneven"] = moments(seeded(seed, uneven, four), few_tokens(all_rows))
     saved["tied"] = moments(tied(seed, four), all_rows)
     with warnings.catch_warnings(record=True) as shown:
@@ -252,6 +268,9 @@ def run_rank(rank, seed, folder):
     net = nets.split(nets.transformer(seed), both["tp"], "sequence")
     saved["scores of rows"] = whole(scores(net, ours, process_group=group))
     saved["masks"] = whole(masks(net, ours, process_group=group))
+    net = sharded(nets.transformer(seed), both, "rows")
+    saved["scores of shards"] = whole(scores(net, ours, process_group=group))
+    saved["masks of shards"] = whole(masks(net, ours, process_group=group))
     net = nets.split(nets.transformer(seed), four, "columns")
     saved["trained"] = whole(trained(net, all_rows))
     calls = mistakes(seed, four, both)
