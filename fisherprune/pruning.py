@@ -100,7 +100,7 @@ def prune(
     Returns:
         The masks, by the names of the model where it is not wrapped, whether or not it
         is; ``masks.hold(model, optimizer)`` keeps the zeros through training. Of a
-        model in shards (``fully_shard``) they are in the same shards.
+        model in shards (``fully_shard``, ``parallelize_module``) they are in the same.
 
     Raises:
         FisherpruneError: for any reason of ``score`` and ``select_masks``; the model is

@@ -154,6 +154,12 @@ def gradient_moments(
             parameters' own dtype, as long as their pass runs. A rank that fails alone
             in a forward pass leaves the others waiting, as it does in training.
 
+            Ranks of tensor parallelism (``parallelize_module``) hold a model together,
+            have the same batches and are no ranks of this group, which is that of the
+            other dimension of the mesh; None where there is none. Moments are DTensors
+            in the parts of the parameters. A call for which there is no rule gathers
+            its parameters while its gradients are found.
+
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.
 

@@ -77,6 +77,7 @@ NETS = {
     "tied": (job.tied, 1),
     "scaled": (job.scaled, 1),
     "uneven": (lambda seed: job.seeded(seed, job.uneven), 1),
+    "split samples": (lambda seed: job.seeded(seed, job.split_samples), 1),
 }
 
 
@@ -84,7 +85,7 @@ NETS = {
 def test_moments_are_those_of_a_loop_over_samples(ranks, seed, name):
     make, group_size = NETS[name]
     batches = all_rows(seed)
-    if name == "uneven":
+    if name in ("uneven", "split samples"):
         batches = job.few_tokens(batches)
     expected = loop(make(seed), batches, group_size)
     count = sum(job.COUNTS)
@@ -102,8 +103,8 @@ def test_gradients_are_found_by_the_rules_of_whole_layers(ranks, seed, name):
     net = NETS[name][0](seed)
     batches = job.few_tokens(all_rows(seed))
     expected = fp.gradient_moments(net, batches, parameters=job.every(net)).paths
-    if name == "scaled":
-        expected["mlp.up.weight"] = ("loop",)
+    looped = {"scaled": ["mlp.up.weight"], "split samples": ["1.scale", "1.side"]}
+    expected |= dict.fromkeys(looped.get(name, []), ("loop",))
     for each in ranks:
         assert each[name][3] == expected
 
@@ -200,8 +201,7 @@ TOLD = {
     "two dimensions": "parameters: 'head.weight' is split over DeviceMesh",
     "two meshes": "parameters: 'extra.weight' is split over DeviceMesh",
     "no group": "process_group must be of all ranks that hold shards",
-    "group of all": "process_group must be of ranks that have batches of their own, but "
-    "its ranks [",
+    "group of all": "process_group must be of ranks that have batches of their own, ",
     "per head": "parameters: the gradients of 'attention.scale' differ on the ranks",
     "sizes": "tensor parallelism: the pass needs whole parameters, with which the "
     "model fails",

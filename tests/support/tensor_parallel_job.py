@@ -16,9 +16,10 @@ from shard_calls import Failing, whole
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    PrepareModuleInputOutput,
     RowwiseParallel,
     parallelize_module,
 )
@@ -83,9 +84,21 @@ def moments(net, batches, **options):
     return *sums, (found.samples, found.groups), found.paths
 
 
+class Angle(nn.Module):
+    """A parameter in calls of which one has a rule, and one has none."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(size) + 0.5)
+        self.side = nn.Parameter(torch.rand(size) + 0.5)
+
+    def forward(self, x):
+        return torch.atan2(x * self.scale, self.side)
+
+
 def uneven(mesh=None):
     """Return layers of sizes that the ranks can't share evenly."""
-    net = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 6))
+    net = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 7), Angle(7), nn.Linear(7, 6))
     net.append(nn.Flatten(1)).append(nn.Linear(24, nets.CLASSES))
     if mesh is None:
         return net
@@ -93,8 +106,34 @@ def uneven(mesh=None):
         "0": RowwiseParallel(input_layouts=Replicate()),
         "1": ColwiseParallel(use_local_output=False),
         "3": RowwiseParallel(),
+        "5": ColwiseParallel(use_local_output=False),
     }
+    distributed_as(net[2], mesh, Shard(0))
     return parallelize_module(net, mesh, plan)
+
+
+def distributed_as(module, mesh, placement):
+    """Make a module's parameters DTensors."""
+    for name, p in module.named_parameters():
+        module.register_parameter(
+            name, nn.Parameter(distribute_tensor(p.detach(), mesh, [placement]))
+        )
+
+
+def split_samples(mesh=None):
+    """Return layers of which one sees some of the samples on each rank."""
+    net = nn.Sequential(nn.Embedding(7, 6), Angle(6), nn.Flatten(1))
+    net.append(nn.Linear(24, nets.CLASSES))
+    if mesh is None:
+        return net
+    distributed_as(net[1], mesh, Replicate())
+    samples = PrepareModuleInputOutput(
+        input_layouts=(Replicate(),),
+        desired_input_layouts=(Shard(0),),
+        output_layouts=(Shard(0),),
+        desired_output_layouts=(Replicate(),),
+    )
+    return parallelize_module(net, mesh, {"1": samples})
 
 
 def seeded(seed, make, *options):
@@ -248,6 +287,8 @@ def run_rank(rank, seed, folder):
         sizes = {n: p.to_local().numel() for n, p in net.named_parameters()}
         saved[f"{plan} sharded sizes"] = sizes
     saved["uneven"] = moments(seeded(seed, uneven, four), few_tokens(all_rows))
+    net = seeded(seed, split_samples, four)
+    saved["split samples"] = moments(net, few_tokens(all_rows))
     saved["tied"] = moments(tied(seed, four), all_rows)
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
