@@ -175,8 +175,9 @@ class PartOf:
 
     def per_sample(self) -> Tensor:
         """Multiply out: ``[N, *shape]`` of the part, float32."""
-        rows = self.gradients.per_sample().view(-1, *self.shape)
-        return rows[(slice(None), *self.place)]
+        rows: Tensor = self.gradients.per_sample().view(-1, *self.shape)
+        place = (slice(None), *self.place)
+        return rows[place]
 
     def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
         """Accumulate in whole tensors, as one process does, which last this call."""
