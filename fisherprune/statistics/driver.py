@@ -23,7 +23,7 @@ from fisherprune.statistics.passes import Task
 from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
-from fisherprune.statistics.tensor_parallel import any_rank, exchanged
+from fisherprune.statistics.tensor_parallel import any_rank, check_results, exchanged
 from fisherprune.statistics.verdicts import Verdicts
 
 
@@ -199,6 +199,8 @@ class _TappedRun:
             ran = self.forward(self.task.model, batch)
         if isinstance(alone, FisherpruneError):  # the whole batch runs
             raise alone
+        if not self.known:
+            check_results(self.op, self.task, ran.result)
         if alone:
             differs, remade, is_unlike, is_unsure = any_rank(
                 self.task,

@@ -209,6 +209,26 @@ def _facts(batch: Any) -> dict[str, str]:
     return facts
 
 
+def check_results(op: str, task: Task, result: Tensor) -> None:
+    """Refuse losses that differ: then each rank sees some of the outputs only.
+
+    Raises:
+        FisherpruneError: where they do, on all ranks of the mesh alike.
+    """
+    if (group := task.tensor_group) is None:
+        return
+    norms = exchanged(task, float(result.detach().double().norm()))
+    ranks = torch.distributed.get_process_group_ranks(group)
+    for rank, norm in zip(ranks, norms, strict=True):
+        if abs(norm - norms[0]) > 1e-2 * abs(norms[0]):
+            raise FisherpruneError(
+                f"{op}: {OF}: the losses must be the same on all ranks of a mesh, got "
+                f"the norms {norms[0]:.6g} on rank {ranks[0]} and {norm:.6g} on rank "
+                f"{rank}: the model must return whole outputs, as with "
+                "output_layouts=Replicate()"
+            )
+
+
 def any_rank(task: Task, *flags: object) -> list[bool]:
     """Return for each flag whether it is set on a rank of the mesh."""
     return [*map(any, zip(*exchanged(task, flags), strict=True))]

@@ -203,6 +203,8 @@ TOLD = {
     "no group": "process_group must be of all ranks that hold shards",
     "group of all": "process_group must be of ranks that have batches of their own, ",
     "per head": "parameters: the gradients of 'attention.scale' differ on the ranks",
+    "losses": "gradient_moments: tensor parallelism: the losses must be the same on "
+    "all ranks of a mesh, got the norms ",
     "sizes": "tensor parallelism: the pass needs whole parameters, with which the "
     "model fails",
     "structure": "structure must be weights where scores are in shards",

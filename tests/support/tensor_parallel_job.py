@@ -233,6 +233,11 @@ def mistakes(seed, mesh, both):
     mixed = sharded(nets.transformer(seed), both, "rows")
     two_meshes = new(rows)
     two_meshes.extra = parallelize_module(nn.Linear(4, 4), mesh, ColwiseParallel())
+    parts = nets.split(nets.transformer(seed), rows, "rows")
+    parts.head = parallelize_module(
+        nn.Linear(nets.WIDTH, nets.CLASSES), rows, ColwiseParallel()
+    )
+    low = [(x, y % (nets.CLASSES // 2)) for x, y in ours]
     failing = Failing(ours) if rank == 1 else ours
     group = {"process_group": distributed.group.WORLD}
     of_row = {"process_group": columns}
@@ -251,6 +256,7 @@ def mistakes(seed, mesh, both):
         "per head": lambda: fp.score(
             scaled_heads, ours, "snip", parameters=every(scaled_heads)
         ),
+        "losses": lambda: fp.score(parts, low, "snip", **of_row),
         "sizes": lambda: fp.score(of_parts, ours, "grasp"),
         "structure": lambda: fp.find_masks(net, ours, "snip", structure="channels"),
         "offload": lambda: fp.gradient_moments(net, ours, offload="cpu"),
