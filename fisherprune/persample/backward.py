@@ -96,7 +96,11 @@ def _nodes(tensor: Tensor, tap: LayerTap | None = None) -> Iterator[Node]:
 
 
 def _values(call: LayerCall) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias cut off from autograd."""
+    """Return weight and bias cut off from autograd.
+
+    Of a parameter itself autocast would keep what it casts here, without a graph, and
+    read that in later calls, whose gradients are autograd's.
+    """
     weight, bias = (p if p is None else p.detach() for p in (call.weight, call.bias))
     return weight, bias
 

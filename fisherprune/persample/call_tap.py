@@ -28,6 +28,7 @@ from fisherprune.persample.calls import (
     with_tensors,
 )
 from fisherprune.persample.finder import Finder, Known
+from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
 from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
@@ -46,6 +47,7 @@ class CallTap(Tracking):
         op: named in errors.
         alone: what a sample by itself was seen to do.
         known: what earlier batches showed of calls.
+        kept: layers of earlier batches.
 
     Attributes:
         ways: the functions that a parameter went into, by its name.
@@ -63,12 +65,15 @@ class CallTap(Tracking):
         op: str,
         alone: Records | None = None,
         known: dict[Key, Known] | None = None,
+        kept: KeptLayers | None = None,
     ) -> None:
         super().__init__(parameters, batch)
         self.parameters = parameters
         self.samples = samples
         self.op = op
         self.known = {} if known is None else known
+        self.kept = kept or KeptLayers()
+        self.kept.begin()
         self.finder = Finder(self, samples, alone, self.known)
         self.ways: dict[str, set[str]] = defaultdict(set)
         self.refused: dict[str, str] = {}
@@ -104,7 +109,8 @@ class CallTap(Tracking):
         if func not in CALLS:
             return None
         try:
-            return CALLS[func](*args, **kwargs)
+            call = CALLS[func](*args, **kwargs)
+            return call and self.kept.of(call)
         except SamplesMixError as error:
             # One sample has none to mix with; other inputs are computed from weights.
             if self.samples > 1 and self.is_marked(error.input):

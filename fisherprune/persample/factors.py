@@ -59,7 +59,9 @@ class Factors:
 
     def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
         """Accumulate over groups of samples with ``ops.grad_moments``."""
-        accumulators = sum.view(self.shape), sum_sq.view(self.shape)
+        accumulators = (
+            t if t.shape == self.shape else t.view(self.shape) for t in (sum, sum_sq)
+        )
         input, grad = (
             t.float() if t.dtype == torch.float64 else t
             for t in (self.input, self.grad)

@@ -26,6 +26,7 @@ from fisherprune.persample.contributions import Contribution, Gradients
 from fisherprune.persample.factors import Factors
 from fisherprune.persample.finder import Known
 from fisherprune.persample.joined import joined
+from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.layout import Layout
 from fisherprune.persample.pulled import all_of
 from fisherprune.persample.rows import RowCheck
@@ -59,6 +60,7 @@ class LayerTap(CallTap):
             of batches of these shapes, or there is one sample.
         known: what was found out about calls, to which this batch's are added.
         balances: whether factors are balanced, for losses that are scaled.
+        kept: layers of earlier batches, which go on.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class LayerTap(CallTap):
         alone: Records | None = None,
         known: dict[Key, Known] | None = None,
         balances: bool = False,
+        kept: KeptLayers | None = None,
     ) -> None:
-        super().__init__(parameters, batch, samples, op, alone, known)
+        super().__init__(parameters, batch, samples, op, alone, known, kept)
         self.report = report
         self.balances = balances
         self.contributions: dict[int, list[Contribution]] = defaultdict(list)

@@ -73,6 +73,11 @@ class Split:
     closes: bool
     """Whether the head fills its group."""
 
+    def of(self, gradients: Gradients, part: slice) -> Gradients:
+        """Return the gradients of a part of the batch: themselves for the whole."""
+        whole = slice(0, self.tail.stop)
+        return gradients if part == whole else gradients.samples(part)
+
 
 class Accumulator:
     """Both sums of one parameter, and the sum over a group that is still open.
@@ -101,7 +106,7 @@ class Accumulator:
             if self.group_size > BLOCK:
                 self._add_large_groups(gradients, split.body)
             else:
-                self._add_groups(gradients, split.body)
+                self._add_groups(gradients, split)
             self._add_open(gradients, split.tail)
 
     def close(self, size: int) -> None:
@@ -138,10 +143,10 @@ class Accumulator:
                 self._room = self.store.zeros(self.open, self.open.dtype)
             self.open = self._room.copy_(self.open)
 
-    def _add_groups(self, gradients: Gradients, whole: slice) -> None:
-        for part in _parts(whole, BLOCK * self.group_size):
+    def _add_groups(self, gradients: Gradients, split: Split) -> None:
+        for part in _parts(split.body, BLOCK * self.group_size):
             self._sums.make_room((part.stop - part.start) // self.group_size)
-            some = gradients.samples(part)
+            some = split.of(gradients, part)
             some.add_moments(self.sum, self.sum_sq, self.group_size)
 
     def _add_large_groups(self, gradients: Gradients, whole: slice) -> None:

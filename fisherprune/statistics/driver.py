@@ -14,6 +14,7 @@ from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import Parameters, check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
+from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import Alone, check_apart, run_alone
@@ -150,6 +151,7 @@ class _TappedRun:
     sums: PerSampleSums
     known: dict[object, dict] = field(default_factory=dict)
     """What was found out about calls, by the shapes of a batch."""
+    kept: KeptLayers = field(default_factory=KeptLayers)
     compares_late: bool = True
     """Whether values are compared with those of a sample alone after the whole batch:
     so the device never waits; not where they were found to differ."""
@@ -192,6 +194,7 @@ class _TappedRun:
             None if alone is None or isinstance(alone, Exception) else alone.records,
             known,
             self.sums.scaled,
+            self.kept,
         )
         if isinstance(alone, Alone):
             alone.records.compares_late = self.compares_late

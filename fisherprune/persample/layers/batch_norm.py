@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,13 +13,14 @@ from fisherprune.persample.contributions import Rows, summed_positions
 from fisherprune.persample.registry import LayerCall, SamplesMixError, register_layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _BatchNorm:
     """batch_norm with running statistics: an affine map of each channel."""
 
     mean: Tensor
     var: Tensor
     eps: float
+    _factors: dict[torch.dtype | None, Tensor] = field(default_factory=dict)
 
     def forward(
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None
@@ -35,8 +37,16 @@ class _BatchNorm:
     def input_grad(
         self, grad: Tensor, input: Tensor | None, weight: Tensor | None
     ) -> Tensor:
-        scale = self._scale if weight is None else self._scale * weight
-        return grad * _of_channels(scale, grad)
+        return grad * _of_channels(self._factor(weight), grad)
+
+    def _factor(self, weight: Tensor | None) -> Tensor:
+        """Return what a channel's gradient is multiplied by: it is kept."""
+        dtype = None if weight is None else weight.dtype  # that of autocast, maybe
+        if dtype not in self._factors:
+            with torch.no_grad():
+                scale = self._scale
+                self._factors[dtype] = scale if weight is None else scale * weight
+        return self._factors[dtype]
 
     def weight_grads(self, grad: Tensor, input: Tensor, shape: tuple[int, ...]) -> Rows:
         centered = input - _of_channels(self.mean, input)
@@ -68,5 +78,14 @@ def batch_norm(
             "run in eval mode with running statistics",
             input,
         )
-    layer = _BatchNorm(running_mean, running_var, eps)
-    return LayerCall(layer, input, weight, bias, positions=False, reads_input=False)
+    read = [t for t in (running_mean, running_var, weight) if t is not None]
+    lasting = all(t.is_leaf for t in read)  # not computed in each batch
+    return LayerCall(
+        _BatchNorm(running_mean, running_var, eps),
+        input,
+        weight,
+        bias,
+        positions=False,
+        reads_input=False,
+        constants=(*read, eps) if lasting else (),
+    )

@@ -36,7 +36,7 @@ def _samples_at_once(input: Tensor) -> int:
     if input.device.type != "cpu" or input.numel() == 0:
         return len(input)
     bytes_at_once = CPU_BYTES * torch.get_num_threads()
-    return max(1, bytes_at_once // (input[0].numel() * input.element_size()))
+    return max(1, bytes_at_once // (input.nbytes // len(input)))
 
 
 def input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Tensor:
