@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, replace
 from fisherprune.data import IMAGE_SIZES
 from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.option import Effect, about
+from fisherprune.runs.parts.mask import SCORED
 from fisherprune.scoring.criteria import get_criterion
 
 
@@ -25,12 +26,13 @@ def identity(config: TrainConfig) -> str:
 
 def distinct(config: TrainConfig) -> dict[str, object]:
     """Return the fields that set a run apart from the default one."""
-    own_rounds = get_criterion(config.method).rounds
+    own_rounds, scored = get_criterion(config.method).rounds, config.score_batch_size
     config = replace(
         config,
         batch_size=config.training_batch_size,
         image_size=config.image_size or IMAGE_SIZES[config.dataset],
         rounds=None if config.rounds == own_rounds else config.rounds,
+        score_batch_size=None if scored == SCORED else scored,
     )
     values = asdict(config)
     return {

@@ -16,6 +16,7 @@ from fisherprune.parameters import prunable_parameters
 from fisherprune.progress import WithBar
 from fisherprune.rounds import checked_rounds, select_in_rounds
 from fisherprune.runs.config import TrainConfig
+from fisherprune.runs.parts.mask import SCORED, SCORED_ON_CUDA, SMALL, MaskConfig
 from fisherprune.runs.result import ScoringCost
 from fisherprune.scoring.score import needs_of, score_from, scoring_criteria
 from fisherprune.statistics.alike import agreed
@@ -27,6 +28,24 @@ from fisherprune.statistics.run import statistics_of
 from fisherprune.streams import stream, stream_seed
 from fisherprune.train.network import mask_plan
 from fisherprune.train.ranks import ALONE, Ranks
+
+FIRST_ORDER = frozenset({"moments", "gradient", "gauss_newton"})
+"""Passes that keep no graph of a gradient, and find the same whatever the batches."""
+
+
+def scored_at_once(config: MaskConfig, needs: frozenset[str], images: Tensor) -> int:
+    """Return how many images are scored at a time, where they are.
+
+    A GPU computes a small batch of small images faster than it is told to, by a model
+    of the kernels and a count of their launches; no GPU has been measured yet.
+    """
+    if config.score_batch_size is not None:
+        return config.score_batch_size
+    small = images.shape[-2] * images.shape[-1] <= SMALL**2
+    on_gpu = images.device.type == "cuda"
+    if on_gpu and small and needs <= FIRST_ORDER:
+        return SCORED_ON_CUDA
+    return SCORED
 
 
 def make_masks(
@@ -64,9 +83,10 @@ def make_masks(
             group = None
     if statistics is not None and not isinstance(statistics, StatisticsCache):
         statistics = StatisticsCache(statistics)
+    at_once = scored_at_once(config, needs, images.images)
     task = Task(
         model,
-        WithBar(images.batches(config.score_batch_size), "scoring", quiet=quiet),
+        WithBar(images.batches(at_once), "scoring", quiet=quiet),
         prunable_parameters(model, config.skip),
         group_size=config.group_size,
         settings=config.settings,
@@ -78,7 +98,7 @@ def make_masks(
     if rounds.count > 1:
         statistics = None  # no other run will prune the same in its first rounds
     if needs and statistics is not None:
-        key = _key(config, task, images)
+        key = _key(config, task, images, at_once)
     cost: ScoringCost = {"seconds": 0.0, "samples": 0, "cached": True}
 
     def score(task: Task, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -104,7 +124,7 @@ def make_masks(
     return masks.to(images.images.device), cost
 
 
-def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
+def _key(config: TrainConfig, task: Task, scoring: Dataset, at_once: int) -> str:
     """Return the key under which the statistics of a run are kept."""
     about = {
         "model": [config.model, config.model_source],
@@ -112,7 +132,7 @@ def _key(config: TrainConfig, task: Task, scoring: Dataset) -> str:
         "group size": task.group_size,
         "settings": asdict(task.settings),
         "seed": task.seed,
-        "batch size": config.score_batch_size,
+        "batch size": at_once,
         "mean": scoring.mean,
         "std": scoring.std,
     }

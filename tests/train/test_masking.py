@@ -5,19 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from trainings import images_of
 
 import fisherprune as fp
 from fisherprune import models, train
 from fisherprune.baselines import shuffle_masks
 from fisherprune.masks.counts import keep_count
+from fisherprune.runs.config import TrainConfig
 from fisherprune.runs.identity import identity
+from fisherprune.scoring.criteria import get_criterion
 from fisherprune.statistics.cache import StatisticsCache
 from fisherprune.statistics.passes import PASSES
 from fisherprune.streams import stream_seed
 from fisherprune.train import steps
 from fisherprune.train.__main__ import main
-from fisherprune.train.masking import make_masks, warm_up_batchnorm
+from fisherprune.train.masking import make_masks, scored_at_once, warm_up_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,13 +133,42 @@ def test_rounds(code, small, tmp_path):
     folder = tmp_path / "statistics"
     found, cost = masks_of(config, statistics=folder)
     model = network(config)
-    batches = list(images_of(config).scoring.batches(config.score_batch_size))
+    batches = list(images_of(config).scoring.batches(256))
     options = {"rounds": 3, "schedule": "linear", "ties": "position"}
     assert [found] == fp.find_masks(model, batches, code, [0.9], **options)
     assert cost["samples"] == (0 if code == "synflow" else 3 * 20)
     assert cost["seconds"] > 0 and not cost["cached"] and not [*folder.iterdir()]
     inverted, _ = masks_of(replace(config, invert_scores=True))
     assert inverted.kept() == found.kept() and inverted != found
+
+
+@pytest.mark.parametrize(
+    "code, device, size, given, wanted",
+    [
+        ("fts", "cpu", 32, None, 256),
+        ("fts", "cuda", 32, None, 1024),
+        ("obd", "cuda", 28, None, 1024),
+        ("magnitude", "cuda", 8, None, 1024),
+        ("fts", "cuda", 64, None, 256),
+        ("grasp", "cuda", 32, None, 256),  # second derivatives take more memory
+        ("prospr", "cuda", 32, None, 256),  # a batch is a step
+        ("ntk_sap", "cuda", 32, None, 256),  # or a draw
+        ("fts", "cuda", 32, 100, 100),
+        ("prospr", "cpu", 224, 7, 7),
+    ],
+)
+def test_images_scored_at_a_time(code, device, size, given, wanted):
+    config = TrainConfig(method=code, score_batch_size=given)
+    with FakeTensorMode():
+        images = torch.empty(2, 3, size, size, device=device)
+    assert scored_at_once(config, get_criterion(code).needs, images) == wanted
+
+
+def test_the_default_batch_spelled_out_is_the_same_run(small):
+    none, spelled, other = (
+        identity(replace(small, score_batch_size=n)) for n in (None, 256, 255)
+    )
+    assert none == spelled != other
 
 
 def test_a_methods_own_rounds_need_not_be_spelled_out(small):

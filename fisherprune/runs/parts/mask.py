@@ -19,6 +19,11 @@ from fisherprune.runs.parts.seeded import Seeded
 from fisherprune.scoring.criteria import CRITERIA
 from fisherprune.statistics.settings import FLOWS, LABELS, PLACES, Settings
 
+SCORED, SCORED_ON_CUDA = 256, 1024
+"""Images scored at a time where nothing else is said; the second of SMALL ones."""
+SMALL = 32
+"""Pixels of a side."""
+
 
 def _own_rounds() -> str:
     several = [c for c in CRITERIA.values() if c.rounds > 1]
@@ -163,10 +168,12 @@ class MaskConfig(Seeded):
         "score on a stratified subset of this many training images (default: all)",
         at_least(1),
     )
-    score_batch_size: int = option(
-        256,
-        "images scored at a time; more take more memory, the scores are the same but "
-        "for prospr's, each of whose steps takes a batch",
+    score_batch_size: int | None = option(
+        None,
+        f"images scored at a time (default: {SCORED}; on CUDA {SCORED_ON_CUDA} where "
+        f"images have at most {SMALL} x {SMALL} pixels and the method needs no second "
+        "derivatives); more take more memory, the scores are the same but for prospr's "
+        "and ntk_sap's, which take each batch for a step or a draw",
         at_least(1),
         effect=Effect.ROUNDING,
     )
