@@ -28,6 +28,21 @@ def one_thread():
 
 
 @pytest.fixture
+def tf32():
+    """Set TF32 for the test, put back what was there."""
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [b.fp32_precision for b in backends]
+
+    def set_to(precision):
+        for b in backends:
+            b.fp32_precision = precision
+
+    yield set_to
+    for b, precision in zip(backends, before, strict=True):
+        b.fp32_precision = precision
+
+
+@pytest.fixture
 def mistake(capsys):
     """Return what gives the line that a command ends in: all that it prints."""
 

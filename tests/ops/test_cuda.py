@@ -24,21 +24,6 @@ from fisherprune.ops import reference
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-@pytest.fixture
-def tf32():
-    """Set TF32 for the test, put back what was there."""
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [b.fp32_precision for b in backends]
-
-    def set_to(precision):
-        for b in backends:
-            b.fp32_precision = precision
-
-    yield set_to
-    for b, precision in zip(backends, before, strict=True):
-        b.fp32_precision = precision
-
-
 class Asked(TorchDispatchMode):
     """Notes whether ``grad_moments`` was allowed to multiply in TF32."""
 

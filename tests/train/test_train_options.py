@@ -52,19 +52,25 @@ def test_the_metric_chooses_the_best(small, monkeypatch):
         assert train.run(config, quiet=True).best_epoch == best
 
 
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize(
     "chosen, amp, model, device, expected",
     [
         ("auto", False, "resnet18", CPU, torch.channels_last),
         ("auto", False, "vgg19", CPU, torch.contiguous_format),
         ("auto", True, "vgg19", CPU, torch.channels_last),
-        ("auto", False, "resnet18", CUDA, torch.contiguous_format),
+        ("auto", False, "resnet18", CUDA, "as its precision"),
+        ("auto", False, "vgg19", CUDA, "as its precision"),
         ("auto", True, "resnet18", CUDA, torch.channels_last),
         ("channels_last", False, "vgg19", CUDA, torch.channels_last),
         ("contiguous", True, "resnet18", CPU, torch.contiguous_format),
     ],
 )
-def test_memory_formats(chosen, amp, model, device, expected):
+def test_memory_formats(chosen, amp, model, device, expected, precision, tf32):
+    tf32(precision)
+    if expected == "as its precision":
+        expected = {"tf32": torch.channels_last, "ieee": torch.contiguous_format}
+        expected = expected[precision]
     config = TrainConfig(memory_format=chosen, amp=amp, model=model)
     assert memory_format(config, device) == expected
 
