@@ -3,6 +3,7 @@
 import dense_cases
 import pytest
 import torch
+from gpus import needs_gpu
 from moment_cases import (
     CASES,
     LAYOUTS,
@@ -20,8 +21,6 @@ from window_cases import CASES as WINDOW_CASES
 from fisherprune import ops
 from fisherprune.errors import FisherpruneError
 from fisherprune.ops import reference
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 class Asked(TorchDispatchMode):
@@ -297,38 +296,6 @@ def test_steps_of_topk():
     got = ops.topk_masks(on_device, 0.5, ties)
     for g, w in zip(got, reference.topk_masks(scores, 0.5, ties), strict=True):
         assert torch.equal(g.cpu(), w)
-
-
-# ---- streams and graphs ----
-
-
-@needs_gpu
-def test_ops_run_in_a_captured_graph():
-    input, grad, weight, options = make(**CASES["many_samples"])
-    input, grad = input.cuda(), grad.cuda()
-    sums = [torch.zeros(weight, device="cuda") for _ in range(2)]
-    keep = [weight.numel() // 10]
-
-    def step():
-        ops.grad_moments(input, grad, *sums, **options)
-        return torch.ops.fisherprune.global_topk(sums, keep, keep)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    for s in sums:
-        s.zero_()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        masks, thresholds, _ = step()
-    graph.replay()
-    captured = [x.clone() for x in (*sums, *masks, thresholds)]
-    for s in sums:
-        s.zero_()
-    masks, thresholds, _ = step()
-    assert all(map(torch.equal, captured, (*sums, *masks, thresholds)))
 
 
 # ---- batch_norm ----
