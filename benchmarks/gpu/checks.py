@@ -21,10 +21,13 @@ from fisherprune.ops import kernels
 from fisherprune.ops.sources import source_hash
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = (  # those that use a GPU
+TESTS = (  # those that use a GPU, those that take long at the end
     "tests/ops/test_cuda.py",
+    "tests/ops/test_cuda_streams.py",
+    "tests/statistics/test_cuda.py",
     "tests/sparse/test_semi_structured.py",
     "tests/test_doctor.py",
+    "tests/train/test_cuda.py",
 )
 FOUND = 9  # the sanitizer's exit status where it found something
 

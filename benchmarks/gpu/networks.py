@@ -26,6 +26,7 @@ from benchmarks.gpu.measure import (
     row,
 )
 from benchmarks.harness import peak_extra_bytes, race, verify
+from fisherprune.runs.parts.mask import SCORED_ON_CUDA
 
 PLAIN = end_to_end.PLAIN
 
@@ -61,7 +62,7 @@ def scoring(
     device: str,
     name: str = "resnet18",
     count: int = 40_000,
-    batch: int = 512,
+    batch: int = SCORED_ON_CUDA,
     looped: int = 100,
     rounds: int = 5,
 ) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from benchmarks import end_to_end, peers
-from benchmarks.gpu.measure import Found, NotHere, precision
+from benchmarks.gpu.measure import Found, NotHere, precision, row
 from benchmarks.gpu.networks import verify_network
 from benchmarks.gpu.programs import find_program, lines_of, start
 from benchmarks.harness import synchronize
@@ -31,9 +32,16 @@ METRICS = (
 
 
 def profile(
-    device: str, name: str = "resnet18", batch: int = 512, count: int = 4
+    device: str,
+    name: str = "resnet18",
+    batch: int = 512,
+    count: int = 4,
+    rounds: int = 5,
 ) -> Iterator[Found]:
-    """List the kernels of one pass, ours and plain, by their time."""
+    """List the kernels of one pass, ours and plain, by their time.
+
+    And how much of a pass the device computes: less where it waits for the host.
+    """
     model = end_to_end.network(name, device)
     x, y = end_to_end.images(batch * count, 32, device)
     verify_network(model, x[:8], y[:8])
@@ -43,13 +51,34 @@ def profile(
         end_to_end.PLAIN: partial(peers.plain_pass, model, batches),
     }
     for what, call in calls.items():
+        place = f"{name}, {count} batches of {batch}, TF32: {what}"
         with precision("tf32"):
-            found = kernel_table(call, device)
-        yield {"profile": {f"{name}, {count} batches of {batch}, TF32: {what}": found}}
+            found = kernel_times(call, device)
+            seconds = [seconds_of(call, device) for _ in range(rounds)]
+        launches = sum(calls for _, calls, _ in found) / count
+        busy = [sum(us for us, _, _ in found) / 1e6 / s for s in seconds]
+        numbers = [
+            row(f"{place}: launches of a batch", "", [launches]),
+            row(f"{place}: time of all kernels over that of the pass", "x", busy),
+        ]
+        yield {"profile": {place: kernel_table(found)}, "rows": numbers}
 
 
-def kernel_table(call: Callable[[], object], device: str) -> list[dict[str, Any]]:
-    """Return the kernels of a call, the longest first, and how often each ran."""
+Times = list[tuple[float, int, str]]
+"""Microseconds, launches and name of each kernel."""
+
+
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """Return how long a call takes when nothing is recorded."""
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def kernel_times(call: Callable[[], object], device: str) -> Times:
+    """Return the kernels of a call, the longest first."""
     on_gpu = torch.device(device).type == "cuda"
     kind = "CUDA" if on_gpu else "CPU"
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
@@ -63,10 +92,15 @@ def kernel_table(call: Callable[[], object], device: str) -> list[dict[str, Any]
         for e in recorded.key_averages()
         if e.device_type.name == kind
     ]
+    return sorted(times, reverse=True)
+
+
+def kernel_table(times: Times) -> list[dict[str, Any]]:
+    """Return the kernels that take the most of the time."""
     whole = sum(us for us, _, _ in times)
     return [
         {"us": us, "share": us / whole, "calls": calls, "kernel": kernel[:100]}
-        for us, calls, kernel in sorted(times, reverse=True)[:MOST]
+        for us, calls, kernel in times[:MOST]
         if us
     ]
 

@@ -50,7 +50,7 @@ _OVER = "gradient_moments over forward + backward, 4 and 32 batches"
 _UNDER = "small cases of both ops under compute-sanitizer"
 BUILD = Step("build", 20, "CUDA kernels of these sources; always first", checks.build)
 DEFAULT = [
-    Step("tests", 150, f"pytest {' '.join(checks.TESTS)}", checks.tests),
+    Step("tests", 180, "pytest: kernels, passes and runs on CUDA", checks.tests),
     Step("ceilings", 25, "matmul in fp32, TF32 and bf16; memory copy, read", ceilings),
     Step("scoring", 45, "fts, 40,000 images, ResNet18", rows(networks.scoring)),
     Step("topk", 35, "11.2 M scores to masks; cat + topk", rows(kernels.selection)),
@@ -60,7 +60,6 @@ DEFAULT = [
     Step("training", 70, "160 epochs of ResNet18, from 3", rows(networks.train)),
     Step("memory", 20, "peak memory of a pass, batch 512", rows(networks.memory)),
     Step("sequences", 20, "a transformer's layer in bf16", rows(kernels.sequences)),
-    Step("topk-large", 25, "2^30 scores to masks", rows(kernels.large_selection)),
 ]
 """What a call without ``--steps`` runs, the most telling first."""
 SANITIZERS = [
@@ -73,9 +72,10 @@ OTHERS = [
     Step("compiled-vgg19", 120, f"{_OVER}, compiled", passes("vgg19", "inductor")),
     Step("profile", 45, "kernels of a pass, ours and plain", profiles.profile),
     Step("ncu", 180, "counters of grad_moments, the largest layers", profiles.ncu),
+    Step("topk-large", 25, "2^30 scores to masks", rows(kernels.large_selection)),
 ]
 STEPS = {step.name: step for step in [BUILD, *DEFAULT, *OTHERS, *SANITIZERS]}
-GROUPS = {"default": DEFAULT, "sanitizers": SANITIZERS}
+GROUPS = {"default": DEFAULT, "others": OTHERS, "sanitizers": SANITIZERS}
 
 
 def add(record: Found, found: Found) -> None:

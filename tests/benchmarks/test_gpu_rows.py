@@ -141,6 +141,11 @@ def test_kernels_of_a_pass(small_network):
         times = [row["us"] for row in rows]
         assert times == sorted(times, reverse=True)
         assert all(0 < row["share"] < 1 for row in rows)
+    numbers = {row["name"]: row["value"] for part in found for row in part["rows"]}
+    for name, table in tables.items():
+        calls = sum(row["calls"] for row in table)
+        assert numbers[f"{name}: launches of a batch"] >= calls / 2 > 0
+        assert numbers[f"{name}: time of all kernels over that of the pass"] > 0
 
 
 def test_training_is_extrapolated(short, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import steps
+from benchmarks.gpu import checks, steps
 from benchmarks.gpu.measure import NotHere, row
 from benchmarks.gpu.steps import Step
 
@@ -38,8 +38,16 @@ def test_steps_can_be_chosen(capsys):
     lines = capsys.readouterr().out.splitlines()
     tools = ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert [x.split()[0] for x in lines[1:-1]] == ["build", *tools, "memory"]
-    total = sum(s.seconds for s in [steps.BUILD, *steps.SANITIZERS])
-    assert total <= gpu.MINUTES * 60  # as a call of their own
+
+
+@pytest.mark.parametrize("group", steps.GROUPS)
+def test_a_group_of_steps_fits_a_call(group):
+    total = sum(step.seconds for step in [steps.BUILD, *steps.GROUPS[group]])
+    assert total <= gpu.MINUTES * 60
+
+
+def test_the_tests_are_there():
+    assert all(Path(record.ROOT, path).exists() for path in checks.TESTS)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +164,8 @@ def test_what_does_not_fit_into_the_time_is_not_started(machine, tmp_path, capsy
     assert gpu.main(command) == 0
     found = json.loads(path.read_text())
     assert found["rows"] == [ROW]
-    assert found["not_run"]["tests"].startswith("needs 150 s, ")
-    assert "tests: not run: needs 150 s" in capsys.readouterr().out
+    assert found["not_run"]["tests"].startswith("needs 180 s, ")
+    assert "tests: not run: needs 180 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Runs that are stopped, and what runs have written."""
 
 import csv
+import json
 
 import pytest
 import torch
 
 from fisherprune import train
 from fisherprune.runs.config import TrainConfig
+from fisherprune.train.clock import Clock
 from fisherprune.train.images import load_images
 
 SMALL_COMMAND = (
@@ -51,6 +53,24 @@ def without_step_times(result):
     for name in ("dense_step", "sparse_step"):
         if result["execution"]:
             assert result["execution"].pop(name) > 0
+
+
+def contents(folder):
+    """Return all that a run has written, without wall times."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".safetensors":
+            found[path.name] = path.read_bytes()
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    assert lines[0].endswith(",seconds")
+    found["metrics.csv"] = [line.rpartition(",")[0] for line in lines]
+    result = json.loads((folder / "results.json").read_text())
+    assert set(result.pop("seconds")) == set(Clock().laps)
+    if result["scoring"]:
+        assert result["scoring"].pop("seconds") >= 0
+    without_step_times(result)
+    del result["config"]["output_dir"]
+    return found | {"results.json": result}
 
 
 def images_of(config):

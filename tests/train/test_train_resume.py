@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from trainings import Stop, stopped, without_step_times
+from trainings import Stop, contents, stopped
 
 from fisherprune import train
 from fisherprune.runs.device import device_name
@@ -20,7 +20,6 @@ from fisherprune.runs.metrics import Metrics
 from fisherprune.train import steps, trainer
 from fisherprune.train.__main__ import main
 from fisherprune.train.checkpoint import Checkpoint
-from fisherprune.train.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,24 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def small(small):
     return replace(small, warmup_epochs=1, epochs=3, lr=0.05, lr_drops=(2,))
-
-
-def contents(folder):
-    """Return all that a run has written, without wall times."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".safetensors":
-            found[path.name] = path.read_bytes()
-    lines = (folder / "metrics.csv").read_text().splitlines()
-    assert lines[0].endswith(",seconds")
-    found["metrics.csv"] = [line.rpartition(",")[0] for line in lines]
-    result = json.loads((folder / "results.json").read_text())
-    assert set(result.pop("seconds")) == set(Clock().laps)
-    if result["scoring"]:
-        assert result["scoring"].pop("seconds") >= 0
-    without_step_times(result)
-    del result["config"]["output_dir"]
-    return found | {"results.json": result}
 
 
 def stop_at(monkeypatch, owner, name, call, after=False):
