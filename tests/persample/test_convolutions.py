@@ -169,7 +169,9 @@ def test_autocast_computes_in_bfloat16(kind):
     model, (x, y) = between(layer, shape), data(shape)
     parameters = dict(model.named_parameters())
     expected = truth.moments(model, x, y, parameters)
-    with torch.autocast("cpu", torch.bfloat16):
+    # oneDNN's volumes in bfloat16 are wrong on CPUs with AMX: NaN, in torch 2.14.1.
+    plain = torch.backends.mkldnn.flags(enabled="3d" not in kind)
+    with torch.autocast("cpu", torch.bfloat16), plain:
         found = fp.gradient_moments(model, [(x, y)], parameters=parameters)
     assert_moments(found, expected, tolerance=0.5)
     errors = [
