@@ -21,6 +21,7 @@ from fisherprune.statistics.apart import Alone, check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
+from fisherprune.statistics.protect import forgetting
 from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
@@ -83,7 +84,7 @@ class LoneSample:
         grads = torch.autograd.grad(
             loss,
             [self.weights[name] for name in wanted],
-            retain_graph=again,
+            retain_graph=True,  # a part may be kept somewhere, and come again
             materialize_grads=True,
         )
         looped.begin(1)
@@ -116,7 +117,8 @@ def tapped_passes(
 def _tapped_passes(
     op: str, task: Task, forward: Forward, sums: PerSampleSums
 ) -> Iterator[TappedBatch | LoneSample]:
-    run, verdicts = _TappedRun(op, task, forward, sums), Verdicts()
+    forward, verdicts = forgetting(task.model, forward), Verdicts()
+    run = _TappedRun(op, task, forward, sums)
     for batch in batches_of(op, task):
         first = sums.samples
         sums.samples += batch.size
@@ -140,6 +142,7 @@ def tapped_batch(op: str, task: Task, forward: Forward, batch: Batch) -> TappedB
     Raises:
         FisherpruneError: where samples mix.
     """
+    forward = forgetting(task.model, forward)
     return _TappedRun(op, task, forward, PerSampleSums(task, 1)).run(batch)
 
 
@@ -260,7 +263,7 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
         FisherpruneError: as in ``tapped_passes``; that samples mix is seen in the
             outputs and losses alone.
     """
-    checked, verdicts = False, Verdicts()
+    forward, checked, verdicts = forgetting(task.model, forward), False, Verdicts()
     for batch in batches_of(op, task):
         check = not checked and batch.size > 1
         alone = run_alone(op, task, {}, batch, forward) if check else None

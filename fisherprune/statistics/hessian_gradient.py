@@ -37,7 +37,7 @@ from fisherprune.statistics.passes import (
     checked_task,
     register_pass,
 )
-from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.protect import evaluating, forgetting
 from fisherprune.statistics.ranks import add_up_, gathered, together
 from fisherprune.statistics.scale import LEAP, scaled, shifted
 from fisherprune.statistics.settings import Settings
@@ -189,6 +189,7 @@ def _product(
     names, weights = list(task.parameters), list(flow.parameters.values())
     vector, seen = list(first.mean.values()), 0
     verdicts = Verdicts()
+    forward = forgetting(task.model, forward)
     with evaluating(task.model, weights):
         gradient = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
         product = [torch.zeros_like(v) for v in gradient[: len(names)]]

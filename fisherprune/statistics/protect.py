@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fisherprune.persample.calls import unmark
 from fisherprune.statistics.interrupts import deferred_interrupts, deliver_interrupt
 
+P, R = ParamSpec("P"), TypeVar("R")
 _PASSES = threading.RLock()
 """One for all models: they may share modules, and the random state is the process's."""
 
@@ -144,10 +146,7 @@ def _kept_buffers(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _kept_attributes(model: nn.Module) -> Iterator[None]:
     """Put back attributes that hold a graph: it takes memory and can't be copied."""
-    kept = [
-        (module.__dict__, {n: (v, _copied(v)) for n, v in module.__dict__.items()})
-        for module in model.modules()
-    ]
+    kept = Attributes(model)
     try:
         yield
     finally:
@@ -155,13 +154,57 @@ def _kept_attributes(model: nn.Module) -> Iterator[None]:
             for value in [module.__dict__, *module.__dict__.values()]:
                 if isinstance(value, (dict, list, tuple)):
                     unmark(value.values() if isinstance(value, dict) else value)
-        for now, before in kept:
-            for name in [name for name, value in now.items() if _holds_graph(value)]:
-                if name in before:
-                    now[name], content = before[name]
-                    _refill(now[name], content)
-                else:
-                    del now[name]
+        kept.put_back()
+
+
+OWN = frozenset(nn.Module().__dict__) - {"_buffers"}
+"""Attributes of all modules, in which no forward pass leaves a graph."""
+
+
+class Attributes:
+    """The attributes of a model's modules, as they are now.
+
+    Args:
+        model: whose attributes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (now, {name: (now[name], _copied(now[name])) for name in now.keys() - OWN})
+            for now in (module.__dict__ for module in model.modules())
+        ]
+
+    def put_back(self) -> None:
+        """Put back those that hold a graph."""
+        with torch._C.DisableTorchFunction():  # a tap would see who asks for graphs
+            for now, before in self._kept:
+                for name in [n for n in now.keys() - OWN if _holds_graph(now[n])]:
+                    if name in before:
+                        now[name], content = before[name]
+                        _refill(now[name], content)
+                    else:
+                        del now[name]
+
+
+def forgetting(model: nn.Module, forward: Callable[P, R]) -> Callable[P, R]:
+    """Return a forward pass that leaves no graph in attributes of the model.
+
+    Else what a model keeps of a parameter, a table of positions say, would come into
+    the next pass from where nobody sees, with a graph that this one has freed.
+
+    Args:
+        model: that runs in it.
+        forward: any function.
+    """
+    attributes = Attributes(model)
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            attributes.put_back()
+
+    return run
 
 
 def _copied(value: object) -> object:
@@ -180,6 +223,8 @@ def _refill(value: object, content: object) -> None:
 
 
 def _holds_graph(value: object) -> bool:
+    if not isinstance(value, Tensor | list | tuple | dict):
+        return False
     todo, seen = [value], set()
     while todo:
         each = todo.pop()

@@ -22,7 +22,7 @@ from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.driver import tapped_batch
 from fisherprune.statistics.forward import Ran
 from fisherprune.statistics.passes import Task
-from fisherprune.statistics.protect import evaluating
+from fisherprune.statistics.protect import evaluating, forgetting
 from fisherprune.statistics.structure import (
     count_samples,
     map_tensors,
@@ -127,7 +127,8 @@ class Pair:
     """
 
     def __init__(self, op: str, task: Task, forward: Function, batch: Batch) -> None:
-        self.op, self.task, self.forward, self.whole = op, task, forward, batch
+        self.op, self.task, self.whole = op, task, batch
+        self.forward = forgetting(task.model, forward)
         self.batch = replace(batch, content=_copied(batch.content, 2), size=2)
         self.places = frozenset[str]()
 
@@ -151,7 +152,6 @@ class Pair:
             states.append(torch.cuda.get_rng_state(device))
         return states
 
-    @torch.no_grad()
     def _run(self, samples: int) -> object:
         args, kwargs = _copied(self.batch.content, samples)
         return self.forward(*args, **kwargs)

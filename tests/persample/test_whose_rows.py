@@ -136,21 +136,65 @@ def test_the_gauss_newton_diagonal(what):
         assert truth.relative_error(found[name], wanted) < 1e-4, name
 
 
-def kept(m, x):
-    """Keep what is computed from a parameter for the next batch of this size."""
-    if m.kept is None or len(m.kept) != len(x):
-        m.kept = m.start.expand(len(x), -1)
-    return m.head(torch.tanh(m.fc(x).mean(1) + m.kept))
+def keeping(tables=None):
+    """Return what keeps, for the next pass, a table computed from a parameter.
+
+    In the model, or in ``tables``.
+    """
+
+    def forward(m, x, tables=tables):
+        tables = m.tables if tables is None else tables
+        if len(x) not in tables:
+            tables[len(x)] = (m.start * m.start).expand(len(x), -1)
+        return m.head(torch.tanh(m.fc(x).mean(1) + tables[len(x)]))
+
+    return forward
 
 
-def test_what_a_model_keeps_between_batches():
-    model, batches = read(kept, start=drawn(1, 6), kept=None), given(3, 3, 2, 2)
-    named = dict(model.named_parameters())
-    with pytest.warns(fp.FisherpruneWarning, match="'start' .what an earlier batch"):
-        found = fp.gradient_moments(model, batches, parameters=named, group_size=3)
-    model.kept = None
-    expected = truth.moments_of_losses(model, batches, [*named], classification, [3])
+def anew(m, x):
+    return keeping()(m, x, {})
+
+
+def kept_moments(model, sizes):
+    """Return the moments of a model that keeps tables, compared with one that doesn't.
+
+    Nothing is kept when the pass begins.
+    """
+    batches, named = given(*sizes), dict(model.named_parameters())
+    found = fp.gradient_moments(model, batches, parameters=named, group_size=3)
+    same = read(anew, **dict(model.named_children()), start=model.start)
+    expected = truth.moments_of_losses(same, batches, [*named], classification, [3])
     assert_moments(found, expected[3])
+    return found
+
+
+SIZES = [(3, 3, 2, 2), (1, 3, 3), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.filterwarnings("error:.*ran once more:fisherprune.FisherpruneWarning")
+def test_what_a_model_keeps_between_batches_is_forgotten(sizes):
+    model = read(keeping(), start=drawn(1, 6), tables={})
+    found = kept_moments(model, sizes)
+    assert model.tables == {} and "loop" not in found.paths["start"]
+
+
+def test_what_is_kept_elsewhere_is_found_by_a_loop():
+    model = read(keeping({}), start=drawn(1, 6))
+    with pytest.warns(fp.FisherpruneWarning, match="'start' .(what an|its gradient)"):
+        found = kept_moments(model, (3, 3, 2, 2))
+    assert found.paths["start"] == ("loop",)
+
+
+@pytest.mark.parametrize("code", ["snip", "grasp", "obd"])
+def test_scores_of_a_model_that_keeps_a_table(code):
+    model = read(keeping(), start=drawn(1, 6), tables={})
+    batches, named = given(3, 3, 2), dict(model.named_parameters())
+    found = fp.score(model, batches, code, parameters=named)
+    model.run = anew
+    expected = fp.score(model, batches, code, parameters=named)
+    for name in named:
+        assert truth.relative_error(found[name], expected[name]) < 1e-5, name
 
 
 def test_what_the_last_sample_gives_to_all_is_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import truth
-from nets import conv_net
+from nets import Own, conv_net
 from torch import nn
 from training_steps import (
     MODELS,
@@ -73,6 +73,20 @@ def test_the_same_context_again_and_again():
         expected = single(model, batch)
         torch.manual_seed(seed)
         assert_fisher(step(context, model, batch), expected)
+
+
+def test_tables_that_a_model_keeps_are_those_of_the_step():
+    def forward(m, x):
+        if "table" not in m.tables:
+            m.tables["table"] = m.start.square()
+        return m.head(torch.tanh(x + m.tables["table"]))
+
+    start = nn.Parameter(torch.randn(4))
+    model, batch = Own(forward, head=nn.Linear(4, 3), start=start, tables={}), rows()
+    expected = single(model, batch)
+    context = fp.moments(model, parameters=dict(model.named_parameters()))
+    assert_fisher(step(context, model, batch), expected)
+    assert model.tables["table"].requires_grad and start.grad.any()
 
 
 def test_batches_of_a_step_add_up():
