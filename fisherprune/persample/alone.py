@@ -45,6 +45,8 @@ class Records:
         norms: of the tensors that they read.
         compares_late: whether comparisons stay ``unread``: then no device waits.
         unread: for each of them whether a call read other values in the batch, bool.
+        alike: for tensors that gradients come through, whether all samples are the same
+            in them, bool.
     """
 
     sample: int = -1
@@ -52,6 +54,12 @@ class Records:
     norms: list[Tensor] = field(default_factory=list)
     compares_late: bool = False
     unread: list[Tensor] = field(default_factory=list)
+    alike: list[Tensor] = field(default_factory=list)
+
+    def note_alike(self, rows: Tensor) -> None:
+        """Note whether rows ``[N, *]`` are the same, but for rounding."""
+        rows = rows.detach().float()
+        self.alike.append((rows - rows[:1]).norm() <= 1e-5 * rows.norm())
 
     @cached_property
     def _least(self) -> Tensor:
@@ -70,6 +78,17 @@ class Records:
             self.unread += found
             return [False]
         return read_at_once(found)
+
+    def closest(self, one: Tensor, others: Sequence[Tensor]) -> tuple[int, bool]:
+        """Return which of others is closest to one, and whether it is by far.
+
+        Not by far where both may be rounding errors of larger numbers.
+        """
+        gaps = torch.stack([(one - o.detach()).float().norm() for o in others])
+        (near, far), order = gaps.sort()
+        rounding = 1e-2 * self._least.to(gaps.device)
+        (is_far,) = read_at_once([(far > 100 * near) & (far > rounding)])
+        return int(order[0]), is_far
 
     def _differs(self, one: Tensor, other: Tensor) -> Tensor:
         if not one.is_floating_point():

@@ -144,7 +144,12 @@ class Finder:
     def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
         assert self.alone
         layout = find_layout(
-            alone, local(tensor), self.samples, self.alone.sample, self.alone.differ
+            alone,
+            local(tensor),
+            self.samples,
+            self.alone.sample,
+            self.alone.differ,
+            self.alone.closest,
         )
         if layout and is_split(tensor, layout.axis):
             raise LayoutError("its samples are split over ranks")
@@ -156,4 +161,14 @@ class Finder:
                 raise LayoutError("it reads what all samples were reduced to")
             if tensor.grad_fn and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")
+        if layout:
+            self.note_alike(layout, tensor)
         return layout
+
+    def note_alike(self, layout: Layout, tensor: Tensor) -> None:
+        """Note whether all samples are the same in a tensor of the first batch.
+
+        Then samples may mix behind it, and values don't show it but gradients do.
+        """
+        if self.alone and tensor.requires_grad and tensor.is_floating_point():
+            self.alone.note_alike(layout.apart(local(tensor)))

@@ -74,6 +74,7 @@ def find_layout(
     samples: int,
     sample: int,
     differ: Callable[[Tensor, list[Tensor]], list[bool]],
+    closest: Callable[[Tensor, list[Tensor]], tuple[int, bool]],
 ) -> Layout | None:
     """Find the axis of the samples in a tensor of a batch of at least two.
 
@@ -83,6 +84,7 @@ def find_layout(
         samples: N.
         sample: which of them ran alone.
         differ: which of others differ from a tensor by more than rounding.
+        closest: which of others is closest to it, and whether it is by far.
 
     Returns:
         the layout; None where the tensor is none of the samples.
@@ -117,7 +119,8 @@ def find_layout(
     differing = differ(value, [each.apart(tensor)[sample] for each in layouts])
     fitting = [each for each, no in zip(layouts, differing, strict=True) if not no]
     if len(fitting) == 2 and not torch.equal(*(each.apart(tensor) for each in layouts)):
-        raise LayoutError("samples and positions can't be told apart by values")
+        own, is_sure = closest(value, [each.apart(tensor)[sample] for each in layouts])
+        return replace(layouts[own], is_sure=is_sure)
     if not fitting:
         raise LayoutError("the rows of a sample alone are not its rows in the batch")
     return replace(fitting[0], is_sure=len(fitting) == 1)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+SEEMS_OTHER = "a row that seems to be of one sample is of another"
+REACHES_OTHER = "gradients of a sample's loss reach rows of other samples"
 BASE = 8
 """Samples whose factors differ in one pass: up to 2^7, which float16 can hold."""
 
@@ -20,6 +22,8 @@ class RowCheck:
     Args:
         samples: N.
     """
+
+    reason = SEEMS_OTHER
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
@@ -52,3 +56,21 @@ class RowCheck:
         # What is nearly zero may be rounding errors of other samples.
         tolerance = 1e-3 * wanted + 1e-5 * wanted.max()
         return bool(((norms - wanted).abs() > tolerance).any())
+
+
+class ReachCheck(RowCheck):
+    """Sees whether gradients of every second sample's loss reach rows of others.
+
+    In one pass: the losses of the others have the factor 0, so their rows have zeros.
+    """
+
+    reason = REACHES_OTHER
+
+    def factors_in_turn(self) -> Iterator[Tensor]:
+        """Yield the factors ``[N]`` of the one pass."""
+        yield (torch.arange(self.samples) % 2).float()
+
+    def differs(self, call: object, grads: Tensor) -> bool:
+        """Return whether gradients ``[N, *]`` of samples are others than theirs."""
+        norms = torch.linalg.vector_norm(grads.flatten(1), dim=1, dtype=torch.float64)
+        return bool((norms[::2] > 1e-5 * norms.max()).any())

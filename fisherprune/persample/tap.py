@@ -98,15 +98,18 @@ class LayerTap(CallTap):
                 raise
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
 
-    def check_samples(self, result: Tensor) -> None:
-        """See where rows are of other samples than they seem to be, as a ``RowCheck``.
+    def check_samples(
+        self, result: Tensor, kind: Callable[[int], RowCheck] = RowCheck
+    ) -> None:
+        """See where rows are of other samples than they seem to be.
 
         Then their parameters are ``refused``.
 
         Args:
             result: of the forward pass, samples first.
+            kind: of the check.
         """
-        self.check = RowCheck(self.samples)
+        self.check = kind(self.samples)
         try:
             for factors in self.check.factors_in_turn():
                 each = factors.to(result).view(-1, *(1 for _ in result.shape[1:]))
@@ -126,9 +129,8 @@ class LayerTap(CallTap):
             shared: ids of the shared tensors of the call.
         """
         if self.check and self.check.differs(call, layout.apart(local(grad))):
-            reason = "a row that seems to be of one sample is of another"
             for name in self.names_of(shared):
-                self.refused.setdefault(name, reason)
+                self.refused.setdefault(name, self.check.reason)
         return self.check is not None
 
     def names_of(self, shared: Iterable[int]) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,22 @@ def run_alone(
     return Alone(ran.detached(), recorder.records)
 
 
-def check_apart(op: str, alone: Alone, together: Ran) -> bool:
+class Compared(NamedTuple):
+    """What values of a sample alone and of its batch say.
+
+    Attributes:
+        reads_same: whether calls read the same, where that was left open.
+        has_alike: whether all samples are the same in a tensor.
+    """
+
+    reads_same: bool
+    has_alike: bool
+
+
+def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
     """Refuse where a sample's results differ, alone and in its batch.
 
     A small loss has the rounding errors of the outputs from which it was computed.
-
-    Returns:
-        Whether calls read the same, too, where that was left open.
 
     Raises:
         FisherpruneError: where results differ, or a condition on the batch's does not
@@ -80,7 +90,8 @@ def check_apart(op: str, alone: Alone, together: Ran) -> bool:
     is_one_finite = own.isfinite().all() != other.isfinite().all()
     differ["the loss of"] = _differs(own, other, tolerance, size) | is_one_finite
     broken = [~condition.holds for condition in together.conditions]
-    flags = [*broken, *differ.values(), *alone.records.unread]
+    unread, alike = alone.records.unread, alone.records.alike
+    flags = [*broken, *differ.values(), *unread, *alike]
     verdicts = read_at_once([flag.view(()) for flag in flags])
     for condition, is_broken in zip(together.conditions, verdicts, strict=False):
         if is_broken:
@@ -92,7 +103,8 @@ def check_apart(op: str, alone: Alone, together: Ran) -> bool:
                 f"{op}: samples mix: {what} a sample alone is another than in a batch "
                 "(or it is random in eval mode, or samples change places on the way)"
             )
-    return not any(verdicts)
+    alike_from = len(verdicts) - len(alike)
+    return Compared(not any(verdicts[:alike_from]), any(verdicts[alike_from:]))
 
 
 def _differs(

@@ -15,6 +15,7 @@ from fisherprune.parameters import Parameters, check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.kept import KeptLayers
+from fisherprune.persample.rows import ReachCheck
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import Alone, check_apart, run_alone
@@ -208,9 +209,11 @@ class _TappedRun:
         if not self.known:
             check_results(self.op, self.task, ran.result)
         if alone:
-            differs, remade, is_unlike, is_unsure = any_rank(
+            compared = check_apart(self.op, alone, ran)
+            differs, has_alike, remade, is_unlike, is_unsure = any_rank(
                 self.task,
-                not check_apart(self.op, alone, ran),
+                not compared.reads_same,
+                compared.has_alike,
                 tap.refused and tap.made - made,
                 tap.finder.is_unlike,
                 tap.finder.is_unsure,
@@ -227,6 +230,10 @@ class _TappedRun:
         tap.prepare(ran.result)
         if self._agree(tap, alone and tap.must_check or batch.size > 1 and tap.moved):
             tap.check_samples(ran.result)
+            tap.prepare(ran.result)
+            self._agree(tap)
+        elif alone and has_alike:
+            tap.check_samples(ran.result, ReachCheck)
             tap.prepare(ran.result)
             self._agree(tap)
         first = self.sums.samples - batch.size

@@ -204,6 +204,55 @@ def test_what_the_last_sample_gives_to_all_is_refused():
         fp.gradient_moments(model, given(3), parameters=named)
 
 
+def attending(m, x, constant):
+    """Average over samples what is the same for all of them: no value shows it."""
+    q = constant(m, x)
+    h = ((q @ q.T).softmax(1) @ q) * x.sum((1, 2)).unsqueeze(1)
+    return m.head(torch.tanh(h))
+
+
+ALIKE = {
+    "what a layer reads": lambda m, x: m.fc(m.norm(x[:, 0, :1]).expand(-1, 8)),
+    "what a layer returns": lambda m, x: m.zero(torch.tanh(m.fc(x[:, 0]))),
+}
+
+
+def alike(what):
+    zero, norm = nn.Linear(6, 6), nn.LayerNorm(1)
+    nn.init.zeros_(zero.weight)
+    nn.init.normal_(norm.bias)
+    norm.weight.requires_grad_(False)  # its gradients are zero but for rounding
+    model = read(lambda m, x: attending(m, x, ALIKE[what]), norm=norm, zero=zero)
+    return model, {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("what", ALIKE)
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_samples_that_mix_where_all_are_the_same(what, size):
+    (model, named), batches = alike(what), given(size, 2)
+    with pytest.warns(fp.FisherpruneWarning, match="loss reach rows of other samples"):
+        found = fp.gradient_moments(model, batches, parameters=named)
+    expected = truth.moments_of_losses(model, batches, [*named], classification, [1])[1]
+    assert_moments(found, {n: m for n, m in expected.items() if m[1].any()})
+    assert found.paths["head.weight"] == ("linear",)
+    with pytest.raises(fp.FisherpruneError, match="loss reach rows of other samples"):
+        with fp.moments(model, parameters=named):
+            classification(model, batches[0]).mean().backward()
+
+
+@pytest.mark.filterwarnings("error:.*ran once more:fisherprune.FisherpruneWarning")
+@pytest.mark.parametrize("what", ALIKE)
+def test_samples_that_are_the_same_do_not_mix_by_that(what):
+    def forward(m, x):
+        return m.head(torch.tanh(ALIKE[what](m, x) * x.sum((1, 2)).unsqueeze(1)))
+
+    (model, named), batches = alike(what), given(3, 2)
+    model.run = forward
+    found = fp.gradient_moments(model, batches, parameters=named)
+    expected = truth.moments_of_losses(model, batches, [*named], classification, [1])[1]
+    assert_moments(found, {n: m for n, m in expected.items() if m[1].any()})
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_mask_that_whole_sequences_do_not_need(first):
     """A sample without padding, alone, leads to other calls than the batch."""
@@ -246,6 +295,24 @@ def test_rows_that_are_all_the_same_in_the_first_batch():
     )
     found = fp.gradient_moments(model, batches, parameters=named)
     assert found.paths["fc.weight"] == ("linear",)
+    expected = truth.moments_of_losses(model, batches, [*named], classification, [1])[1]
+    assert_moments(found, expected)
+
+
+@pytest.mark.filterwarnings("error:.*ran once more:fisherprune.FisherpruneWarning")
+@pytest.mark.parametrize("scale", [1e-2, 1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_are_small_beside_what_else_is_read(scale, first):
+    def forward(m, x):
+        rows = (x if first else x.transpose(0, 1)).flatten(0, 1)
+        rows = torch.tanh(m.other(torch.tanh(m.fc(rows)) * scale) / scale)
+        sizes = (len(x), -1) if first else (-1, len(x))
+        return m.head(rows.unflatten(0, sizes).mean(1 if first else 0))
+
+    model, batches = read(forward, other=nn.Linear(6, 6, bias=False)), given(3, 3, 2)
+    named = dict(model.named_parameters())
+    found = fp.gradient_moments(model, batches, parameters=named)
+    assert found.paths["other.weight"] == ("linear",)
     expected = truth.moments_of_losses(model, batches, [*named], classification, [1])[1]
     assert_moments(found, expected)
 
