@@ -9,6 +9,7 @@ that are there to ``docs/models.md``; ``--page`` writes that alone.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.metadata
 import json
@@ -51,6 +52,14 @@ def tried(case: Case) -> Row:
         return row | {"refused": f"{type(error).__name__}: {error}"}
     finally:
         gc.collect()
+        return_memory()
+
+
+def return_memory() -> None:
+    """Return freed memory to the system: what models leave is in many pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+    if trim is not None:
+        trim(0)
 
 
 def try_library(library: str, families: Sequence[str], every: bool, to: Path) -> None:

@@ -18,7 +18,7 @@ from fisherprune.statistics.structure import (
     twice,
 )
 
-LARGEST = 140_000_000
+LARGEST = 90_000_000
 """Weights of the largest model that a float64 loop is run for."""
 NEGLIGIBLE = 1e-10
 """Norms, relative to the largest, that are zero but for rounding."""
@@ -51,14 +51,21 @@ def prepare(model: nn.Module, batch: Any, losses: Losses) -> None:
 
     Else whole branches that begin at zero have no gradients, and signals vanish.
     """
-    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() == 1 or bool((parameter == parameter.min()).all()):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     norms = [m for m in model.modules() if isinstance(m, NORMS)]
+    model.eval()
     if norms:
         measure_norms(model, batch, losses, norms)
+    forget(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Let a model forget what it computed from its parameters: then it trained."""
+    model.train()
+    model.eval()
 
 
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
@@ -139,10 +146,12 @@ def loop(
     weights, samples = [named[n] for n in names], count_samples(batch)
     truth = {n: torch.zeros_like(named[n], requires_grad=False) for n in names}
     for i in range(samples):
+        forget(model)
         loss = losses(model, twice(some_samples(batch, slice(i, i + 1))))[0]
         grads = torch.autograd.grad(loss, weights, materialize_grads=True)
         for total, grad in zip(truth.values(), grads, strict=True):
             total += grad.square() / samples
+    forget(model)
     return truth
 
 

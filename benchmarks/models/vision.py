@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -115,8 +115,10 @@ def timm_models(every: bool = False) -> Iterator[Case]:
     for family in timm.list_modules():
         if names := timm.list_models(module=family):
             name = min(names, key=size_by_name)
-            make = partial(small_image_classifier, name)
-            yield Case("timm", family, name, make, fp.losses.classification)
+            options = SMALLER.get(name, {})
+            make = partial(small_image_classifier, name, options)
+            shown = ", ".join([name, *(f"{n}={v}" for n, v in options.items())])
+            yield Case("timm", family, shown, make, fp.losses.classification)
 
 
 SIZES = (
@@ -131,14 +133,36 @@ def size_by_name(name: str) -> tuple[int, list[int], str]:
     return place, [int(number) for number in re.findall(r"\d+", name)], name
 
 
-def small_image_classifier(name: str) -> Made:
+SMALLER: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("beitv2_base_patch16_224", "deepseek_vit_412m", "gemma4_vit_167m"),
+        {"depth": 2},
+    ),
+    **dict.fromkeys(
+        ("naflexvit_base_patch16_siglip", "qwen3_vit_88m_merge"), {"depth": 2}
+    ),
+    "samvit_base_patch16": {"depth": 3},  # the third is of another kind
+    "mobilenetv5_base": {"channel_multiplier": 0.25},
+    "vgg11_bn": {"mlp_ratio": 0.0625},
+}
+"""Options of models of which the smallest is large: of 80 million weights or more."""
+
+
+PIXELS = {"efficientvit_m0": 128}
+"""Of models whose last norms see one position else, and let rounding grow."""
+
+
+def small_image_classifier(name: str, sizes: Mapping[str, Any]) -> Made:
     """Return a model of timm, for the smallest images that it takes."""
     import timm
 
     known: Any = timm.get_pretrained_cfg(name)
     native = known.input_size[1]
-    for pixels, sized in ((64, False), (64, True), (128, True), (128, False)):
-        options: dict[str, Any] = {"img_size": pixels} if sized else {}
+    least = PIXELS.get(name, 64)
+    widths = (pixels for pixels in (64, 84, 128) if pixels >= least)
+    tried = ((pixels, sized) for pixels in widths for sized in (False, True))
+    for pixels, sized in tried:
+        options = {**sizes, "img_size": pixels} if sized else sizes
         try:
             model = timm.create_model(name, num_classes=CLASSES, **options).eval()
             batch = labelled((3, pixels, pixels))
@@ -147,4 +171,5 @@ def small_image_classifier(name: str) -> Made:
         except Exception:  # not of this size, or not by this word
             continue
         return model, batch
-    return timm.create_model(name, num_classes=CLASSES), labelled((3, native, native))
+    model = timm.create_model(name, num_classes=CLASSES, **sizes)
+    return model, labelled((3, native, native))
