@@ -18,7 +18,7 @@ from fisherprune.statistics.structure import (
     twice,
 )
 
-LARGEST = 90_000_000
+LARGEST = 140_000_000
 """Weights of the largest model that a float64 loop is run for."""
 NEGLIGIBLE = 1e-10
 """Norms, relative to the largest, that are zero but for rounding."""
@@ -150,7 +150,7 @@ def loop(
         loss = losses(model, twice(some_samples(batch, slice(i, i + 1))))[0]
         grads = torch.autograd.grad(loss, weights, materialize_grads=True)
         for total, grad in zip(truth.values(), grads, strict=True):
-            total += grad.square() / samples
+            total.addcmul_(grad, grad, value=1 / samples)
     forget(model)
     return truth
 

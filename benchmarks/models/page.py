@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-FUSED = ("linear", "addmm", "matmul", "mm", "conv1d", "conv2d", "conv3d")
+FUSED = ("linear", "addmm", "matmul", "mm", "bmm", "conv1d", "conv2d", "conv3d")
 """Functions whose weights' gradients the kernels take."""
 Record = Mapping[str, Any]
 KINDS = ("fused", "rows", "vmap", "loop", "unused", "none")
@@ -17,8 +17,12 @@ from runs of `python -m benchmarks.models`; this page is written by it.
 
 Each model is made without pretrained weights, moved off the constants that its
 parameters begin with (a branch that begins at zero has no gradients), and run with two
-samples. Columns:
+samples. Of each family of torchvision it is the smallest model; of each file of timm's
+models the one whose name says that it is the smallest, on the smallest images that it
+takes, and with options for fewer blocks or channels, as written, where that is still
+large; those of the others are tiny ones, made from configurations. Columns:
 
+- *family*: models that share their layers.
 - *pruned by default*: share of the weights that `fisherprune.prunable_parameters`
   chooses. Everything else can be chosen by name, and has gradients in the same ways.
 - *ways*: shares of all trainable weights, as `fisherprune.check` says: **fused** by the

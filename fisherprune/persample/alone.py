@@ -80,15 +80,16 @@ class Records:
         return read_at_once(found)
 
     def closest(self, one: Tensor, others: Sequence[Tensor]) -> tuple[int, bool]:
-        """Return which of others is closest to one, and whether it is by far.
+        """Return which of two others is closest to one, and whether it is by far.
 
-        Not by far where both may be rounding errors of larger numbers.
+        Not by far where both may be rounding errors of larger numbers; the first one
+        where they are about as close.
         """
         gaps = torch.stack([(one - o.detach()).float().norm() for o in others])
-        (near, far), order = gaps.sort()
-        rounding = 1e-2 * self._least.to(gaps.device)
-        (is_far,) = read_at_once([(far > 100 * near) & (far > rounding)])
-        return int(order[0]), is_far
+        (first, second), rounding = gaps, 1e-2 * self._least.to(gaps.device)
+        is_far = (gaps.max() > 100 * gaps.min()) & (gaps.max() > rounding)
+        second_is, is_far = read_at_once([first > 2 * second, is_far])
+        return int(second_is), is_far
 
     def _differs(self, one: Tensor, other: Tensor) -> Tensor:
         if not one.is_floating_point():

@@ -107,6 +107,48 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Factors of a weight ``[B, in, out]``, a matrix for each of B.
+
+    Attributes:
+        factors: those of a convolution of B groups that has the same numbers.
+        shape: the weight's.
+    """
+
+    factors: Factors
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(input: Tensor, grad: Tensor, shape: tuple[int, ...]) -> Blocks:
+        """Return those of inputs ``[N, B, T, in]``, gradients ``[N, B, T, out]``."""
+        count, width, out = shape
+        pair = (t.mT.flatten(1, 2).unsqueeze(-1) for t in (grad, input))
+        one = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        conv = {**one, "groups": count}
+        return Blocks(Factors(*pair, (count * width, out, 1, 1), conv), shape)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.factors)
+
+    def samples(self, chosen: slice) -> Blocks:
+        """Return the factors of some of the samples."""
+        return replace(self, factors=self.factors.samples(chosen))
+
+    def balanced(self) -> Blocks:
+        """Return the same gradients, as ``Factors.balanced`` does."""
+        return replace(self, factors=self.factors.balanced())
+
+    def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
+        """Accumulate over groups of samples."""
+        self.factors.add_moments(sum, sum_sq, group_size)
+
+    def per_sample(self) -> Tensor:
+        """Multiply out: ``[N, *shape]``, float32."""
+        return self.factors.per_sample().view(-1, *self.shape)
+
+
+@dataclass(frozen=True)
 class JoinedFactors:
     """Several uses of a weight, whose positions are joined some samples at a time.
 

@@ -23,7 +23,7 @@ from fisherprune.persample.backward import passed
 from fisherprune.persample.call_tap import CallTap
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Contribution, Gradients
-from fisherprune.persample.factors import Factors
+from fisherprune.persample.factors import Blocks, Factors
 from fisherprune.persample.finder import Known
 from fisherprune.persample.joined import joined
 from fisherprune.persample.kept import KeptLayers
@@ -149,7 +149,7 @@ class LayerTap(CallTap):
 
     def collect(self, shared: int, contribution: Contribution) -> None:
         """Hand one use's contribution to ``report``, or keep it to join the uses."""
-        if self.balances and isinstance(contribution, Factors):
+        if self.balances and isinstance(contribution, Factors | Blocks):
             contribution = contribution.balanced()
         if shared in self.single:
             self.report(self.single[shared], contribution)

@@ -108,6 +108,46 @@ FUNCTIONS = {
         ),
         {"w": ("matmul",), "v": ("addmm",), "bias": ("addmm",)},
     ),
+    "products with blocks": (
+        lambda: read(
+            lambda m, x: (
+                ((x.unsqueeze(1) @ m.w).tanh() @ m.v).sum(1).tanh() @ m.single
+                + (x.unflatten(2, (2, 4)).transpose(1, 2) @ m.halves).tanh().sum(1)
+            ).mean(1),
+            w=drawn(3, 8, 6),
+            v=drawn(3, 6, 8),
+            single=drawn(1, 8, 8),
+            halves=drawn(2, 4, 8),
+        ),
+        dict.fromkeys(("w", "v", "single", "halves"), ("matmul",)),
+    ),
+    "products with a weight in front": (
+        lambda: read(
+            lambda m, x: (
+                (m.w @ x.tanh()).tanh().mean(1)
+                + (m.v @ x.unflatten(2, (4, 2)).tanh()).flatten(2).mean(1)
+                + (m.u @ x.mean(1).mT).mT
+            ),
+            w=drawn(5, 7),
+            v=drawn(4, 4),
+            u=drawn(8, 8),
+        ),
+        {"w": ("matmul",), "v": ("matmul",)},
+    ),
+    "experts, and other uses of them": (
+        lambda: read(
+            lambda m, x: (
+                torch.bmm(x.flatten(0, 1).expand(3, -1, -1), m.w)
+                .tanh()
+                .unflatten(1, (-1, 7))
+                .sum((0, 2))
+                + torch.bmm(x.transpose(0, 1)[:3], m.w).tanh().sum(0)
+                + (x.mean(1) * m.w.square().mean((0, 2)))
+            ),
+            w=drawn(3, 8, 8),
+        ),
+        {"w": ("bmm", "mul")},
+    ),
     "bilinear": (
         lambda: read(lambda m, x: m.b(x, x.tanh()).mean(1), b=nn.Bilinear(8, 8, 8)),
         {"b.weight": ("vmap",), "b.bias": ("vmap",)},

@@ -1,14 +1,16 @@
-"""Products with a weight ``[in, out]``: Hugging Face's ``Conv1D``, ``x @ weight``."""
+"""Products with a weight: Hugging Face's ``Conv1D``, ``x @ weight``, experts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fisherprune.persample.contributions import Rows, summed_positions
-from fisherprune.persample.factors import Factors
+from fisherprune.persample.contributions import Contribution, Rows, summed_positions
+from fisherprune.persample.factors import Blocks, Factors
+from fisherprune.persample.meeting import Meeting, multiplied_out, register_rule
 from fisherprune.persample.registry import LayerCall, register_layer
 
 
@@ -56,3 +58,31 @@ def matmul(input: Tensor, other: Tensor) -> LayerCall | None:
 register_layer(torch.mm)(matmul)
 register_layer(Tensor.matmul)(matmul)
 register_layer(Tensor.mm)(matmul)
+
+
+@register_rule(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm)
+def products(
+    meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
+) -> dict[int, Contribution]:
+    """``[N, *, B, T, in] @ [B, in, out]``, or ``[out, in] @ [N, *, in, T]``."""
+    grads = meeting.output.apart(grad)
+    match meeting.layouts, meeting.shared:
+        case (layout, None), (1,) if layout and tensors[1].dim() == 3:
+            shape = tuple(tensors[1].shape)
+            input = layout.apart(tensors[0])
+            input = input.expand(*grads.shape[:-1], input.shape[-1])
+            pair = (_by_block(each, shape[0]) for each in (input, grads))
+            return {1: Blocks.of(*pair, shape)}
+        case (None, layout), (0,) if layout and tensors[0].dim() == 2:
+            input = layout.apart(tensors[1])
+            if input.dim() > 2:
+                shape = tuple(tensors[0].shape)
+                return {0: Factors(input.mT, grads.mT, shape)}
+    return multiplied_out(meeting, grad, tensors)
+
+
+def _by_block(rows: Tensor, count: int) -> Tensor:
+    """``[N, *, B, T, features] -> [N, B, *, features]``."""
+    if count == 1:
+        return rows.flatten(1, -2).unsqueeze(1)
+    return rows.movedim(-3, 1).flatten(2, -2)
