@@ -23,7 +23,6 @@ class Case:
         name: of the model.
         make: returns it and a batch of ``SAMPLES``, of any structure.
         losses: ``(model, batch) -> [N]``.
-        doubles: whether it can be run in float64.
     """
 
     library: str
@@ -31,4 +30,3 @@ class Case:
     name: str
     make: Callable[[], tuple[nn.Module, Any]]
     losses: Losses
-    doubles: bool = True
