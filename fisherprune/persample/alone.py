@@ -87,9 +87,9 @@ class Records:
         """
         gaps = torch.stack([(one - o.detach()).float().norm() for o in others])
         (first, second), rounding = gaps, 1e-2 * self._least.to(gaps.device)
-        is_far = (gaps.max() > 100 * gaps.min()) & (gaps.max() > rounding)
-        second_is, is_far = read_at_once([first > 2 * second, is_far])
-        return int(second_is), is_far
+        far = (gaps.max() > 100 * gaps.min()) & (gaps.max() > rounding)
+        is_second, is_far = read_at_once([first > 2 * second, far])
+        return int(is_second), is_far
 
     def _differs(self, one: Tensor, other: Tensor) -> Tensor:
         if not one.is_floating_point():

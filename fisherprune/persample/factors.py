@@ -122,10 +122,10 @@ class Blocks:
     def of(input: Tensor, grad: Tensor, shape: tuple[int, ...]) -> Blocks:
         """Return those of inputs ``[N, B, T, in]``, gradients ``[N, B, T, out]``."""
         count, width, out = shape
-        pair = (t.mT.flatten(1, 2).unsqueeze(-1) for t in (grad, input))
+        input, grad = (t.mT.flatten(1, 2).unsqueeze(-1) for t in (input, grad))
         one = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
         conv = {**one, "groups": count}
-        return Blocks(Factors(*pair, (count * width, out, 1, 1), conv), shape)
+        return Blocks(Factors(grad, input, (count * width, out, 1, 1), conv), shape)
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fisherprune.persample.calls import unmark
 from fisherprune.statistics.interrupts import deferred_interrupts, deliver_interrupt
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 _PASSES = threading.RLock()
 """One for all models: they may share modules, and the random state is the process's."""
 

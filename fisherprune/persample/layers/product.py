@@ -71,8 +71,8 @@ def products(
             shape = tuple(tensors[1].shape)
             input = layout.apart(tensors[0])
             input = input.expand(*grads.shape[:-1], input.shape[-1])
-            pair = (_by_block(each, shape[0]) for each in (input, grads))
-            return {1: Blocks.of(*pair, shape)}
+            input, grads = (_by_block(each, shape[0]) for each in (input, grads))
+            return {1: Blocks.of(input, grads, shape)}
         case (None, layout), (0,) if layout and tensors[0].dim() == 2:
             input = layout.apart(tensors[1])
             if input.dim() > 2:
