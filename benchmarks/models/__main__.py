@@ -14,8 +14,9 @@ import gc
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.models.case import Case
 from benchmarks.models.language import peft_models, transformers_models
@@ -63,14 +64,34 @@ def return_memory() -> None:
 
 
 def try_library(library: str, families: Sequence[str], every: bool, to: Path) -> None:
-    """Try a library's models and write the rows after each."""
+    """Try a library's models and write the rows after each.
+
+    Where families are named, the rows of others stay, each with its own commit.
+    """
     place = environment() | {"library": importlib.metadata.version(library)}
-    rows: list[Row] = []
+    file, before, rows = to / f"models-{library}.json", dict[Key, Row](), list[Row]()
+    if families and file.is_file():
+        old = json.loads(file.read_text())
+        before = {key(r): {**commit(old["environment"]), **r} for r in old["rows"]}
     for case in cases(library, families, every):
-        rows.append(tried(case))
+        rows.append(tried(case) | commit(place))
         print(rows[-1], flush=True)
-        record = {"benchmark": "models", "environment": place, "rows": rows}
-        write_json(to / f"models-{library}.json", record)
+        every_row = [*(before | {key(row): row for row in rows}).values()]
+        record = {"benchmark": "models", "environment": place, "rows": every_row}
+        write_json(file, record)
+
+
+Key = tuple[str, str]
+
+
+def key(row: Row) -> Key:
+    """Return what a row is of: its file has one row of it."""
+    return row["family"], row["model"].partition(",")[0]
+
+
+def commit(place: Mapping[str, Any]) -> Row:
+    """Return the commit that a row is of, and whether files were changed."""
+    return {"commit": place["commit"], "dirty": place["dirty"]}
 
 
 def read(folder: Path = RESULTS) -> list[Record]:

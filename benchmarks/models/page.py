@@ -34,7 +34,8 @@ large; those of the others are tiny ones, made from configurations. Columns:
   whether the ways are right.
 - *in float32*: the same of the model in float32, and, behind the stroke, of a loop in
   float32. Where both are large it is the model that lets rounding grow: a ReLU that
-  rounds to its other side changes gradients.
+  rounds to its other side changes gradients. Of a model that does not run in float64
+  the first one alone, against the loop in float32.
 """
 
 
@@ -49,8 +50,7 @@ def of_library(record: Record) -> Iterable[str]:
     good = [row for row in rows if is_covered(row)]
     yield f"## {rows[0]['library']} {place['library']}\n"
     yield f"{len(good)} of {len(rows)} models: every weight is covered."
-    state = ", changed" if place["dirty"] else ""
-    yield f"Tried with torch {place['torch']}, commit {place['commit'][:10]}{state}.\n"
+    yield f"Tried with torch {place['torch']}, commit {commits(place, rows)}.\n"
     yield "| family | model | weights | pruned by default | ways | error | in float32 |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     yield from map(line, rows)
@@ -59,6 +59,15 @@ def of_library(record: Record) -> Iterable[str]:
     yield from (f"- {sentence}" for sentence in sentences)
     if sentences:
         yield ""
+
+
+def commits(place: Record, rows: Iterable[Record]) -> str:
+    """Return the commits that rows are of: that of the file where a row names none."""
+    every = ({**place, **row} for row in rows)
+    states = ((each["commit"][:10], each["dirty"]) for each in every)
+    return ", ".join(
+        f"{name}{', changed' if dirty else ''}" for name, dirty in dict.fromkeys(states)
+    )
 
 
 def is_covered(row: Mapping[str, Any]) -> bool:

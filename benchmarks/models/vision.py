@@ -15,7 +15,6 @@ import fisherprune as fp
 from benchmarks.models.case import CLASSES, SAMPLES, Case
 
 Made = tuple[nn.Module, Any]
-CLIPS: dict[str, Any] = {"mvit": {"spatial_size": (64, 64), "temporal_size": 16}}
 
 
 def torchvision_models(every: bool = False) -> Iterator[Case]:
@@ -39,8 +38,16 @@ def torchvision_models(every: bool = False) -> Iterator[Case]:
             families.setdefault(family, []).append(name)
         for family, names in families.items():
             for name in sorted(names, key=published_weights)[: None if every else 1]:
-                shown = name.replace("vgg11", "vgg11, pooled to 1 x 1")
+                shown = f"{name}{SMALLER_OF_TORCHVISION.get(name, '')}"
                 yield Case("torchvision", family, shown, partial(make, name), losses)
+
+
+SMALLER_OF_TORCHVISION = {
+    "vgg11": ", pooled to 1 x 1",
+    "mvit_v2_s": ", three blocks",
+    "s3d": ", window of 2 x 2 x 2",
+}
+"""How models are changed that are large, or for large images, else."""
 
 
 def published_weights(name: str) -> int:
@@ -77,9 +84,34 @@ def clip_classifier(name: str) -> Made:
     """Return a classifier of 16 frames."""
     from torchvision import models
 
-    options = CLIPS.get(name.partition("_")[0], {})
-    model = models.get_model(name, weights=None, num_classes=CLASSES, **options)
+    if name.startswith("mvit"):
+        return small_mvit(), labelled((3, 16, 64, 64))
+    model = models.get_model(name, weights=None, num_classes=CLASSES)
+    if name == "s3d":  # whose window is that of images of 224 pixels
+        model.avgpool = nn.AvgPool3d(2, 1)
     return model, labelled((3, 16, 64, 64))
+
+
+def small_mvit() -> nn.Module:
+    """Return an MViT of version 2 of three blocks; those with names are for 224."""
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    kernel, one, half = [3, 3, 3], [1, 1, 1], [1, 2, 2]
+    blocks = [
+        MSBlockConfig(1, 32, 32, kernel, kernel, one, [1, 4, 4]),
+        MSBlockConfig(2, 32, 64, kernel, kernel, half, half),
+        MSBlockConfig(2, 64, 64, kernel, kernel, one, half),
+    ]
+    return MViT(
+        spatial_size=(64, 64),
+        temporal_size=16,
+        block_setting=blocks,
+        residual_pool=True,
+        residual_with_cls_embed=False,
+        rel_pos_embed=True,
+        proj_after_attn=True,
+        num_classes=CLASSES,
+    )
 
 
 def segmenter(name: str) -> Made:
