@@ -173,7 +173,8 @@ class Tracking(TorchFunctionMode):
         tensors = list(tensors_in(args))
         if kwargs:
             tensors += tensors_in(kwargs)
-        shared = [t for t in tensors if id(t) in self.keys]
+        sources = _sources(func, tensors)
+        shared = [t for t in sources if id(t) in self.keys]
         if shared and func.__name__ == "__get__":  # FSDP2 asks for facts now and then
             fact = func(*args, **kwargs)
             if not isinstance(fact, Tensor):
@@ -184,7 +185,6 @@ class Tracking(TorchFunctionMode):
             output = self.run_shared(func, (args, kwargs), tensors, shared)
         else:
             output = self.run_other(func, (args, kwargs), tensors, shared)
-        sources = _sources(func, tensors)
         if any(self.is_marked(t) for t in sources):
             self.has_read_values |= func.__name__ in READ_VALUES
             written = args[0] if func is Tensor.__setitem__ else output

@@ -121,6 +121,16 @@ FUNCTIONS = {
         ),
         dict.fromkeys(("w", "v", "single", "halves"), ("matmul",)),
     ),
+    "kinds and shapes of a weight": (
+        lambda: read(
+            lambda m, x: (
+                (x.to(m.w).type_as(m.w) @ m.w).tanh().mean(1)
+                + x[:, 0] * m.w.new_ones(8) * torch.ones_like(m.w[0])
+            ),
+            w=drawn(8, 8),
+        ),
+        {"w": ("matmul",)},
+    ),
     "products with a weight in front": (
         lambda: read(
             lambda m, x: (
