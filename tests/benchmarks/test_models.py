@@ -1,5 +1,6 @@
 """The table of models: its rows tell right from wrong, its page is that of its file."""
 
+import json
 import types
 
 import pytest
@@ -10,7 +11,7 @@ import fisherprune as fp
 from benchmarks.models import __main__ as program
 from benchmarks.models.case import CLASSES, SAMPLES, Case
 from benchmarks.models.measure import measure
-from benchmarks.models.page import page
+from benchmarks.models.page import commits, page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,6 +92,27 @@ def test_what_is_slow_is_explained():
     ways = "fused 50.0%, rows 25.0%, loop 25.0%"
     assert f"| f | m | 8 | 50.0% | {ways} | - | 1.0e-06 / - |" in lines
     assert "- f: of a reason" in lines
+
+
+def test_families_that_are_tried_again_replace_their_rows(monkeypatch, tmp_path):
+    def run(commit, families, *names):
+        place = {"torch": "2", "commit": commit * 40, "dirty": False}
+        monkeypatch.setattr(program, "environment", lambda: place)
+        found = [Case("timm", name[0], name, None, None) for name in names]
+        monkeypatch.setattr(program, "cases", lambda *_: found)
+        row = lambda case: {"family": case.family, "model": case.name, "at": commit}  # noqa: E731
+        monkeypatch.setattr(program, "tried", row)
+        program.try_library("timm", families, False, tmp_path)
+        return json.loads((tmp_path / "models-timm.json").read_text())
+
+    pytest.importorskip("timm")
+    run("a", [], "one", "two")
+    record = run("b", ["t"], "two, depth=2")
+    rows = [(row["model"], row["at"], row["commit"][0]) for row in record["rows"]]
+    assert rows == [("one", "a", "a"), ("two, depth=2", "b", "b")]
+    wanted = f"{'a' * 10}, {'b' * 10}"
+    assert commits(record["environment"], record["rows"]) == wanted
+    assert len(run("c", [], "one")["rows"]) == 1
 
 
 @pytest.mark.parametrize(
