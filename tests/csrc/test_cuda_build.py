@@ -180,9 +180,14 @@ def test_a_flush_waits_for_memory_once_a_column(arch, built):
         assert min(filter(None, runs)) == 2 * int(products_m[1]), kernel
 
 
+def words_of_products(counts: Counter) -> int:
+    """Return how many a lane reads for its share of 4 x 4 products' operands."""
+    return counts[PRODUCT] * 24 // 16 + counts[SMALL_PRODUCT] * 12 // 16
+
+
 @each_arch
 def test_images_in_shared_memory_are_read_in_few_instructions(arch, built):
-    """Matrices of the gradient at once, copies of four values alone, rounded once."""
+    """Matrices of the gradient at once, copies of four values alone."""
     for kernel, counts in kernels_named(built[arch], "grad_moments_window").items():
         reads = number_of(counts, r"LDSM\.16\.M88\.4")
         if is_of_small_images(kernel):  # four positions of 32 rows at once
@@ -192,16 +197,20 @@ def test_images_in_shared_memory_are_read_in_few_instructions(arch, built):
         wide = f"ELNS_5DtypeE{FLOAT32}E" in kernel
         copies = number_of(counts, rf"LDGSTS.*\.{128 if wide else 64}.*")
         assert number_of(counts, r"LDGSTS.*") == copies > 0, kernel
-        # Four values of images, and as many of each of a thread's rows.
-        if arch == "90" and wide:
-            threads, rows = (128, 64) if "TileShapeILi1E" in kernel else (256, 128)
-            rounded = number_of(counts, r"F2FP\.TF32.*")
-            assert rounded == 4 * (1 + rows // (threads // 8)), kernel
+        # Each word that a product takes, in registers: nothing is written back.
+        if wide:
+            assert number_of(counts, r"STS\.128") == 0, kernel
+        if wide and arch == "90":
+            words = words_of_products(counts)
+            assert number_of(counts, r"F2FP\.TF32.*") == words, kernel
 
 
 @each_arch
 def test_products_of_images_take_little_else(arch, built):
-    """In windows of the usual pitch no address is computed for a read."""
+    """In windows of the usual pitch no address is computed for a read.
+
+    A word is rounded in one instruction on sm_90, and in three on sm_80.
+    """
     for kernel in kernels_named(built[arch], "grad_moments_window"):
         if "ELi0ELNS_5Dtype" in kernel:
             continue  # of any pitch
@@ -212,7 +221,10 @@ def test_products_of_images_take_little_else(arch, built):
         reads = number_of(most, r"LDS|LDSM.*")
         assert most[product] >= least, kernel
         assert reads * (8 if small else 4) == most[product] * 3, kernel
-        assert most.total() <= most[product] + reads + 16, kernel
+        rounding = words_of_products(most) * (1 if arch == "90" else 3)
+        if f"ELNS_5DtypeE{FLOAT32}E" not in kernel:
+            rounding = 0
+        assert most.total() <= most[product] + reads + rounding + 16, kernel
 
 
 @each_arch

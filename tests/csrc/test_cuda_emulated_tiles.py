@@ -5,6 +5,7 @@ from collections import Counter
 import dense_cases
 import numpy as np
 import pytest
+import shared_cycles
 import torch
 import window_cases
 from emulated import as_tf32, check_all, moments
@@ -41,7 +42,7 @@ def test_images_of_16_bits_in_shared_memory(tile, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("tile", ["window", "slim_window"])
-def test_images_are_rounded_in_shared_memory(tile, tmp_path):
+def test_images_in_shared_memory_are_rounded(tile, tmp_path):
     """To the bit as if they had been rounded before."""
     for shape in window_cases.CASES.values():
         input, grad, weight, arguments = make(**shape)
@@ -84,6 +85,15 @@ def test_images_lie_in_different_banks(stride, bound, tmp_path):
         place = np.frombuffer(answer, np.int64)
         ways = [most_words_in_a_bank(*place, stride, i) for i in range(0, 288, 8)]
         assert np.mean(ways) <= bound, width
+
+
+CYCLES = {"64@32": 1088, "128@16": 992, "256@8": 952, "512@4": 984}
+
+
+def test_cycles_of_shared_memory_for_a_stage(tmp_path):
+    """It bounds these kernels: tensor cores take some 813 cycles for a stage."""
+    counted = shared_cycles.cycles_of_stages(CYCLES, tmp_path)
+    assert dict(zip(CYCLES, counted, strict=True)) == CYCLES
 
 
 def test_images_in_shared_memory_are_the_plan_of_a_network_layer(tmp_path):

@@ -44,7 +44,8 @@ struct ImageTile : Shape {
   static constexpr Path path = Path::window;
   static constexpr int exact_blocks = 0;
   static_assert(Shape::products_m % 2 == 0, "products of small images come in pairs");
-  static_assert(Shape::stages >= 3, "a stage is rounded before it is multiplied");
+  static_assert(Shape::stages >= 3,
+                "a stage of 16 bits is widened before it is multiplied");
 };
 
 using WindowTile = ImageTile<TileShape<2, 4, 4, 4, 4, 1>>;      // 128 x 128

@@ -5,8 +5,10 @@
 // A stage of the pipeline holds 32 positions: a unit of one sample; or two units of 16
 // positions, or eight of 4, where samples are small. For each stage a block copies the
 // output gradient of its rows and the image rows of its channels, 16 bytes at a time.
-// The thread that has copied them rounds them to TF32 where they lie, one stage early.
-// Each thread reads its share of a product's operands directly from there.
+// Each thread reads its share of a product's operands directly from there, and rounds
+// it to TF32 in registers: shared memory is the bottleneck, and would be read and
+// written once more if operands were rounded where they lie. Values of 16 bits are
+// widened there, one stage early, by the thread that has copied them.
 //
 // Everything else, the order of the additions too, is as in the other kernels.
 #pragma once
@@ -62,12 +64,21 @@ struct Lane {
   }
 };
 
+// Rounds float32 to TF32. Values of 16 bits have been widened, which rounds nothing.
+template <Dtype dtype, int words>
+__device__ inline void round_operand(uint32_t (&operand)[words]) {
+  if constexpr (dtype == Dtype::float32) {
+#pragma unroll
+    for (uint32_t& word : operand) word = to_tf32(__uint_as_float(word));
+  }
+}
+
 // Multiplies 8 positions: quads `quad` and `quad + 1` of the stage, whose first
 // positions are at `at` and `next` in the window. For a 3 x 3 filter, the words that a
 // warp reads at once lie in up to four runs of six. A run begins 8 or 24 banks behind
 // the one before, also where the next channel begins: no two words share a bank. Where
 // every second position is read, one read in three takes twice the time.
-template <class Tile, bool first>
+template <class Tile, Dtype dtype, bool first>
 __device__ inline void multiply_window(Moments<Tile>& moments,
                                        const Lane<Tile, false>& lane,
                                        SharedAddress grad, int quad, SharedAddress at,
@@ -75,11 +86,14 @@ __device__ inline void multiply_window(Moments<Tile>& moments,
   uint32_t a[Tile::products_m][4];
   const SharedAddress row = grad + (lane.grad ^ quad * 4 * WORD);
 #pragma unroll
-  for (int i = 0; i < Tile::products_m; ++i)
+  for (int i = 0; i < Tile::products_m; ++i) {
     read_matrices(a[i], row + i * 16 * WINDOW * WORD);
+    round_operand<dtype>(a[i]);
+  }
 #pragma unroll
   for (int j = 0; j < Tile::products_n; ++j) {
-    const uint32_t b[2] = {lane.read_input(j, at), lane.read_input(j, next)};
+    uint32_t b[2] = {lane.read_input(j, at), lane.read_input(j, next)};
+    round_operand<dtype>(b);
 #pragma unroll
     for (int i = 0; i < Tile::products_m; ++i)
       multiply_into<first>(moments.group[i][j], a[i], b);
@@ -88,7 +102,7 @@ __device__ inline void multiply_window(Moments<Tile>& moments,
 
 // Multiplies the 4 positions of a small image. Eight weights of 3 x 3 filters belong to
 // two channels: their 16 words, zeros included, lie in different banks.
-template <class Tile, bool first>
+template <class Tile, Dtype dtype, bool first>
 __device__ inline void multiply_small(Moments<Tile>& moments,
                                       const Lane<Tile, true>& lane, SharedAddress grad,
                                       int quad, SharedAddress window) {
@@ -98,12 +112,14 @@ __device__ inline void multiply_small(Moments<Tile>& moments,
   for (int i = 0; i < Tile::products_m / 2; ++i) {
     uint32_t words[4];
     read_matrices(words, row + i * 32 * WINDOW * WORD);
+    round_operand<dtype>(words);
 #pragma unroll
     for (int e = 0; e < 4; ++e) a[i][e / 2][e % 2] = words[e];
   }
 #pragma unroll
   for (int j = 0; j < Tile::products_n; ++j) {
-    const uint32_t b[1] = {lane.read_input(j, window)};
+    uint32_t b[1] = {lane.read_input(j, window)};
+    round_operand<dtype>(b);
 #pragma unroll
     for (int i = 0; i < Tile::products_m; ++i)
       multiply_into<first>(moments.group[i][j], a[i / 2][i % 2], b);
@@ -126,20 +142,22 @@ struct Positions {
 };
 
 // Multiplies one unit, whose quads begin at `quad`. `first`: of the group.
-template <class Tile, int bits, int stride>
+template <class Tile, int bits, int stride, Dtype dtype>
 __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& task,
                                      const Lane<Tile, false>& lane, SharedAddress grad,
                                      int quad, SharedAddress window, bool first) {
   const Positions<bits, stride> at(task);
   if (first)
-    multiply_window<Tile, true>(moments, lane, grad, quad, window, window + at(4));
+    multiply_window<Tile, dtype, true>(moments, lane, grad, quad, window,
+                                       window + at(4));
   else
-    multiply_window<Tile, false>(moments, lane, grad, quad, window, window + at(4));
+    multiply_window<Tile, dtype, false>(moments, lane, grad, quad, window,
+                                        window + at(4));
   static_assert(WINDOW == 2 * SLAB && SLAB == 16,
                 "two or four products of 8 positions");
   const auto more = [&](int t) {
-    multiply_window<Tile, false>(moments, lane, grad, quad + t / 4, window + at(t),
-                                 window + at(t + 4));
+    multiply_window<Tile, dtype, false>(moments, lane, grad, quad + t / 4,
+                                        window + at(t), window + at(t + 4));
   };
   more(8);
   if (task.window.unit == SLAB) return;
@@ -147,14 +165,14 @@ __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask& t
   more(24);
 }
 
-template <class Tile, int bits, int stride>
+template <class Tile, int bits, int stride, Dtype dtype>
 __device__ inline void multiply_unit(Moments<Tile>& moments, const WindowTask&,
                                      const Lane<Tile, true>& lane, SharedAddress grad,
                                      int quad, SharedAddress window, bool first) {
   if (first)
-    multiply_small<Tile, true>(moments, lane, grad, quad, window);
+    multiply_small<Tile, dtype, true>(moments, lane, grad, quad, window);
   else
-    multiply_small<Tile, false>(moments, lane, grad, quad, window);
+    multiply_small<Tile, dtype, false>(moments, lane, grad, quad, window);
 }
 
 // Each block multiplies its tile, see above. 2^bits positions are in one row, `stride`
@@ -174,6 +192,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
 
   constexpr int grad_bytes = Tile::rows * WINDOW * WORD;
   const int windows_bytes = w.units * w.bytes;
+  const SharedAddress pieces = shared_address(memory.pieces);
   const SharedAddress grad_address = shared_address(memory.grad);
   const SharedAddress windows_address =  // of memory.windows; it takes no register
       grad_address + Tile::stages * grad_bytes;
@@ -181,17 +200,19 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   Moments<Tile> moments{};
   GroupCount count;
   count.fresh = m.fresh;
-  run_pipeline<Tile, WINDOW / SMALL, 1>(
+  constexpr bool widens = dtype != Dtype::float32;
+  run_pipeline<Tile, WINDOW / SMALL, widens ? 1 : 0>(
       moments, m, count, range, cursor,
       [&](int stage) {
         if (copies.next.sample >= range.end) return;
         copies.start_grad(task, grad_address + stage * grad_bytes);
-        copies.start_windows(task, memory.pieces,
-                             windows_address + stage * windows_bytes, range.end);
+        copies.start_windows(task, pieces, windows_address + stage * windows_bytes,
+                             range.end);
         copies.advance(task);
       },
       [&](int stage) {
-        copies.prepare(task, memory.pieces, grad_address + stage * grad_bytes,
+        if constexpr (widens)
+          copies.widen(task, pieces, grad_address + stage * grad_bytes,
                        windows_address + stage * windows_bytes);
       },
       [&](int stage) {
@@ -200,7 +221,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
 #pragma unroll 1
         for (int t = 0; t < WINDOW && cursor.sample < range.end; t += w.unit) {
           __syncwarp();  // a product takes the whole warp; loads may have split it
-          multiply_unit<Tile, bits, stride>(
+          multiply_unit<Tile, bits, stride, dtype>(
               moments, task, lane, grad, t / 4,
               window + first_column<bits>(m, cursor.at) * WORD,
               count.samples == 0 && cursor.at == 0);

@@ -59,6 +59,13 @@ struct alignas(16) Piece {
   int to;          // byte of the stage's windows
 };
 
+__device__ inline Piece read_piece(SharedAddress from) {
+  uint32_t words[4];
+  load_shared(words, from);
+  return {static_cast<int64_t>(uint64_t{words[1]} << 32 | words[0]),
+          static_cast<int>(words[2]), static_cast<int>(words[3])};
+}
+
 // A block's shared memory. The windows of a stage lie one after the other.
 template <class Tile>
 struct WindowMemory {
@@ -140,22 +147,14 @@ __device__ inline void copy_four(SharedAddress to, const char* from, bool exists
     copy8_async(to, from, exists);
 }
 
-// Makes the four values TF32s, once they have landed: rounds float32, or widens 16 bits
-// to 32, which need no rounding.
+// Widens four values of 16 bits, once they have landed.
 template <Dtype dtype>
-__device__ inline void prepare_four(SharedAddress at) {
-  uint32_t words[4];
-  if constexpr (dtype == Dtype::float32) {
-    load_shared(words, at);
+__device__ inline void widen_four(SharedAddress at) {
+  uint32_t pairs[2], words[4];
+  load_shared(pairs, at);
 #pragma unroll
-    for (uint32_t& word : words) word = to_tf32(__uint_as_float(word));
-  } else {
-    uint32_t pairs[2];
-    load_shared(pairs, at);
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      words[i] = __float_as_uint(to_float<dtype>(pairs[i / 2] >> i % 2 * 16 & 0xffffu));
-  }
+  for (int i = 0; i < 4; ++i)
+    words[i] = __float_as_uint(to_float<dtype>(pairs[i / 2] >> i % 2 * 16 & 0xffffu));
   store_shared(at, words);
 }
 
@@ -205,7 +204,7 @@ struct Copies {
     }
   }
 
-  __device__ void start_windows(const WindowTask& task, const Piece* pieces,
+  __device__ void start_windows(const WindowTask& task, SharedAddress pieces,
                                 SharedAddress stage, int last) const {
     const Operand& input = task.moments.input;
     const int top = top_row(task.moments, next.at);
@@ -214,25 +213,24 @@ struct Copies {
     const int count = (left < units ? left : units) * task.window.pieces;
 #pragma unroll 1  // there is mostly one
     for (int i = threadIdx.x; i < count; i += Tile::threads) {
-      const int4 words = *reinterpret_cast<const int4*>(pieces + i);
-      const uint64_t high = static_cast<uint32_t>(words.y);
-      const int64_t offset = static_cast<int64_t>(high << 32 | uint32_t(words.x));
+      const Piece piece = read_piece(pieces + i * static_cast<int>(sizeof(Piece)));
       const bool inside =
-          static_cast<unsigned>(top + words.z) < static_cast<unsigned>(input.height);
-      copy_four<dtype>(stage + words.w, from + offset, inside);
+          static_cast<unsigned>(top + piece.row) < static_cast<unsigned>(input.height);
+      copy_four<dtype>(stage + piece.to, from + piece.offset, inside);
     }
   }
 
-  // Makes TF32s of what this thread has copied, where it lies.
-  __device__ void prepare(const WindowTask& task, const Piece* pieces,
-                          SharedAddress grad_stage, SharedAddress windows) const {
+  // Widens what this thread has copied, where it lies.
+  __device__ void widen(const WindowTask& task, SharedAddress pieces,
+                        SharedAddress grad_stage, SharedAddress windows) const {
 #pragma unroll
     for (int i = 0; i < Tile::rows; i += step)
-      prepare_four<dtype>(grad_stage + to + i * WINDOW * WORD);
+      widen_four<dtype>(grad_stage + to + i * WINDOW * WORD);
     const int count = task.window.units * task.window.pieces;
 #pragma unroll 1
     for (int i = threadIdx.x; i < count; i += Tile::threads)
-      prepare_four<dtype>(windows + pieces[i].to);
+      widen_four<dtype>(windows +
+                        read_piece(pieces + i * static_cast<int>(sizeof(Piece))).to);
   }
 
   __device__ void advance(const WindowTask& task) {

@@ -102,6 +102,17 @@ void moments_case(Files& files) {
   files.write(sum_sq);
 }
 
+// The same, and the cycles that the kernels' accesses to shared memory take.
+void cycles_case(Files& files) {
+  emulator::counts_cycles = true;
+  emulator::shared_cycles = 0;
+  moments_case(files);
+  emulator::counts_cycles = false;
+  Array cycles(sizeof(uint64_t));
+  *cycles.as<uint64_t>() = emulator::shared_cycles;
+  files.write(cycles);
+}
+
 struct ScoreArrays {
   std::vector<Array> arrays;
   std::vector<Scores> scores;
@@ -254,6 +265,7 @@ int main(int argc, char** argv) {
     if (op == 5) search_case(files);
     if (op == 6) window_case(files);
     if (op == 7) plan_case(files);
+    if (op == 8) cycles_case(files);
   }
   std::fclose(files.out);
   return 0;

@@ -130,6 +130,12 @@ def moments_case(
     )
 
 
+def cycles_case(input: Tensor, grad: Tensor, sum: Tensor, *rest, **options) -> bytes:
+    """Encode the same call, whose accesses to shared memory are counted."""
+    case = moments_case(input, grad, sum, *rest, **options)
+    return words(8) + case[len(words(0)) :]
+
+
 def _scores(scores: list[np.ndarray], shift: int) -> bytes:
     parts = [words(shift) + array(s) for s in scores]
     return words(len(scores)) + b"".join(parts)

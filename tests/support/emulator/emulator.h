@@ -14,6 +14,7 @@
 
 #include <cmath>
 
+#include "banks.h"
 #include "fibers.h"
 
 #define __global__
@@ -129,8 +130,9 @@ inline size_t most_shared_bytes() { return 227 << 10; }
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
             Stream, const Args&... args) {
-  emulator::run_grid(grid, static_cast<unsigned>(threads), shared_bytes,
-                     [=] { kernel(args...); });
+  emulator::run_grid(
+      grid, static_cast<unsigned>(threads), shared_bytes, [=] { kernel(args...); },
+      emulator::count_cycles);
 }
 
 inline unsigned char* dynamic_shared() { return emulator::block->shared.get(); }
@@ -147,6 +149,7 @@ inline SharedAddress shared_address(void* pointer) {
 inline int kept(int value) { return value; }
 
 inline float load_shared(SharedAddress from) {
+  emulator::note_access(emulator::Access::read, from, 4);
   return *reinterpret_cast<const float*>(from);
 }
 
@@ -154,31 +157,38 @@ template <size_t words>
 void load_shared(uint32_t (&to)[words], SharedAddress from) {
   if (reinterpret_cast<uintptr_t>(from) % sizeof to)
     emulator::fail("load_shared: the address must be a multiple of the size");
+  emulator::note_access(emulator::Access::read, from, sizeof to);
   std::memcpy(to, from, sizeof to);
 }
 
 inline void store_shared(SharedAddress to, const uint32_t (&words)[4]) {
   if (reinterpret_cast<uintptr_t>(to) % sizeof words)
     emulator::fail("store_shared: the address must be a multiple of the size");
+  emulator::note_access(emulator::Access::write, to, sizeof words);
   std::memcpy(to, words, sizeof words);
 }
 
+inline void start_copy(const emulator::Copy& copy) {
+  emulator::note_access(emulator::Access::copy, copy.to, copy.size);
+  emulator::start_copy(copy);
+}
+
 inline void copy4_async(float* shared, const float* global, bool inside) {
-  emulator::start_copy({shared, global, 4, inside ? 4 : 0});
+  start_copy({shared, global, 4, inside ? 4 : 0});
 }
 
 inline void copy8_async(SharedAddress shared, const char* global, bool inside) {
   if (reinterpret_cast<uintptr_t>(shared) % 8 ||
       reinterpret_cast<uintptr_t>(global) % 8)
     emulator::fail("copy8_async: addresses must be multiples of 8");
-  emulator::start_copy({shared, global, 8, inside ? 8 : 0});
+  start_copy({shared, global, 8, inside ? 8 : 0});
 }
 
 inline void copy16_async(SharedAddress shared, const char* global, int bytes) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 ||
       reinterpret_cast<uintptr_t>(global) % 16)
     emulator::fail("copy16_async: addresses must be multiples of 16");
-  emulator::start_copy({shared, global, 16, bytes});
+  start_copy({shared, global, 16, bytes});
 }
 
 template <int bytes>
@@ -190,6 +200,7 @@ uint32_t load_if(const char* global, bool inside) {
 }
 
 inline void commit_copies() {
+  ++emulator::self().commits;
   emulator::self().committed.push_back(std::move(emulator::self().open));
   emulator::self().open.clear();
 }
@@ -218,16 +229,18 @@ inline float half_to_float(uint16_t bits) {
 inline void read_matrices(uint32_t (&words)[4], SharedAddress row) {
   if (reinterpret_cast<uintptr_t>(row) % 16)
     emulator::fail("read_matrices: addresses must be multiples of 16");
+  emulator::note_access(emulator::Access::matrices, row, 16);
   emulator::show(7, row);
   const unsigned lane = emulator::block->current % 32;
   for (unsigned e = 0; e < 4; ++e)
-    words[e] = __float_as_uint(
-        load_shared(emulator::shown<SharedAddress>(8 * e + lane / 4) + lane % 4 * 4));
+    std::memcpy(&words[e],
+                emulator::shown<SharedAddress>(8 * e + lane / 4) + lane % 4 * 4, 4);
 }
 
 inline void read_transposed(uint32_t (&words)[4], SharedAddress row) {
   if (reinterpret_cast<uintptr_t>(row) % 16)
     emulator::fail("read_transposed: addresses must be multiples of 16");
+  emulator::note_access(emulator::Access::matrices, row, 16);
   emulator::show(9, row);
   const unsigned lane = emulator::block->current % 32;
   for (unsigned e = 0; e < 4; ++e) {

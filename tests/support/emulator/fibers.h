@@ -93,7 +93,7 @@ struct Thread {
   Fiber fiber;
   State state = State::ready;
   int operation = 0;  // which collective it waits in
-  uint64_t collectives = 0;
+  uint64_t collectives = 0, commits = 0;
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> committed;
 };
@@ -221,8 +221,10 @@ inline std::vector<dim3> blocks_of(dim3 grid, std::mt19937_64& random) {
   return blocks;
 }
 
+// `at_end` is called at the end of each block.
 template <class Kernel>
-void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel) {
+void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel,
+              void (*at_end)()) {
   std::mt19937_64 random(seed);
   gridDim = grid;
   blockDim = dim3(threads);
@@ -235,6 +237,7 @@ void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel) {
     std::memset(now.shared.get(), 0xff, shared_bytes);  // NaN
     start_threads(threads);
     run_block(random);
+    at_end();
     block = nullptr;
   }
 }
