@@ -5,7 +5,6 @@ from collections import Counter
 import dense_cases
 import numpy as np
 import pytest
-import shared_cycles
 import torch
 import window_cases
 from emulated import as_tf32, check_all, moments
@@ -87,18 +86,9 @@ def test_images_lie_in_different_banks(stride, bound, tmp_path):
         assert np.mean(ways) <= bound, width
 
 
-CYCLES = {"64@32": 1088, "128@16": 992, "256@8": 952, "512@4": 984}
-
-
-def test_cycles_of_shared_memory_for_a_stage(tmp_path):
-    """It bounds these kernels: tensor cores take some 813 cycles for a stage."""
-    counted = shared_cycles.cycles_of_stages(CYCLES, tmp_path)
-    assert dict(zip(CYCLES, counted, strict=True)) == CYCLES
-
-
 def test_images_in_shared_memory_are_the_plan_of_a_network_layer(tmp_path):
     """And no plan where float32 precision is asked for: the bits tell."""
-    case = make(n=2, c=16, o=128, size=(8, 8), kernel=(3, 3), padding=(1, 1))
+    case = make(n=2, c=15, o=128, size=(8, 8), kernel=(3, 3), padding=(1, 1))
     tiles = [{}, {"tile": "window"}, {"tile": "tall"}]
     cases = [(*case[:3], case[3] | tile | {"allow_tf32": True}) for tile in tiles]
     planned, window, tall = (r for r, _ in moments(cases, tmp_path))
@@ -111,11 +101,11 @@ def test_images_in_shared_memory_are_the_plan_of_a_network_layer(tmp_path):
     ("shape", "splits", "parts"),
     [
         # 36 tiles: 11 splits fill three waves of 132 blocks; 7 fill two, for 0.6 %
-        # more time and 33 MB of workspace rather than 52.
-        ((512, 256, 256, 8), 7, 1),
-        ((512, 256, 256, 8, 512), 7, 7),  # of one group
-        ((512, 512, 512, 4), 3, 1),  # 2 would take 8 % more
-        ((64, 256, 256, 8), 3, 1),  # 2 would take 36 % more
+        # more time and 32 MB of workspace rather than 50.
+        ((512, 248, 256, 8), 7, 1),
+        ((512, 248, 256, 8, 512), 7, 7),  # of one group
+        ((512, 504, 512, 4), 3, 1),  # 2 would take 8 % more
+        ((64, 248, 256, 8), 3, 1),  # 2 would take 36 % more
     ],
 )
 def test_plan_takes_the_fewest_splits_of_nearly_the_shortest_time(
@@ -132,8 +122,8 @@ def test_plan_takes_the_fewest_splits_of_nearly_the_shortest_time(
     ("shape", "tile"),
     [
         ((512, 512, 512, 2), "window"),
-        ((512, 512, 512, 4), "window"),
-        ((512, 64, 64, 32), "slim_window"),
+        ((512, 504, 512, 4), "window"),
+        ((512, 60, 64, 32), "slim_window"),
         ((512, 512, 512, 3), "tall"),  # no rows of 16 bytes
         ((512, 3, 64, 32), "small"),  # most of a window would be empty
     ],

@@ -1,6 +1,8 @@
-"""Cycles that shared memory takes for a stage of the window kernels, in the emulator.
+"""Cycles that shared memory takes for the layers of a ResNet18, in the emulator.
 
-``python tests/support/shared_cycles.py`` prints them for the layers of a ResNet18.
+``PYTHONPATH=tests/support python tests/support/shared_cycles.py`` prints them for
+128 x 128 outputs and 32 positions, for which tensor cores take 512 cycles of TF32 at
+their peak, and some 813 as far as ``mma.sync`` reaches it on an H200.
 """
 
 import sys
@@ -12,37 +14,42 @@ import torch
 from emulator import drive
 from moment_cases import make
 
-# The tile, the images' width, samples; two blocks of slim tiles make 128 x 128 outputs.
+# The images' width, samples, outputs, channels whose weights fill tiles.
 LAYERS = {
-    "64@32": ("slim_window", 32, 1),
-    "128@16": ("window", 16, 2),
-    "256@8": ("window", 8, 4),
-    "512@4": ("window", 4, 16),
+    "64@32": (32, 1, 64, 16),
+    "128@16": (16, 2, 128, 16),
+    "256@8": (8, 4, 128, 16),
+    "512@4": (4, 16, 128, 16),
 }
-STAGE = 32  # positions
+PRODUCTS = 128 * 128 * 32
 
 
-def cycles_of_stages(names, folder: Path, dtype=torch.float32) -> list[float]:
-    """Return the cycles for 128 x 128 outputs and 32 positions, layer by layer."""
-    cases, stages = [], []
+def cycles_of_layers(names, folder: Path, kind: str = "taps", dtype=torch.float32):
+    """Return the cycles of each layer's tile, of `kind` "taps" or "window"."""
+    cases, products = [], []
     for name in names:
-        tile, width, n = LAYERS[name]
-        size, blocks = (width, width), 1 if tile == "window" else 2
-        shape = dict(size=size, kernel=(3, 3), padding=(1, 1), dtype=dtype)
-        # 1152 columns are nine tiles of weights that all exist.
-        input, grad, weight, options = make(n=n, c=128, o=128 // blocks, **shape)
+        width, n, outputs, channels = LAYERS[name]
+        if kind == "window":
+            channels = 128  # 1152 weights are nine of its tiles
+        tile = kind if outputs == 128 else f"slim_{kind}"
+        shape = dict(size=(width, width), kernel=(3, 3), padding=(1, 1), dtype=dtype)
+        input, grad, weight, options = make(n=n, c=channels, o=outputs, **shape)
         sums = [torch.zeros(weight) for _ in range(2)]
         options |= {"allow_tf32": True, "tile": tile, "multiprocessors": 1}
         cases.append(drive.cycles_case(input, grad, *sums, **options))
-        stages.append(n * width * width // STAGE * weight[1:].numel() / 128 / blocks)
+        products.append(weight.numel() * n * width * width)
     results = drive.run(cases, folder)[2::3]
     counts = [int(np.frombuffer(each, np.int64)[0]) for each in results]
-    return [count / n for count, n in zip(counts, stages, strict=True)]
+    return [c * PRODUCTS / n for c, n in zip(counts, products, strict=True)]
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        for cycles, layer in zip(
-            cycles_of_stages(LAYERS, Path(place)), LAYERS, strict=True
-        ):
-            sys.stdout.write(f"{layer}: {cycles:.0f} cycles a stage\n")
+        for kind, dtype in [
+            ("window", torch.float32),
+            ("taps", torch.float32),
+            ("taps", torch.bfloat16),
+        ]:
+            counts = cycles_of_layers(LAYERS, Path(place), kind, dtype)
+            words = [f"{name} {n:.0f}" for name, n in zip(LAYERS, counts, strict=True)]
+            sys.stdout.write(f"{kind} {str(dtype)[6:]}: {', '.join(words)}\n")

@@ -61,7 +61,7 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
 }
 
 __device__ inline unsigned char* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char fisherprune_shared[];
+  extern __shared__ __align__(128) unsigned char fisherprune_shared[];
   return fisherprune_shared;
 }
 

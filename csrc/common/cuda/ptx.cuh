@@ -15,11 +15,24 @@ __device__ inline SharedAddress shared_address(void* pointer) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
+// Changes some of the address's lower bits, below the alignment of shared memory.
+__device__ inline SharedAddress flipped(SharedAddress address, int bits) {
+  return address ^ static_cast<SharedAddress>(bits);
+}
+
 // Returns the value, and makes the compiler keep it in a register. Otherwise the
 // compiler would repeat the arithmetic at each use. Each lane shuffles with itself, and
 // the compiler cannot see through a shuffle. All lanes of a warp must call it.
 __device__ inline int kept(int value) {
   return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x % 32));
+}
+
+// threadIdx.x, read where this is called: what is computed from it takes no register
+// before.
+__device__ inline int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
 }
 
 __device__ inline float load_shared(SharedAddress from) {

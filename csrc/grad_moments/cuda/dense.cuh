@@ -89,15 +89,6 @@ __device__ inline int dense_place(int channel, bool positions_first) {
          (channel + (positions_first ? high : low)) * 2;
 }
 
-template <Dtype dtype>
-__device__ inline void multiply_16_bits(float (&c)[4], const uint32_t (&a)[4],
-                                        const uint32_t (&b)[2]) {
-  if constexpr (dtype == Dtype::float16)
-    multiply_float16(c, a, b);
-  else
-    multiply_bfloat16(c, a, b);
-}
-
 // Multiplies 16 positions, which begin at `grad` and `input`. `first`: of the group.
 template <class Tile, Dtype dtype, bool exact, bool first>
 __device__ inline void multiply_dense(Moments<Tile>& moments, SharedAddress grad,
@@ -117,10 +108,10 @@ __device__ inline void multiply_dense(Moments<Tile>& moments, SharedAddress grad
         float (&group)[4] = moments.group[i][j + side];
         if constexpr (first) group[0] = group[1] = group[2] = group[3] = 0.f;
         if constexpr (first || !exact) {
-          multiply_16_bits<dtype>(group, a[i], b);
+          multiply_values<dtype>(group, a[i], b);
         } else {
           float c[4] = {0.f, 0.f, 0.f, 0.f};
-          multiply_16_bits<dtype>(c, a[i], b);
+          multiply_values<dtype>(c, a[i], b);
 #pragma unroll
           for (int e = 0; e < 4; ++e) group[e] += c[e];
         }
@@ -155,11 +146,10 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   Cursor loaded{range.first, 0}, cursor = loaded;
   const int unit = 1 << task.unit_bits, units = DENSE >> task.unit_bits;
   Moments<Tile> moments{};
-  GroupCount count;
-  count.fresh = m.fresh;
+  GroupCount count(m.fresh);
   run_pipeline<Tile, DENSE / DEPTH, 0>(
       moments, m, count, range, cursor,
-      [&](int stage) {
+      [&](int stage, int) {
         if (loaded.sample >= range.end) return;
         grads.start(task, m.grad, task.grad_position, loaded, range.end,
                     grad_address + stage * Grads::Rows::stage);

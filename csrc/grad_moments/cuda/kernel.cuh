@@ -13,51 +13,9 @@
 // and on the number of multiprocessors.
 #pragma once
 
-#include "grad_moments/cuda/load.cuh"
-#include "grad_moments/cuda/tile.cuh"
+#include "grad_moments/cuda/flush.cuh"
 
 namespace fisherprune::cuda::grad_moments {
-
-struct GradMomentsTask {
-  Operand grad, input;
-  int64_t grad_channel, input_channel;  // strides of the channels, in bytes
-  Divider width_divider;
-  int out_width, positions;
-  int rows, columns;  // of a convolution group: outputs, weights of a filter
-  int kernel_h, kernel_w, dilation_h, dilation_w;
-  int row_tiles, column_tiles;
-  int samples, group_size;
-  int parts;   // of a group, each for a block of its own; 1: blocks have whole groups
-  float* sum;  // of split 0; the sums of the others follow, split_stride apart
-  float* sum_sq;  // null where groups are in parts
-  int64_t split_stride;
-  bool fresh;  // nothing is in sum and sum_sq yet
-};
-
-// Where a block's tile lies.
-struct TilePlace {
-  int conv_group, row, column;
-};
-
-__device__ inline TilePlace tile_place(const GradMomentsTask& task, int rows,
-                                       int columns) {
-  const int column_tile = blockIdx.x % task.column_tiles;
-  const int rest = blockIdx.x / task.column_tiles;
-  return {rest / task.row_tiles, rest % task.row_tiles * rows, column_tile * columns};
-}
-
-// The weight of a tile's column. Columns run over channels first where channels are
-// neighbours in memory.
-struct Weight {
-  int channel, tap;
-};
-
-__device__ inline Weight weight_of(const GradMomentsTask& task, int column) {
-  const int taps = task.kernel_h * task.kernel_w;
-  if (task.input.order != Order::rows) return {column / taps, column % taps};
-  const int channels = task.columns / taps;
-  return {column % channels, column / channels};
-}
 
 __device__ inline Row patch_row(const GradMomentsTask& task, int conv_group,
                                 int column) {
@@ -93,68 +51,6 @@ __device__ inline void find_rows(const GradMomentsTask& task, const TilePlace& t
     rows[i] = i < Tile::rows
                   ? grad_row(task, tile.conv_group, tile.row + i)
                   : patch_row(task, tile.conv_group, tile.column + i - Tile::rows);
-}
-
-// The place of a column's weight in the filter.
-__device__ inline int weight_place(const GradMomentsTask& task, int column) {
-  if (task.input.order != Order::rows) return column;
-  const Weight weight = weight_of(task, column);
-  return weight.channel * task.kernel_h * task.kernel_w + weight.tap;
-}
-
-// Adds a column of a thread's values to the sums that begin at `at`. It reads the whole
-// column before it writes: the compiler moves no load across a store that might go to
-// the same place, and each value would wait for memory.
-template <class Tile>
-__device__ inline void flush_column(const typename Moments<Tile>::Values& values, int j,
-                                    int side, float* at, int64_t row_words, int rows,
-                                    float scale, bool fresh) {
-  float before[Tile::products_m][2];
-#pragma unroll
-  for (int i = 0; i < Tile::products_m; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      before[i][half] = !fresh && i * 16 + half * 8 < rows
-                            ? at[(i * 16 + half * 8) * row_words]
-                            : 0.f;
-#pragma unroll
-  for (int i = 0; i < Tile::products_m; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      if (i * 16 + half * 8 < rows)
-        at[(i * 16 + half * 8) * row_words] =
-            fmaf(values[i][j][half * 2 + side], scale, before[i][half]);
-}
-
-// Adds the registers to this split's sums and clears them. It finds the tile's place
-// again: if that were kept, the products would have fewer registers. It also clears the
-// closed group, which nobody reads: so its registers are free for what is read here.
-template <class Tile>
-__device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task,
-                             bool fresh) {
-  const TilePlace tile = tile_place(task, Tile::rows, Tile::columns);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int row = tile.row + warp / Tile::warps_n * (Tile::products_m * 16) + lane / 4;
-  const int column =
-      tile.column + warp % Tile::warps_n * (Tile::products_n * 8) + lane % 4 * 2;
-  const int64_t output = static_cast<int64_t>(tile.conv_group) * task.rows + row;
-  const int64_t first = blockIdx.y * task.split_stride + output * task.columns;
-  const float scale = 1.f / static_cast<float>(task.group_size);
-#pragma unroll
-  for (int j = 0; j < Tile::products_n; ++j)
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      if (column + j * 8 + side >= task.columns) continue;
-      const int64_t at = first + weight_place(task, column + j * 8 + side);
-      flush_column<Tile>(moments.sum, j, side, task.sum + at, task.columns,
-                         task.rows - row, scale, fresh);
-      if (task.sum_sq)
-        flush_column<Tile>(moments.sum_sq, j, side, task.sum_sq + at, task.columns,
-                           task.rows - row, scale * scale, fresh);
-    }
-  for_each_value<Tile>([&](int i, int j, int e) {
-    moments.group[i][j][e] = moments.sum[i][j][e] = moments.sum_sq[i][j][e] = 0.f;
-  });
 }
 
 struct SampleRange {
@@ -209,10 +105,16 @@ __device__ inline void load_stage(const GradMomentsTask& task, Shared<Tile>& sha
   }
 }
 
-// Samples of the open group and groups since the last flush.
+// Samples of the open group and groups since the last flush; and, in one register with
+// these, whether there was none.
 struct GroupCount {
-  int samples = 0, groups = 0;
-  bool fresh;
+  static constexpr unsigned fresh = 1u << 31;
+  int samples = 0;
+  unsigned since;
+
+  __device__ explicit GroupCount(bool is_fresh) : since(is_fresh ? fresh : 0) {}
+  __device__ bool is_fresh() const { return since >= fresh; }
+  __device__ unsigned groups() const { return since & (fresh - 1); }
 };
 
 // After a sample: closes its group where it was the group's last.
@@ -222,7 +124,7 @@ __device__ inline void close_sample(Moments<Tile>& moments, const GradMomentsTas
   if (++count.samples < task.group_size && !last) return;
   close_group<Tile>(moments, count.samples, task.group_size);
   count.samples = 0;
-  ++count.groups;
+  ++count.since;
 }
 
 // The two samples of a slab, or the last one alone.
@@ -253,12 +155,13 @@ __device__ inline void multiply_positions(Moments<Tile>& moments,
     close_sample<Tile>(moments, task, count, cursor.sample == end);
 }
 
-// The pipeline of all kernels: load(stage) starts the copies of what comes next, and
-// multiply(stage) works on what has landed, until `cursor` has passed the range. With
-// `ahead`, prepare(stage) comes in between, one stage early: each thread may change
-// what it has copied. Now and then, between two stages, the sums are flushed; that has
-// a loop of its own, because otherwise the compiler would move registers to and fro in
-// each stage. A stage holds up to `samples` samples, or a part of one.
+// The pipeline of all kernels: load(stage, lead) starts the copies of what comes `lead`
+// stages behind the cursor, and multiply(stage) works on what has landed, until
+// `cursor` has passed the range. With `ahead`, prepare(stage) comes in between, one
+// stage early: each thread may change what it has copied. Now and then, between two
+// stages, the sums are flushed; that has a loop of its own, because otherwise the
+// compiler would move registers to and fro in each stage. A stage holds up to `samples`
+// samples, or a part of one.
 template <class Tile, int samples, int ahead, class Load, class Prepare, class Multiply>
 __device__ inline void run_pipeline(Moments<Tile>& moments, const GradMomentsTask& task,
                                     GroupCount& count, const SampleRange& range,
@@ -268,28 +171,24 @@ __device__ inline void run_pipeline(Moments<Tile>& moments, const GradMomentsTas
   static_assert(stages >= 2 + ahead);
   static_assert(STAGE_SAMPLES % samples == 0, "see FLUSH_GROUPS");
   const auto behind = [](int stage) { return stage + 1 < stages ? stage + 1 : 0; };
-  int fill = 1 - stages;  // below 0 while the pipeline is filled
-  int stage = 0, next = 0;
+  int stage = 1 - stages;  // below 0 while the pipeline is filled
   while (cursor.sample < range.end) {
     do {
-      const bool landed = fill >= -ahead;
+      const bool landed = stage >= -ahead;
       if (landed) {
         await_copies<stages - 2 - ahead>();
-        // Everybody's copies have landed, and nobody reads the stage that is next.
+        // Everybody's copies have landed, and nobody reads the stage before this one.
         __syncthreads();
       }
-      load(next);
+      load(stage > 0 ? stage - 1 : stage + stages - 1,
+           stage > 0 ? stages - 1 : stage + stages - 1);
       commit_copies();
-      next = behind(next);
-      if (ahead && landed) prepare(fill < 0 ? stage : behind(stage));
-      if (fill++ < 0) continue;
-      fill = 0;
-      multiply(stage);
+      if (ahead && landed) prepare(behind(stage));
+      if (stage >= 0) multiply(stage);
       stage = behind(stage);
-    } while (cursor.sample < range.end && count.groups < FLUSH_GROUPS);
-    flush<Tile>(moments, task, count.fresh);
-    count.groups = 0;
-    count.fresh = false;
+    } while (cursor.sample < range.end && count.groups() < FLUSH_GROUPS);
+    flush<Tile>(moments, task, count.is_fresh());
+    count.since = 0;
   }
 }
 
@@ -304,11 +203,10 @@ __global__ void __launch_bounds__(
   const SampleRange range = sample_range(task);
   Cursor loaded{range.first, 0}, cursor = loaded;
   Moments<Tile> moments{};
-  GroupCount count;
-  count.fresh = task.fresh;
+  GroupCount count(task.fresh);
   run_pipeline<Tile, 2 * Tile::slabs, 0>(  // two short samples in each slab
       moments, task, count, range, cursor,
-      [&](int stage) {
+      [&](int stage, int) {
         load_stage<Tile, async>(task, shared, stage, loaded, range.end);
       },
       [](int) {},

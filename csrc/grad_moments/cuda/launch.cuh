@@ -163,6 +163,24 @@ void launch_window(const GradMoments& m, const Shares& shares, float* workspace,
          window_task_of<Tile>(m, window, shares, workspace));
 }
 
+template <class Tile>
+void launch_taps(const GradMoments& m, const Shares& shares, float* workspace,
+                 Stream stream) {
+  with_image(m, [&](auto image) {
+    using Image = decltype(image);
+    TapsTask task{};
+    task.moments = task_of<Tile>(m, shares, workspace);
+    const GradMomentsTask& moments = task.moments;
+    choose_bands<Tile, Image>(task, m.shape.positions());
+    task.grad_step = Tile::threads / QUADS * moments.grad_channel;
+    task.next_grad = static_cast<uint32_t>(Image::units * moments.grad.sample_stride);
+    task.next_input = static_cast<uint32_t>(Image::units * moments.input.sample_stride);
+    const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
+    launch(grad_moments_taps_kernel<Tile, Image::bits, Image::dtype>, grid,
+           Tile::threads, taps_memory_bytes<Tile>(task), stream, task);
+  });
+}
+
 inline int64_t bytes_between_positions(const View4& v, int64_t width) {
   return v.stride[width == 1 ? 2 : 3] * size_of(v.dtype);
 }
@@ -195,6 +213,8 @@ void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* wo
       launch_dense<exact>(m, plan.shares, workspace, stream);
     else if constexpr (Tile::path == Path::window)
       launch_window<Tile>(m, plan.shares, workspace, stream);
+    else if constexpr (Tile::path == Path::taps)
+      launch_taps<Tile>(m, plan.shares, workspace, stream);
     else
       launch_tile<Tile, exact>(m, plan.shares, workspace, stream);
   });

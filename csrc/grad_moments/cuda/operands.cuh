@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "grad_moments/cuda/dense.cuh"
+#include "grad_moments/cuda/taps.cuh"
 #include "grad_moments/cuda/window.cuh"
 
 namespace fisherprune::cuda::grad_moments {
@@ -91,6 +92,93 @@ std::optional<Window> find_window(const GradMoments& m) {
   w.bytes = w.channels * w.channel * WORD;
   if (window_memory_bytes<Tile>(w) > limit) return std::nullopt;
   return w;
+}
+
+// Whether each channel's positions are one row of vectors of 16 bytes, and everything
+// lies within 32 bits.
+inline bool channels_are_rows(const View4& v, const ConvShape& s, int64_t channels) {
+  const int64_t size = size_of(v.dtype), vector = 16 / size;
+  const int64_t last =
+      (s.samples - 1) * v.stride[0] + (channels - 1) * v.stride[1] + s.positions();
+  return v.stride[3] == 1 && v.stride[2] == s.width && v.stride[0] % vector == 0 &&
+         v.stride[1] % vector == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0 &&
+         last * size < int64_t{1} << 32;
+}
+
+// How the tile's images lie in bands of `stages` stages.
+template <class Tile, class Image>
+void set_bands(TapsTask& task, int64_t positions, int stages) {
+  task.band = stages * Image::unit;
+  task.whole = task.band == positions;
+  task.channel = Image::channel(stages * Image::rows + Image::seen - Image::rows);
+  task.slot = Image::units * (Tile::columns / TAPS) * task.channel;
+  // Of the stages that are copied or multiplied at once, each may be in another band.
+  task.slots = static_cast<int>(ceil_div(Tile::stages - 1, stages)) + 1;
+}
+
+// Chooses the longest bands that have room, if any have.
+template <class Tile, class Image>
+bool choose_bands(TapsTask& task, int64_t positions) {
+  const size_t limit = most_shared_bytes() / Tile::blocks - RESERVED_BYTES;
+  for (int stages = 8; stages > 0; stages /= 2) {
+    if (positions / Image::unit % stages != 0) continue;
+    set_bands<Tile, Image>(task, positions, stages);
+    if (taps_memory_bytes<Tile>(task) <= limit) return true;
+  }
+  return false;
+}
+
+template <int bits, class Action>
+auto with_image_of(Dtype dtype, Action action) {
+  switch (dtype) {
+    case Dtype::float16:
+      return action(Image<bits, Dtype::float16>{});
+    case Dtype::bfloat16:
+      return action(Image<bits, Dtype::bfloat16>{});
+    default:
+      return action(Image<bits, Dtype::float32>{});
+  }
+}
+
+// For images 4, 8, 16 or 32 wide.
+template <class Action>
+auto with_image(const GradMoments& m, Action action) {
+  switch (m.shape.width) {
+    case 4:
+      return with_image_of<2>(m.input.dtype, action);
+    case 8:
+      return with_image_of<3>(m.input.dtype, action);
+    case 16:
+      return with_image_of<4>(m.input.dtype, action);
+    default:
+      return with_image_of<5>(m.input.dtype, action);
+  }
+}
+
+inline bool keeps_the_size(const ConvShape& s) {
+  return s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 &&
+         s.dilation_h == 1 && s.dilation_w == 1 && s.pad_h == 1 && s.pad_w == 1;
+}
+
+// Whether the kernel of nine taps can take the tile: of such images, all rows and
+// columns of tiles that are full.
+template <class Tile>
+bool taps_suit(const GradMoments& m) {
+  const ConvShape& s = m.shape;
+  const bool has_width = s.width == 4 || s.width == 8 || s.width == 16 || s.width == 32;
+  if (m.input.dtype != m.grad.dtype || !keeps_the_size(s) || !has_width ||
+      s.patch() % Tile::columns != 0 || s.group_outputs() % Tile::rows != 0 ||
+      !channels_are_rows(m.input, s, s.channels) ||
+      !channels_are_rows(m.grad, s, s.outputs) ||
+      s.samples > (int64_t{1} << 30) / s.positions())
+    return false;
+  return with_image(m, [&](auto image) {
+    using Image = decltype(image);
+    TapsTask task{};
+    const bool fills = Image::units > 1 ? s.positions() == Image::unit
+                                        : s.positions() % Image::unit == 0;
+    return fills && choose_bands<Tile, Image>(task, s.positions());
+  });
 }
 
 // Whether channels are neighbours, in vectors of 16 bytes, and positions equally far

@@ -11,7 +11,16 @@
 
 namespace fisherprune::cuda::grad_moments {
 
-enum class TileKind { small, square, tall, window, slim_window, dense };
+enum class TileKind {
+  small,
+  square,
+  tall,
+  window,
+  slim_window,
+  dense,
+  taps,
+  slim_taps
+};
 
 // How the samples are divided among the blocks of a tile.
 struct Shares {
@@ -58,6 +67,10 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
     consider(TileKind::slim_window, padded_cost<SlimWindowTile>(s, SLIM_WINDOW_COST));
   if (find_window<WindowTile>(m))
     consider(TileKind::window, padded_cost<WindowTile>(s, WINDOW_COST));
+  if (taps_suit<SlimTapsTile>(m))
+    consider(TileKind::slim_taps, padded_cost<SlimTapsTile>(s, SLIM_TAPS_COST));
+  if (taps_suit<TapsTile>(m))
+    consider(TileKind::taps, padded_cost<TapsTile>(s, TAPS_COST));
   return best;
 }
 
@@ -102,6 +115,8 @@ auto with_tile(TileKind kind, Action action) {
     if (kind == TileKind::tall) return action(TallTile{});
     if (kind == TileKind::window) return action(WindowTile{});
     if (kind == TileKind::slim_window) return action(SlimWindowTile{});
+    if (kind == TileKind::taps) return action(TapsTile{});
+    if (kind == TileKind::slim_taps) return action(SlimTapsTile{});
   }
   return action(SquareTile{});
 }

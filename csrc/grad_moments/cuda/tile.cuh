@@ -68,12 +68,40 @@ struct Split {
   }
 };
 
+// Products of operands as they are, or of TF32s.
+template <Dtype dtype>
+__device__ inline void multiply_values(float (&c)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+  if constexpr (dtype == Dtype::float16)
+    multiply_float16(c, a, b);
+  else if constexpr (dtype == Dtype::bfloat16)
+    multiply_bfloat16(c, a, b);
+  else
+    multiply_tf32(c, a, b);
+}
+
+// Rounds float32 to TF32; what was 16 bits needs no rounding.
+template <Dtype dtype, int words>
+__device__ inline void round_operand(uint32_t (&operand)[words]) {
+  if constexpr (dtype == Dtype::float32) {
+#pragma unroll
+    for (uint32_t& word : operand) word = to_tf32(__uint_as_float(word));
+  }
+}
+
 // A group's gradient begins with its first product: nothing is cleared before.
 template <bool first, int a_words, int b_words>
 __device__ inline void multiply_into(float (&group)[4], const uint32_t (&a)[a_words],
                                      const uint32_t (&b)[b_words]) {
   if constexpr (first) group[0] = group[1] = group[2] = group[3] = 0.f;
   multiply_tf32(group, a, b);
+}
+
+template <bool first, Dtype dtype>
+__device__ inline void multiply_into(float (&group)[4], const uint32_t (&a)[4],
+                                     const uint32_t (&b)[2]) {
+  if constexpr (first) group[0] = group[1] = group[2] = group[3] = 0.f;
+  multiply_values<dtype>(group, a, b);
 }
 
 // Multiplies 8 positions: the first two of each quad, or the last two.

@@ -22,7 +22,7 @@ struct TileShape {
 };
 
 // How operands get to the products.
-enum class Path { gathered, window, dense };
+enum class Path { gathered, window, taps, dense };
 
 // A tile for patches that are gathered.
 template <class Shape, int slabs_, int exact_blocks_>
@@ -51,6 +51,18 @@ struct ImageTile : Shape {
 using WindowTile = ImageTile<TileShape<2, 4, 4, 4, 4, 1>>;      // 128 x 128
 using SlimWindowTile = ImageTile<TileShape<1, 4, 4, 4, 4, 2>>;  // 64 x 128
 
+// A tile for 3 x 3 convolutions that keep the image's size: a product's columns are
+// channels, and each product in a row has a tap of its own.
+template <class Shape>
+struct TapsTileOf : Shape {
+  static constexpr Path path = Path::taps;
+  static constexpr int exact_blocks = 0;
+  static_assert(Shape::products_n == 9, "a product for each tap");
+};
+
+using TapsTile = TapsTileOf<TileShape<4, 2, 2, 9, 4, 1>>;      // 128 x 144
+using SlimTapsTile = TapsTileOf<TileShape<2, 2, 2, 9, 4, 2>>;  // 64 x 144
+
 // A tile for 16-bit operands without taps, whose products are exact.
 template <class Shape>
 struct RowsTile : Shape {
@@ -70,6 +82,7 @@ constexpr int resident_blocks() {
 // The cost of an output of a padded tile, relative to the tall one, to choose a tile.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
 constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;
+constexpr double SLIM_TAPS_COST = 0.5, TAPS_COST = 0.45;
 
 // Bytes of each block's shared memory that the device keeps for itself.
 constexpr int RESERVED_BYTES = 1 << 10;

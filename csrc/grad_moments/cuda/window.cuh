@@ -64,15 +64,6 @@ struct Lane {
   }
 };
 
-// Rounds float32 to TF32. Values of 16 bits have been widened, which rounds nothing.
-template <Dtype dtype, int words>
-__device__ inline void round_operand(uint32_t (&operand)[words]) {
-  if constexpr (dtype == Dtype::float32) {
-#pragma unroll
-    for (uint32_t& word : operand) word = to_tf32(__uint_as_float(word));
-  }
-}
-
 // Multiplies 8 positions: quads `quad` and `quad + 1` of the stage, whose first
 // positions are at `at` and `next` in the window. For a 3 x 3 filter, the words that a
 // warp reads at once lie in up to four runs of six. A run begins 8 or 24 banks behind
@@ -198,12 +189,11 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       grad_address + Tile::stages * grad_bytes;
   Cursor cursor = copies.next;
   Moments<Tile> moments{};
-  GroupCount count;
-  count.fresh = m.fresh;
+  GroupCount count(m.fresh);
   constexpr bool widens = dtype != Dtype::float32;
   run_pipeline<Tile, WINDOW / SMALL, widens ? 1 : 0>(
       moments, m, count, range, cursor,
-      [&](int stage) {
+      [&](int stage, int) {
         if (copies.next.sample >= range.end) return;
         copies.start_grad(task, grad_address + stage * grad_bytes);
         copies.start_windows(task, pieces, windows_address + stage * windows_bytes,

@@ -77,6 +77,9 @@ GradMomentsPlan wished_plan(const GradMoments& m, bool allow_tf32, TileKind tile
   const bool window = tile == TileKind::window || tile == TileKind::slim_window;
   if (window && !find_window<WindowTile>(m))
     emulator::fail("the images do not suit a window");
+  if ((tile == TileKind::taps && !taps_suit<TapsTile>(m)) ||
+      (tile == TileKind::slim_taps && !taps_suit<SlimTapsTile>(m)))
+    emulator::fail("the convolution does not suit the tiles of taps");
   if (tile == TileKind::dense && !dense_suits(m))
     emulator::fail("the operands do not suit the dense kernel");
   return allow_tf32 ? plan_with_tile<false>(m.shape, tile, multiprocessors())

@@ -32,7 +32,10 @@ FLAGS = [
     "-Wno-unknown-pragmas",
 ]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-TILES = ("small", "square", "tall", "window", "slim_window", "dense")
+TILES = (
+    *("small", "square", "tall", "window", "slim_window", "dense", "taps"),
+    "slim_taps",
+)
 
 
 def build(name: str) -> Path:

@@ -146,7 +146,14 @@ inline SharedAddress shared_address(void* pointer) {
   return static_cast<SharedAddress>(pointer);
 }
 
+inline SharedAddress flipped(SharedAddress address, int bits) {
+  char* shared = reinterpret_cast<char*>(dynamic_shared());
+  return shared + ((address - shared) ^ bits);
+}
+
 inline int kept(int value) { return value; }
+
+inline int thread_index() { return static_cast<int>(threadIdx.x); }
 
 inline float load_shared(SharedAddress from) {
   emulator::note_access(emulator::Access::read, from, 4);
