@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import dense_cases  # noqa: E402
 import moment_cases  # noqa: E402
+import taps_cases  # noqa: E402
 import topk_cases  # noqa: E402
 import window_cases  # noqa: E402
 
@@ -57,6 +58,13 @@ WINDOWS = (
     "grouped_in_window",
     "many_samples_in_window",
 )
+TAPS = (
+    "4_wide_group_remainder",
+    "8_wide_flushed_twice",
+    "16_wide_ten_stages",
+    "32_wide_two_bands",
+    "grouped_by_taps",
+)
 DENSE = ("16_positions", "197_positions", "group_remainder_of_positions")
 STORED = ("plain_3x3", "8_wide")  # in every layout, and in bfloat16
 TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
@@ -85,6 +93,10 @@ def moments_on(device: str) -> Iterator[tuple[str, tuple]]:
     shapes = {**moment_cases.CASES, **window_cases.CASES}
     for name in (*MOMENTS, *WINDOWS):
         yield name, moment_cases.make(**shapes[name])
+    for name in TAPS:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            case = moment_cases.make(**taps_cases.CASES[name], dtype=dtype)
+            yield f"{name} of nine taps, {dtype}", case
     for name in DENSE:
         for dtype in (torch.float16, torch.bfloat16):
             case = moment_cases.make(**dense_cases.CASES[name], dtype=dtype)
