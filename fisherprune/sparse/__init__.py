@@ -9,6 +9,7 @@ weights on GPUs.
 """
 
 from fisherprune.sparse.compress import compress, decompress, hold_dense
+from fisherprune.sparse.convolve import Conv2d
 from fisherprune.sparse.cost import expected_speedup
 from fisherprune.sparse.fuse import fuse_relu, unfuse
 from fisherprune.sparse.layers import SparseConv1d, SparseConv2d, SparseLinear
@@ -22,6 +23,7 @@ from fisherprune.sparse.shrink import shrink
 
 __all__ = [
     "BatchNorm",
+    "Conv2d",
     "MaxPool2d",
     "SparseConv1d",
     "SparseConv2d",
