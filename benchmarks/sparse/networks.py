@@ -45,6 +45,9 @@ def masks_of(
     criterion, scope = MASKS[kind]
     device = next(model.parameters()).device
     batch = images(SCORED, size, f"{device}")
+    weights = fp.prunable_parameters(model).values()
+    kept = sum(p.numel() for p in weights) * (1 - max(sparsities))
+    least = min(LEAST, int(kept / 2 / len(weights)))  # small networks have not so many
     model = copy.deepcopy(model).train()
     with torch.no_grad():
         for _ in range(PASSES):  # BatchNorm learns the statistics of images
@@ -52,7 +55,7 @@ def masks_of(
     model.eval()
     return fp.find_masks(
         *(model, [batch], criterion, sparsities, scope),
-        min_per_layer=LEAST,
+        min_per_layer=least,
         ties="position",
     )
 
