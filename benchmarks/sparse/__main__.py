@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 import fisherprune as fp
 from benchmarks.end_to_end import images
@@ -123,7 +124,7 @@ def inference(network: str, sparsity: float, rounds: int) -> Rows:
     model = dense_network(network, "cpu").eval()
     (masks,) = masks_of(model, "random", [sparsity], 32)
     model = masked(model, masks)
-    dense = torch.fx.experimental.optimization.fuse(model)
+    dense = fuse(model)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
     sparse = fp.sparse.compress(copy.deepcopy(model), masks)
     for batch in (1, 128):
