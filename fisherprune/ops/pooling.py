@@ -14,6 +14,7 @@ from torch import Tensor
 from fisherprune.errors import FisherpruneError
 from fisherprune.ops import kernels as kernels  # registers the ops
 from fisherprune.ops import reference
+from fisherprune.ops.layout import samples_innermost
 
 Pair = tuple[int, int]
 
@@ -67,11 +68,6 @@ def pooled_size(
     span = size + 2 * padding - kernel
     steps = (span + (stride - 1 if ceil_mode else 0)) // stride
     return steps if steps * stride >= size + padding else steps + 1
-
-
-def samples_innermost(x: Tensor) -> Tensor:
-    """Return ``[N, C, H, W]`` as a tensor whose memory is ``[C, H, W, N]``."""
-    return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
 
 def _new(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:

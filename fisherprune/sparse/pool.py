@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune import ops
+from fisherprune.ops.layout import lies_innermost
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -39,7 +40,7 @@ class MaxPool2d(nn.MaxPool2d):
         return (
             x.dim() == 4
             and x.dtype in (torch.float32, torch.bfloat16)
-            and x.permute(1, 2, 3, 0).is_contiguous()
+            and lies_innermost(x)
             and not (x.is_contiguous() or self.return_indices)
             and _pair(self.dilation) == (1, 1)
             and rows * columns <= ops.MOST_PLACES
