@@ -156,7 +156,9 @@ def test_progress_is_shown_where_asked_for(capfd):
         ),
         "hessian_gradient": lambda **p: fp.score(model, [(x, y)], "grasp", **p),
         "gradient": lambda **p: fp.score_all(model, [(x, y)], ["fts"], **p),
-        "gradient_mom": lambda **p: fp.prune(model, iter([(x, y)]), "fts", 0.5, **p),
+        "gradient_mom": lambda **p: fp.prune(
+            model, iter([(x, y)]), "fts", 0.5, ties="position", **p
+        ),
     }
     for title, compute in shown.items():
         compute()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,8 @@ class Records:
         norms: of the tensors that they read.
         compares_late: whether comparisons stay ``unread``: then no device waits.
         unread: for each of them whether a call read other values in the batch, bool.
-        alike: for tensors that gradients come through, whether all samples are the same
-            in them, bool.
+        alike: tensors that gradients come through, with whether the first sample and
+            the last are the same in them, bool.
     """
 
     sample: int = -1
@@ -54,12 +55,20 @@ class Records:
     norms: list[Tensor] = field(default_factory=list)
     compares_late: bool = False
     unread: list[Tensor] = field(default_factory=list)
-    alike: list[Tensor] = field(default_factory=list)
+    alike: list[tuple[ReferenceType[Tensor], Tensor]] = field(default_factory=list)
 
-    def note_alike(self, rows: Tensor) -> None:
-        """Note whether rows ``[N, *]`` are the same, but for rounding."""
-        rows = rows.detach().float()
-        self.alike.append((rows - rows[:1]).norm() <= 1e-5 * rows.norm())
+    def note_alike(self, tensor: Tensor, rows: Tensor) -> None:
+        """Note whether all samples may be the same in a tensor, but for rounding.
+
+        Where the outermost two differ, not all are the same.
+
+        Args:
+            tensor: of a call.
+            rows: of its samples, ``[N, *]``.
+        """
+        first, last = rows[0].detach().float(), rows[-1].detach().float()
+        is_alike = (first - last).norm() <= 1e-5 * first.norm()
+        self.alike.append((ref(tensor), is_alike))
 
     @cached_property
     def _least(self) -> Tensor:

@@ -214,7 +214,8 @@ class CallTap(Tracking):
         )
         if not layout.fits(output):
             raise LayoutError("its result has not the samples where its input has")
-        self.finder.note_alike(layout, output)
+        if call.is_read:
+            self.finder.note_alike(layout, output)
         for operand, own in zip(operands, shared, strict=True):
             if operand is not None and own:
                 self._note(operand, func.__name__)

@@ -166,9 +166,9 @@ class Finder:
         return layout
 
     def note_alike(self, layout: Layout, tensor: Tensor) -> None:
-        """Note whether all samples are the same in a tensor of the first batch.
+        """Note whether all samples may be the same in a tensor of the first batch.
 
         Then samples may mix behind it, and values don't show it but gradients do.
         """
         if self.alone and tensor.requires_grad and tensor.is_floating_point():
-            self.alone.note_alike(layout.apart(local(tensor)))
+            self.alone.note_alike(tensor, layout.apart(local(tensor)))

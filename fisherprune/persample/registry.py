@@ -52,6 +52,8 @@ class LayerCall:
         weight_dims: dimensions that a weight must have; None: any.
         reads_input: whether ``layer.input_grad`` reads the input. Where it does not,
             no input is kept for a call whose parameters nobody watches.
+        is_read: whether the values of the output are read; else its gradient alone
+            counts.
         constants: tensors and numbers from which the layer computes what it keeps. The
             next batches use it again, as long as they are the same and unchanged.
     """
@@ -64,6 +66,7 @@ class LayerCall:
     positions: bool = True
     weight_dims: int | None = None
     reads_input: bool = True
+    is_read: bool = True
     constants: tuple[Tensor | float, ...] = ()
 
 

@@ -62,7 +62,8 @@ class Compared(NamedTuple):
 
     Attributes:
         reads_same: whether calls read the same, where that was left open.
-        has_alike: whether all samples are the same in a tensor.
+        has_alike: whether all samples may be the same in a tensor other than the
+            model's outputs, behind which losses are computed sample by sample.
     """
 
     reads_same: bool
@@ -90,7 +91,12 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
     is_one_finite = own.isfinite().all() != other.isfinite().all()
     differ["the loss of"] = _differs(own, other, tolerance, size) | is_one_finite
     broken = [~condition.holds for condition in together.conditions]
-    unread, alike = alone.records.unread, alone.records.alike
+    unread = alone.records.unread
+    alike = [
+        flag
+        for tensor, flag in alone.records.alike
+        if outputs is None or tensor() is not outputs
+    ]
     flags = [*broken, *differ.values(), *unread, *alike]
     verdicts = read_at_once([flag.view(()) for flag in flags])
     for condition, is_broken in zip(together.conditions, verdicts, strict=False):

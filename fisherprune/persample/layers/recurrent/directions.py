@@ -42,7 +42,8 @@ def recurrent_linear(
 
 @register_layer(recurrent_linear)
 def _sort_out(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall:
-    return LayerCall(_UnreadLinear(), input, weight, bias, weight_dims=2)
+    layer = _UnreadLinear()
+    return LayerCall(layer, input, weight, bias, weight_dims=2, is_read=False)
 
 
 def _linear(function: Callable[..., Tensor], x: Tensor, *operands: Any) -> Tensor:
