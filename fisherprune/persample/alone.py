@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 from weakref import ReferenceType, ref
 
 import torch
@@ -20,6 +22,16 @@ from fisherprune.persample.calls import (
 )
 from fisherprune.persample.layout import Alone
 from fisherprune.shards import any_shard, local
+
+T = TypeVar("T")
+
+
+PART = 1 << 12
+"""Numbers of a sample by which it is told from another one."""
+AT_ONCE = 1 << 16
+"""Numbers of a tensor up to which it is compared together with others."""
+INFINITE = 1e8
+"""The least norm of a tensor with numbers that stand for infinity."""
 
 
 @dataclass(frozen=True)
@@ -43,38 +55,42 @@ class Records:
 
     Attributes:
         sample: its number in the batch.
-        norms: of the tensors that they read.
-        compares_late: whether comparisons stay ``unread``: then no device waits.
-        unread: for each of them whether a call read other values in the batch, bool.
-        alike: tensors that gradients come through, with whether the first sample and
-            the last are the same in them, bool.
+        values: of what they read, floating-point tensors.
+        compares_late: whether comparisons wait for ``late_verdicts``: then no device
+            waits, and all are made at once.
     """
 
     sample: int = -1
     by_key: dict[Key, Record] = field(default_factory=dict)
-    norms: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
     compares_late: bool = False
-    unread: list[Tensor] = field(default_factory=list)
-    alike: list[tuple[ReferenceType[Tensor], Tensor]] = field(default_factory=list)
+    _unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _unlike: list[Tensor] = field(default_factory=list)
+    _outermost: list[tuple[ReferenceType[Tensor], Tensor]] = field(default_factory=list)
 
-    def note_alike(self, tensor: Tensor, rows: Tensor) -> None:
-        """Note whether all samples may be the same in a tensor, but for rounding.
+    def note_outermost(self, tensor: Tensor, rows: Tensor) -> None:
+        """Keep the first sample and the last in a tensor that gradients come through.
 
-        Where the outermost two differ, not all are the same.
+        Of large ones, a part is enough to tell them apart.
 
         Args:
             tensor: of a call.
             rows: of its samples, ``[N, *]``.
         """
-        first, last = rows[0].detach().float(), rows[-1].detach().float()
-        is_alike = (first - last).norm() <= 1e-5 * first.norm()
-        self.alike.append((ref(tensor), is_alike))
+        ends = rows[0].detach(), rows[-1].detach()
+        if ends[0].numel() > PART:
+            ends = tuple(end[:: 1 + end.numel() // PART] for end in ends)
+        self._outermost.append((ref(tensor), torch.stack(ends)))
 
     @cached_property
     def _least(self) -> Tensor:
-        """What is nearly zero beside the largest of the tensors that were read."""
-        device = self.norms[0].device
-        return 1e-3 * torch.stack([norm.to(device) for norm in self.norms]).max()
+        """What is nearly zero beside the largest of the tensors that were read.
+
+        Nothing is beside those whose numbers stand for infinity, in masks.
+        """
+        norms = map(_norms, _sorted(self.values))
+        largest = [each.where(each < INFINITE, 0).max() for each in norms]
+        return 1e-3 * torch.stack([each.to(largest[0]) for each in largest]).max()
 
     def differ(self, one: Tensor, others: Sequence[Tensor]) -> list[bool]:
         """Return which calls read other values, more than another batch size rounds.
@@ -82,11 +98,44 @@ class Records:
         What is nearly zero has the rounding errors of the larger numbers from which it
         was computed. One that nothing is left to choose from may be told later.
         """
-        found = [self._differs(one, other.detach()) for other in others]
-        if self.compares_late and len(found) == 1:
-            self.unread += found
-            return [False]
-        return read_at_once(found)
+        if not self.compares_late or len(others) > 1:
+            found = [self._differs(one, other.detach()) for other in others]
+            return read_at_once(found)
+        other = others[0].detach()
+        if one.is_floating_point() and one.numel() <= AT_ONCE:
+            self._unread.append((one, _kept(other)))
+        else:
+            self._unlike.append(self._differs(one, other))
+        return [False]
+
+    def late_verdicts(self, outputs: Tensor | None) -> tuple[list[Tensor], ...]:
+        """Return what was left open, bool tensors of one element.
+
+        Args:
+            outputs: of the model; None where they are not known.
+
+        Returns:
+            whether calls read other values in the batch, and whether all samples may be
+            the same in tensors other than the outputs: where the first differs from the
+            last, they are not.
+        """
+        differ, alike = self._unlike, list[Tensor]()
+        for some in _sorted(self._unread, lambda pair: pair[0]):
+            ones, others = zip(*some, strict=True)
+            sizes = _norms(others)
+            sizes += self._least.to(sizes)
+            gaps = _norms(torch._foreach_sub(_wide(ones), _wide(others)))
+            differ.append((gaps > _tolerance(ones[0]) * sizes).any())
+        inner = [
+            both
+            for tensor, both in self._outermost
+            if outputs is None or tensor() is not outputs
+        ]
+        for some in _sorted(inner):
+            firsts, lasts = zip(*(both.unbind() for both in some), strict=True)
+            gaps = _norms(torch._foreach_sub(_wide(firsts), _wide(lasts)))
+            alike.append((gaps <= 1e-5 * _norms(firsts)).any())
+        return differ, alike
 
     def closest(self, one: Tensor, others: Sequence[Tensor]) -> tuple[int, bool]:
         """Return which of two others is closest to one, and whether it is by far.
@@ -94,7 +143,7 @@ class Records:
         Not by far where both may be rounding errors of larger numbers; the first one
         where they are about as close.
         """
-        gaps = torch.stack([(one - o.detach()).float().norm() for o in others])
+        gaps = _norms([one - _kept(o.detach()) for o in others])
         (first, second), rounding = gaps, 1e-2 * self._least.to(gaps.device)
         far = (gaps.max() > 100 * gaps.min()) & (gaps.max() > rounding)
         is_second, is_far = read_at_once([first > 2 * second, far])
@@ -103,10 +152,44 @@ class Records:
     def _differs(self, one: Tensor, other: Tensor) -> Tensor:
         if not one.is_floating_point():
             return (one != other).any()
-        tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
-        one, other = one.float(), other.float()
-        size = other.norm() + self._least.to(other.device)
-        return (one - other).norm() > tolerance * size
+        other = _kept(other)
+        gap, size = _norms((one - other, other))
+        return gap > _tolerance(one) * (size + self._least.to(size))
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Return a copy; numbers that stand for infinity can be subtracted in it."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    most = min(1e15, torch.finfo(tensor.dtype).max)
+    return tensor.clamp(-most, most)
+
+
+def _tolerance(tensor: Tensor) -> float:
+    return 1e-3 if tensor.dtype in (torch.float32, torch.float64) else 5e-2
+
+
+def _sorted(
+    values: Iterable[T], tensor_of: Callable[[T], Tensor] = lambda value: value
+) -> Iterable[list[T]]:
+    """Return lists of those that are on one device and of one dtype."""
+    found = defaultdict[object, list[T]](list)
+    for value in values:
+        tensor = tensor_of(value)
+        found[tensor.device, tensor.dtype].append(value)
+    return found.values()
+
+
+def _wide(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return tensors in which sums of squares of 16-bit numbers have room."""
+    return [
+        t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors
+    ]
+
+
+def _norms(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the norms of tensors of one device and dtype, in one tensor."""
+    return torch.stack(torch._foreach_norm(_wide(tensors)))
 
 
 def read_at_once(flags: Sequence[Tensor]) -> list[bool]:
@@ -169,7 +252,7 @@ class Recorder(Tracking):
         shape = tuple(tensor.shape)
         if shared:
             return Alone(shape)
-        value = tensor.clone()
+        value = _kept(tensor)
         if value.is_floating_point():
-            self.records.norms.append(torch.linalg.vector_norm(value.float()))
+            self.records.values.append(value)
         return Alone(shape, value)

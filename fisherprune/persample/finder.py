@@ -171,4 +171,4 @@ class Finder:
         Then samples may mix behind it, and values don't show it but gradients do.
         """
         if self.alone and tensor.requires_grad and tensor.is_floating_point():
-            self.alone.note_alike(tensor, layout.apart(local(tensor)))
+            self.alone.note_outermost(tensor, layout.apart(local(tensor)))

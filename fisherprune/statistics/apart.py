@@ -91,12 +91,7 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
     is_one_finite = own.isfinite().all() != other.isfinite().all()
     differ["the loss of"] = _differs(own, other, tolerance, size) | is_one_finite
     broken = [~condition.holds for condition in together.conditions]
-    unread = alone.records.unread
-    alike = [
-        flag
-        for tensor, flag in alone.records.alike
-        if outputs is None or tensor() is not outputs
-    ]
+    unread, alike = alone.records.late_verdicts(outputs)
     flags = [*broken, *differ.values(), *unread, *alike]
     verdicts = read_at_once([flag.view(()) for flag in flags])
     for condition, is_broken in zip(together.conditions, verdicts, strict=False):

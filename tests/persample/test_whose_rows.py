@@ -85,7 +85,22 @@ def as_many(m, x):
     return m.head(rows.unflatten(0, (len(x), -1)).mean(1))
 
 
+def weighed(lowest):
+    """Average the tokens of samples in another order, by a mask in front of softmax."""
+
+    def forward(m, x):
+        mask = torch.zeros_like(x[..., 0]).masked_fill(x[..., 0] > 0.5, lowest)
+        mask[:, 0] = 0
+        weights = (m.places + mask).softmax(1).unsqueeze(2)
+        h = torch.tanh(m.fc(x.flip(0)))[[*range(len(x))][::-1]]
+        return m.head((h * weights).sum(1))
+
+    return read(forward, places=drawn(4))
+
+
 MODELS = {
+    "masked with -inf": lambda: weighed(-torch.inf),
+    "masked with the least number": lambda: weighed(torch.finfo().min),
     "sorted": lambda: read(lambda m, x: in_order(m, x, x[:, 0, 0].argsort())),
     "sorted, samples second": lambda: read(
         lambda m, x: in_order(
