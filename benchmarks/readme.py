@@ -152,9 +152,9 @@ def _sparse_layers(record: dict) -> list[str]:
 def zoo(record: dict) -> list[str]:
     """Time, memory, errors and ways of all parameters of many networks."""
     lines = [
-        "| network, batch | over plain | MB above | error | vmap(grad), times ours "
-        "| ways |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| network, batch | over plain | first batch | a further one | MB above "
+        "| error | vmap(grad), times ours | ways |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     peers = {r["network"]: r["over ours"] for r in record["rows"] if "over ours" in r}
     for r in record["rows"]:
@@ -162,6 +162,7 @@ def zoo(record: dict) -> list[str]:
             peer = peers.get(r["network"])
             lines.append(
                 f"| {r['network']}, {r['batch']} | {r['over plain']:.2f} "
+                f"| {r['first batch']:.2f} | {r['further batch']:.2f} "
                 f"| {r['MB above plain'] - r['accumulators MB']:.0f} "
                 f"| {r['error']:.0e} | {f'{peer:.1f}' if peer else ''} | {r['ways']} |"
             )

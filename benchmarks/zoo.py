@@ -1,8 +1,9 @@
 """Gradient moments of all parameters of many kinds of networks.
 
 ``python -m benchmarks.zoo`` compares a pass over a few batches with a plain forward and
-backward pass over them, for each network, and on one batch with torch.func, which makes
-all per-sample gradients. Before anything is timed, the Fisher diagonal of a few samples
+backward pass over them, for each network, and with torch.func, which makes all
+per-sample gradients of one batch. What a pass costs once, and what a further batch costs,
+are told apart by a pass over one batch. Before anything is timed, the Fisher diagonal of a few samples
 is compared with a float64 loop over them. Language models are those of transformers,
 built from configurations; without it, their rows are left out.
 """
@@ -27,7 +28,8 @@ import fisherprune as fp
 from benchmarks.harness import ceilings, peak_extra_bytes, race, verify
 from benchmarks.record import arguments, finish, program
 
-PEER = "vmap(grad)"
+OURS, PLAIN, PEER = "fisherprune", "forward + backward", "vmap(grad)"
+FIRST = "fisherprune, first batch"
 PASS = 4  # batches in a pass
 LOOKED_AT = 3  # samples of the float64 loop
 TOLERANCE = 5e-2
@@ -222,49 +224,40 @@ def error_of(model: nn.Module, batch: Batch, loss: Any) -> float:
 
 
 def compare(network: Network, device: str, rounds: int) -> list[dict]:
-    """Race a pass with a plain one, and one batch with the peers."""
+    """Race a pass, and its first batch alone, with a plain one and with the peer."""
     torch.manual_seed(0)
     model = network.build().eval().to(device)
     batches = [(x.to(device), y.to(device)) for x, y in network.batches(PASS)]
     fp.measure_batchnorm(model, batches)  # else signals vanish in new networks
     loss = F.cross_entropy if network.classes else next_token
     calls: dict[str, Callable[[], Any]] = {
-        "fisherprune": partial(ours, model, batches, loss),
-        "forward + backward": partial(plain, model, batches, loss),
+        OURS: partial(ours, model, batches, loss),
+        FIRST: partial(ours, model, batches[:1], loss),
+        PLAIN: partial(plain, model, batches, loss),
     }
-    error, found = error_of(model, batches[0], loss), calls["fisherprune"]()
+    if network.peer:
+        calls[PEER] = partial(materialize, model, batches[0], loss)
+    error, found = error_of(model, batches[0], loss), calls[OURS]()
     times = race(calls, lambda *_: None, device=device, rounds=rounds)
-    ratio = times["fisherprune"].median / times["forward + backward"].median
+    whole, first = times[OURS].median, times[FIRST].median
+    batch = times[PLAIN].median / PASS
     ways = Counter(way for path in found.paths.values() for way in path)
+    about = {"network": network.name, "batch": network.batch}
     row = {
-        "network": network.name,
-        "batch": network.batch,
-        "what": "fisherprune",
+        "what": OURS,
         "weights": sum(p.numel() for p in model.parameters()),
         "ways": ", ".join(f"{way} {n}" for way, n in ways.most_common()),
         "error": error,
-        "over plain": ratio,
+        "over plain": whole / PASS / batch,
+        "first batch": first / batch,
+        "further batch": (whole - first) / (PASS - 1) / batch,
         **memory(model, batches[0], loss, device),
     }
-    rows = [row | times["fisherprune"].row()]
+    rows = [about | row | times[OURS].row()]
     if network.peer:
-        rows.append(row_of_peer(network, model, batches[0], loss, rounds))
+        over = PASS * times[PEER].median / whole
+        rows.append(about | {"what": PEER, "over ours": over} | times[PEER].row())
     return rows
-
-
-def row_of_peer(
-    network: Network, model: nn.Module, batch: Batch, loss: Any, rounds: int
-) -> dict:
-    """Race one batch with all per-sample gradients at once."""
-    calls: dict[str, Callable[[], Any]] = {
-        "fisherprune": partial(ours, model, [batch], loss),
-        PEER: partial(materialize, model, batch, loss),
-    }
-    device = batch[0].device
-    times = race(calls, lambda *_: None, device=device, rounds=rounds)
-    ratio = times[PEER].median / times["fisherprune"].median
-    row = {"network": network.name, "batch": network.batch, "what": PEER}
-    return row | {"over ours": ratio, **times[PEER].row()}
 
 
 def materialize(model: nn.Module, batch: Batch, loss: Any) -> dict[str, Tensor]:

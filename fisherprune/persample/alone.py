@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
 from weakref import ReferenceType, ref
 
 import torch
@@ -22,9 +21,6 @@ from fisherprune.persample.calls import (
 )
 from fisherprune.persample.layout import Alone
 from fisherprune.shards import any_shard, local
-
-T = TypeVar("T")
-
 
 PART = 1 << 12
 """Numbers of a sample by which it is told from another one."""
@@ -77,9 +73,9 @@ class Records:
             tensor: of a call.
             rows: of its samples, ``[N, *]``.
         """
-        ends = rows[0].detach(), rows[-1].detach()
-        if ends[0].numel() > PART:
-            ends = tuple(end[:: 1 + end.numel() // PART] for end in ends)
+        ends = [rows[0].detach(), rows[-1].detach()]
+        if (size := ends[0].numel()) > PART:
+            ends = [end[:: 1 + size // PART] for end in ends]
         self._outermost.append((ref(tensor), torch.stack(ends)))
 
     @cached_property
@@ -88,7 +84,7 @@ class Records:
 
         Nothing is beside those whose numbers stand for infinity, in masks.
         """
-        norms = map(_norms, _sorted(self.values))
+        norms = [_norms(some) for (some,) in _sorted((v,) for v in self.values)]
         largest = [each.where(each < INFINITE, 0).max() for each in norms]
         return 1e-3 * torch.stack([each.to(largest[0]) for each in largest]).max()
 
@@ -120,21 +116,19 @@ class Records:
             last, they are not.
         """
         differ, alike = self._unlike, list[Tensor]()
-        for some in _sorted(self._unread, lambda pair: pair[0]):
-            ones, others = zip(*some, strict=True)
+        for ones, others in _sorted(self._unread):
             sizes = _norms(others)
             sizes += self._least.to(sizes)
-            gaps = _norms(torch._foreach_sub(_wide(ones), _wide(others)))
-            differ.append((gaps > _tolerance(ones[0]) * sizes).any())
+            far = _gaps(ones, others) > _tolerance(ones[0]) * sizes
+            differ.append(far.any())
         inner = [
-            both
+            (both[0], both[1])
             for tensor, both in self._outermost
             if outputs is None or tensor() is not outputs
         ]
-        for some in _sorted(inner):
-            firsts, lasts = zip(*(both.unbind() for both in some), strict=True)
-            gaps = _norms(torch._foreach_sub(_wide(firsts), _wide(lasts)))
-            alike.append((gaps <= 1e-5 * _norms(firsts)).any())
+        for firsts, lasts in _sorted(inner):
+            close = _gaps(firsts, lasts) <= 1e-5 * _norms(firsts)
+            alike.append(close.any())
         return differ, alike
 
     def closest(self, one: Tensor, others: Sequence[Tensor]) -> tuple[int, bool]:
@@ -143,7 +137,7 @@ class Records:
         Not by far where both may be rounding errors of larger numbers; the first one
         where they are about as close.
         """
-        gaps = _norms([one - _kept(o.detach()) for o in others])
+        gaps = _gaps([one, one], [_kept(other.detach()) for other in others])
         (first, second), rounding = gaps, 1e-2 * self._least.to(gaps.device)
         far = (gaps.max() > 100 * gaps.min()) & (gaps.max() > rounding)
         is_second, is_far = read_at_once([first > 2 * second, far])
@@ -153,8 +147,8 @@ class Records:
         if not one.is_floating_point():
             return (one != other).any()
         other = _kept(other)
-        gap, size = _norms((one - other, other))
-        return gap > _tolerance(one) * (size + self._least.to(size))
+        gap, size = _gaps([one], [other]), _norms([other])
+        return (gap > _tolerance(one) * (size + self._least.to(size))).squeeze()
 
 
 def _kept(tensor: Tensor) -> Tensor:
@@ -169,22 +163,24 @@ def _tolerance(tensor: Tensor) -> float:
     return 1e-3 if tensor.dtype in (torch.float32, torch.float64) else 5e-2
 
 
-def _sorted(
-    values: Iterable[T], tensor_of: Callable[[T], Tensor] = lambda value: value
-) -> Iterable[list[T]]:
-    """Return lists of those that are on one device and of one dtype."""
-    found = defaultdict[object, list[T]](list)
-    for value in values:
-        tensor = tensor_of(value)
-        found[tensor.device, tensor.dtype].append(value)
-    return found.values()
+def _sorted(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Yield the columns of rows that are on one device and of one dtype."""
+    found = defaultdict[object, list[tuple[Tensor, ...]]](list)
+    for row in rows:
+        found[row[0].device, row[0].dtype].append(row)
+    for some in found.values():
+        yield [*zip(*some, strict=True)]
 
 
 def _wide(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return tensors in which sums of squares of 16-bit numbers have room."""
-    return [
-        t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors
-    ]
+    wide = torch.float32, torch.float64
+    return [tensor if tensor.dtype in wide else tensor.float() for tensor in tensors]
+
+
+def _gaps(ones: Iterable[Tensor], others: Iterable[Tensor]) -> Tensor:
+    """Return the norms of differences."""
+    return _norms(torch._foreach_sub(_wide(ones), _wide(others)))
 
 
 def _norms(tensors: Iterable[Tensor]) -> Tensor:
