@@ -26,9 +26,11 @@ def fisherprune(model: nn.Module, x: Tensor, y: Tensor) -> Moments:
     return fisherprune_pass(model, [(x, y)])
 
 
-def fisherprune_pass(model: nn.Module, batches: Batches) -> Moments:
+def fisherprune_pass(
+    model: nn.Module, batches: Batches, cuda_graph: bool = False
+) -> Moments:
     """Ours over several batches."""
-    found = fp.gradient_moments(model, batches)
+    found = fp.gradient_moments(model, batches, cuda_graph=cuda_graph)
     return {name: (found.mean[name], found.fisher[name]) for name in found.mean}
 
 

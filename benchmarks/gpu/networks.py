@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -29,6 +30,9 @@ from benchmarks.harness import peak_extra_bytes, race, verify
 from fisherprune.runs.parts.mask import SCORED_ON_CUDA
 
 PLAIN = end_to_end.PLAIN
+OURS = "gradient_moments"
+GRAPHED = f"{OURS}, CUDA graph"
+"""The batches of a pass as one graph, but for its first ones."""
 
 
 def scores_of(model: nn.Module, found: peers.Moments) -> dict[str, Tensor]:
@@ -74,6 +78,9 @@ def scoring(
     loop = partial(peers.one_image_loop, model, x[:looped], y[:looped])
     calls: dict[str, Callable[[], dict[str, Tensor]]] = {
         "scores": partial(fp.score, model, batches, "fts"),
+        "graphed": partial(
+            fp.score, model, batches, "fts", settings=fp.Settings(cuda_graph=True)
+        ),
         "loop": lambda: part_of(loop(), 1),
     }
     with precision("ieee"):
@@ -84,6 +91,7 @@ def scoring(
 
     with precision("tf32"):
         error = relative_error(calls["scores"](), exact["scores"])
+        warned = warnings_of(calls["graphed"])
         times = race(calls, check, device=device, rounds=rounds)
     model.zero_grad(set_to_none=True)
     seconds = {k: [ms / 1e3 for ms in t.samples] for k, t in times.items()}
@@ -91,6 +99,7 @@ def scoring(
     what, goal = f"{name}, {count:,} images", Goal(2, aim=0.8)
     scores = f"{what}: exact fts scores, TF32, batch {batch}"
     yield row(scores, "s", seconds["scores"], goal, error=error)
+    yield row(f"{scores}, CUDA graph", "s", seconds["graphed"], **warned)
     yield row(f"{what}: one-image loop, TF32, scaled from {looped}", "s", scaled)
     over = [a / b for a, b in zip(scaled, seconds["scores"], strict=True)]
     goal = Goal(100, at_most=False)
@@ -126,9 +135,11 @@ def passes(
     for count in counts:
         place = f"{name}, {count} batches of {batch}, TF32"
         calls = {
-            "gradient_moments": partial(peers.fisherprune_pass, model, whole[:count]),
+            OURS: partial(peers.fisherprune_pass, model, whole[:count]),
             PLAIN: partial(peers.plain_pass, plain, whole[:count]),
         }
+        if not backend:
+            calls[GRAPHED] = partial(calls[OURS], cuda_graph=True)
         yield from pass_rows(place, how, calls, batch * count, device, rounds)
 
 
@@ -141,9 +152,8 @@ def pass_rows(
     rounds: int,
 ) -> Iterator[Row]:
     """Race ours and plain; a ratio over eager passes has a goal."""
-    ours = "gradient_moments"
     with precision("ieee"):
-        exact = calls[ours]()
+        exact = calls[OURS]()
 
     def check(what: str, found: peers.Moments) -> None:
         for i in range(1 if what == PLAIN else 2):
@@ -151,14 +161,26 @@ def pass_rows(
             verify(what, *parts, tolerance=TF32_NETWORK)
 
     with precision("tf32"):
-        error = relative_error(part_of(calls[ours](), 1), part_of(exact, 1))
+        error = relative_error(part_of(calls[OURS](), 1), part_of(exact, 1))
+        warned = warnings_of(calls[GRAPHED]) if GRAPHED in calls else {}
         times = race(calls, check, device=device, rounds=rounds, warmup=3)
     rates = {k: [images / ms * 1e3 for ms in t.samples] for k, t in times.items()}
-    over, goal = ratios(times[ours], times[PLAIN]), Goal(1.3, aim=1.05)
-    name = f"{place}: {ours} over {how} {PLAIN}"
+    over, goal = ratios(times[OURS], times[PLAIN]), Goal(1.3, aim=1.05)
+    name = f"{place}: {OURS} over {how} {PLAIN}"
     yield row(name, "x", over, goal if how == "eager" else None, error=error)
-    yield row(f"{place}: {ours}", "images/s", rates[ours])
+    yield row(f"{place}: {OURS}", "images/s", rates[OURS])
     yield row(f"{place}: {how} {PLAIN}", "images/s", rates[PLAIN])
+    if GRAPHED in calls:
+        over = ratios(times[GRAPHED], times[OURS])
+        yield row(f"{place}: {GRAPHED} over without", "x", over, **warned)
+
+
+def warnings_of(call: Callable[[], object]) -> dict[str, list[str]]:
+    """Return what a call warns of, where it does: that it ran without a graph, say."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return {"warned": [f"{each.message}" for each in caught]} if caught else {}
 
 
 def memory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,32 @@ class BlockSum:
     def __init__(self, blocks: Sequence[Tensor], store: Store = BESIDE) -> None:
         self.blocks, self.store = blocks, store
         self.terms = 0
+        self.first: int | None = None  # terms until the blocks were first emptied
         self._totals: list[Tensor] = []
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return all that is added to."""
+        return [*self.blocks, *self._totals]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Return the sums as they are."""
+        if not self._totals:
+            return [*self.blocks]
+        return [t + b for t, b in zip(self._totals, self.blocks, strict=True)]
+
+    def twin(self) -> BlockSum:
+        """Return one that adds to the same tensors, and counts terms of its own."""
+        twin = BlockSum(self.blocks, self.store)
+        twin._totals = [*self._totals]
+        return twin
+
+    def advance(self, twin: BlockSum) -> None:
+        """Make room for the terms that a twin counted, and count them."""
+        self.make_room(twin.terms if twin.first is None else twin.first)
+        if twin.first is not None:
+            self.terms = twin.terms
 
     def make_room(self, terms: int) -> None:
         """Prepare the blocks for as many more terms, at most ``BLOCK``."""
@@ -60,6 +86,8 @@ class BlockSum:
                 total.add_(block.to(total.device))
         for block in self.blocks:
             block.zero_()
+        if self.first is None:
+            self.first = self.terms
         self.terms = 0
 
 
@@ -122,6 +150,26 @@ class Accumulator:
         """Close the last group; then ``sum`` and ``sum_sq`` are those of all groups."""
         self.close(last_size)
         self._sums.finish()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return all that is added to, but for an open group."""
+        return self._sums.tensors
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Return the sums of all groups that are closed, of means and of squares."""
+        return self._sums.values
+
+    def twin(self) -> Accumulator:
+        """Return one that adds to the same tensors, and counts groups of its own."""
+        twin = copy(self)
+        twin._sums = self._sums.twin()
+        return twin
+
+    def advance(self, twin: Accumulator) -> None:
+        """Count what was added as a twin has counted it."""
+        self._sums.advance(twin._sums)
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
@@ -253,6 +301,32 @@ class Accumulators:
         sums = {name: each.sum for name, each in every.items()}
         return sums, {name: each.sum_sq for name, each in every.items()}
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return all that is added to, but for open groups."""
+        return [tensor for each in self._used.values() for tensor in each.tensors]
+
+    @property
+    def values(self) -> dict[str, list[Tensor]]:
+        """Return the sums so far of parameters that were added to."""
+        return {name: each.values for name, each in self._used.items()}
+
+    def fresh(self) -> Accumulators:
+        """Return accumulators of the same parameters, with nothing in them."""
+        return Accumulators(self.parameters, self.group_size, self.only, self.store)
+
+    def twin(self) -> Accumulators:
+        """Return one that adds to the same tensors, and counts samples of its own."""
+        twin = self.fresh()
+        twin._used = {name: each.twin() for name, each in self._used.items()}
+        return twin
+
+    def advance(self, twin: Accumulators) -> None:
+        """Count samples that are added without ``add``, as a twin has counted them."""
+        self.samples += twin.samples
+        for name in self._used.keys() & twin._used.keys():
+            self._used[name].advance(twin._used[name])
+
     def forget(self) -> None:
         """Give the memory of all sums back."""
         self._used.clear()
@@ -268,3 +342,13 @@ class Accumulators:
             parameter = self.parameters[name]
             self._used[name] = Accumulator(parameter, self.group_size, self.store)
         return self._used[name]
+
+
+class Forgetful(Accumulators):
+    """Computes the moments of a batch of whole groups, and forgets them."""
+
+    def add(self, name: str, gradients: Gradients) -> None:
+        """Compute the moments of one parameter."""
+        if self.wants(name):
+            one = Accumulator(self.parameters[name], self.group_size)
+            one.add(gradients, self._split)

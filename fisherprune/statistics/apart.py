@@ -80,7 +80,7 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
             hold.
     """
     outputs, one, i = together.outputs, alone.ran, alone.records.sample
-    tolerance, size = _tolerance(together.result if outputs is None else outputs), None
+    tolerance, size = tolerance_of(together.result if outputs is None else outputs), None
     differ = {}
     if one.outputs is not None and outputs is not None:
         size = outputs[i].detach().float().norm()
@@ -118,7 +118,7 @@ def _differs(
     return (one - other).norm() > tolerance * size
 
 
-def _tolerance(outputs: Tensor) -> float:
+def tolerance_of(outputs: Tensor) -> float:
     """Return the relative error that other kernels for one sample may cause."""
     if outputs.dtype not in (torch.float32, torch.float64):
         return 5e-2

@@ -16,9 +16,8 @@ from fisherprune.parameters import (
     plain_parameters,
 )
 from fisherprune.persample.calls import Function
-from fisherprune.persample.contributions import Gradients
 from fisherprune.shards import check_whole
-from fisherprune.statistics.accumulators import Accumulator, Accumulators
+from fisherprune.statistics.accumulators import Forgetful
 from fisherprune.statistics.batches import check_batch, reason
 from fisherprune.statistics.conditions import settings_of
 from fisherprune.statistics.coverage import Coverage
@@ -132,18 +131,10 @@ def _tried(task: Task) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
 UNUSED = "no loss of these samples depends on it: its gradients are zero"
 
 
-class _Forgetful(Accumulators):
-    """Computes the moments of a batch and forgets them."""
-
-    def add(self, name: str, gradients: Gradients) -> None:
-        """Compute the moments of one parameter."""
-        Accumulator(self.parameters[name], 1).add(gradients, self._split)
-
-
 class _Trial(PerSampleSums):
     """Finds ways, and sums nothing up."""
 
-    accumulators = _Forgetful
+    accumulators = Forgetful
 
 
 class _Seen(TorchFunctionMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -21,6 +21,7 @@ from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import Alone, check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
+from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.protect import forgetting
 from fisherprune.statistics.ranks import no_samples
@@ -95,8 +96,11 @@ class LoneSample:
         looped.end()
 
 
+Step = Callable[[TappedBatch | LoneSample], None]
+
+
 def tapped_passes(
-    op: str, task: Task, forward: Forward, sums: PerSampleSums
+    op: str, task: Task, forward: Forward, sums: PerSampleSums, step: Step | None = None
 ) -> Iterator[TappedBatch | LoneSample]:
     """Run the forward pass of each batch; the caller runs the backward pass.
 
@@ -105,6 +109,8 @@ def tapped_passes(
         task: its model is within ``evaluating``, its parameters are watched.
         forward: from whose result the caller goes backward.
         sums: to which what is yielded adds.
+        step: all that the caller does with what is yielded. With it, batches may run
+            as graphs, which are not yielded.
 
     Raises:
         FisherpruneError: where there is no batch, samples mix, or a parameter is
@@ -112,17 +118,23 @@ def tapped_passes(
     """
     with in_layers(task) as laid:
         sums.used = laid.used
-        yield from _tapped_passes(op, laid, forward, sums)
+        yield from _tapped_passes(op, laid, forward, sums, step)
 
 
 def _tapped_passes(
-    op: str, task: Task, forward: Forward, sums: PerSampleSums
+    op: str, task: Task, forward: Forward, sums: PerSampleSums, step: Step | None
 ) -> Iterator[TappedBatch | LoneSample]:
     forward, verdicts = forgetting(task.model, forward), Verdicts()
     run = _TappedRun(op, task, forward, sums)
+    graphs = None
+    if step and task.settings.cuda_graph:
+        graphs = GraphedBatches(op, task, sums, run.run, step)
     for batch in batches_of(op, task):
         first = sums.samples
         sums.samples += batch.size
+        if graphs and (conditions := graphs.replay(batch)) is not None:
+            verdicts.expect(conditions)
+            continue
         if sums.tapped.parameters and (tapped := run.tapped(batch)):
             verdicts.expect(tapped.ran.conditions)
             yield tapped
@@ -132,9 +144,13 @@ def _tapped_passes(
                     ran = forward(task.model, batch.alone(i))
                 verdicts.expect(ran.conditions)
                 yield LoneSample(ran.of_first(), first + i, sums, task.used)
+        if graphs:
+            graphs.learn(batch)
     verdicts.settle()
     if task.part is None or not task.part.number:
         _warn_of_loops(op, sums)
+        if graphs:
+            graphs.warn()
 
 
 def tapped_batch(op: str, task: Task, forward: Forward, batch: Batch) -> TappedBatch:

@@ -14,7 +14,7 @@ from fisherprune.parameters import Parameters, check_finite
 from fisherprune.statistics.accumulators import bytes_a_weight
 from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
-from fisherprune.statistics.driver import tapped_passes
+from fisherprune.statistics.driver import LoneSample, TappedBatch, tapped_passes
 from fisherprune.statistics.forward import of_likelihoods, of_losses
 from fisherprune.statistics.gradient_moments import GradientMoments
 from fisherprune.statistics.known_losses import Reader, reader_of
@@ -61,6 +61,7 @@ def gradient_moments(
     process_group: ProcessGroup | None = None,
     max_accumulator_bytes: int | None = None,
     offload: str | os.PathLike[str] | None = None,
+    cuda_graph: bool = False,
 ) -> GradientMoments:
     r"""Compute mean and mean square of the per-sample gradients, exactly, in one pass.
 
@@ -159,6 +160,19 @@ def gradient_moments(
             other dimension of the mesh; None where there is none. Moments are DTensors
             in the parts of the parameters. A call for which there is no rule gathers
             its parameters while its gradients are found.
+        cuda_graph: whether batches of the same shapes run as one CUDA graph, which a
+            GPU runs without Python in between: faster where a batch is small for the
+            GPU. The second batch of its shapes is recorded, and the third is run with
+            the graph and without, and both compared. So the code of model and loss must
+            do the same in each batch, by tensors alone: of what Python decides by other
+            things than attributes of modules, nothing is seen later than in the third
+            batch. Smaller batches run as ever. All do where the graph finds other sums,
+            where memory for it is missing, or where the pass reads values in Python,
+            changes the model, or draws from a generator, as it does for scored
+            embeddings and for losses times a power of two; a ``FisherpruneWarning``
+            says why. It keeps a copy of a batch and memory for its activations as long
+            as the pass runs, and while sums are compared 16 bytes a weight, or up to 80
+            where there are more than 512 groups. No GPU has run it yet.
 
     Passes of several threads run one after the other, whatever their models: a pass
     holds what is the process's. Ctrl-C takes effect at the next batch.
@@ -191,6 +205,7 @@ def gradient_moments(
             draws=draws,
             max_accumulator_bytes=max_accumulator_bytes,
             offload=offload,
+            cuda_graph=cuda_graph,
         )
         options = loss_fn, group_size, progress, losses, settings, seed
         task = checked_task(model, batches, parameters, *options, process_group)
@@ -258,11 +273,14 @@ def _pass(task: Task, exponent: int) -> Summed:
         forward = of_likelihoods(OP, _reader(task), losses=True)
     kind = SampledSums if sampled else PerSampleSums
     sums = kind(task, task.group_size, exponent != 0)
+
+    def step(each: TappedBatch | LoneSample) -> None:
+        sums.choose(0)
+        each.backward(scaled(each.result.sum(), exponent), again=sampled)
+
     with evaluating(task.model, task.parameters.values()):
-        for each in tapped_passes(OP, task, forward, sums):
-            sums.choose(0)
-            loss = scaled(each.result.sum(), exponent)
-            each.backward(loss, again=sampled)
+        for each in tapped_passes(OP, task, forward, sums, step):
+            step(each)
             if isinstance(sums, SampledSums):
                 sums.add_drawn(each, task, exponent)
     return sums.add_ranks(OP, task).summed()

@@ -13,6 +13,8 @@ LABELS = ("given", "sampled")
 CPU = "cpu"
 """What ``offload`` calls the CPU's memory."""
 PLACES = ("max_accumulator_bytes", "offload")
+"""Fields that say where sums are kept."""
+UNSEEN = (*PLACES, "cuda_graph")
 """Fields that change no result: no run has an option for them, no key depends on them.
 """
 
@@ -46,6 +48,9 @@ class Settings:
             "cpu" in the CPU's memory, or in memory-mapped files in a folder. Of passes
             for "moments", "gradient" and "gauss_newton", as ``max_accumulator_bytes``:
             the others refuse both. Results are the same, bit for bit.
+        cuda_graph: of the pass for "moments", whether batches of the same shapes run as
+            one CUDA graph where they can, see ``gradient_moments``; other passes run as
+            ever. Not for sampled labels.
 
     Raises:
         FisherpruneError: where a value is not what its field takes.
@@ -63,6 +68,7 @@ class Settings:
     probes: int = 10
     max_accumulator_bytes: int | None = None
     offload: str | os.PathLike[str] | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         """Check every field by itself."""
@@ -83,6 +89,10 @@ class Settings:
         if self.max_accumulator_bytes is not None:
             checked_number("max_accumulator_bytes", self.max_accumulator_bytes)
         _check_offload(self.offload)
+        if not isinstance(self.cuda_graph, bool):
+            raise FieldError("cuda_graph", "True or False", shown(self.cuda_graph))
+        if self.cuda_graph and self.labels == "sampled":
+            raise FieldError("cuda_graph", "False where labels are sampled", True)
 
 
 def _check_offload(value: object) -> None:

@@ -40,10 +40,18 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
 
 def named_tensors(batch: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors with their places, ``"0.input_ids"``, in order."""
-    if isinstance(batch, Tensor):
+    for place, value in named_values(batch, name):
+        if isinstance(value, Tensor):
+            yield place, value
+
+
+def named_values(batch: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yield all that is no container, or an empty one, with its place, in order."""
+    items = _items(batch)
+    if not items:
         yield name, batch
-    for key, item in _items(batch).items():
-        yield from named_tensors(item, f"{name}.{key}" if name else f"{key}")
+    for key, item in items.items():
+        yield from named_values(item, f"{name}.{key}" if name else f"{key}")
 
 
 def tensors_in(batch: object) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fisherprune.persample.contributions import Gradients
@@ -103,6 +104,23 @@ class PerSampleSums:
     def choose(self, number: int) -> None:
         """From now on, add to the sums of that number."""
         self.tapped, self.looped = self._all[number]
+
+    @contextmanager
+    def instead(self, tapped: Accumulators) -> Iterator[None]:
+        """Inside, add what the tap sees to other accumulators; of one kind of sums."""
+        (kept,) = self._all
+        self._all = [(tapped, self.accumulators({}, tapped.group_size))]
+        self.choose(0)
+        try:
+            yield
+        finally:
+            self._all = [kept]
+            self.choose(0)
+
+    def advance(self, twin: Accumulators) -> None:
+        """Count samples that are added as they were to a twin of ``tapped``."""
+        self.tapped.advance(twin)
+        self.looped.advance(twin)
 
     def add(self, name: str, gradients: Gradients) -> None:
         """Add per-sample gradients that the tap saw."""

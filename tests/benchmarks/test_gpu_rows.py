@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cpu_graph import CpuGraph
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -9,6 +10,7 @@ import fisherprune as fp
 from benchmarks import end_to_end, harness, moments, peers, topk, training
 from benchmarks.gpu import cases, kernels, measure, networks, profiles
 from benchmarks.gpu.measure import Goal, row
+from fisherprune.statistics import recording
 
 
 @pytest.mark.parametrize(
@@ -90,25 +92,34 @@ def test_scoring(small_network):
     found = list(networks.scoring("cpu", "net", 11, 4, looped=2, rounds=1))
     assert names(found)[0].startswith("net, 11 images: exact fts scores")
     assert found[0]["error"] < 1e-5
-    assert found[1]["value"] / found[0]["value"] == pytest.approx(found[2]["value"])
+    assert found[1]["name"] == f"{found[0]['name']}, CUDA graph"
+    assert found[2]["value"] / found[0]["value"] == pytest.approx(found[3]["value"])
 
 
 @pytest.mark.parametrize(("backend", "how"), [(None, "eager"), ("eager", "compiled")])
 def test_passes_of_few_and_of_many_batches(small_network, backend, how):
     """The backend "eager" of torch.compile traces and compiles nothing."""
     found = list(networks.passes("cpu", "net", 2, (1, 3), 1, backend))
-    assert names(found) == [
-        f"net, {count} batches of 2, TF32: {what}"
-        for count in (1, 3)
-        for what in (
-            f"gradient_moments over {how} forward + backward",
-            "gradient_moments",
-            f"{how} forward + backward",
-        )
+    ways = [
+        f"gradient_moments over {how} forward + backward",
+        "gradient_moments",
+        f"{how} forward + backward",
+        *["gradient_moments, CUDA graph over without"] * (how == "eager"),
     ]
-    for over, ours, plain in (found[:3], found[3:]):
+    assert names(found) == [
+        f"net, {count} batches of 2, TF32: {way}" for count in (1, 3) for way in ways
+    ]
+    for over, ours, plain, *_ in (found[: len(ways)], found[len(ways) :]):
         assert over["value"] == pytest.approx(plain["value"] / ours["value"])
         assert ("target" in over) == (how == "eager")
+
+
+def test_a_pass_without_a_graph_says_why(small_network, monkeypatch):
+    *_, found = networks.passes("cpu", "net", 2, (4,), 1)
+    assert "the model must be on cuda, got cpu" in found["warned"][0]
+    monkeypatch.setitem(recording.RECORDERS, "cpu", CpuGraph)
+    *_, found = networks.passes("cpu", "net", 2, (4,), 1)
+    assert found["name"].endswith("CUDA graph over without") and "warned" not in found
 
 
 def test_plain_passes_that_find_another_gradient_are_not_timed(

@@ -1,6 +1,7 @@
 """Passes on a GPU against float64 on the CPU, in every way in which they may run."""
 
 import copy
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -162,6 +163,105 @@ def test_every_criterion_scores_as_on_the_cpu(case, device):
         for name, wanted in scores.items():
             error = truth.relative_error(found[code][name].cpu(), wanted.double())
             assert error < 1e-3, (code, name)
+
+
+def graph_moments(case, batch=4, **options):
+    """Return the moments with graphs and without, of a last batch that is smaller."""
+    model, x, y = case
+    model, some = copy.deepcopy(model).to("cuda"), batches(x.cuda(), y.cuda(), batch)
+    options = {"parameters": fp.prunable_parameters(model)} | options
+    expected = fp.gradient_moments(model, some, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it says why there is no graph
+        return fp.gradient_moments(model, some, cuda_graph=True, **options), expected
+
+
+def longer(case, count):
+    model, x, y = case
+    picked = torch.randint(len(x), (count,))
+    return model, x[picked], y[picked]
+
+
+def assert_like(found, expected, tolerance=1e-5):
+    assert found.samples == expected.samples and found.groups == expected.groups
+    for kind in ("mean", "fisher"):
+        for name, wanted in getattr(expected, kind).items():
+            error = truth.relative_error(getattr(found, kind)[name], wanted.double())
+            assert error < tolerance, (kind, name)
+
+
+@needs_gpu
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_moments_of_a_graph(case, group_size):
+    found, expected = graph_moments(longer(case, 4 * 6 + 3), group_size=group_size)
+    assert_like(found, expected)
+
+
+@needs_gpu
+def test_moments_of_a_graph_of_many_groups():
+    assert_like(*graph_moments(longer(residual(), 4 * 700 + 3), 700))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_moments_of_a_graph_under_autocast(case, dtype):
+    with torch.autocast("cuda", dtype):
+        found, expected = graph_moments(longer(case, 4 * 6 + 3))
+    assert_like(found, expected, 0.05)
+
+
+@needs_gpu
+def test_moments_of_a_graph_of_channels_last():
+    model, x, y = longer(residual(), 4 * 6 + 3)
+    model, x = (t.to(memory_format=torch.channels_last) for t in (model, x))
+    assert_like(*graph_moments((model, x, y)))
+
+
+@needs_gpu
+def test_a_graph_beside_a_loader_that_pins_memory():
+    model, x, y = longer(residual(), 4 * 6 + 3)
+    model = model.to("cuda")
+    data = torch.utils.data.TensorDataset(x, y)
+    loader = torch.utils.data.DataLoader(data, 4, num_workers=1, pin_memory=True)
+    expected = fp.gradient_moments(model, loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fp.gradient_moments(model, loader, cuda_graph=True)
+    assert_like(found, expected)
+
+
+class Reads(Residual):
+    """A mask is read within a function, where only the GPU sees the wait."""
+
+    def forward(self, x):
+        x = x.clone()
+        x.view(-1)[(x > 3).view(-1)] = 3.0
+        return super().forward(x + 0 * (x > 0).sum().item())
+
+
+@needs_gpu
+def test_a_model_that_waits_runs_without_a_graph():
+    _, x, y = longer(residual(), 4 * 6 + 3)
+    model, some = on("cuda", randomized(Reads()).eval(), x, y)
+    expected = fp.gradient_moments(model, some)
+    with pytest.warns(fp.FisherpruneWarning, match="without a graph, as ever"):
+        found = fp.gradient_moments(model, some, cuda_graph=True)
+    assert_like(found, expected)
+    torch.cuda.empty_cache()  # the allocator is as it was
+
+
+@needs_gpu
+@pytest.mark.parametrize("number", [2, 4])
+def test_an_error_in_a_batch_of_a_graph(number):
+    model, x, y = longer(residual(), 4 * 7)
+    y[4 * number + 1] = CLASSES
+    model, some = on("cuda", model.train(), x, y)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    some = batches(x.cuda(), y.cuda(), 4)
+    with pytest.raises(fp.FisherpruneError, match=f"labels must .* to {CLASSES}"):
+        fp.gradient_moments(model, some, cuda_graph=True)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
 
 
 @needs_gpu

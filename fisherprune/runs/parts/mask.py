@@ -17,7 +17,7 @@ from fisherprune.runs.kinds import at_least, must, one_of
 from fisherprune.runs.option import Effect, names, option
 from fisherprune.runs.parts.seeded import Seeded
 from fisherprune.scoring.criteria import CRITERIA
-from fisherprune.statistics.settings import FLOWS, LABELS, PLACES, Settings
+from fisherprune.statistics.settings import FLOWS, LABELS, UNSEEN, Settings
 
 SCORED, SCORED_ON_CUDA = 256, 1024
 """Images scored at a time where nothing else is said; the second of SMALL ones."""
@@ -181,7 +181,7 @@ class MaskConfig(Seeded):
     @property
     def settings(self) -> Settings:
         """Return what the fields of the same names tell the passes."""
-        told = (name for name in names(Settings) if name not in PLACES)
+        told = (name for name in names(Settings) if name not in UNSEEN)
         return Settings(**{name: getattr(self, name) for name in told})
 
     def check_mask(self) -> None:
