@@ -18,7 +18,7 @@ WAITS = "called a synchronizing CUDA operation"
 
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 INDEXES = frozenset("index index_put index_put_ _unsafe_index _index_put_impl_".split())
-"""Functions that read a mask's values, to know how many places it has."""
+"""Functions that read values of masks alone, to know how many places these have."""
 
 
 class UnfitError(RuntimeError):
@@ -136,12 +136,9 @@ def _why_unfit(
 ) -> str:
     """Return why a graph can't hold a call of a function."""
     name = func.overloadpacket.__name__
-    if READS & {*func.tags}:
+    is_mask = [tensor.dtype in (torch.bool, torch.uint8) for tensor in given[1:]]
+    if any(is_mask) if name in INDEXES else READS & {*func.tags}:
         return f"{name} reads values"
-    if name in INDEXES and any(
-        t.dtype in (torch.bool, torch.uint8) for t in given[1:]
-    ):
-        return f"{name} reads a mask"
     if len({t.device for t in (*given, *made)}) > 1:
         return f"{name} copies from one device to another"
     if name == "lift_fresh":

@@ -15,6 +15,13 @@ from fisherprune.statistics.structure import tensors_in
 FORBIDDEN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
+def waits(func, args):
+    """Return whether a function reads values; an index does of masks alone."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(each.dtype == torch.bool for each in args[1] if each is not None)
+    return bool(FORBIDDEN & {*func.tags})
+
+
 def number_of(tensor):
     return tensor.untyped_storage()._cdata
 
@@ -57,7 +64,7 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if FORBIDDEN & {*func.tags}:
+        if waits(func, args):
             raise RuntimeError("operation not permitted when stream is capturing")
         given = {number_of(t): t for t in tensors_in((*args, *kwargs.values()))}
         if func._schema.is_mutable:
