@@ -3,8 +3,11 @@
 import pytest
 import result_trees as trees
 import torch
+from cpu_graph import CpuGraphs
 from hypothesis import settings
 from trainings import small_run
+
+from fisherprune.statistics.recording import RECORDERS
 
 settings.register_profile("no clock", deadline=None)  # no test depends on time
 settings.load_profile("no clock")
@@ -25,6 +28,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cpu_graphs(monkeypatch):
+    """Let the CPU have graphs; return those that will be made."""
+    made = CpuGraphs()
+    monkeypatch.setitem(RECORDERS, "cpu", made)
+    return made
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +176,7 @@ def pass_rows(
         yield row(f"{place}: {GRAPHED} over without", "x", over, **warned)
 
 
-def warnings_of(call: Callable[[], object]) -> dict[str, list[str]]:
+def warnings_of(call: Callable[[], object]) -> dict[str, Any]:
     """Return what a call warns of, where it does: that it ran without a graph, say."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -80,8 +80,8 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
             hold.
     """
     outputs, one, i = together.outputs, alone.ran, alone.records.sample
-    tolerance, size = tolerance_of(together.result if outputs is None else outputs), None
-    differ = {}
+    tolerance = tolerance_of(together.result if outputs is None else outputs)
+    differ, size = {}, None
     if one.outputs is not None and outputs is not None:
         size = outputs[i].detach().float().norm()
         differ["the model's output for"] = _differs(

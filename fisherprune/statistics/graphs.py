@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,9 +27,10 @@ from torch import Tensor
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import device_of
 from fisherprune.shards import any_shard
-from fisherprune.statistics.accumulators import BLOCK, Accumulators, Forgetful
+from fisherprune.statistics.accumulators import Accumulators, Forgetful
 from fisherprune.statistics.apart import tolerance_of
 from fisherprune.statistics.batches import Batch, reason
+from fisherprune.statistics.blocks import BLOCK
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.recording import RECORDERS, Recorder, UnfitError, Watch
 from fisherprune.statistics.store import BESIDE, first_store
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 PLAIN = bool | int | float | str | None
 """Values that are compared where Python may decide by them."""
+MOST_KINDS = 100
+"""Kinds of batches that run without a graph before it is given up."""
+UNLIKE = "no batch is like another, of the same shapes and numbers"
 
 
 @dataclass
@@ -94,7 +97,7 @@ class GraphedBatches:
         self.tap, self.step = tap, step
         self.reason = self._why_never()
         self._graph: _Graph | None = None
-        self._seen: list[object] = []  # signatures of batches that ran without
+        self._seen = set[object]()  # signatures of batches that ran without
         self._before: object = None  # the model's state before the last of them
 
     def replay(self, batch: Batch) -> list[Condition] | None:
@@ -125,12 +128,14 @@ class GraphedBatches:
         signature = _signature(batch)
         if signature in self._seen:
             self._works(self._record, batch)
-        self._seen.append(signature)
+        self._seen.add(signature)
+        if len(self._seen) == MOST_KINDS:
+            self.reason = UNLIKE
 
     def warn(self) -> None:
-        """Say why batches ran without a graph: none was like another of many, say."""
+        """Say why batches ran without a graph, if they did and were enough for one."""
         if not self._graph and not self.reason and len(self._seen) > 2:
-            self.reason = "no batch is like another, of the same shapes and numbers"
+            self.reason = UNLIKE
         if self.reason:
             warnings.warn(
                 f"{self.op}: cuda_graph: batches ran without a graph, as ever: "
@@ -168,21 +173,21 @@ class GraphedBatches:
         if self.sums.looped.parameters:
             raise UnfitError("the model runs once more for each sample alone")
         if self._state() != self._before:
-            raise UnfitError("a forward pass changes attributes or buffers of the model")
+            raise UnfitError(
+                "a forward pass changes attributes or buffers of the model"
+            )
         if batch.size % self.task.group_size:
             raise UnfitError("groups run on from batch to batch")
         device, own = device_of(self.task.parameters), _copied(batch)
         recorder, tapped = RECORDERS[device.type](device), self.sums.tapped
         forgetful = Forgetful(tapped.parameters, tapped.group_size, tapped.only)
-        with _no_kept_casts(), self.sums.instead(forgetful), Watch() as watch:
-            with recorder.warming_up():
-                self._run(own)
-        if watch.reason:
-            raise UnfitError(watch.reason)
+        with self.sums.instead(forgetful), Watch() as watch, recorder.warming_up():
+            self._run(own)
+            if watch.reason:
+                raise UnfitError(watch.reason)
         twin = tapped.twin()
-        with _no_kept_casts(), self.sums.instead(twin), Watch() as watch:
-            with recorder.recording():
-                ran = self._run(own).ran
+        with self.sums.instead(twin), Watch() as watch, recorder.recording():
+            ran = self._run(own).ran
         if [*map(id, twin.tensors)] != [*map(id, tapped.tensors)]:
             raise UnfitError("another batch like it adds to other parameters")
         facts = _signature(batch), self._state(), twin, [*ran.conditions], watch
@@ -233,23 +238,17 @@ class GraphedBatches:
         return tensors, [value for value in own if isinstance(value, PLAIN)]
 
 
-def _signature(batch: Batch) -> list[object]:
+def _signature(batch: Batch) -> object:
     """Return what batches must have in common: all but the values of tensors."""
-    return [
-        (place, _facts(value) if isinstance(value, Tensor) else _own(value))
-        for place, value in named_values(batch.content)
-    ]
+    named = named_values(batch.content)
+    return tuple((place, type(value), _kept(value)) for place, value in named)
 
 
-def _facts(tensor: Tensor) -> object:
-    """Return what a copy needs; of one whose gradient is wanted, something unlike all."""
-    like = tensor.shape, tensor.stride(), tensor.dtype
-    return object() if tensor.requires_grad else like
-
-
-def _own(value: object) -> object:
-    """Return a value with its type; of what can't be compared, something unlike all."""
-    return (type(value), value if isinstance(value, PLAIN) else object())
+def _kept(value: object) -> object:
+    """Return what must stay of a value; it is like no other where a graph has none."""
+    if isinstance(value, Tensor) and not value.requires_grad:
+        return value.shape, value.stride(), value.dtype
+    return value if isinstance(value, PLAIN) else object()
 
 
 def _copied(batch: Batch) -> Batch:
@@ -276,14 +275,3 @@ def _are_close(
         )
     ]
     return expected.keys() <= found.keys() and bool(torch.stack(close).all())
-
-
-@contextmanager
-def _no_kept_casts() -> Iterator[None]:
-    """Have autocast keep no weights that it casts: those of a graph are its own."""
-    kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(kept)

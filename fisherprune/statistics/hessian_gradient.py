@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.parameters import Parameters, check_finite, device_of
 from fisherprune.shards import largest
-from fisherprune.statistics.accumulators import BlockSum
 from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batch, Batches, checked_batches, running
+from fisherprune.statistics.blocks import BlockSum
 from fisherprune.statistics.flow import flow_parameters
 from fisherprune.statistics.forward import Forward, of_losses, of_outputs
 from fisherprune.statistics.gradient import (

@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.shards import shards_of
-from fisherprune.statistics.accumulators import BlockSum, Sums
+from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
+from fisherprune.statistics.blocks import BlockSum
 from fisherprune.statistics.driver import plain_passes
 from fisherprune.statistics.estimates import Estimate, estimate_of
 from fisherprune.statistics.forward import of_losses

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from cpu_graph import CpuGraph
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -10,7 +9,6 @@ import fisherprune as fp
 from benchmarks import end_to_end, harness, moments, peers, topk, training
 from benchmarks.gpu import cases, kernels, measure, networks, profiles
 from benchmarks.gpu.measure import Goal, row
-from fisherprune.statistics import recording
 
 
 @pytest.mark.parametrize(
@@ -114,12 +112,15 @@ def test_passes_of_few_and_of_many_batches(small_network, backend, how):
         assert ("target" in over) == (how == "eager")
 
 
-def test_a_pass_without_a_graph_says_why(small_network, monkeypatch):
+def test_a_pass_without_a_graph_says_why(small_network):
     *_, found = networks.passes("cpu", "net", 2, (4,), 1)
     assert "the model must be on cuda, got cpu" in found["warned"][0]
-    monkeypatch.setitem(recording.RECORDERS, "cpu", CpuGraph)
+
+
+def test_a_pass_with_a_graph(small_network, cpu_graphs):
     *_, found = networks.passes("cpu", "net", 2, (4,), 1)
-    assert found["name"].endswith("CUDA graph over without") and "warned" not in found
+    assert found["name"].endswith("CUDA graph over without")
+    assert cpu_graphs.replays and "warned" not in found
 
 
 def test_plain_passes_that_find_another_gradient_are_not_timed(

@@ -56,6 +56,21 @@ class CpuGraph:
                     old.copy_(new)
 
 
+class CpuGraphs(list):
+    """Makes recorders of a kind, and has those that it made."""
+
+    kind = CpuGraph
+
+    def __call__(self, device):
+        self.append(self.kind(device))
+        return self[-1]
+
+    @property
+    def replays(self):
+        """Return how often any of them was run."""
+        return sum(each.replays for each in self)
+
+
 class _Recording(TorchDispatchMode):
     def __init__(self):
         super().__init__()

@@ -1,0 +1,287 @@
+"""Batches that can't run as one graph run without, and a warning says why.
+
+The CPU has a twin of CUDA's graphs.
+"""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cpu_graph import CpuGraph
+from graph_checks import assert_same, both, every
+from nets import Own, batches, conv_net, data
+from torch import nn
+
+import fisherprune as fp
+from fisherprune.statistics.recording import UnfitError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CLASSES = 5
+
+
+class Counting(nn.Module):
+    """Another function in each batch, or so it seems."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.calls = nn.Linear(6, CLASSES), 0
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(6))
+
+
+class CountsCalls(Counting):
+    def forward(self, x):
+        self.calls += 1
+        return self.head(x)
+
+
+class CountsInBuffer(Counting):
+    def forward(self, x):
+        self.seen += 1
+        return self.head(x) + 1e-6 * self.seen
+
+
+class ReplacesBuffer(Counting):
+    def forward(self, x):
+        self.scale = self.scale.clone()
+        return self.head(x * self.scale)
+
+
+class ReadsValues(Counting):
+    def forward(self, x):
+        return self.head(x) * 2 if x.isnan().any().item() else self.head(x)
+
+
+class ReadsMask(Counting):
+    def forward(self, x):
+        x = x.clone()
+        x[x > 0] *= 2
+        return self.head(x)
+
+
+class PicksRows(Counting):
+    def forward(self, x):
+        return self.head(x.index_add(1, x.new_ones(6).nonzero().flatten(), x))
+
+
+class MakesTensors(Counting):
+    def forward(self, x):
+        return self.head(x) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+class OwnGenerator(Counting):
+    def forward(self, x):
+        generator = torch.Generator().manual_seed(0)
+        return self.head(x + torch.rand(6, generator=generator))
+
+
+class RunsAlone(Counting):
+    def forward(self, x):
+        return torch.cat([self.head(one) for one in x.split(1)])
+
+
+UNFIT = {
+    CountsCalls: "changes attributes or buffers",
+    CountsInBuffer: "changes attributes or buffers",
+    ReplacesBuffer: "changes attributes or buffers",
+    ReadsValues: "_local_scalar_dense reads values",
+    ReadsMask: "index reads values",
+    PicksRows: "nonzero reads values",
+    MakesTensors: "a tensor is made of numbers of Python",
+    OwnGenerator: "draws from a generator of its own",
+    RunsAlone: "once more for each sample alone",
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_models_that_are_no_graph(kind, cpu_graphs):
+    some = batches(*data((6,), 24, CLASSES), 4)
+    found, expected, warned = both(kind(), some)
+    assert_same(found, expected)
+    assert not cpu_graphs.replays
+    (text,) = warned
+    assert "batches ran without a graph, as ever" in text and UNFIT[kind] in text
+
+
+def test_scored_embeddings_read_values(cpu_graphs):
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, CLASSES))
+    x, y = torch.randint(7, (24, 3)), torch.randint(CLASSES, (24,))
+    found, expected, warned = both(model, batches(x, y, 4))
+    assert_same(found, expected)
+    assert not cpu_graphs.replays and "reads" in warned[0]
+
+
+def test_losses_times_a_power_of_two_read_values(cpu_graphs):
+    some = batches(*data((6,), 24, CLASSES), 4)
+    found, expected, warned = both(
+        nn.Linear(6, CLASSES), some, loss_fn=lambda o, y: F.cross_entropy(o, y) * 1e-25
+    )
+    assert_same(found, expected)
+    assert found.exponent and cpu_graphs.replays == 5  # of the first pass
+    assert "_local_scalar_dense reads values" in warned[0]
+
+
+def test_what_python_does_otherwise_in_the_third_batch_is_seen(cpu_graphs):
+    """It decides by what is no attribute of a module."""
+    factor = [1]
+    x, y = data((6,), 24, CLASSES)
+
+    class Growing:
+        def __iter__(self):
+            for factor[0], batch in enumerate(batches(x, y, 4)):
+                factor[0] = max(factor[0], 1)
+                yield batch
+
+    model = Own(lambda m, x: m.head(x) * factor[0], head=nn.Linear(6, CLASSES))
+    found, expected, (warned,) = both(model, Growing())
+    assert_same(found, expected)
+    assert cpu_graphs.replays == 1 and "finds other sums of another batch" in warned
+
+
+def test_a_model_that_changes_between_batches(cpu_graphs):
+    """Its weights, which a graph would read; but what is computed from them is kept."""
+    x, y = data((3, 5, 5), 36, CLASSES)
+
+    def changing(model):
+        for i, batch in enumerate(batches(x, y, 6)):
+            if i == 4:
+                with torch.no_grad():
+                    model[1].running_var.mul_(4)
+            yield batch
+
+    make = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, CLASSES)
+    model = nn.Sequential(*make).eval()
+    other = copy.deepcopy(model)
+    expected = fp.gradient_moments(other, changing(other))
+    with pytest.warns(fp.FisherpruneWarning, match="not what it was"):
+        found = fp.gradient_moments(model, changing(model), cuda_graph=True)
+    assert_same(found, expected)
+    assert cpu_graphs.replays == 3
+
+
+def test_sums_that_are_kept_elsewhere(cpu_graphs, tmp_path):
+    some = batches(*data((6,), 24, CLASSES), 4)
+    found, expected, warned = both(nn.Linear(6, CLASSES), some, offload=tmp_path)
+    assert_same(found, expected)
+    assert not cpu_graphs.replays and "sums are kept elsewhere" in warned[0]
+
+
+def test_devices_without_graphs_run_as_ever():
+    some = batches(*data((6,), 24, CLASSES), 4)
+    found, expected, warned = both(nn.Linear(6, CLASSES), some)
+    assert_same(found, expected)
+    assert "the model must be on cuda, got cpu" in warned[0]
+
+
+def test_sampled_labels_are_refused():
+    with pytest.raises(
+        fp.FisherpruneError, match="cuda_graph must be False where labels are sampled"
+    ):
+        fp.Settings(labels="sampled", cuda_graph=True)
+    with pytest.raises(
+        fp.FisherpruneError, match="cuda_graph must be True or False, got 1"
+    ):
+        fp.Settings(cuda_graph=1)
+
+
+# What goes wrong while a graph is cpu_graphs.
+
+
+class Fails(CpuGraph):
+    @contextmanager
+    def recording(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        yield
+
+
+class Waits(CpuGraph):
+    @contextmanager
+    def warming_up(self):
+        yield
+        raise UnfitError("a function waits for the device")
+
+
+class FailsInside(CpuGraph):
+    @contextmanager
+    def recording(self):
+        with super().recording():
+            yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+class Forgets(CpuGraph):
+    def replay(self):
+        self.calls, every = self.calls[:-1], self.calls
+        super().replay()
+        self.calls = every
+
+
+class Overflows(CpuGraph):
+    def replay(self):
+        super().replay()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+TROUBLE = {
+    Fails: "OutOfMemoryError|out of memory",
+    Waits: "waits for the device",
+    FailsInside: "previous error during capture",
+    Forgets: "finds other sums of another batch",
+    Overflows: "out of memory",
+}
+
+
+@pytest.mark.parametrize("kind", TROUBLE)
+def test_trouble_with_a_graph_changes_nothing(kind, cpu_graphs):
+    cpu_graphs.kind = kind
+    some = batches(*data((3, 9, 9), 24, CLASSES), 4)
+    found, expected, (warned,) = both(conv_net().eval(), some)
+    assert_same(found, expected)
+    assert any(text in warned for text in TROUBLE[kind].split("|"))
+
+
+# Errors in a batch that runs as a graph.
+
+
+def test_labels_that_are_no_classes(cpu_graphs):
+    some = batches(*data((6,), 28, CLASSES), 4)
+    some[4][1][2] = CLASSES + 2
+    message = rf"labels must lie in \[0, {CLASSES}\), .* to {CLASSES + 2}"
+    model = nn.Linear(6, CLASSES)
+    with pytest.raises(fp.FisherpruneError, match=message):
+        fp.gradient_moments(model, some, cuda_graph=True, parameters=every(model))
+    assert cpu_graphs.replays
+
+
+@pytest.mark.parametrize("number", [2, 4, 6])
+def test_a_loss_that_is_not_finite(number, cpu_graphs):
+    some = batches(*data((6,), 28, CLASSES), 4)
+    some[number][0][1] = torch.inf
+    model, message = nn.Linear(6, CLASSES), r"finite, got (nan|-?inf) for sample 1"
+    with pytest.raises(fp.FisherpruneError, match=message):
+        fp.gradient_moments(model, some, cuda_graph=True, parameters=every(model))
+
+
+def test_a_model_is_left_as_it_was_found(cpu_graphs):
+    model = conv_net().train()
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    some = batches(*data((3, 9, 9), 24, CLASSES), 4)
+    random = torch.get_rng_state()
+
+    def failing():
+        yield from some
+        raise KeyError("end")
+
+    for source in (some, failing()):
+        try:
+            fp.gradient_moments(model, source, cuda_graph=True)
+        except KeyError:
+            pass
+        assert all(module.training for module in model.modules())
+        assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+        assert torch.equal(torch.get_rng_state(), random)
+    assert cpu_graphs.replays == 10
+    copy.deepcopy(model)
