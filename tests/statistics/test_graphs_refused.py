@@ -15,7 +15,9 @@ from nets import Own, batches, conv_net, data
 from torch import nn
 
 import fisherprune as fp
+from fisherprune.statistics import driver
 from fisherprune.statistics.recording import UnfitError
+from fisherprune.statistics.structure import tensors_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 5
@@ -161,6 +163,38 @@ def test_a_model_that_changes_between_batches(cpu_graphs):
     assert cpu_graphs.replays == 3
 
 
+def test_batches_of_very_many_kinds(cpu_graphs):
+    x, y = data((120, 2), 240, CLASSES)
+    some = [(x[i : i + 2, : 1 + i // 2], y[i : i + 2]) for i in range(0, 240, 2)]
+    model = Own(lambda m, x: m.head(x).mean(1), head=nn.Linear(2, CLASSES))
+    found, expected, (warned,) = both(model, some + some)
+    assert_same(found, expected)
+    assert not cpu_graphs and "no batch is like another" in warned
+    found, expected, warned = both(model, some[:90] + some[:90])
+    assert_same(found, expected)
+    assert cpu_graphs and not warned
+
+
+def test_inputs_whose_gradient_is_wanted(cpu_graphs):
+    x, y = data((6,), 24, CLASSES)
+
+    def run(self, x):
+        return self.head(x) * (1.0 if x.requires_grad else 2.0)
+
+    some = [(x.requires_grad_(), y) for x, y in batches(x, y, 4)]
+    found, expected, (warned,) = both(Own(run, head=nn.Linear(6, CLASSES)), some)
+    assert_same(found, expected)
+    assert not cpu_graphs and "no batch is like another" in warned
+
+
+def test_groups_of_very_many_samples(cpu_graphs):
+    x, y = data((6,), 600 * 4, CLASSES)
+    model = nn.Linear(6, CLASSES)
+    found, expected, (warned,) = both(model, batches(x, y, 600), group_size=600)
+    assert_same(found, expected)
+    assert not cpu_graphs and "groups have more than 512 samples" in warned
+
+
 def test_sums_that_are_kept_elsewhere(cpu_graphs, tmp_path):
     some = batches(*data((6,), 24, CLASSES), 4)
     found, expected, warned = both(nn.Linear(6, CLASSES), some, offload=tmp_path)
@@ -253,6 +287,51 @@ def test_labels_that_are_no_classes(cpu_graphs):
     with pytest.raises(fp.FisherpruneError, match=message):
         fp.gradient_moments(model, some, cuda_graph=True, parameters=every(model))
     assert cpu_graphs.replays
+
+
+class Late:
+    """Verdicts of a device that is slow: each is known when it was given all."""
+
+    def __init__(self):
+        self.open = []
+
+    def expect(self, conditions):
+        self.open += [(each, each.holds.clone()) for each in conditions]
+
+    def settle(self):
+        for condition, holds in self.open:
+            if not holds:
+                raise condition.error()
+
+
+def test_an_error_that_is_known_when_other_batches_ran(cpu_graphs, monkeypatch):
+    monkeypatch.setattr(driver, "Verdicts", Late)
+    some = batches(*data((6,), 28, CLASSES), 4)
+    some[4][1][2] = -7
+    model, message = nn.Linear(6, CLASSES), r"labels must lie in .* got -7 to"
+    with pytest.raises(fp.FisherpruneError, match=message):
+        fp.gradient_moments(model, some, cuda_graph=True, parameters=every(model))
+    assert cpu_graphs.replays == 6
+
+
+class Breaks(CpuGraph):
+    """From its third replay on, verdicts are that conditions don't hold."""
+
+    def replay(self):
+        super().replay()
+        if self.replays > 2:
+            for *_, results in self.calls:
+                for tensor in tensors_in(results):
+                    if tensor.dtype == torch.bool and not tensor.dim():
+                        tensor.fill_(False)
+
+
+def test_a_graph_whose_verdicts_are_others(cpu_graphs):
+    cpu_graphs.kind = Breaks
+    some = batches(*data((6,), 28, CLASSES), 4)
+    model, message = nn.Linear(6, CLASSES), "cuda_graph must be False .* of batch 3 can"
+    with pytest.raises(fp.FisherpruneError, match=message):
+        fp.gradient_moments(model, some, cuda_graph=True, parameters=every(model))
 
 
 @pytest.mark.parametrize("number", [2, 4, 6])
