@@ -57,7 +57,7 @@ class CudaRecorder:
     def warming_up(self) -> Iterator[None]:
         """Do the work on the stream of the recording.
 
-        A recording that fails leaves the allocator of torch 2.12 and before unusable,
+        Where a recording fails, older versions of torch leave their allocator unusable:
         so waits are looked for here.
         """
         here = torch.cuda.current_stream(self._stream.device)
