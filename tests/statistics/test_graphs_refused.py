@@ -4,6 +4,7 @@ The CPU has a twin of CUDA's graphs.
 """
 
 import copy
+import itertools
 from contextlib import contextmanager
 
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 
 import fisherprune as fp
 from fisherprune.statistics import driver
-from fisherprune.statistics.recording import UnfitError
+from fisherprune.statistics.recording import UnfitError, Watch
 from fisherprune.statistics.structure import tensors_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +80,11 @@ class OwnGenerator(Counting):
         return self.head(x + torch.rand(6, generator=generator))
 
 
+class UsesDevices(Counting):
+    def forward(self, x):
+        return self.head(x) * len(x.to("meta")) / len(x)
+
+
 class RunsAlone(Counting):
     def forward(self, x):
         return torch.cat([self.head(one) for one in x.split(1)])
@@ -93,6 +99,7 @@ UNFIT = {
     PicksRows: "nonzero reads values",
     MakesTensors: "a tensor is made of numbers of Python",
     OwnGenerator: "draws from a generator of its own",
+    UsesDevices: "copies from one device to another",
     RunsAlone: "once more for each sample alone",
 }
 
@@ -140,6 +147,39 @@ def test_what_python_does_otherwise_in_the_third_batch_is_seen(cpu_graphs):
     found, expected, (warned,) = both(model, Growing())
     assert_same(found, expected)
     assert cpu_graphs.replays == 1 and "finds other sums of another batch" in warned
+
+
+def test_gradients_that_come_another_way_when_a_batch_is_recorded(cpu_graphs):
+    calls = itertools.count()
+
+    def run(self, x):
+        if next(calls) < 4:  # two for the first batch, one for the second, one more
+            return self.head(x)
+        return torch.cat([self.head(one) for one in x.split(1)])
+
+    x, y = data((6,), 24, CLASSES)
+    model, own = nn.Linear(6, CLASSES), batches(x, y, 4)
+    other = Own(run, head=model)
+    expected = fp.gradient_moments(model, own, parameters=every(model))
+    with pytest.warns(fp.FisherpruneWarning, match="come another way than"):
+        found = fp.gradient_moments(
+            other, own, cuda_graph=True, parameters=every(model)
+        )
+    assert not cpu_graphs.replays
+    for name in expected.sum:
+        torch.testing.assert_close(found.sum[name], expected.sum[name])
+        torch.testing.assert_close(found.sum_sq[name], expected.sum_sq[name])
+
+
+def test_memory_that_is_read_and_not_made_is_kept():
+    x, z = torch.randn(3), torch.randn(3)
+    with Watch() as watch:
+        y = (x[1:] * 2).exp()
+        y.add_(z[:2])
+        z.zero_()
+    own = {each.untyped_storage().data_ptr() for each in (x, z)}
+    assert {each.data_ptr() for each in watch.read.values()} == own
+    assert not watch.reason
 
 
 def test_a_model_that_changes_between_batches(cpu_graphs):
