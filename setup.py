@@ -12,7 +12,8 @@ Environment:
   FISHERPRUNE_PYTHONS        interpreters, separated by spaces, that the module is made
                              for, and the wheel with it; default: the running one
   FISHERPRUNE_VARIANT        ends the version, as in 0.1.0+cu130, to tell wheels apart
-  TORCH_CUDA_ARCH_LIST       architectures, default "8.0;9.0+PTX"
+  TORCH_CUDA_ARCH_LIST       architectures, default "8.0;9.0+PTX"; 9.0a besides builds
+                             the kernel that FISHERPRUNE_CUDA_WGMMA=1 turns on
   MAX_JOBS                   parallel compiler processes
 """
 

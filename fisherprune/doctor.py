@@ -7,6 +7,7 @@ fisherprune works, with or without a GPU, and 1 where it does not.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 from dataclasses import dataclass, field
@@ -103,11 +104,20 @@ def _build(findings: Findings, kernels: ModuleType) -> None:
     else:
         cuda = "not built: C++ kernels only"
     findings.fact("CUDA kernels", cuda)
+    if kernels.CUDA_VERSION:
+        findings.fact("wgmma kernel", _wgmma(kernels.CUDA_ARCHS))
     from fisherprune.ops.sources import source_hash
 
     csrc = Path(__file__).resolve().parent.parent / "csrc"
     if csrc.is_dir() and source_hash(csrc) != kernels.SOURCE_HASH:
         findings.trouble(f"the kernels were not built from {csrc} as it is", REINSTALL)
+
+
+def _wgmma(archs: str) -> str:
+    if "9.0a" not in archs:
+        return "not built: TORCH_CUDA_ARCH_LIST had no 9.0a"
+    wish = os.environ.get("FISHERPRUNE_CUDA_WGMMA", "")
+    return "built, on" if wish == "1" else "built, off: FISHERPRUNE_CUDA_WGMMA is not 1"
 
 
 def _devices(findings: Findings, kernels: ModuleType) -> None:

@@ -152,6 +152,23 @@ def test_stale_kernels_are_reported(tmp_path, monkeypatch):
     assert not report.broken
 
 
+@pytest.mark.parametrize(
+    ("archs", "value", "line"),
+    [
+        ("8.0;9.0+PTX", "1", "not built: TORCH_CUDA_ARCH_LIST had no 9.0a"),
+        ("8.0;9.0;9.0a", None, "built, off: FISHERPRUNE_CUDA_WGMMA is not 1"),
+        ("9.0a", "1", "built, on"),
+    ],
+)
+def test_the_kernel_of_warpgroup_products_is_reported(archs, value, line, monkeypatch):
+    monkeypatch.setattr(kernels, "CUDA_VERSION", "13.0")
+    monkeypatch.setattr(kernels, "CUDA_ARCHS", archs)
+    monkeypatch.delenv("FISHERPRUNE_CUDA_WGMMA", raising=False)
+    if value:
+        monkeypatch.setenv("FISHERPRUNE_CUDA_WGMMA", value)
+    assert f"  wgmma kernel   {line}" in doctor.examine().lines
+
+
 def as_tf32(x):
     """Round to ten bits behind the point, as the tensor cores take their operands."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)

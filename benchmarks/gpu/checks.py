@@ -24,6 +24,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TESTS = (  # those that use a GPU, those that take long at the end
     "tests/ops/test_cuda.py",
     "tests/ops/test_cuda_streams.py",
+    "tests/ops/test_cuda_wgmma.py",
     "tests/statistics/test_cuda.py",
     "tests/sparse/test_semi_structured.py",
     "tests/test_doctor.py",

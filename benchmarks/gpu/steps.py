@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu import checks, kernels, networks, profiles
+from benchmarks.gpu import checks, kernels, networks, profiles, wgmma
 from benchmarks.gpu.measure import Found, NotHere, Row, limits
 from benchmarks.record import program, usable_device, write_json
 from fisherprune.commandline import Parser
@@ -72,6 +72,7 @@ OTHERS = [
     Step("compiled-vgg19", 120, f"{_OVER}, compiled", passes("vgg19", "inductor")),
     Step("profile", 45, "kernels of a pass, ours and plain", profiles.profile),
     Step("ncu", 180, "counters of grad_moments, the largest layers", profiles.ncu),
+    Step("wgmma", 30, "kernel of warpgroup products, beside", rows(wgmma.compare)),
     Step("topk-large", 25, "2^30 scores to masks", rows(kernels.large_selection)),
 ]
 STEPS = {step.name: step for step in [BUILD, *DEFAULT, *OTHERS, *SANITIZERS]}

@@ -1,5 +1,7 @@
 """The numbers a GPU must reach, measured on the CPU with tiny sizes."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherprune as fp
 from benchmarks import end_to_end, harness, moments, peers, topk, training
-from benchmarks.gpu import cases, kernels, measure, networks, profiles
+from benchmarks.gpu import cases, kernels, measure, networks, profiles, wgmma
 from benchmarks.gpu.measure import Goal, row
 
 
@@ -31,6 +33,29 @@ def test_rows_are_judged_by_their_median(goal, samples, holds, target):
     assert found.get("aim") == goal.aim
     assert found["more"] == 1
     assert "target" not in row("a", "x", samples)
+
+
+def test_the_kernels_of_a_switch_are_verified_and_timed_in_turn(short, monkeypatch):
+    monkeypatch.setenv(wgmma.SWITCH, "")
+    seen = []
+    real = wgmma.prepared
+
+    def prepared(*rest):
+        seen.append(os.environ[wgmma.SWITCH])
+        return real(*rest)
+
+    monkeypatch.setattr(wgmma, "prepared", prepared)
+    layers = [moments.Layer(3, 5, 6)]
+    (found,) = wgmma.compare("cpu", 4, layers, rounds=4, check=lambda _: None)
+    assert seen == ["0", "1"] * 4 and os.environ[wgmma.SWITCH] == ""
+    assert found["n"] == 4 and found["target"] == ">= 1"
+    assert max(found["error"] + found["present_error"]) < 1e-5
+    assert [str(layer) for layer in wgmma.LAYERS] == [
+        *("conv3x3 64-64 at 32", "conv3x3 128-128 at 16"),
+        *("conv3x3 256-256 at 8", "conv3x3 512-512 at 4"),
+    ]
+    with pytest.raises(measure.NotHere, match="needs kernels built with"):
+        list(wgmma.compare("cpu"))
 
 
 def test_precision_is_put_back_after_an_error():

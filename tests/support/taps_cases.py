@@ -28,3 +28,12 @@ CASES: dict[str, dict] = {
     "32_wide_short": _same((2, 32), n=5, group_size=9),
     "grouped_by_taps": _same((8, 8), n=3, c=48, o=192, groups=3),
 }
+
+UNEVEN: dict[str, dict] = {
+    "odd_outputs": _same((8, 8), n=3, o=131),
+    "odd_channels": _same((16, 16), n=3, c=37),
+    "one_of_each": _same((4, 4), n=2, c=1, o=1),
+    "odd_groups": _same((4, 4), n=3, c=51, o=45, groups=3),
+    "odd_group_remainder": _same((2, 32), n=7, c=19, o=70, group_size=3),
+}
+"""Those that leave tiles in part empty, which products of warpgroups take, too."""

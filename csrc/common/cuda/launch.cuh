@@ -23,22 +23,22 @@ inline void check_cuda(cudaError_t error, const char* what) {
   check(error == cudaSuccess, "fisherprune: ", what, ": ", cudaGetErrorString(error));
 }
 
-inline int multiprocessors() {
-  int device = 0, count = 0;
+// Of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
   check_cuda(cudaGetDevice(&device), "current device");
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-             "number of multiprocessors");
-  return count;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device),
+             "attribute of a device");
+  return value;
+}
+
+inline int multiprocessors() {
+  return device_attribute(cudaDevAttrMultiProcessorCount);
 }
 
 // Shared memory that one block may have.
 inline size_t most_shared_bytes() {
-  int device = 0, bytes = 0;
-  check_cuda(cudaGetDevice(&device), "current device");
-  check_cuda(
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-      "shared memory of a block");
-  return static_cast<size_t>(bytes);
+  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
 // Safe under stream capture: nothing here waits, copies or allocates.
@@ -61,7 +61,7 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
 }
 
 __device__ inline unsigned char* dynamic_shared() {
-  extern __shared__ __align__(128) unsigned char fisherprune_shared[];
+  extern __shared__ __align__(1024) unsigned char fisherprune_shared[];
   return fisherprune_shared;
 }
 

@@ -62,65 +62,91 @@ __device__ inline void flush_columns(const Moments<Tile>& moments,
     }
 }
 
-// The same where the columns of a product are channels, and products in a row are taps.
-// What a warp has of 8 rows goes through shared memory: there lie the sums of a row one
-// after the other, as in memory. Again all is read before the first sum is written.
+// The same where the columns of a product are channels, and products in a row are taps,
+// of eight or 16 channels. What a warp has of 8 rows and 8 channels goes through shared
+// memory: there lie the sums of a row one after the other, as in memory. Again all is
+// read before the first sum is written.
+constexpr int TAPS = 9;
+
 template <class Tile>
 struct RowsOfTaps {
-  static constexpr int taps = Tile::products_n, row = taps * 8;  // floats
-  static constexpr int floats = 8 * row;
+  static constexpr int blocks = Tile::products_n / TAPS;  // of eight channels
+  static constexpr int row = TAPS * 8, floats = 8 * row;
+  static constexpr bool full = Tile::path == Path::taps;  // all rows and columns exist
+  static_assert(Tile::products_n % TAPS == 0);
   float* sorted;  // the warp's
   int64_t row_words;
+  int rows, columns;  // that exist, of the warp's
   bool fresh;
 
   // Adds rows i * 16 + half * 8 and the following to sums that begin at `at`.
   __device__ void flush(const typename Moments<Tile>::Values& values, int i, int half,
-                        float* at, float scale) const {
+                        int block, float* at, float scale) const {
     const int lane = threadIdx.x % 32;
-    float* mine = sorted + lane / 4 * row + lane % 4 * 2 * taps;
+    float* mine = sorted + lane / 4 * row + lane % 4 * 2 * TAPS;
     __syncwarp();
 #pragma unroll
     for (int side = 0; side < 2; ++side)
 #pragma unroll
-      for (int j = 0; j < taps; ++j)
-        mine[side * taps + j] = values[i][j][half * 2 + side];
+      for (int tap = 0; tap < TAPS; ++tap)
+        mine[side * TAPS + tap] = values[i][tap * blocks + block][half * 2 + side];
     __syncwarp();
 #pragma unroll
     for (int next = 0; next < 8; next += 4) {
       const int of_rows = next + lane / 8, of_row = lane % 8;
-      float* to = at + (i * 16 + half * 8 + of_rows) * row_words + of_row;
-      float before[taps];
+      const int to_row = i * 16 + half * 8 + of_rows, to_column = block * row + of_row;
+      // Of what lies 8 apart from there on.
+      const int exist = full ? TAPS : to_row < rows ? (columns - to_column + 7) / 8 : 0;
+      float* to = at + to_row * row_words + to_column;
+      float before[TAPS];
 #pragma unroll
-      for (int k = 0; k < taps; ++k) before[k] = fresh ? 0.f : to[k * 8];
+      for (int k = 0; k < TAPS; ++k) before[k] = fresh || k >= exist ? 0.f : to[k * 8];
 #pragma unroll
-      for (int k = 0; k < taps; ++k)
-        to[k * 8] = fmaf(sorted[of_rows * row + of_row + k * 8], scale, before[k]);
+      for (int k = 0; k < TAPS; ++k)
+        if (k < exist)
+          to[k * 8] = fmaf(sorted[of_rows * row + of_row + k * 8], scale, before[k]);
     }
   }
 };
 
-// All of a tile's rows and columns exist.
+// A warp's place in its tile, in warps. The four of a warpgroup lie one below another.
+struct WarpPlace {
+  int row, column;
+};
+
+template <class Tile>
+__device__ inline WarpPlace warp_place() {
+  const int warp = threadIdx.x / 32;
+  if constexpr (Tile::path != Path::wgmma)
+    return {warp / Tile::warps_n, warp % Tile::warps_n};
+  const int group = warp / 4;
+  return {group / Tile::warps_n * 4 + warp % 4, group % Tile::warps_n};
+}
+
 template <class Tile>
 __device__ inline void flush_taps(const Moments<Tile>& moments,
                                   const GradMomentsTask& task, bool fresh) {
   using Rows = RowsOfTaps<Tile>;
   const TilePlace tile = tile_place(task, Tile::rows, Tile::columns);
-  const int warp = threadIdx.x / 32;
-  const int row = tile.row + warp / Tile::warps_n * (Tile::products_m * 16);
-  const int column = tile.column + warp % Tile::warps_n * Rows::row;
+  const WarpPlace warp = warp_place<Tile>();
+  const int row = tile.row + warp.row * (Tile::products_m * 16);
+  const int column = tile.column + warp.column * (Rows::blocks * Rows::row);
   const int64_t output = static_cast<int64_t>(tile.conv_group) * task.rows + row;
   const int64_t at = blockIdx.y * task.split_stride + output * task.columns + column;
   const float scale = 1.f / static_cast<float>(task.group_size);
-  const Rows to{reinterpret_cast<float*>(dynamic_shared()) + warp * Rows::floats,
-                task.columns, fresh};
+  const int nth = threadIdx.x / 32;
+  const Rows to{reinterpret_cast<float*>(dynamic_shared()) + nth * Rows::floats,
+                task.columns, task.rows - row, task.columns - column, fresh};
 #pragma unroll
   for (int i = 0; i < Tile::products_m; ++i)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      to.flush(moments.sum, i, half, task.sum + at, scale);
-      if (task.sum_sq)
-        to.flush(moments.sum_sq, i, half, task.sum_sq + at, scale * scale);
-    }
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int block = 0; block < Rows::blocks; ++block) {
+        to.flush(moments.sum, i, half, block, task.sum + at, scale);
+        if (task.sum_sq)
+          to.flush(moments.sum_sq, i, half, block, task.sum_sq + at, scale * scale);
+      }
 }
 
 // Adds the registers to this split's sums and clears them. It finds the tile's place
@@ -129,7 +155,7 @@ __device__ inline void flush_taps(const Moments<Tile>& moments,
 template <class Tile>
 __device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task,
                              bool fresh) {
-  if constexpr (Tile::path == Path::taps)
+  if constexpr (Tile::path == Path::taps || Tile::path == Path::wgmma)
     flush_taps<Tile>(moments, task, fresh);
   else
     flush_columns<Tile>(moments, task, fresh);

@@ -181,6 +181,36 @@ void launch_taps(const GradMoments& m, const Shares& shares, float* workspace,
   });
 }
 
+// The gradient's positions as runs, and the images with a row's channels together.
+template <class Tile, class Image>
+WgmmaTask wgmma_task_of(const GradMoments& m, const Shares& shares, float* workspace) {
+  const ConvShape& s = m.shape;
+  const GradMomentsTask moments = task_of<Tile>(m, shares, workspace);
+  const Operand &grad = moments.grad, &input = moments.input;
+  const int64_t runs = s.positions() / Image::run;
+  return {tensor_map({grad.data,
+                      {Image::run, s.outputs, runs, s.samples},
+                      {moments.grad_channel, Image::run * WORD, grad.sample_stride},
+                      {Image::run, PRODUCT_ROWS, Image::runs, 1}}),
+          tensor_map({input.data,
+                      {Image::width, s.channels, s.height, s.samples},
+                      {moments.input_channel, Image::row, input.sample_stride},
+                      {Image::width, Image::channels, 1, 1}}),
+          moments};
+}
+
+template <class Tile>
+void launch_wgmma(const GradMoments& m, const Shares& shares, float* workspace,
+                  Stream stream) {
+  with_wgmma_image(m.shape.width, [&](auto image) {
+    using Image = decltype(image);
+    const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
+    launch(grad_moments_wgmma_kernel<Tile, Image::bits>, grid,
+           Tile::threads + WGMMA_COPYING, WgmmaMemory<Tile, Image>::bytes, stream,
+           wgmma_task_of<Tile, Image>(m, shares, workspace));
+  });
+}
+
 inline int64_t bytes_between_positions(const View4& v, int64_t width) {
   return v.stride[width == 1 ? 2 : 3] * size_of(v.dtype);
 }
@@ -215,6 +245,8 @@ void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* wo
       launch_window<Tile>(m, plan.shares, workspace, stream);
     else if constexpr (Tile::path == Path::taps)
       launch_taps<Tile>(m, plan.shares, workspace, stream);
+    else if constexpr (Tile::path == Path::wgmma)
+      launch_wgmma<Tile>(m, plan.shares, workspace, stream);
     else
       launch_tile<Tile, exact>(m, plan.shares, workspace, stream);
   });

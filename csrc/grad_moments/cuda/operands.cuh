@@ -7,6 +7,7 @@
 
 #include "grad_moments/cuda/dense.cuh"
 #include "grad_moments/cuda/taps.cuh"
+#include "grad_moments/cuda/wgmma.cuh"
 #include "grad_moments/cuda/window.cuh"
 
 namespace fisherprune::cuda::grad_moments {
@@ -160,13 +161,16 @@ inline bool keeps_the_size(const ConvShape& s) {
          s.dilation_h == 1 && s.dilation_w == 1 && s.pad_h == 1 && s.pad_w == 1;
 }
 
+inline bool has_usual_width(const ConvShape& s) {
+  return s.width == 4 || s.width == 8 || s.width == 16 || s.width == 32;
+}
+
 // Whether the kernel of nine taps can take the tile: of such images, all rows and
 // columns of tiles that are full.
 template <class Tile>
 bool taps_suit(const GradMoments& m) {
   const ConvShape& s = m.shape;
-  const bool has_width = s.width == 4 || s.width == 8 || s.width == 16 || s.width == 32;
-  if (m.input.dtype != m.grad.dtype || !keeps_the_size(s) || !has_width ||
+  if (m.input.dtype != m.grad.dtype || !keeps_the_size(s) || !has_usual_width(s) ||
       s.patch() % Tile::columns != 0 || s.group_outputs() % Tile::rows != 0 ||
       !channels_are_rows(m.input, s, s.channels) ||
       !channels_are_rows(m.grad, s, s.outputs) ||
@@ -178,6 +182,42 @@ bool taps_suit(const GradMoments& m) {
     const bool fills = Image::units > 1 ? s.positions() == Image::unit
                                         : s.positions() % Image::unit == 0;
     return fills && choose_bands<Tile, Image>(task, s.positions());
+  });
+}
+
+// For images of the usual widths.
+template <class Action>
+auto with_wgmma_image(int64_t width, Action action) {
+  switch (width) {
+    case 4:
+      return action(WgmmaImage<2>{});
+    case 8:
+      return action(WgmmaImage<3>{});
+    case 16:
+      return action(WgmmaImage<4>{});
+    default:
+      return action(WgmmaImage<5>{});
+  }
+}
+
+// Whether copies can take the operand's boxes: each channel's positions are one row.
+inline bool has_boxes(const View4& v, const ConvShape& s) {
+  const auto is_stride = [](int64_t stride) {
+    return stride > 0 && stride % 4 == 0 && stride < int64_t{1} << 37;
+  };
+  return v.dtype == Dtype::float32 && v.stride[3] == 1 && v.stride[2] == s.width &&
+         is_stride(v.stride[0]) && is_stride(v.stride[1]) && starts_with_a_vector(v);
+}
+
+// Whether the kernel of products of warpgroups can multiply the operands.
+inline bool wgmma_suits(const GradMoments& m) {
+  const ConvShape& s = m.shape;
+  if (!keeps_the_size(s) || !has_usual_width(s) || !has_boxes(m.input, s) ||
+      !has_boxes(m.grad, s))
+    return false;
+  return with_wgmma_image(s.width, [&](auto image) {
+    constexpr int unit = decltype(image)::unit;
+    return s.width == 4 ? s.positions() == unit : s.positions() % unit == 0;
   });
 }
 

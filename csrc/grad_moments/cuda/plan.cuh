@@ -19,7 +19,9 @@ enum class TileKind {
   slim_window,
   dense,
   taps,
-  slim_taps
+  slim_taps,
+  wgmma,
+  slim_wgmma
 };
 
 // How the samples are divided among the blocks of a tile.
@@ -50,7 +52,8 @@ double padded_cost(const ConvShape& s, double cost) {
 }
 
 // In float32 precision a product needs many registers: there are no large tiles then.
-inline TileKind choose_tile(const GradMoments& m, bool exact) {
+// `wgmma`: products of warpgroups are allowed.
+inline TileKind choose_tile(const GradMoments& m, bool exact, bool wgmma) {
   const ConvShape& s = m.shape;
   TileKind best = TileKind::small;
   double least = padded_cost<SmallTile>(s, SMALL_COST);
@@ -71,6 +74,10 @@ inline TileKind choose_tile(const GradMoments& m, bool exact) {
     consider(TileKind::slim_taps, padded_cost<SlimTapsTile>(s, SLIM_TAPS_COST));
   if (taps_suit<TapsTile>(m))
     consider(TileKind::taps, padded_cost<TapsTile>(s, TAPS_COST));
+  if (wgmma && wgmma_suits(m)) {
+    consider(TileKind::slim_wgmma, padded_cost<SlimWgmmaTile>(s, SLIM_WGMMA_COST));
+    consider(TileKind::wgmma, padded_cost<WgmmaTile>(s, WGMMA_COST));
+  }
   return best;
 }
 
@@ -117,6 +124,8 @@ auto with_tile(TileKind kind, Action action) {
     if (kind == TileKind::slim_window) return action(SlimWindowTile{});
     if (kind == TileKind::taps) return action(TapsTile{});
     if (kind == TileKind::slim_taps) return action(SlimTapsTile{});
+    if (kind == TileKind::wgmma) return action(WgmmaTile{});
+    if (kind == TileKind::slim_wgmma) return action(SlimWgmmaTile{});
   }
   return action(SquareTile{});
 }
@@ -131,14 +140,14 @@ GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiproce
 }
 
 inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
-                                         int multiprocessors) {
+                                         int multiprocessors, bool wgmma = false) {
   const bool products = are_products(m.shape);
   GradMoments part = m;
   if (products) {
     part = samples_as_positions(m);
     part.input.dtype = part.grad.dtype = Dtype::float32;  // the squares are float32
   }
-  const TileKind kind = choose_tile(part, !allow_tf32);
+  const TileKind kind = choose_tile(part, !allow_tf32, wgmma);
   GradMomentsPlan plan = allow_tf32
                              ? plan_with_tile<false>(part.shape, kind, multiprocessors)
                              : plan_with_tile<true>(part.shape, kind, multiprocessors);

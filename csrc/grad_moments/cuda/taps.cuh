@@ -20,7 +20,6 @@ namespace fisherprune::cuda::grad_moments {
 
 constexpr int STAGE_BYTES = 128;  // of an output channel's positions
 constexpr int QUAD_BYTES = 16, QUADS = STAGE_BYTES / QUAD_BYTES;
-constexpr int TAPS = 9;
 
 // How images 2^bits wide lie in shared memory; distances in bytes.
 template <int bits_, Dtype dtype_>
@@ -68,9 +67,7 @@ struct TapsTask {
 // the gradient, the slots of the bands.
 template <class Tile>
 struct TapsMemory {
-  static constexpr int flush_row = Tile::products_n * 8;  // floats
-  static constexpr int flush_floats = 8 * flush_row;      // of a warp
-  static constexpr int grad_at = Tile::threads / 32 * flush_floats * WORD;
+  static constexpr int grad_at = Tile::threads / 32 * RowsOfTaps<Tile>::floats * WORD;
   static_assert(grad_at % STAGE_BYTES == 0, "see flipped");
   static constexpr int grad_stage = Tile::rows * STAGE_BYTES;
   static constexpr int slots_at = grad_at + Tile::stages * grad_stage;

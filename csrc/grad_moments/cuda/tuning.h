@@ -22,7 +22,7 @@ struct TileShape {
 };
 
 // How operands get to the products.
-enum class Path { gathered, window, taps, dense };
+enum class Path { gathered, window, taps, dense, wgmma };
 
 // A tile for patches that are gathered.
 template <class Shape, int slabs_, int exact_blocks_>
@@ -74,6 +74,20 @@ struct RowsTile : Shape {
 
 using DenseTile = RowsTile<TileShape<2, 4, 4, 4, 4, 1>>;  // 128 x 128
 
+// A tile of products of warpgroups, for the same convolutions as those of taps. Each
+// warpgroup has 64 x 144 outputs: all nine taps of 16 channels.
+template <class Shape>
+struct WgmmaTileOf : Shape {
+  static constexpr Path path = Path::wgmma;
+  static constexpr int exact_blocks = 0;
+  static_assert(Shape::warps_m % 4 == 0 && Shape::products_m == 1 &&
+                    Shape::products_n == 18,
+                "a warpgroup's product has 64 x 144 outputs");
+};
+
+using WgmmaTile = WgmmaTileOf<TileShape<8, 1, 1, 18, 8, 1>>;      // 128 x 144
+using SlimWgmmaTile = WgmmaTileOf<TileShape<4, 2, 1, 18, 8, 1>>;  // 64 x 288
+
 template <class Tile, bool exact>
 constexpr int resident_blocks() {
   return exact ? Tile::exact_blocks : Tile::blocks;
@@ -83,6 +97,7 @@ constexpr int resident_blocks() {
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
 constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;
 constexpr double SLIM_TAPS_COST = 0.5, TAPS_COST = 0.45;
+constexpr double SLIM_WGMMA_COST = 0.35, WGMMA_COST = 0.3;
 
 // Bytes of each block's shared memory that the device keeps for itself.
 constexpr int RESERVED_BYTES = 1 << 10;

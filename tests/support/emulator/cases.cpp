@@ -9,6 +9,7 @@
 
 #include "global_topk/cuda/launch.cuh"
 #include "grad_moments/cuda/launch.cuh"
+#include "grad_moments/cuda/wgmma_switch.h"
 
 namespace {
 
@@ -80,6 +81,8 @@ GradMomentsPlan wished_plan(const GradMoments& m, bool allow_tf32, TileKind tile
   if ((tile == TileKind::taps && !taps_suit<TapsTile>(m)) ||
       (tile == TileKind::slim_taps && !taps_suit<SlimTapsTile>(m)))
     emulator::fail("the convolution does not suit the tiles of taps");
+  if ((tile == TileKind::wgmma || tile == TileKind::slim_wgmma) && !wgmma_suits(m))
+    emulator::fail("the convolution does not suit products of warpgroups");
   if (tile == TileKind::dense && !dense_suits(m))
     emulator::fail("the operands do not suit the dense kernel");
   return allow_tf32 ? plan_with_tile<false>(m.shape, tile, multiprocessors())
@@ -232,13 +235,31 @@ void window_case(Files& files) {
 // The plan in TF32: splits, parts of a group, bytes of the workspace, the tile.
 void plan_case(Files& files) {
   const GradMoments m = planned_moments(read_shape(files));
-  const GradMomentsPlan plan = plan_grad_moments(m, true, multiprocessors());
+  const GradMomentsPlan plan =
+      plan_grad_moments(m, true, multiprocessors(), wants_wgmma());
   Array words(4 * sizeof(int64_t));
   words.as<int64_t>()[0] = plan.shares.splits;
   words.as<int64_t>()[1] = plan.shares.parts;
   words.as<int64_t>()[2] = plan.workspace * static_cast<int64_t>(sizeof(float));
   words.as<int64_t>()[3] = static_cast<int64_t>(plan.tile);
   files.write(words);
+}
+
+// What is wrong with the environment, or products of warpgroups for a build and device.
+void switch_case(Files& files) {
+  const Array archs = files.array();
+  const int major = static_cast<int>(files.number());
+  const int minor = static_cast<int>(files.number());
+  std::string message;
+  try {
+    if (wants_wgmma())
+      check_wgmma(std::string(archs.bytes.get(), archs.size), major, minor);
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  Array bytes(message.size());
+  std::copy(message.begin(), message.end(), bytes.bytes.get());
+  files.write(bytes);
 }
 
 // Positions divided by widths, as the kernels find a position's row.
@@ -269,6 +290,7 @@ int main(int argc, char** argv) {
     if (op == 6) window_case(files);
     if (op == 7) plan_case(files);
     if (op == 8) cycles_case(files);
+    if (op == 9) switch_case(files);
   }
   std::fclose(files.out);
   return 0;

@@ -34,7 +34,7 @@ FLAGS = [
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TILES = (
     *("small", "square", "tall", "window", "slim_window", "dense", "taps"),
-    "slim_taps",
+    *("slim_taps", "wgmma", "slim_wgmma"),
 )
 
 
@@ -179,6 +179,12 @@ def plan_case(
     return words(7, 1, 132) + numbers(
         [n, channels, size, size, outputs, size, size, 3, 3, *same]
     )
+
+
+def switch_case(archs: str, major: int, minor: int) -> bytes:
+    """Encode the question whether FISHERPRUNE_CUDA_WGMMA suits a build and device."""
+    text = np.frombuffer(archs.encode(), np.uint8)
+    return words(9, 1, 1) + array(text) + words(major, minor)
 
 
 def divider_case(positions, widths) -> bytes:

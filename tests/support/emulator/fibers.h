@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <vector>
@@ -44,7 +45,32 @@ struct Copy {
   int size, bytes;  // of the target, of which the first come from the source
 };
 
-enum class State { ready, at_barrier, at_collective, done };
+enum class State { ready, at_barrier, at_collective, awaits, done };
+
+// A barrier in shared memory.
+struct Barrier {
+  int arrivals, missing;  // of a phase
+  int64_t bytes;          // that are expected and have not landed
+  uint64_t phases;        // that have ended
+  bool published;         // asynchronous copies see it
+
+  void end_phase() {
+    if (missing > 0 || bytes != 0) return;
+    missing = arrivals;
+    ++phases;
+  }
+};
+
+// Products of matrices in shared memory that a thread takes part in.
+struct Product {
+  uint64_t a, b;
+  bool adds;
+};
+struct Products {
+  bool begun = false, early = false;
+  std::vector<float> results;  // so far
+  std::vector<Product> late;
+};
 
 // A stack of its own and, while it rests, the place on it where it goes on. Switching
 // is three dozen instructions: the C library's swapcontext calls the kernel.
@@ -96,6 +122,8 @@ struct Thread {
   uint64_t collectives = 0, commits = 0;
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> committed;
+  std::function<bool()> may_go_on;  // where it awaits something
+  Products products;
 };
 
 // What the lanes of a warp show each other, twice: one lane may reach the next
@@ -110,7 +138,10 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
-  Fiber scheduler;  // on the program's own stack:
+  size_t shared_bytes = 0;
+  std::map<uint32_t, Barrier> barriers;          // by their place in shared memory
+  std::vector<std::function<void()>> under_way;  // what ends at a moment of its own
+  Fiber scheduler;                               // on the program's own stack:
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
   unsigned current = 0;
@@ -132,6 +163,12 @@ inline void wait_as(State state) {
   back_to_scheduler(false);
 }
 
+template <class Condition>
+void wait_until(Condition may_go_on) {
+  self().may_go_on = may_go_on;
+  wait_as(State::awaits);
+}
+
 inline void enter_thread() {
   __sanitizer_finish_switch_fiber(nullptr, &block->scheduler_stack,
                                   &block->scheduler_stack_size);
@@ -139,6 +176,7 @@ inline void enter_thread() {
   for (const auto& group : self().committed)
     if (!group.empty()) fail("a thread ends with copies under way");
   if (!self().open.empty()) fail("a thread ends with copies under way");
+  if (self().products.begun) fail("a thread ends with products under way");
   self().state = State::done;
   back_to_scheduler(true);
 }
@@ -169,8 +207,12 @@ inline bool release(unsigned first, unsigned last, State state) {
 inline bool step_warp(unsigned first, unsigned last, std::mt19937_64& random) {
   release(first, last, State::at_collective);
   unsigned ready[32], count = 0;
-  for (unsigned i = first; i < last; ++i)
-    if (block->threads[i].state == State::ready) ready[count++] = i;
+  for (unsigned i = first; i < last; ++i) {
+    Thread& thread = block->threads[i];
+    if (thread.state == State::awaits && thread.may_go_on())
+      thread.state = State::ready;
+    if (thread.state == State::ready) ready[count++] = i;
+  }
   std::shuffle(ready, ready + count, random);
   for (unsigned i = 0; i < count; ++i) run_thread(ready[i]);
   return count > 0;
@@ -179,6 +221,17 @@ inline bool step_warp(unsigned first, unsigned last, std::mt19937_64& random) {
 inline bool all_done() {
   return std::all_of(block->threads.begin(), block->threads.end(),
                      [](const Thread& t) { return t.state == State::done; });
+}
+
+// Ends one of the things that are under way.
+inline bool end_one(std::mt19937_64& random) {
+  std::vector<std::function<void()>>& all = block->under_way;
+  if (all.empty()) return false;
+  std::swap(all[random() % all.size()], all.back());
+  const std::function<void()> end = std::move(all.back());
+  all.pop_back();
+  end();
+  return true;
 }
 
 // Warps take turns of a few steps; some run as far ahead as they can.
@@ -197,8 +250,12 @@ inline void run_block(std::mt19937_64& random) {
         any = true;
       }
     }
+    if (all_done()) {
+      if (!block->under_way.empty()) fail("a block ends with copies under way");
+      return;
+    }
+    if ((!any || random() % 4 == 0) && end_one(random)) continue;
     if (any) continue;
-    if (all_done()) return;
     if (!release(0, size, State::at_barrier)) fail("threads wait for others in vain");
   }
 }
@@ -234,6 +291,7 @@ void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel,
     blockIdx = place;
     now.body = kernel;
     now.shared.reset(new unsigned char[shared_bytes]);
+    now.shared_bytes = shared_bytes;
     std::memset(now.shared.get(), 0xff, shared_bytes);  // NaN
     start_threads(threads);
     run_block(random);

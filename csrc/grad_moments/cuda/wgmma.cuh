@@ -1,0 +1,204 @@
+// grad_moments for the convolutions of taps.cuh in TF32, on sm_90a alone: products of
+// whole warpgroups that read both operands from shared memory, where another warp has
+// them copied to.
+//
+// A stage is of one sample: 64 positions, or the 16 of an image of 4 x 4. A copy brings
+// 64 rows of the gradient. The image's rows that the stage sees come three times, the
+// columns shifted by one each time: a copy brings 16 channels of a row, and zeros where
+// the shifted row leaves the image. So the first row of a tap is the second row of the
+// tap above; and all taps, in blocks of eight channels, lie equally far apart: they are
+// the columns of one product. Copies round to TF32, to nearest.
+//
+// A thread has a ring of stages filled; two warpgroups multiply. Each stage has two
+// barriers: `full` when its bytes have landed, `empty` when all warps' products of it
+// have ended.
+//
+// Everything else, the order of the additions too, is as in the other kernels.
+#pragma once
+
+#include "common/cuda/hopper.cuh"
+#include "grad_moments/cuda/taps.cuh"
+
+namespace fisherprune::cuda::grad_moments {
+
+// How images 2^bits wide lie in a stage; distances in bytes.
+template <int bits_>
+struct WgmmaImage {
+  static constexpr int bits = bits_;
+  static constexpr int width = 1 << bits, row = width * WORD;
+  static constexpr int channels = 16, shifts = 3;
+  static constexpr int unit = bits == 2 ? 16 : 64;  // positions of a stage
+  static constexpr int rows = unit >> bits, seen = rows + 2;
+  static constexpr int block = 8 * row;               // eight channels of a row
+  static constexpr int shift = channels / 8 * block;  // 16 of them
+  static constexpr int line = shifts * shift;         // all that is of a row
+  static constexpr int bytes = (seen * line + 1023) / 1024 * 1024;
+  static constexpr int run = unit < 32 ? unit : 32;  // positions of the gradient
+  static constexpr int runs = unit / run;
+  static constexpr int grads = PRODUCT_ROWS * unit * WORD;  // bytes of 64 rows
+
+  // Where the columns of a product at position t begin.
+  __host__ __device__ static constexpr int place(int t) {
+    return (t >> bits) * line + (t & (width - 1)) * WORD;
+  }
+};
+
+struct WgmmaTask {
+  TensorMap grads, images;
+  GradMomentsTask moments;
+};
+
+// A block's shared memory: places to sort what is flushed, the stages, their barriers.
+template <class Tile, class Image>
+struct WgmmaMemory {
+  static constexpr int stages_at = Tile::threads / 32 * RowsOfTaps<Tile>::floats * WORD;
+  static constexpr int grad_bytes = Tile::rows * Image::unit * WORD;
+  static constexpr int copied = grad_bytes + Tile::warps_n * Image::seen * Image::line;
+  static constexpr int stage = grad_bytes + Tile::warps_n * Image::bytes;
+  static constexpr int room = (227 << 10) - stages_at - 2 * 8 * Tile::stages;
+  static constexpr int stages =
+      room / stage < Tile::stages ? room / stage : Tile::stages;
+  static constexpr int barriers_at = stages_at + stages * stage;
+  static constexpr int bytes = barriers_at + 2 * 8 * stages;
+  static_assert(stages >= 2 && stages_at % 1024 == 0 && grad_bytes % 1024 == 0);
+
+  SharedAddress shared;
+
+  __device__ SharedAddress grads(int i) const { return shared + stages_at + i * stage; }
+  __device__ SharedAddress images(int i, int side) const {
+    return grads(i) + grad_bytes + side * Image::bytes;
+  }
+  __device__ SharedAddress full(int i) const { return shared + barriers_at + i * 16; }
+  __device__ SharedAddress empty(int i) const { return full(i) + 8; }
+};
+
+// The stages of a ring in turn; with each round the parity changes.
+template <int stages>
+struct Ring {
+  int stage = 0;
+  unsigned parity = 0;
+
+  __device__ void advance() {
+    if (++stage < stages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+constexpr int WGMMA_COPYING = 128;  // threads of a warpgroup, of which one copies
+// Of a thread that multiplies, and of one of the others; 168 at the start.
+constexpr int WGMMA_REGISTERS = 240, WGMMA_REGISTERS_LEFT = 24;
+
+// One thread has everything copied.
+template <class Tile, int bits>
+__device__ inline void copy_stages(const WgmmaTask& task,
+                                   const WgmmaMemory<Tile, WgmmaImage<bits>>& memory) {
+  using Image = WgmmaImage<bits>;
+  const GradMomentsTask& m = task.moments;
+  const TilePlace tile = tile_place(m, Tile::rows, Tile::columns);
+  const int output = tile.conv_group * m.rows + tile.row;
+  const int channel = (tile.conv_group * m.columns + tile.column) / TAPS;
+  const SampleRange range = sample_range(m);
+  Ring<WgmmaMemory<Tile, Image>::stages> ring;
+  for (Cursor next{range.first, 0}; next.sample < range.end;
+       next.advance(m.positions, Image::unit), ring.advance()) {
+    await_phase(memory.empty(ring.stage), ring.parity ^ 1);
+    const SharedAddress full = memory.full(ring.stage);
+    arrive_expecting(full, memory.copied);
+#pragma unroll
+    for (int row = 0; row < Tile::rows; row += PRODUCT_ROWS)
+      copy_box(memory.grads(ring.stage) + row * Image::unit * WORD, task.grads, full, 0,
+               output + row, next.at / Image::run, next.sample);
+#pragma unroll 1
+    for (int side = 0; side < Tile::warps_n; ++side) {
+      SharedAddress to = memory.images(ring.stage, side);
+#pragma unroll 1
+      for (int y = 0; y < Image::seen; ++y)
+#pragma unroll
+        for (int x = 0; x < Image::shifts; ++x, to += Image::shift)
+          copy_box(to, task.images, full, x - 1, channel + side * Image::channels,
+                   (next.at >> bits) + y - 1, next.sample);
+    }
+  }
+}
+
+// Multiplies a stage. `grads` and `columns`: of its first eight positions. `first`: of
+// the group.
+template <class Image>
+__device__ inline void multiply_stage(Results& group, uint64_t grads, uint64_t columns,
+                                      bool first) {
+  begin_products(group);
+#pragma unroll
+  for (int t = 0; t < Image::unit; t += PRODUCT_DEPTH) {
+    const int grad = t / Image::run * PRODUCT_ROWS * Image::run + t % Image::run;
+    multiply_matrices(group, moved(grads, grad * WORD), moved(columns, Image::place(t)),
+                      t > 0 || !first);
+  }
+  await_products(group);
+}
+
+template <class Tile, int bits>
+__device__ inline void multiply_stages(
+    const WgmmaTask& task, const WgmmaMemory<Tile, WgmmaImage<bits>>& memory) {
+  using Image = WgmmaImage<bits>;
+  using Memory = WgmmaMemory<Tile, Image>;
+  const GradMomentsTask& m = task.moments;
+  const SampleRange range = sample_range(m);
+  // The same in all lanes: descriptors are in registers that a warp shares.
+  const int group = kept(static_cast<int>(threadIdx.x) / 128);
+  const int below = group / Tile::warps_n, side = group % Tile::warps_n;
+  constexpr int row = Image::run * WORD;  // of the gradient
+  const uint64_t grads = matrix_at(
+      shared_bytes_at(memory.grads(0) + below * Image::grads), row, 8 * row, 0);
+  const uint64_t columns = matrix_at(shared_bytes_at(memory.images(0, side)),
+                                     Image::row, Image::block, Image::line);
+  Ring<Memory::stages> ring;
+  Cursor cursor{range.first, 0};
+  Moments<Tile> moments{};
+  GroupCount count(m.fresh);
+  while (cursor.sample < range.end) {
+    do {
+      await_phase(memory.full(ring.stage), ring.parity);
+      const int stage = ring.stage * Memory::stage;
+      multiply_stage<Image>(moments.group[0], moved(grads, stage),
+                            moved(columns, stage),
+                            count.samples == 0 && cursor.at == 0);
+      if (threadIdx.x % 32 == 0) arrive(memory.empty(ring.stage));
+      ring.advance();
+      const int sample = cursor.sample;
+      cursor.advance(m.positions, Image::unit);
+      if (cursor.sample != sample)
+        close_sample<Tile>(moments, m, count, cursor.sample == range.end);
+    } while (cursor.sample < range.end && count.groups() < FLUSH_GROUPS);
+    flush<Tile>(moments, m, count.is_fresh());
+    count.since = 0;
+  }
+}
+
+template <class Tile, int bits>
+__global__ void __launch_bounds__(Tile::threads + WGMMA_COPYING, Tile::blocks)
+    grad_moments_wgmma_kernel(const __grid_constant__ WgmmaTask task) {
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __trap();  // never launched: see wgmma_suits
+#else
+  using Memory = WgmmaMemory<Tile, WgmmaImage<bits>>;
+  const Memory memory{shared_address(dynamic_shared())};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Memory::stages; ++i) {
+      init_barrier(memory.full(i), 1);
+      init_barrier(memory.empty(i), Tile::threads / 32);
+    }
+    publish_barriers();
+  }
+  __syncthreads();
+  if (threadIdx.x >= Tile::threads) {
+    give_registers<WGMMA_REGISTERS_LEFT>();
+    if (threadIdx.x == Tile::threads) copy_stages<Tile, bits>(task, memory);
+  } else {
+    take_registers<WGMMA_REGISTERS>();
+    multiply_stages<Tile, bits>(task, memory);
+  }
+#endif
+}
+
+}  // namespace fisherprune::cuda::grad_moments
