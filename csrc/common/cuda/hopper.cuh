@@ -105,6 +105,24 @@ inline TensorMap tensor_map(const Boxes& of) {
 
 __device__ inline uint32_t shared_bytes_at(SharedAddress address) { return address; }
 
+__device__ inline int cluster_size() {
+  int size;
+  asm volatile("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(size));
+  return size;
+}
+
+__device__ inline int cluster_rank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctaid.x;" : "=r"(rank));
+  return rank;
+}
+
+// Waits for all threads of the cluster.
+__device__ inline void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::
+                   : "memory");
+}
+
 // A barrier takes 8 bytes. One of its phases ends when `arrivals` threads have arrived
 // and the bytes have landed that they expected.
 __device__ inline void init_barrier(SharedAddress barrier, int arrivals) {
@@ -112,13 +130,18 @@ __device__ inline void init_barrier(SharedAddress barrier, int arrivals) {
                : "memory");
 }
 
-// After the last init_barrier and before __syncthreads: copies see the barriers.
+// After the last init_barrier and before threads meet: copies see the barriers.
 __device__ inline void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-__device__ inline void arrive(SharedAddress barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+// Arrives at another block's barrier, of the cluster, at the same place.
+__device__ inline void arrive_in(int rank, SharedAddress barrier) {
+  asm volatile(
+      "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
+      "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
 }
 
 __device__ inline void arrive_expecting(SharedAddress barrier, int bytes) {
@@ -133,7 +156,8 @@ __device__ inline void await_phase(SharedAddress barrier, unsigned parity) {
   uint32_t ended;
   do {
     asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+        "{.reg .pred p; "
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
         "selp.u32 %0, 1, 0, p;}"
         : "=r"(ended)
         : "r"(barrier), "r"(parity)
@@ -149,6 +173,18 @@ __device__ inline void copy_box(SharedAddress to, const TensorMap& from,
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
       "l"(&from), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
+
+// The same for all blocks of the cluster: to the same place, with the same barrier.
+__device__ inline void copy_box_to_all(SharedAddress to, const TensorMap& from,
+                                       SharedAddress barrier, int x, int y, int z,
+                                       int w) {
+  const uint16_t all = static_cast<uint16_t>((1 << cluster_size()) - 1);
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to),
+      "l"(&from), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w), "h"(all)
       : "memory");
 }
 

@@ -41,23 +41,36 @@ inline size_t most_shared_bytes() {
   return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-// Safe under stream capture: nothing here waits, copies or allocates.
+// Clusters of `size` neighbouring blocks, which run at the same time. Safe under stream
+// capture: nothing here waits, copies or allocates.
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            Stream stream, const Args&... args) {
+void launch_clusters(void (*kernel)(Params...), int size, dim3 grid, int threads,
+                     size_t shared_bytes, Stream stream, const Args&... args) {
   constexpr size_t always_granted = 48 << 10;
   if (shared_bytes > always_granted)  // host threads may race: all set the same limit
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(most_shared_bytes())),
                "shared memory of a kernel");
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(size);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = size > 1 ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, Params(args)...),
              "launch of a kernel");
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            Stream stream, const Args&... args) {
+  launch_clusters(kernel, 1, grid, threads, shared_bytes, stream, args...);
 }
 
 __device__ inline unsigned char* dynamic_shared() {

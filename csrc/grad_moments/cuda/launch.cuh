@@ -191,7 +191,7 @@ WgmmaTask wgmma_task_of(const GradMoments& m, const Shares& shares, float* works
   return {tensor_map({grad.data,
                       {Image::run, s.outputs, runs, s.samples},
                       {moments.grad_channel, Image::run * WORD, grad.sample_stride},
-                      {Image::run, PRODUCT_ROWS, Image::runs, 1}}),
+                      {Image::run, GRAD_ROWS, 1, 1}}),
           tensor_map({input.data,
                       {Image::width, s.channels, s.height, s.samples},
                       {moments.input_channel, Image::row, input.sample_stride},
@@ -204,10 +204,13 @@ void launch_wgmma(const GradMoments& m, const Shares& shares, float* workspace,
                   Stream stream) {
   with_wgmma_image(m.shape.width, [&](auto image) {
     using Image = decltype(image);
+    const WgmmaTask task = wgmma_task_of<Tile, Image>(m, shares, workspace);
+    int blocks = WGMMA_CLUSTER;  // with the same rows
+    while (task.moments.column_tiles % blocks != 0) blocks /= 2;
     const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
-    launch(grad_moments_wgmma_kernel<Tile, Image::bits>, grid,
-           Tile::threads + WGMMA_COPYING, WgmmaMemory<Tile, Image>::bytes, stream,
-           wgmma_task_of<Tile, Image>(m, shares, workspace));
+    launch_clusters(grad_moments_wgmma_kernel<Tile, Image::bits>, blocks, grid,
+                    Tile::threads + WGMMA_COPYING, WgmmaMemory<Tile, Image>::bytes,
+                    stream, task);
   });
 }
 

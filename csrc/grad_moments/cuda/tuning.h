@@ -93,6 +93,10 @@ constexpr int resident_blocks() {
   return exact ? Tile::exact_blocks : Tile::blocks;
 }
 
+// Blocks that share what they copy of the gradient, at most; a power of two.
+constexpr int WGMMA_CLUSTER = 4;
+static_assert(WGMMA_CLUSTER >= 1 && (WGMMA_CLUSTER & (WGMMA_CLUSTER - 1)) == 0);
+
 // The cost of an output of a padded tile, relative to the tall one, to choose a tile.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
 constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;

@@ -2,16 +2,20 @@
 // whole warpgroups that read both operands from shared memory, where another warp has
 // them copied to.
 //
-// A stage is of one sample: 64 positions, or the 16 of an image of 4 x 4. A copy brings
-// 64 rows of the gradient. The image's rows that the stage sees come three times, the
+// A stage is of one sample: 64 positions, or the 16 of an image of 4 x 4. Copies
+// bring the gradient's rows. The image's rows that the stage sees come three times, the
 // columns shifted by one each time: a copy brings 16 channels of a row, and zeros where
 // the shifted row leaves the image. So the first row of a tap is the second row of the
 // tap above; and all taps, in blocks of eight channels, lie equally far apart: they are
 // the columns of one product. Copies round to TF32, to nearest.
 //
+// Neighbouring blocks have the same rows of the gradient and form a cluster: each
+// copies a part of these rows to all of them. Otherwise the second-level cache, which
+// gives a multiprocessor some 28 bytes a cycle, would be the bottleneck.
+//
 // A thread has a ring of stages filled; two warpgroups multiply. Each stage has two
-// barriers: `full` when its bytes have landed, `empty` when all warps' products of it
-// have ended.
+// barriers: `full` when its bytes have landed, `empty` when the products of all warps
+// of the cluster have ended.
 //
 // Everything else, the order of the additions too, is as in the other kernels.
 #pragma once
@@ -37,6 +41,11 @@ struct WgmmaImage {
   static constexpr int runs = unit / run;
   static constexpr int grads = PRODUCT_ROWS * unit * WORD;  // bytes of 64 rows
 
+  // Where such a row of the tile's gradient begins in a run.
+  __host__ __device__ static constexpr int grad_place(int row, int run_) {
+    const int of_run = run_ * PRODUCT_ROWS + row % PRODUCT_ROWS;
+    return row / PRODUCT_ROWS * grads + of_run * run * WORD;
+  }
   // Where the columns of a product at position t begin.
   __host__ __device__ static constexpr int place(int t) {
     return (t >> bits) * line + (t & (width - 1)) * WORD;
@@ -85,9 +94,10 @@ struct Ring {
   }
 };
 
+constexpr int GRAD_ROWS = 32;       // of a copy of the gradient
 constexpr int WGMMA_COPYING = 128;  // threads of a warpgroup, of which one copies
 // Of a thread that multiplies, and of one of the others; 168 at the start.
-constexpr int WGMMA_REGISTERS = 240, WGMMA_REGISTERS_LEFT = 24;
+constexpr int WGMMA_REGISTERS = 232, WGMMA_REGISTERS_LEFT = 40;
 
 // One thread has everything copied.
 template <class Tile, int bits>
@@ -99,16 +109,23 @@ __device__ inline void copy_stages(const WgmmaTask& task,
   const int output = tile.conv_group * m.rows + tile.row;
   const int channel = (tile.conv_group * m.columns + tile.column) / TAPS;
   const SampleRange range = sample_range(m);
+  const int rank = cluster_rank(), blocks = cluster_size();
   Ring<WgmmaMemory<Tile, Image>::stages> ring;
   for (Cursor next{range.first, 0}; next.sample < range.end;
        next.advance(m.positions, Image::unit), ring.advance()) {
     await_phase(memory.empty(ring.stage), ring.parity ^ 1);
     const SharedAddress full = memory.full(ring.stage);
     arrive_expecting(full, memory.copied);
-#pragma unroll
-    for (int row = 0; row < Tile::rows; row += PRODUCT_ROWS)
-      copy_box(memory.grads(ring.stage) + row * Image::unit * WORD, task.grads, full, 0,
-               output + row, next.at / Image::run, next.sample);
+#pragma unroll 1
+    for (int i = rank; i < Image::runs * (Tile::rows / GRAD_ROWS); i += blocks) {
+      const int row = i / Image::runs * GRAD_ROWS, run = i % Image::runs;
+      const SharedAddress to = memory.grads(ring.stage) + Image::grad_place(row, run);
+      const int at = next.at / Image::run + run;
+      if (blocks > 1)
+        copy_box_to_all(to, task.grads, full, 0, output + row, at, next.sample);
+      else
+        copy_box(to, task.grads, full, 0, output + row, at, next.sample);
+    }
 #pragma unroll 1
     for (int side = 0; side < Tile::warps_n; ++side) {
       SharedAddress to = memory.images(ring.stage, side);
@@ -130,8 +147,8 @@ __device__ inline void multiply_stage(Results& group, uint64_t grads, uint64_t c
   begin_products(group);
 #pragma unroll
   for (int t = 0; t < Image::unit; t += PRODUCT_DEPTH) {
-    const int grad = t / Image::run * PRODUCT_ROWS * Image::run + t % Image::run;
-    multiply_matrices(group, moved(grads, grad * WORD), moved(columns, Image::place(t)),
+    const int grad = Image::grad_place(0, t / Image::run) + t % Image::run * WORD;
+    multiply_matrices(group, moved(grads, grad), moved(columns, Image::place(t)),
                       t > 0 || !first);
   }
   await_products(group);
@@ -163,7 +180,8 @@ __device__ inline void multiply_stages(
       multiply_stage<Image>(moments.group[0], moved(grads, stage),
                             moved(columns, stage),
                             count.samples == 0 && cursor.at == 0);
-      if (threadIdx.x % 32 == 0) arrive(memory.empty(ring.stage));
+      const int rank = static_cast<int>(threadIdx.x) % 32;
+      if (rank < cluster_size()) arrive_in(rank, memory.empty(ring.stage));
       ring.advance();
       const int sample = cursor.sample;
       cursor.advance(m.positions, Image::unit);
@@ -186,11 +204,11 @@ __global__ void __launch_bounds__(Tile::threads + WGMMA_COPYING, Tile::blocks)
   if (threadIdx.x == 0) {
     for (int i = 0; i < Memory::stages; ++i) {
       init_barrier(memory.full(i), 1);
-      init_barrier(memory.empty(i), Tile::threads / 32);
+      init_barrier(memory.empty(i), Tile::threads / 32 * cluster_size());
     }
     publish_barriers();
   }
-  __syncthreads();
+  meet_cluster();
   if (threadIdx.x >= Tile::threads) {
     give_registers<WGMMA_REGISTERS_LEFT>();
     if (threadIdx.x == Tile::threads) copy_stages<Tile, bits>(task, memory);
@@ -198,6 +216,7 @@ __global__ void __launch_bounds__(Tile::threads + WGMMA_COPYING, Tile::blocks)
     take_registers<WGMMA_REGISTERS>();
     multiply_stages<Tile, bits>(task, memory);
   }
+  meet_cluster();  // others arrive at this block's barriers
 #endif
 }
 

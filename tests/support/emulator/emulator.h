@@ -129,11 +129,17 @@ inline int multiprocessors() { return emulator::multiprocessor_count; }
 inline size_t most_shared_bytes() { return 227 << 10; }
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            Stream, const Args&... args) {
+void launch_clusters(void (*kernel)(Params...), int size, dim3 grid, int threads,
+                     size_t shared_bytes, Stream, const Args&... args) {
   emulator::run_grid(
-      grid, static_cast<unsigned>(threads), shared_bytes, [=] { kernel(args...); },
-      emulator::count_cycles);
+      grid, static_cast<unsigned>(size), static_cast<unsigned>(threads), shared_bytes,
+      [=] { kernel(args...); }, emulator::count_cycles);
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            Stream stream, const Args&... args) {
+  launch_clusters(kernel, 1, grid, threads, shared_bytes, stream, args...);
 }
 
 inline unsigned char* dynamic_shared() { return emulator::block->shared.get(); }

@@ -45,7 +45,7 @@ struct Copy {
   int size, bytes;  // of the target, of which the first come from the source
 };
 
-enum class State { ready, at_barrier, at_collective, awaits, done };
+enum class State { ready, at_barrier, at_collective, at_cluster, awaits, done };
 
 // A barrier in shared memory.
 struct Barrier {
@@ -139,15 +139,23 @@ struct Block {
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
   size_t shared_bytes = 0;
-  std::map<uint32_t, Barrier> barriers;          // by their place in shared memory
-  std::vector<std::function<void()>> under_way;  // what ends at a moment of its own
-  Fiber scheduler;                               // on the program's own stack:
+  std::map<uint32_t, Barrier> barriers;  // by their place in shared memory
+  dim3 place;
+  Fiber scheduler;  // on the program's own stack:
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
   unsigned current = 0;
 };
 
-inline Block* block = nullptr;
+inline Block* block = nullptr;                        // whose thread runs
+inline std::vector<std::unique_ptr<Block>> cluster;   // blocks that run together
+inline std::vector<std::function<void()>> under_way;  // what ends at its own moment
+
+inline void enter(Block& other) {
+  block = &other;
+  blockIdx = other.place;
+}
+
 inline Thread& self() { return block->threads[block->current]; }
 
 inline void back_to_scheduler(bool for_good) {
@@ -218,31 +226,48 @@ inline bool step_warp(unsigned first, unsigned last, std::mt19937_64& random) {
   return count > 0;
 }
 
-inline bool all_done() {
-  return std::all_of(block->threads.begin(), block->threads.end(),
-                     [](const Thread& t) { return t.state == State::done; });
+inline bool all_are(State state) {
+  for (const auto& each : cluster)
+    for (const Thread& thread : each->threads)
+      if (thread.state != state) return false;
+  return true;
 }
 
 // Ends one of the things that are under way.
 inline bool end_one(std::mt19937_64& random) {
-  std::vector<std::function<void()>>& all = block->under_way;
-  if (all.empty()) return false;
-  std::swap(all[random() % all.size()], all.back());
-  const std::function<void()> end = std::move(all.back());
-  all.pop_back();
+  if (under_way.empty()) return false;
+  std::swap(under_way[random() % under_way.size()], under_way.back());
+  const std::function<void()> end = std::move(under_way.back());
+  under_way.pop_back();
   end();
   return true;
 }
 
+// Lets those go on who wait for all threads of their block, or of their cluster.
+inline bool release_blocks() {
+  bool any = false;
+  for (const auto& each : cluster) {
+    enter(*each);
+    any |= release(0, static_cast<unsigned>(each->threads.size()), State::at_barrier);
+  }
+  if (any || !all_are(State::at_cluster)) return any;
+  for (const auto& each : cluster)
+    for (Thread& thread : each->threads) thread.state = State::ready;
+  return true;
+}
+
 // Warps take turns of a few steps; some run as far ahead as they can.
-inline void run_block(std::mt19937_64& random) {
-  const unsigned size = static_cast<unsigned>(block->threads.size());
-  std::vector<unsigned> warps;
-  for (unsigned first = 0; first < size; first += 32) warps.push_back(first);
+inline void run_cluster(std::mt19937_64& random) {
+  std::vector<std::pair<Block*, unsigned>> warps;
+  for (const auto& each : cluster)
+    for (unsigned first = 0; first < each->threads.size(); first += 32)
+      warps.emplace_back(each.get(), first);
   for (;;) {
     bool any = false;
     std::shuffle(warps.begin(), warps.end(), random);
-    for (const unsigned first : warps) {
+    for (const auto& [its_block, first] : warps) {
+      enter(*its_block);
+      const unsigned size = static_cast<unsigned>(block->threads.size());
       const uint64_t turn = random();
       const uint64_t steps = turn % 4 ? 1 + turn / 4 % 8 : ~uint64_t{0};
       for (uint64_t i = 0; i < steps; ++i) {
@@ -250,52 +275,60 @@ inline void run_block(std::mt19937_64& random) {
         any = true;
       }
     }
-    if (all_done()) {
-      if (!block->under_way.empty()) fail("a block ends with copies under way");
+    if (all_are(State::done)) {
+      if (!under_way.empty()) fail("a block ends with copies under way");
       return;
     }
     if ((!any || random() % 4 == 0) && end_one(random)) continue;
-    if (any) continue;
-    if (!release(0, size, State::at_barrier)) fail("threads wait for others in vain");
+    if (!any && !release_blocks()) fail("threads wait for others in vain");
   }
 }
 
-inline void start_threads(unsigned count) {
+inline void start_block(dim3 place, unsigned threads, size_t shared_bytes,
+                        const std::function<void()>& body) {
   static std::vector<std::unique_ptr<char[]>> stacks;
-  while (stacks.size() < count) stacks.emplace_back(new char[Fiber::stack_size]);
-  block->threads = std::vector<Thread>(count);
-  block->warps.resize((count + 31) / 32);
-  for (unsigned i = 0; i < count; ++i)
-    begin_in(block->threads[i].fiber, stacks[i].get(), enter_thread);
+  size_t stack = cluster.size() * threads;
+  while (stacks.size() < stack + threads)
+    stacks.emplace_back(new char[Fiber::stack_size]);
+  cluster.emplace_back(new Block);
+  Block& now = *cluster.back();
+  now.place = place;
+  now.body = body;
+  now.shared.reset(new unsigned char[shared_bytes]);
+  now.shared_bytes = shared_bytes;
+  std::memset(now.shared.get(), 0xff, shared_bytes);  // NaN
+  now.threads = std::vector<Thread>(threads);
+  now.warps.resize((threads + 31) / 32);
+  for (Thread& thread : now.threads)
+    begin_in(thread.fiber, stacks[stack++].get(), enter_thread);
 }
 
-// The blocks of a grid, in an order drawn at random.
-inline std::vector<dim3> blocks_of(dim3 grid, std::mt19937_64& random) {
+// The first blocks of a grid's clusters, in an order drawn at random.
+inline std::vector<dim3> blocks_of(dim3 grid, unsigned size, std::mt19937_64& random) {
   std::vector<dim3> blocks;
   for (unsigned y = 0; y < grid.y; ++y)
-    for (unsigned x = 0; x < grid.x; ++x) blocks.emplace_back(x, y, 0);
+    for (unsigned x = 0; x < grid.x; x += size) blocks.emplace_back(x, y, 0);
   std::shuffle(blocks.begin(), blocks.end(), random);
   return blocks;
 }
 
-// `at_end` is called at the end of each block.
+// `size` neighbours run together. `at_end` is called at the end of each block.
 template <class Kernel>
-void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, Kernel kernel,
-              void (*at_end)()) {
+void run_grid(dim3 grid, unsigned size, unsigned threads, size_t shared_bytes,
+              Kernel kernel, void (*at_end)()) {
   std::mt19937_64 random(seed);
   gridDim = grid;
   blockDim = dim3(threads);
-  for (const dim3 place : blocks_of(grid, random)) {
-    Block now;
-    block = &now;
-    blockIdx = place;
-    now.body = kernel;
-    now.shared.reset(new unsigned char[shared_bytes]);
-    now.shared_bytes = shared_bytes;
-    std::memset(now.shared.get(), 0xff, shared_bytes);  // NaN
-    start_threads(threads);
-    run_block(random);
-    at_end();
+  if (grid.x % size) fail("a grid of clusters that are not full");
+  for (const dim3 first : blocks_of(grid, size, random)) {
+    for (unsigned i = 0; i < size; ++i)
+      start_block(dim3(first.x + i, first.y), threads, shared_bytes, kernel);
+    run_cluster(random);
+    for (const auto& each : cluster) {
+      enter(*each);
+      at_end();
+    }
+    cluster.clear();
     block = nullptr;
   }
 }

@@ -8,6 +8,16 @@
 
 namespace fisherprune::cuda {
 
+// ---- clusters ----
+
+inline int cluster_size() { return static_cast<int>(emulator::cluster.size()); }
+
+inline int cluster_rank() {
+  return static_cast<int>(blockIdx.x % emulator::cluster.size());
+}
+
+inline void meet_cluster() { emulator::wait_as(emulator::State::at_cluster); }
+
 // ---- barriers ----
 
 inline uint32_t shared_bytes_at(SharedAddress address) {
@@ -18,11 +28,15 @@ inline uint32_t shared_bytes_at(SharedAddress address) {
   return static_cast<uint32_t>(at);
 }
 
-inline emulator::Barrier& barrier_at(SharedAddress address) {
-  const auto found = emulator::block->barriers.find(shared_bytes_at(address));
-  if (found == emulator::block->barriers.end())
-    emulator::fail("a barrier that does not exist");
+inline emulator::Barrier& barrier_at(uint32_t at, const emulator::Block& of) {
+  auto& barriers = const_cast<emulator::Block&>(of).barriers;
+  const auto found = barriers.find(at);
+  if (found == barriers.end()) emulator::fail("a barrier that does not exist");
   return found->second;
+}
+
+inline emulator::Barrier& barrier_at(SharedAddress address) {
+  return barrier_at(shared_bytes_at(address), *emulator::block);
 }
 
 inline void init_barrier(SharedAddress barrier, int arrivals) {
@@ -35,15 +49,25 @@ inline void publish_barriers() {
   for (auto& [at, barrier] : emulator::block->barriers) barrier.published = true;
 }
 
-inline void arrive_expecting(SharedAddress address, int bytes) {
-  emulator::Barrier& barrier = barrier_at(address);
+inline void arrive_expecting(emulator::Barrier& barrier, int bytes) {
   if (barrier.missing == 0) emulator::fail("more arrivals than a barrier's phase has");
   barrier.bytes += bytes;
   --barrier.missing;
   barrier.end_phase();
 }
 
-inline void arrive(SharedAddress barrier) { arrive_expecting(barrier, 0); }
+inline void arrive_expecting(SharedAddress barrier, int bytes) {
+  arrive_expecting(barrier_at(barrier), bytes);
+}
+
+// The address is that of this block; an address of one that has ended is none.
+inline void arrive_in(int rank, SharedAddress barrier) {
+  const emulator::Block& other = *emulator::cluster[rank];
+  if (std::all_of(other.threads.begin(), other.threads.end(),
+                  [](const auto& t) { return t.state == emulator::State::done; }))
+    emulator::fail("an arrival in a block that has ended");
+  arrive_expecting(barrier_at(shared_bytes_at(barrier), other), 0);
+}
 
 inline void await_phase(SharedAddress address, unsigned parity) {
   if (parity > 1) emulator::fail("a parity is 0 or 1");
@@ -106,25 +130,38 @@ inline void land_box(unsigned char* shared, uint32_t to, const Boxes& from,
         }
 }
 
-inline void copy_box(SharedAddress to, const TensorMap& from, SharedAddress address,
-                     int x, int y, int z, int w) {
+// To the same place of one block of the cluster.
+inline void copy_box_into(emulator::Block& target, uint32_t to, const TensorMap& from,
+                          uint32_t barrier_place, const std::array<int, 4>& begin) {
   const int bytes = from.row_bytes() * from.box[1] * from.box[2] * from.box[3];
-  const uint32_t at = shared_bytes_at(to);
-  emulator::Barrier& barrier = barrier_at(address);
+  emulator::Barrier& barrier = barrier_at(barrier_place, target);
   if (!barrier.published) emulator::fail("a copy that does not see its barrier");
   // Or the first of eight rows would not be the one that the others are permuted by.
-  if (at % 128 || at % (8 * from.row_bytes()))
+  if (to % 128 || to % (8 * from.row_bytes()))
     emulator::fail("a box must begin where eight of its rows can begin");
-  if (at + bytes > emulator::block->shared_bytes)
+  if (to + bytes > target.shared_bytes)
     emulator::fail("a box that ends beyond shared memory");
-  unsigned char* shared = emulator::block->shared.get();
-  std::memset(shared + at, 0xff, bytes);
+  unsigned char* shared = target.shared.get();
+  std::memset(shared + to, 0xff, bytes);
   if (emulator::counts_cycles) emulator::shared_cycles += bytes / 128;
-  emulator::block->under_way.push_back([=, &barrier] {
-    land_box(shared, at, from, {x, y, z, w});
+  emulator::under_way.push_back([=, &barrier] {
+    land_box(shared, to, from, begin);
     barrier.bytes -= bytes;
     barrier.end_phase();
   });
+}
+
+inline void copy_box(SharedAddress to, const TensorMap& from, SharedAddress barrier,
+                     int x, int y, int z, int w) {
+  copy_box_into(*emulator::block, shared_bytes_at(to), from, shared_bytes_at(barrier),
+                {x, y, z, w});
+}
+
+inline void copy_box_to_all(SharedAddress to, const TensorMap& from,
+                            SharedAddress barrier, int x, int y, int z, int w) {
+  for (const auto& each : emulator::cluster)
+    copy_box_into(*each, shared_bytes_at(to), from, shared_bytes_at(barrier),
+                  {x, y, z, w});
 }
 
 // ---- products ----
