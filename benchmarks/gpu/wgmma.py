@@ -1,4 +1,4 @@
-"""The kernel of products of warpgroups beside the one that it may replace, on Hopper."""
+"""The kernel of products of warpgroups beside the one that it may replace."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fisherprune.ops import kernels
 
 ROOT = Path(__file__).parents[2]
 ARCHS = ("80", "90")
+SOURCES = ROOT / "tests" / "support" / "emulator"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine")
@@ -42,10 +44,9 @@ class Built:
     sass: dict[str, list[str]]  # its instructions
 
 
-def start_nvcc(arch: str, cubin: Path) -> subprocess.Popen:
+def start_nvcc(arch: str, cubin: Path, source: str) -> subprocess.Popen:
     command = [NVCC, "-O3", "-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings"]
-    command += ["-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-o", cubin]
-    command += [ROOT / "tests" / "support" / "emulator" / "kernels.cu"]
+    command += ["-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-o", cubin, SOURCES / source]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -85,20 +86,30 @@ def installed(arch: str) -> Built:
     return Built(local, instructions(arch, kernels.PATH))
 
 
-@pytest.fixture(scope="module")
-def built() -> dict[str, Built]:
-    archs = kernels.CUDA_ARCHS.replace(".", "")
-    if CUOBJDUMP is not None and all(arch in archs for arch in ARCHS):
-        return {arch: installed(arch) for arch in ARCHS}  # compiling takes minutes
+def build(archs: Sequence[str], source: str) -> dict[str, Built]:
+    """Return what is made of the sources, in the library that runs or by nvcc."""
+    there = re.findall(r"\d+[af]?", kernels.CUDA_ARCHS.replace(".", ""))
+    if CUOBJDUMP is not None and all(arch in there for arch in archs):
+        return {arch: installed(arch) for arch in archs}  # compiling takes minutes
     with tempfile.TemporaryDirectory() as folder:
-        cubins = {arch: Path(folder, f"{arch}.cubin") for arch in ARCHS}
-        compilers = {arch: start_nvcc(arch, cubin) for arch, cubin in cubins.items()}
+        cubins = {arch: Path(folder, f"{arch}.cubin") for arch in archs}
+        compilers = {a: start_nvcc(a, cubin, source) for a, cubin in cubins.items()}
         result = {}
         for arch, compiler in compilers.items():
             _, report = compiler.communicate()
             assert compiler.returncode == 0, report
             result[arch] = Built(local_memory(report), instructions(arch, cubins[arch]))
         return result
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Built]:
+    return build(ARCHS, "kernels.cu")
+
+
+@pytest.fixture(scope="module")
+def built_for_hopper() -> Built:
+    return build(["90a"], "wgmma.cu")["90a"]
 
 
 FLOAT32 = 0  # of the enumeration Dtype
@@ -174,8 +185,8 @@ def test_loads_of_halves_are_under_way_together(arch, built):
 def test_a_flush_waits_for_memory_once_a_column(arch, built):
     """Between two stores lie no loads, or those of all the column's rows."""
     for kernel in kernels_named(built[arch], "grad_moments_"):
-        if "grad_moments_taps" in kernel:
-            continue
+        if re.search("grad_moments_(taps|wgmma)", kernel):
+            continue  # theirs goes through shared memory
         products_m = re.search(r"TileShapeILi\d+ELi\d+ELi(\d+)E", kernel)
         code = " ".join(built[arch].sass[kernel])
         runs = [part.count("LDG.E") for part in re.split(r"\bSTG\.E\b", code)]
@@ -296,3 +307,25 @@ def test_no_float_atomics(arch, built):
         assert (
             number_of(counts, r"(ATOM|ATOMG|ATOMS|RED|REDG)\..*F(32|64|16).*") == 0
         ), kernel
+
+
+@each_arch
+def test_products_of_warpgroups_are_of_sm_90a_alone(arch, built):
+    for kernel, code in built[arch].sass.items():
+        if "grad_moments_wgmma" in kernel:
+            assert "BPT.TRAP" in code and len(code) < 40, kernel
+
+
+def test_products_of_warpgroups_take_little_else(built_for_hopper):
+    """One after the other, on registers that stay, until one wait for up to eight."""
+    assert not any(built_for_hopper.local.values()), built_for_hopper.local
+    for kernel, counts in kernels_named(built_for_hopper, "grad_moments_wgmma").items():
+        product = "HGMMA.64x144x8.F32.TF32"
+        assert counts[product] == number_of(counts, "HGMMA.*"), kernel
+        assert counts[product] == (2 if "ELi2EEEv" in kernel else 8), kernel
+        code = " ".join(built_for_hopper.sass[kernel])
+        (between,) = re.findall("WARPGROUP.ARRIVE (.*?) WARPGROUP.DEPBAR", code)
+        assert len(between.split()) <= 12 * counts[product] + 40, kernel
+        # Parts of the gradient, for one block or for all of a cluster; three shifts.
+        assert counts["UTMALDG.4D"] == 4 and counts["UTMALDG.4D.MULTICAST"] == 1, kernel
+        assert number_of(counts, "LDGSTS.*|LDSM.*|HMMA.*") == 0, kernel

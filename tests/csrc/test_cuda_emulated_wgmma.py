@@ -4,6 +4,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import shared_cycles
 import taps_cases
 import torch
 from emulated import as_tf32, check_all, moments
@@ -28,6 +29,10 @@ pytestmark = pytest.mark.skipif(
         ("fewer_bytes", "threads wait for others in vain"),
         ("unpublished", "a copy that does not see its barrier"),
         ("box_left", "a block ends with copies under way"),
+        ("shared", "right"),
+        ("not_shared", "threads wait for others in vain"),
+        ("late", "right"),
+        ("too_late", "an arrival in a block that has ended"),
         ("products", "right"),
         ("products_no_wait", "wrong"),
         ("no_fence", "a product without a fence"),
@@ -52,7 +57,7 @@ TILES = ("wgmma", "slim_wgmma")
 
 def cases():
     """Make each case for both tiles."""
-    for name, shape in {**taps_cases.CASES, **taps_cases.UNEVEN}.items():
+    for name, shape in taps_cases.WARPGROUPS.items():
         input, grad, weight, arguments = make(**shape)
         for tile in TILES:
             wish = {"allow_tf32": True, "tile": tile}
@@ -160,3 +165,10 @@ def test_switch(value, archs, device, message, monkeypatch, tmp_path):
         monkeypatch.setenv("FISHERPRUNE_CUDA_WGMMA", value)
     (answer,) = drive.run([drive.switch_case(archs, *device)], tmp_path)
     assert answer.decode() == message
+
+
+def test_cycles_of_shared_memory(tmp_path):
+    """And bytes of the second-level cache: see what bounds them in shared_cycles.py."""
+    counted = shared_cycles.counts_of_layers(shared_cycles.LAYERS, tmp_path, "wgmma")
+    assert [round(cycles) for cycles, _ in counted] == [0, 548, 537, 548]
+    assert [round(read) for _, read in counted] == [0, 10837, 8647, 8192]

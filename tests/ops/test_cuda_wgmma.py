@@ -10,7 +10,7 @@ from benchmarks.gpu.wgmma import SWITCH, require
 from fisherprune import ops
 from fisherprune.ops import reference
 
-CASES = {**taps_cases.CASES, **taps_cases.UNEVEN}
+CASES = taps_cases.WARPGROUPS
 NETWORK = [
     (200, 64, 64, 32),
     (100, 128, 128, 16),

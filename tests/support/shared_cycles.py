@@ -2,7 +2,9 @@
 
 ``PYTHONPATH=tests/support python tests/support/shared_cycles.py`` prints them for
 128 x 128 outputs and 32 positions, for which tensor cores take 512 cycles of TF32 at
-their peak, and some 813 as far as ``mma.sync`` reaches it on an H200.
+their peak, and some 813 as far as ``mma.sync`` reaches it on an H200. For products of
+warpgroups it prints the bytes, too, that a multiprocessor gets from the second-level
+cache, which gives it some 28 in a cycle: with four blocks in a cluster, or with two.
 """
 
 import sys
@@ -24,11 +26,16 @@ LAYERS = {
 PRODUCTS = 128 * 128 * 32
 
 
-def cycles_of_layers(names, folder: Path, kind: str = "taps", dtype=torch.float32):
-    """Return the cycles of each layer's tile, of `kind` "taps" or "window"."""
+def counts_of_layers(names, folder: Path, kind: str = "taps", dtype=torch.float32):
+    """Return [cycles, bytes] of each layer's tile, by "taps", "window" or "wgmma".
+
+    The tiles of warpgroups are those of a cluster.
+    """
     cases, products = [], []
     for name in names:
         width, n, outputs, channels = LAYERS[name]
+        if kind != "taps":
+            channels = 64  # full tiles of warpgroups, in clusters
         if kind == "window":
             channels = 128  # 1152 weights are nine of its tiles
         tile = kind if outputs == 128 else f"slim_{kind}"
@@ -39,7 +46,7 @@ def cycles_of_layers(names, folder: Path, kind: str = "taps", dtype=torch.float3
         cases.append(drive.cycles_case(input, grad, *sums, **options))
         products.append(weight.numel() * n * width * width)
     results = drive.run(cases, folder)[2::3]
-    counts = [int(np.frombuffer(each, np.int64)[0]) for each in results]
+    counts = [np.frombuffer(each, np.int64) for each in results]
     return [c * PRODUCTS / n for c, n in zip(counts, products, strict=True)]
 
 
@@ -49,7 +56,11 @@ if __name__ == "__main__":
             ("window", torch.float32),
             ("taps", torch.float32),
             ("taps", torch.bfloat16),
+            ("wgmma", torch.float32),
         ]:
-            counts = cycles_of_layers(LAYERS, Path(place), kind, dtype)
-            words = [f"{name} {n:.0f}" for name, n in zip(LAYERS, counts, strict=True)]
+            counts = counts_of_layers(LAYERS, Path(place), kind, dtype)
+            words = [
+                f"{name} {cycles:.0f}" + f" ({read:.0f} bytes)" * bool(read)
+                for name, (cycles, read) in zip(LAYERS, counts, strict=True)
+            ]
             sys.stdout.write(f"{kind} {str(dtype)[6:]}: {', '.join(words)}\n")

@@ -29,14 +29,17 @@ CASES: dict[str, dict] = {
     "grouped_by_taps": _same((8, 8), n=3, c=48, o=192, groups=3),
 }
 
-UNEVEN: dict[str, dict] = {
+WARPGROUPS: dict[str, dict] = {
+    **{name: shape for name, shape in CASES.items() if name != "32_wide_short"},
+    # tiles that are not full
     "odd_outputs": _same((8, 8), n=3, o=131),
     "odd_channels": _same((16, 16), n=3, c=37),
     "one_of_each": _same((4, 4), n=2, c=1, o=1),
     "odd_groups": _same((4, 4), n=3, c=51, o=45, groups=3),
+    "odd_group_remainder": _same((4, 32), n=7, c=19, o=70, group_size=3),
+    # blocks of a cluster
     "four_blocks_share": _same((4, 4), n=3, c=64, o=130),
     "four_blocks_share_longer": _same((8, 8), n=9, c=61, o=40, group_size=2),
-    "two_blocks_share": _same((2, 32), n=8, c=35, o=64),
-    "odd_group_remainder": _same((2, 32), n=7, c=19, o=70, group_size=3),
+    "two_blocks_share": _same((4, 32), n=8, c=35, o=64),
 }
-"""Those that leave tiles in part empty, which products of warpgroups take, too."""
+"""Those that the kernel of products of warpgroups takes."""

@@ -2,7 +2,7 @@
 // whole warpgroups that read both operands from shared memory, where another warp has
 // them copied to.
 //
-// A stage is of one sample: 64 positions, or the 16 of an image of 4 x 4. Copies
+// A stage is of one sample: four rows or more of its image, 16 to 128 positions. Copies
 // bring the gradient's rows. The image's rows that the stage sees come three times, the
 // columns shifted by one each time: a copy brings 16 channels of a row, and zeros where
 // the shifted row leaves the image. So the first row of a tap is the second row of the
@@ -31,7 +31,7 @@ struct WgmmaImage {
   static constexpr int bits = bits_;
   static constexpr int width = 1 << bits, row = width * WORD;
   static constexpr int channels = 16, shifts = 3;
-  static constexpr int unit = bits == 2 ? 16 : 64;  // positions of a stage
+  static constexpr int unit = bits == 2 ? 16 : bits == 5 ? 128 : 64;  // of a stage
   static constexpr int rows = unit >> bits, seen = rows + 2;
   static constexpr int block = 8 * row;               // eight channels of a row
   static constexpr int shift = channels / 8 * block;  // 16 of them
@@ -139,19 +139,26 @@ __device__ inline void copy_stages(const WgmmaTask& task,
   }
 }
 
-// Multiplies a stage. `grads` and `columns`: of its first eight positions. `first`: of
-// the group.
+// Multiplies a stage, up to 64 positions at a time: for more, registers are missing.
+// `grads` and `columns`: of its first eight positions. `first`: of the group.
 template <class Image>
 __device__ inline void multiply_stage(Results& group, uint64_t grads, uint64_t columns,
                                       bool first) {
-  begin_products(group);
+  constexpr int some = Image::unit < 64 ? Image::unit : 64;
+#pragma unroll 1
+  for (int from = 0; from < Image::unit; from += some) {
+    begin_products(group);
 #pragma unroll
-  for (int t = 0; t < Image::unit; t += PRODUCT_DEPTH) {
-    const int grad = Image::grad_place(0, t / Image::run) + t % Image::run * WORD;
-    multiply_matrices(group, moved(grads, grad), moved(columns, Image::place(t)),
-                      t > 0 || !first);
+    for (int t = 0; t < some; t += PRODUCT_DEPTH) {
+      const int grad = Image::grad_place(0, t / Image::run) + t % Image::run * WORD;
+      multiply_matrices(group, moved(grads, grad), moved(columns, Image::place(t)),
+                        t > 0 || !first);
+    }
+    await_products(group);
+    grads = moved(grads, Image::grad_place(0, some / Image::run));
+    columns = moved(columns, Image::place(some));
+    first = false;
   }
-  await_products(group);
 }
 
 template <class Tile, int bits>

@@ -15,6 +15,7 @@ namespace emulator {
 
 inline bool counts_cycles = false;
 inline uint64_t shared_cycles = 0;
+inline uint64_t box_bytes = 0;  // that copies of boxes read of global memory
 
 enum class Access { read, write, copy, matrices };
 

@@ -108,15 +108,17 @@ void moments_case(Files& files) {
   files.write(sum_sq);
 }
 
-// The same, and the cycles that the kernels' accesses to shared memory take.
+// The same, and the cycles that the kernels' accesses to shared memory take, and the
+// bytes of boxes that are copied there.
 void cycles_case(Files& files) {
   emulator::counts_cycles = true;
-  emulator::shared_cycles = 0;
+  emulator::shared_cycles = emulator::box_bytes = 0;
   moments_case(files);
   emulator::counts_cycles = false;
-  Array cycles(sizeof(uint64_t));
-  *cycles.as<uint64_t>() = emulator::shared_cycles;
-  files.write(cycles);
+  Array counts(2 * sizeof(uint64_t));
+  counts.as<uint64_t>()[0] = emulator::shared_cycles;
+  counts.as<uint64_t>()[1] = emulator::box_bytes;
+  files.write(counts);
 }
 
 struct ScoreArrays {

@@ -4,18 +4,18 @@
 // A block's threads are fibers. Between two points where they must meet (__syncthreads,
 // a warp's collective) they run one after the other in an order drawn from a seed, each
 // until it waits; so what needs a barrier and has none goes wrong soon. Blocks run one
-// after the other, in such an order too. What hardware leaves open is made to hurt:
-// shared memory starts as NaN; the target of an asynchronous copy becomes NaN when the
-// copy starts and right only when its thread awaits it; tensor cores cut off sums.
-// Arrays are separate allocations, shared memory is one per block, so the address
-// sanitizer sees accesses beyond their ends. Threads that wait for each other in vain
-// end the program.
+// after the other, in such an order too; those of a cluster run together. What hardware
+// leaves open is made to hurt: shared memory starts as NaN; the target of an
+// asynchronous copy becomes NaN when the copy starts and right only when its thread
+// awaits it; tensor cores cut off sums. Arrays are separate allocations, shared memory
+// is one per block, so the address sanitizer sees accesses beyond their ends. Threads
+// that wait for each other in vain end the program.
 #pragma once
 
 #include <cmath>
 
 #include "banks.h"
-#include "fibers.h"
+#include "scheduler.h"
 
 #define __global__
 #define __grid_constant__

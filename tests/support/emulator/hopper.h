@@ -28,10 +28,9 @@ inline uint32_t shared_bytes_at(SharedAddress address) {
   return static_cast<uint32_t>(at);
 }
 
-inline emulator::Barrier& barrier_at(uint32_t at, const emulator::Block& of) {
-  auto& barriers = const_cast<emulator::Block&>(of).barriers;
-  const auto found = barriers.find(at);
-  if (found == barriers.end()) emulator::fail("a barrier that does not exist");
+inline emulator::Barrier& barrier_at(uint32_t at, emulator::Block& of) {
+  const auto found = of.barriers.find(at);
+  if (found == of.barriers.end()) emulator::fail("a barrier that does not exist");
   return found->second;
 }
 
@@ -60,9 +59,9 @@ inline void arrive_expecting(SharedAddress barrier, int bytes) {
   arrive_expecting(barrier_at(barrier), bytes);
 }
 
-// The address is that of this block; an address of one that has ended is none.
+// At the same place in another block. One that has ended has no shared memory.
 inline void arrive_in(int rank, SharedAddress barrier) {
-  const emulator::Block& other = *emulator::cluster[rank];
+  emulator::Block& other = *emulator::cluster[rank];
   if (std::all_of(other.threads.begin(), other.threads.end(),
                   [](const auto& t) { return t.state == emulator::State::done; }))
     emulator::fail("an arrival in a block that has ended");
@@ -151,14 +150,27 @@ inline void copy_box_into(emulator::Block& target, uint32_t to, const TensorMap&
   });
 }
 
+// What a box has in its tensor, which is read once for all blocks.
+inline void note_box(const Boxes& from, const std::array<int, 4>& begin) {
+  int64_t inside = 4;
+  for (int d = 0; d < 4; ++d) {
+    const int64_t first = std::max(begin[d], 0);
+    const int64_t end = std::min<int64_t>(begin[d] + from.box[d], from.sizes[d]);
+    inside *= std::max<int64_t>(end - first, 0);
+  }
+  if (emulator::counts_cycles) emulator::box_bytes += inside;
+}
+
 inline void copy_box(SharedAddress to, const TensorMap& from, SharedAddress barrier,
                      int x, int y, int z, int w) {
+  note_box(from, {x, y, z, w});
   copy_box_into(*emulator::block, shared_bytes_at(to), from, shared_bytes_at(barrier),
                 {x, y, z, w});
 }
 
 inline void copy_box_to_all(SharedAddress to, const TensorMap& from,
                             SharedAddress barrier, int x, int y, int z, int w) {
+  note_box(from, {x, y, z, w});
   for (const auto& each : emulator::cluster)
     copy_box_into(*each, shared_bytes_at(to), from, shared_bytes_at(barrier),
                   {x, y, z, w});

@@ -60,6 +60,41 @@ void copy_and_leave(const Boxes boxes) {
   copy_box(shared, boxes, shared + BARRIER, 0, 0, 0, 0);
 }
 
+// Each of two blocks copies the box of a sample for both.
+void share(const Boxes boxes, bool for_both, float* out) {
+  const SharedAddress shared = shared_address(dynamic_shared());
+  const SharedAddress barrier = shared + BARRIER;
+  const int size = boxes.box[0] * boxes.box[1] * boxes.box[2], rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    init_barrier(barrier, 1);
+    publish_barriers();
+  }
+  meet_cluster();
+  if (threadIdx.x == 0) {
+    arrive_expecting(barrier, SAMPLES * size * 4);
+    const SharedAddress to = shared + rank * size * 4;
+    if (for_both)
+      copy_box_to_all(to, boxes, barrier, -1, 0, 2, rank);
+    else
+      copy_box(to, boxes, barrier, -1, 0, 2, rank);
+  }
+  await_phase(barrier, 0);
+  for (int i = threadIdx.x; i < SAMPLES * size; i += THREADS)
+    out[rank * SAMPLES * size + i] = load_shared(shared + i * 4);
+}
+
+// The second block arrives at the first one's barrier, which may have ended.
+void arrive_late(bool meets) {
+  const SharedAddress barrier = shared_address(dynamic_shared());
+  if (threadIdx.x == 0) init_barrier(barrier, 1);
+  meet_cluster();
+  if (cluster_rank() == 1) {
+    for (int i = 0; i < 1000; ++i) __syncwarp();
+    if (threadIdx.x == 0) arrive_in(0, barrier);
+  }
+  if (meets) meet_cluster();
+}
+
 struct Images {
   int width;
   std::vector<float> data;
@@ -75,27 +110,43 @@ struct Images {
              {channel, row, CHANNELS * channel},
              {width, BOX_CHANNELS, 2, 1}};
   }
-  // Of the box of `copy`: lines 2 and 3, the second of which does not exist.
-  float expected(int channel, int line, int x) const {
+  // Of lines 2 and 3 of a sample, the second of which does not exist.
+  float expected(int sample, int channel, int line, int x) const {
     if (x == 0 || channel >= CHANNELS || line > 0) return 0.f;
-    const float value = data[((CHANNELS + channel) * LINES + 2) * width + x - 1];
+    const int nth = (sample * CHANNELS + channel) * LINES + 2;
+    const float value = data[nth * width + x - 1];
     const double unit = std::ldexp(1., std::ilogb(value) - 10);  // of a TF32
     return static_cast<float>(std::nearbyint(value / unit) * unit);
   }
 };
 
-bool copies(const Images& images, const Use& use) {
-  const int width = images.width;
-  std::vector<float> out(2 * BOX_CHANNELS * width);
-  launch(copy, dim3(1), THREADS, SHARED, nullptr, images.boxes, use, out.data());
+// Whether a copied box has what it must have.
+bool is_right(const Images& images, int sample, const float* box) {
   for (int line = 0; line < 2; ++line)
     for (int channel = 0; channel < BOX_CHANNELS; ++channel)
-      for (int x = 0; x < width; ++x) {
+      for (int x = 0; x < images.width; ++x) {
         const int row = line * BOX_CHANNELS + channel;
-        const int at = place_of(row, x / 4, width * 4) / 4 + x % 4;
-        if (!(out[at] == images.expected(channel, line, x))) return false;
+        const int at = place_of(row, x / 4, images.width * 4) / 4 + x % 4;
+        if (!(box[at] == images.expected(sample, channel, line, x))) return false;
       }
   return true;
+}
+
+bool copies(const Images& images, const Use& use) {
+  std::vector<float> out(2 * BOX_CHANNELS * images.width);
+  launch(copy, dim3(1), THREADS, SHARED, nullptr, images.boxes, use, out.data());
+  return is_right(images, 1, out.data());
+}
+
+bool shares(const Images& images, bool for_both) {
+  const int size = 2 * BOX_CHANNELS * images.width;
+  std::vector<float> out(2 * SAMPLES * size);
+  launch_clusters(share, 2, dim3(2), THREADS, SHARED, nullptr, images.boxes, for_both,
+                  out.data());
+  bool right = true;
+  for (int i = 0; i < 2 * SAMPLES; ++i)
+    right &= is_right(images, i % SAMPLES, out.data() + i * size);
+  return right;
 }
 
 // ---- products ----
@@ -200,6 +251,10 @@ int main(int, char** argv) {
   if (which == "fewer_bytes") use.too_many = -16;
   if (which == "box_left")
     launch(copy_and_leave, dim3(1), THREADS, SHARED, nullptr, images.boxes);
+  else if (which == "shared" || which == "not_shared")
+    right = shares(images, which == "shared");
+  else if (which == "late" || which == "too_late")
+    launch_clusters(arrive_late, 2, dim3(2), THREADS, SHARED, nullptr, which == "late");
   else if (which == "products")
     right = multiplies(row_bytes, Wrong::nothing);
   else if (which == "no_fence")

@@ -1,6 +1,6 @@
 // The kernels of products of warpgroups alone, so that nvcc can say what it makes of
 // them for sm_90a.
-#include "grad_moments/cuda/launch.cuh"
+#include "grad_moments/cuda/wgmma_launch.cuh"
 
 namespace fisherprune::cuda {
 
