@@ -117,6 +117,15 @@ __device__ inline int cluster_rank() {
   return rank;
 }
 
+// True for one lane of the warp. All lanes must call it. The compiler knows that there
+// is one, and keeps what it computes in registers that a warp shares.
+__device__ inline bool is_elected() {
+  uint32_t elected;
+  asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}"
+               : "=r"(elected));
+  return elected;
+}
+
 // Waits for all threads of the cluster.
 __device__ inline void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::

@@ -13,9 +13,9 @@
 // copies a part of these rows to all of them. Otherwise the second-level cache, which
 // gives a multiprocessor some 28 bytes a cycle, would be the bottleneck.
 //
-// A thread has a ring of stages filled; two warpgroups multiply. Each stage has two
-// barriers: `full` when its bytes have landed, `empty` when the products of all warps
-// of the cluster have ended.
+// Four threads have a ring of stages filled; two warpgroups multiply. Each stage has
+// two barriers: `full` when its bytes have landed, `empty` when the products of all
+// warps of the cluster have ended.
 //
 // Everything else, the order of the additions too, is as in the other kernels.
 #pragma once
@@ -95,29 +95,32 @@ struct Ring {
 };
 
 constexpr int GRAD_ROWS = 32;       // of a copy of the gradient
-constexpr int WGMMA_COPYING = 128;  // threads of a warpgroup, of which one copies
+constexpr int WGMMA_COPYING = 128;  // threads of a warpgroup that has all copied
 // Of a thread that multiplies, and of one of the others; 168 at the start.
 constexpr int WGMMA_REGISTERS = 232, WGMMA_REGISTERS_LEFT = 40;
 
-// One thread has everything copied.
+// A thread of each of four warps: copies are issued one after the other.
 template <class Tile, int bits>
 __device__ inline void copy_stages(const WgmmaTask& task,
-                                   const WgmmaMemory<Tile, WgmmaImage<bits>>& memory) {
+                                   const WgmmaMemory<Tile, WgmmaImage<bits>>& memory,
+                                   int warp) {
   using Image = WgmmaImage<bits>;
+  constexpr int warps = WGMMA_COPYING / 32;
   const GradMomentsTask& m = task.moments;
   const TilePlace tile = tile_place(m, Tile::rows, Tile::columns);
   const int output = tile.conv_group * m.rows + tile.row;
   const int channel = (tile.conv_group * m.columns + tile.column) / TAPS;
   const SampleRange range = sample_range(m);
-  const int rank = cluster_rank(), blocks = cluster_size();
+  const int blocks = cluster_size(), first = warp * blocks + cluster_rank();
   Ring<WgmmaMemory<Tile, Image>::stages> ring;
   for (Cursor next{range.first, 0}; next.sample < range.end;
        next.advance(m.positions, Image::unit), ring.advance()) {
     await_phase(memory.empty(ring.stage), ring.parity ^ 1);
     const SharedAddress full = memory.full(ring.stage);
-    arrive_expecting(full, memory.copied);
+    if (warp == 0) arrive_expecting(full, memory.copied);
 #pragma unroll 1
-    for (int i = rank; i < Image::runs * (Tile::rows / GRAD_ROWS); i += blocks) {
+    for (int i = first; i < Image::runs * (Tile::rows / GRAD_ROWS);
+         i += warps * blocks) {
       const int row = i / Image::runs * GRAD_ROWS, run = i % Image::runs;
       const SharedAddress to = memory.grads(ring.stage) + Image::grad_place(row, run);
       const int at = next.at / Image::run + run;
@@ -127,14 +130,14 @@ __device__ inline void copy_stages(const WgmmaTask& task,
         copy_box(to, task.grads, full, 0, output + row, at, next.sample);
     }
 #pragma unroll 1
-    for (int side = 0; side < Tile::warps_n; ++side) {
-      SharedAddress to = memory.images(ring.stage, side);
-#pragma unroll 1
-      for (int y = 0; y < Image::seen; ++y)
+    for (int i = warp; i < Tile::warps_n * Image::seen; i += warps) {
+      const int side = i / Image::seen, y = i % Image::seen;
+      const SharedAddress to = memory.images(ring.stage, side) + y * Image::line;
 #pragma unroll
-        for (int x = 0; x < Image::shifts; ++x, to += Image::shift)
-          copy_box(to, task.images, full, x - 1, channel + side * Image::channels,
-                   (next.at >> bits) + y - 1, next.sample);
+      for (int x = 0; x < Image::shifts; ++x)
+        copy_box(to + x * Image::shift, task.images, full, x - 1,
+                 channel + side * Image::channels, (next.at >> bits) + y - 1,
+                 next.sample);
     }
   }
 }
@@ -204,7 +207,7 @@ template <class Tile, int bits>
 __global__ void __launch_bounds__(Tile::threads + WGMMA_COPYING, Tile::blocks)
     grad_moments_wgmma_kernel(const __grid_constant__ WgmmaTask task) {
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __trap();  // never launched: see wgmma_suits
+  __trap();  // never launched: see check_wgmma
 #else
   using Memory = WgmmaMemory<Tile, WgmmaImage<bits>>;
   const Memory memory{shared_address(dynamic_shared())};
@@ -218,7 +221,8 @@ __global__ void __launch_bounds__(Tile::threads + WGMMA_COPYING, Tile::blocks)
   meet_cluster();
   if (threadIdx.x >= Tile::threads) {
     give_registers<WGMMA_REGISTERS_LEFT>();
-    if (threadIdx.x == Tile::threads) copy_stages<Tile, bits>(task, memory);
+    const int warp = kept(static_cast<int>(threadIdx.x) / 32 - Tile::threads / 32);
+    if (is_elected()) copy_stages<Tile, bits>(task, memory, warp);
   } else {
     take_registers<WGMMA_REGISTERS>();
     multiply_stages<Tile, bits>(task, memory);

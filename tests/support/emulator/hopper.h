@@ -16,6 +16,11 @@ inline int cluster_rank() {
   return static_cast<int>(blockIdx.x % emulator::cluster.size());
 }
 
+inline bool is_elected() {
+  emulator::show(15, 0);
+  return emulator::block->current % 32 == emulator::self().collectives % 32;
+}
+
 inline void meet_cluster() { emulator::wait_as(emulator::State::at_cluster); }
 
 // ---- barriers ----
