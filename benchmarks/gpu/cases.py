@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from benchmarks.gpu import wgmma
 from benchmarks.gpu.kernels import largest_layers, verified
-from benchmarks.gpu.measure import TF32_KERNEL, precision
+from benchmarks.gpu.measure import TF32_KERNEL, NotHere, precision
 from benchmarks.harness import verify
 from benchmarks.record import ROOT, at_least_one, program, usable_device
 from fisherprune import ops
@@ -65,6 +66,7 @@ TAPS = (
     "32_wide_two_bands",
     "grouped_by_taps",
 )
+WARPGROUPS = ("odd_channels", "odd_group_remainder", "four_blocks_share_longer")
 DENSE = ("16_positions", "197_positions", "group_remainder_of_positions")
 STORED = ("plain_3x3", "8_wide")  # in every layout, and in bfloat16
 TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
@@ -110,6 +112,23 @@ def moments_on(device: str) -> Iterator[tuple[str, tuple]]:
     yield "expanded", moment_cases.expanded(device)
     for case in moment_cases.vectors_that_end_within_a_row(device):
         yield f"{case[0].shape[-1]} positions", case
+
+
+def check_warpgroups(device: str) -> None:
+    """Run the kernel of products of warpgroups, where it can run.
+
+    Raises:
+        WrongResult: where a result differs from the reference.
+    """
+    try:
+        wgmma.require(device)
+    except NotHere as reason:
+        print(f"products of warpgroups: not run: {reason}")
+        return
+    with wgmma.switched("1"):
+        for name in WARPGROUPS:
+            case = moment_cases.make(**taps_cases.WARPGROUPS[name])
+            check_moments(f"{name} by warpgroups", case, "tf32", device)
 
 
 def check_topk(name: str, count: int, device: str) -> None:
@@ -163,6 +182,7 @@ def run_small(device: str) -> None:
     for name, case in moments:
         for setting in PRECISIONS:
             check_moments(name, case, setting, device)
+    check_warpgroups(device)
     for name in TOPK:
         for count in COUNTS:
             check_topk(name, count, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -54,7 +55,8 @@ def require(device: str) -> None:
     """
     if "9.0a" not in kernels.CUDA_ARCHS:
         raise NotHere('needs kernels built with TORCH_CUDA_ARCH_LIST="8.0;9.0;9.0a"')
-    if torch.cuda.get_device_capability(device) != (9, 0):
+    on_gpu = torch.device(device).type == "cuda"
+    if not on_gpu or torch.cuda.get_device_capability(device) != (9, 0):
         raise NotHere("needs a device of compute capability 9.0")
 
 
@@ -72,24 +74,22 @@ def compare(
         truth = moments.true_moments(layer, input, grad, weight)
         times: dict[str, list[float]] = {"0": [], "1": []}
         errors = {}
-        with precision("tf32"):
-            for _ in range(4):
-                for value, found in times.items():
-                    with switched(value):
-                        sums, call = prepared(layer, input, grad, weight)
-                        call()
-                        name, both = f"{layer}, {SWITCH}={value}", (sums, truth)
-                        verify(name, *map(list, both), tolerance=TF32_KERNEL)
-                        errors[value] = errors_of(sums, truth)
-                        found += device_times(call, device, rounds // 4)
+        for value in [*times] * 4:
+            with precision("tf32"), switched(value):
+                sums, call = prepared(layer, input, grad, weight)
+                call()
+                name = f"{layer}, {SWITCH}={value}"
+                verify(name, list(sums), list(truth), tolerance=TF32_KERNEL)
+                errors[value] = errors_of(sums, truth)
+                times[value] += device_times(call, device, rounds // 4)
         yield row(
             f"grad_moments, {layer}, batch {batch}: present kernel over that of "
             "warpgroup products",
             "x",
             [old / new for old, new in zip(*times.values(), strict=True)],
             Goal(1, at_most=False),
-            microseconds=sorted(times["1"])[len(times["1"]) // 2],
-            present_microseconds=sorted(times["0"])[len(times["0"]) // 2],
+            microseconds=statistics.median(times["1"]),
+            present_microseconds=statistics.median(times["0"]),
             error=errors["1"],
             present_error=errors["0"],
         )
