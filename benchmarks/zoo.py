@@ -2,10 +2,10 @@
 
 ``python -m benchmarks.zoo`` compares a pass over a few batches with a plain forward and
 backward pass over them, for each network, and with torch.func, which makes all
-per-sample gradients of one batch. What a pass costs once, and what a further batch costs,
-are told apart by a pass over one batch. Before anything is timed, the Fisher diagonal of a few samples
-is compared with a float64 loop over them. Language models are those of transformers,
-built from configurations; without it, their rows are left out.
+per-sample gradients of one batch. A pass over one batch tells what the first one costs
+and what each further one does. Before anything is timed, the Fisher diagonal of a few
+samples is compared with a float64 loop over them. Language models are those of
+transformers, built from configurations; without it, their rows are left out.
 """
 
 from __future__ import annotations
