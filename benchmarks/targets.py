@@ -145,12 +145,18 @@ def sparse_step(network: str, sparsity: float, least: float) -> Target:
 
 
 def sparse_over_bfloat16(network: str) -> Target:
-    """Return the target of a sparse step at 0.98 over the dense one in bfloat16."""
-    place = {"case": "step", "network": network, "what": "sparse, random"}
+    """Return the target of the faster sparse step at 0.98 over dense bfloat16."""
+    place = {"case": "step", "network": network, "sparsity": 0.98}
+    ways = "sparse, random", "sparse, random, bfloat16"
+
+    def faster(rows: Rows) -> float:
+        own = [r for r in rows if place.items() <= r.items() and r["what"] in ways]
+        return max(r["over bfloat16"] for r in own)
+
     return Target(
         f"{network}: dense bfloat16 step over sparse at 0.98",
         "sparse",
-        lambda rows: one(rows, **place, sparsity=0.98)["over bfloat16"],
+        faster,
         1.3,
         "x",
         False,

@@ -4,8 +4,9 @@
 PyTorch's dense convolutions, the output alone by its CSR tensors, and SparseProp where
 it is installed (``pip install --no-build-isolation sparseprop``). ``steps``: forward,
 backward and a step of SGD of whole networks, under random, ERK and FTS masks, against
-dense networks in the forms that PyTorch has; every sparse step is verified against the
-dense one of the same masked weights. ``inference``: forward with BatchNorm folded.
+dense networks in the forms that PyTorch has; sparse ones in float32, and in bfloat16
+under autocast. Every sparse step is verified against the dense one of the same masked
+weights. ``inference``: forward with BatchNorm folded.
 ``scaling``: steps over the size of images, the batch, and networks. ``over
 fastest`` is how many times faster than the fastest dense float32 form.
 """
@@ -84,10 +85,12 @@ def steps(
     for kind in kinds:
         found = masks_of(model, kind, sparsities, size)
         for sparsity, masks in zip(sparsities, found, strict=True):
-            key = kind, sparsity
-            truths[key] = _loss(masked(model, masks), data)
-            sparse[key] = sparse_network(model, masks)
-            calls[key] = train_step(sparse[key], data)
+            truth = _loss(masked(model, masks), data)
+            for amp in (False, True):
+                key = kind, sparsity, *["bfloat16"] * amp
+                truths[key] = truth
+                sparse[key] = sparse_network(model, masks, amp)
+                calls[key] = train_step(sparse[key], data, amp)
 
     def check(key: Any, loss: Tensor) -> None:
         limit = 2e-2 if "bfloat16" in key else 1e-3 if "dense" in key else 1e-4
@@ -99,12 +102,16 @@ def steps(
     for key, time in times.items():
         row: dict[str, Any] = dict(place)
         own = sparse.get(key, model)
-        row["what"] = key if isinstance(key, str) else f"sparse, {key[0]}"
+        row["what"] = key if isinstance(key, str) else _words(*key)
         row["sparsity"] = None if isinstance(key, str) else key[1]
         row |= time.row() | {"state MB": state_bytes(own) / 1e6}
         row["step MB"] = peak_extra_bytes(calls[key]) / 1e6
         rows.append(row)
     return over_fastest(rows)
+
+
+def _words(kind: str, sparsity: float, *dtype: str) -> str:
+    return ", ".join(["sparse", kind, *dtype])
 
 
 def _loss(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from benchmarks.sparse.networks import has_bfloat16
 from fisherprune import ops
 
 OURS = "fisherprune"
+OURS_HALF = "fisherprune, bfloat16"
 
 
 class Layer(NamedTuple):
@@ -75,9 +76,9 @@ def problem(layer: Layer, batch: int, density: float) -> Problem:
     )
 
 
-def sparse_calls(p: Problem) -> Callable[[], list[Tensor]]:
-    """Return output and gradients by our ops."""
-    x, grad = innermost(p.input), innermost(p.grad)
+def sparse_calls(p: Problem, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
+    """Return output and gradients by our ops, of images in a dtype."""
+    x, grad = innermost(p.input.to(dtype)), innermost(p.grad.to(dtype))
     form: dict[str, Any] = {"kernel": KERNEL, "stride": p.stride, "padding": PADDING}
     pattern = p.rows, p.columns
 
@@ -166,7 +167,11 @@ def compare(batch: int, densities: list[float], rounds: int) -> list[dict[str, A
     for layer in LAYERS:
         for density in densities:
             p = problem(layer, batch, density)
-            calls = {OURS: sparse_calls(p), "CSR, output alone": csr_call(p)}
+            calls = {
+                OURS: sparse_calls(p, torch.float32),
+                OURS_HALF: sparse_calls(p, torch.bfloat16),
+                "CSR, output alone": csr_call(p),
+            }
             calls |= sparseprop_calls(p)
             for name, form in forms.items():
                 calls[f"dense, {name}"] = dense_calls(p, torch.float32, form)

@@ -116,9 +116,12 @@ def has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def sparse_network(model: nn.Module, masks: fp.Masks) -> nn.Module:
+def sparse_network(
+    model: nn.Module, masks: fp.Masks, amp: bool = False
+) -> nn.Module:
     """Return a copy that trains sparsely."""
-    return fp.sparse.compress(copy.deepcopy(model).train(), masks)
+    with torch.autocast("cpu", torch.bfloat16, amp):
+        return fp.sparse.compress(copy.deepcopy(model).train(), masks)
 
 
 def state_bytes(model: nn.Module) -> int:

@@ -17,12 +17,13 @@ inline void check_grad(const char* op, const Tensor& grad, const SparseConvShape
 }
 
 inline const Tensor& checked_residual(const char* op, const Tensor& t,
-                                      const SparseConvShape& s, const Tensor& input) {
-  check_device(op, t, "residual", input);
+                                      const SparseConvShape& s, const Tensor& result) {
+  check_device(op, t, "residual", result);
   check(t.dim() == 4 && t.size(0) == s.samples && t.size(1) == s.outputs &&
             t.size(2) == s.out_height && t.size(3) == s.out_width &&
-            t.scalar_type() == ScalarType::Float,
-        op, ": residual must be float32 of shape [", s.samples, ", ", s.outputs, ", ",
+            t.scalar_type() == result.scalar_type(),
+        op, ": residual must be ", torch::headeronly::toString(result.scalar_type()),
+        " of shape [", s.samples, ", ", s.outputs, ", ",
         s.out_height, ", ", s.out_width, "], got ",
         torch::headeronly::toString(t.scalar_type()), " of ", shape_of(t));
   return t;

@@ -14,6 +14,9 @@
 // y * dilation_h (zero outside of the image), w likewise. Inputs have any strides; what
 // is returned has its samples innermost: it lies in memory as [O, P, Q, N].
 //
+// All is computed in float32. An output or a gradient of the input has the dtype that
+// result_dtype says; of bfloat16 it is the float32 result, rounded once, to the nearest.
+//
 // The same call has the same result, bit for bit, whatever the number of threads.
 #pragma once
 
@@ -42,10 +45,15 @@ struct Pattern {
   int64_t count;
 };
 
+// Of what is computed from an image of that dtype.
+inline Dtype result_dtype(Dtype image) {
+  return image == Dtype::bfloat16 ? image : Dtype::float32;
+}
+
 // What an output is made of beside the convolution.
 struct Epilogue {
-  const float* bias;      // [O], or null
-  const float* residual;  // lies in memory as the output does, or null
+  const float* bias;     // [O], or null
+  const void* residual;  // is as the output, and lies in memory so, or null
   bool relu;
 };
 

@@ -44,7 +44,18 @@ def places(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     return owners * width + columns
 
 
-def empty_innermost(like: Tensor, size: Sequence[int]) -> Tensor:
+def result_dtype(images: Tensor, values: Tensor) -> torch.dtype:
+    """Return the dtype of what a convolution returns, and of its input's gradient.
+
+    All is computed in the dtype of the values; of images in bfloat16, it is rounded to
+    bfloat16 once, at the end.
+    """
+    return images.dtype if images.dtype == torch.bfloat16 else values.dtype
+
+
+def empty_innermost(
+    like: Tensor, size: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
     """Return ``[N, C, H, W]`` that lies in memory as ``[C, H, W, N]``.
 
     It is no view of another tensor: what an op returns may be changed in place, by
@@ -52,14 +63,16 @@ def empty_innermost(like: Tensor, size: Sequence[int]) -> Tensor:
     """
     n, _, height, width = size
     strides = (1, height * width * n, width * n, n)
-    return like.new_empty_strided(list(size), strides)
+    return like.new_empty_strided(list(size), strides, dtype=dtype)
 
 
-def empty_output(like: Tensor, size: Sequence[int]) -> Tensor:
+def empty_output(
+    like: Tensor, size: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
     """Return what an op writes its output into: on others than CPUs, a plain tensor."""
     if like.device.type == "cpu":
-        return empty_innermost(like, size)
-    return like.new_empty(list(size))
+        return empty_innermost(like, size, dtype)
+    return like.new_empty(list(size), dtype=dtype)
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -94,7 +107,8 @@ def _sparse_conv2d(
     output = F.conv2d(images, weight, bias, stride, padding, dilation, groups)
     if residual is not None:
         output += residual
-    return laid_out(output.relu_() if relu else output)
+    output = output.relu_() if relu else output
+    return laid_out(output.to(result_dtype(input, values)))
 
 
 def _sparse_conv2d_input(
@@ -112,8 +126,10 @@ def _sparse_conv2d_input(
     shape = rows.shape[0] - 1, input_size[1] // groups, *kernel
     weight = dense_weight(values, rows, columns, shape)
     options = stride, padding, dilation, groups
-    grad = grad.to(values.dtype)
-    return laid_out(gradients.conv2d_input(input_size, weight, grad, *options))
+    found = gradients.conv2d_input(
+        input_size, weight, grad.to(values.dtype), *options
+    )
+    return laid_out(found.to(result_dtype(grad, values)))
 
 
 def _sparse_conv2d_weight(

@@ -1,7 +1,7 @@
 """Images whose samples lie innermost, and others, made of each other.
 
-Kernels are in ``csrc/transpose`` for float32 on the CPU: there PyTorch's copies take
-several times as long as to read and write the memory.
+Kernels are in ``csrc/transpose`` for float32 and bfloat16 on the CPU: there PyTorch's
+copies take several times as long as to read and write the memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def contiguous(x: Tensor) -> Tensor:
 
 
 def _has_kernel(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    known = x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cpu" and known and x.numel() > 0
 
 
 def _transposed(matrix: Tensor) -> Tensor:

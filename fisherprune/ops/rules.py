@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherprune.ops.dense import empty_output
+from fisherprune.ops.dense import empty_output, result_dtype
 
 Sizes = Sequence[int]
 OPS = torch.ops.fisherprune
@@ -39,12 +39,15 @@ def _(
 ) -> Tensor:
     axes = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     positions = [_positions(*axis) for axis in axes]
-    return empty_output(values, [input.shape[0], rows.shape[0] - 1, *positions])
+    size = [input.shape[0], rows.shape[0] - 1, *positions]
+    return empty_output(values, size, result_dtype(input, values))
 
 
 @torch.library.register_fake("fisherprune::sparse_conv2d_input")
-def _(input_size: Sizes, values: Tensor, *_: Any) -> Tensor:
-    return empty_output(values, input_size)
+def _(
+    input_size: Sizes, values: Tensor, rows: Tensor, columns: Tensor, grad: Tensor, *_: Any
+) -> Tensor:
+    return empty_output(values, input_size, result_dtype(grad, values))
 
 
 @torch.library.register_fake("fisherprune::sparse_conv2d_weight")
@@ -56,7 +59,7 @@ def _(input: Tensor, rows: Tensor, columns: Tensor, *_: Any) -> Tensor:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, values, rows, columns, _, *options, relu, _ = inputs
     by_input, by_values = ctx.needs_input_grad[:2]
-    ctx.options, ctx.input_size = options, input.shape
+    ctx.options, ctx.input_size, ctx.sums = options, input.shape, values.dtype
     ctx.save_for_backward(
         input if by_values else None,
         values if by_input else None,
@@ -82,7 +85,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         else None,
         None,
         None,
-        grad.sum((0, 2, 3)) if by_bias else None,
+        grad.sum((0, 2, 3), dtype=ctx.sums) if by_bias else None,
         *[None] * 6,
         grad if by_residual else None,
     )
@@ -137,7 +140,6 @@ for name, backward, save in (
     ("sparse_conv2d_input", _backward_input, _save_input),
     ("sparse_conv2d_weight", _backward_weight, _save_weight),
 ):
-    op = f"fisherprune::{name}"
-    torch.library.register_autograd(op, backward, setup_context=save)
-    for device in ("cpu", "cuda"):
-        torch.library.register_autocast(op, device, torch.float32)
+    torch.library.register_autograd(
+        f"fisherprune::{name}", backward, setup_context=save
+    )

@@ -1,7 +1,8 @@
 """Convolutions by the kept entries of a weight: typed thin wrappers over the ops.
 
-``rules.py`` says how they are differentiated and traced, ``dense.py`` what runs on
-devices without kernels of their own, ``reference.py`` has a twin of each.
+``rules.py`` says how they are differentiated and traced, ``autocast.py`` in which
+dtypes autocast runs them, ``dense.py`` what runs on devices without kernels of their
+own, ``reference.py`` has a twin of each.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fisherprune.ops import autocast as autocast  # registers the rule
 from fisherprune.ops import dense as dense  # registers the bodies
 from fisherprune.ops import rules as rules  # registers fakes and gradients
 
@@ -44,8 +46,10 @@ def sparse_conv2d(
     with :math:`c'` the channel c of o's group and zeros outside of the image. The cost
     is that of the kept entries alone. Differentiable, twice too, by ``input``,
     ``values``, ``bias`` and ``residual``. It computes in float32, also of images of 16
-    bits and under autocast. The CPU's result is the same bit for bit whatever the
-    number of threads.
+    bits; of images in bfloat16 the result is rounded to bfloat16, once. Autocast to
+    bfloat16 takes input and residual in it, values and bias in float32; other autocast
+    takes all in float32. The CPU's result is the same bit for bit whatever the number
+    of threads.
 
     Args:
         input: ``[N, C, H, W]``, float32, float16 or bfloat16, any strides.
@@ -59,12 +63,13 @@ def sparse_conv2d(
         dilation: of the convolution.
         groups: of the convolution.
         relu: replace what is negative by zero, in the end.
-        residual: float32 ``[N, O, P, Q]`` that is added, or None. Layouts other than
-            that of the output are copied.
+        residual: ``[N, O, P, Q]`` that is added, in the dtype of the output, or None.
+            Layouts other than that of the output are copied.
 
     Returns:
-        float32 ``[N, O, P, Q]``, on CPUs with samples innermost: it lies in memory as
-        ``[O, P, Q, N]``. It is no view of another tensor.
+        ``[N, O, P, Q]``, bfloat16 if ``input`` is, else float32. On CPUs with samples
+        innermost: it lies in memory as ``[O, P, Q, N]``. It is no view of another
+        tensor.
 
     Raises:
         RuntimeError: on shapes, dtypes or devices that do not belong together.
@@ -126,7 +131,8 @@ def sparse_conv2d_input(
         groups: of the convolution.
 
     Returns:
-        A tensor of ``input_size``, on CPUs with samples innermost.
+        A tensor of ``input_size``, bfloat16 if ``grad`` is, else float32; on CPUs with
+        samples innermost.
 
     Raises:
         RuntimeError: on shapes, dtypes or devices that do not belong together.

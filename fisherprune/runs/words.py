@@ -9,7 +9,7 @@ from fisherprune.runs.result import Execution, LayerCount, RunResult
 
 def table(result: RunResult) -> str:
     """Return the final report of a run as text."""
-    config = result.config
+    config, execution = result.config, result.execution
     lines = [
         "",
         f"{config.method} at sparsity {config.sparsity} ({config.scope}), "
@@ -25,7 +25,7 @@ def table(result: RunResult) -> str:
         f"{result.total:,} prunable weights are kept "
         f"({result.parameters:,} parameters in all)",
         *_left(result),
-        *([] if result.execution is None else [executed(result.execution)]),
+        *([] if execution is None else [executed(execution, config.amp)]),
         *(f"warning: {warning}" for warning in result.warnings),
         "",
         aligned(_test_rows(result)),
@@ -51,7 +51,7 @@ def _left(result: RunResult) -> list[str]:
     return lines
 
 
-def executed(execution: Execution) -> str:
+def executed(execution: Execution, amp: bool) -> str:
     """Say what sparse training saved: time of a step, memory."""
     dense, sparse = execution["dense_step"], execution["sparse_step"]
     if dense is None or sparse is None:
@@ -70,7 +70,8 @@ def executed(execution: Execution) -> str:
         for what, (own, full) in sizes.items()
     )
     layers = execution["sparse_layers"]
-    return f"sparse training, {layers} sparse layers: {speed}; {memory}"
+    form = "sparse training in bfloat16" if amp else "sparse training"
+    return f"{form}, {layers} sparse layers: {speed}; {memory}"
 
 
 def _layer_rows(layers: tuple[LayerCount, ...]) -> list[list[str]]:

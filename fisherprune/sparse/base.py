@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, shown
+from fisherprune.ops.autocast import images_dtype
 from fisherprune.ops.dense import dense_weight, places
 from fisherprune.ops.sparse import sparse_conv2d
 
@@ -151,7 +152,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
-        """Convolve images: by the kernels in float32, in other dtypes densely."""
+        """Convolve images: by the kernels with float32 values, else densely."""
         pattern, single = (self.rows, self.columns), torch.float32
         relu = relu or self.relu
         if self.values.dtype == single and (
@@ -175,6 +176,10 @@ class SparseLayer(nn.Module, Generic[Dense]):
         output = F.conv2d(input, weight, self.bias, *options)
         output = output if residual is None else output + residual
         return F.relu(output) if relu else output
+
+    def _result_dtype(self, input: Tensor) -> torch.dtype:
+        """Return the dtype of what the kernels return of an input."""
+        return images_dtype(input.device.type) or input.dtype
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any

@@ -14,6 +14,7 @@ from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.masks.apply import pruned_weights
 from fisherprune.masks.checks import checked_masks
 from fisherprune.modules import layer_kinds, unwrapped
+from fisherprune.ops.autocast import images_dtype
 from fisherprune.parameters import (
     check_shapes_known,
     checked_model,
@@ -155,7 +156,9 @@ def _is_sparse(module: nn.Module, pruned: Tensor, dense_above: float | None) -> 
     if not 0 < total < LIMIT:
         return False
     density = 1 - int(pruned.count_nonzero()) / total
-    return pays(module, density) if dense_above is None else density <= dense_above
+    if dense_above is not None:
+        return density <= dense_above
+    return pays(module, density, images_dtype(pruned.device.type) or torch.float32)
 
 
 def _check_weight(name: str, weight: nn.Parameter) -> None:

@@ -67,7 +67,8 @@ def compress(
         model: any model that has layers inside.
         masks: bool tensors by parameter name, True = kept; such as ``Masks``.
         dense_above: the density above which a layer stays dense, from 0 to 1; None
-            decides by ``sparse.cost.pays``.
+            decides by ``sparse.cost.pays``, for float32 or, under autocast, for
+            bfloat16: call it in the context that the model will run in.
         fold: whether to fold; None folds where the model is in evaluation mode and no
             ``optimizer`` is given.
         fuse: whether a model in training mode gets the modules of ``replaced``, and

@@ -1,9 +1,10 @@
 """Which layers, and which networks, are faster sparse than dense.
 
-Times are counted in multiply-adds of a dense convolution, forward and backward. The
-numbers were fitted by hand to single layers and steps: those for AVX-512 on a Xeon,
-those for AVX2 on a Zen 3, but for the copies of dense layers, which were not measured
-there. A choice by them is the same on every machine of a kind: runs can be repeated.
+Times are counted in multiply-adds of a dense convolution in float32, forward and
+backward. The numbers were fitted by hand to single layers and steps: those for AVX-512
+on a Xeon, those for AVX2 on a Zen 3, but for the copies of dense layers, which were not
+measured there. TODO. A choice by them is the same on every machine of a kind: runs can
+be repeated.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from fisherprune.ops import kernels
 
 @dataclass(frozen=True)
 class Costs:
-    """What sparse execution costs, in dense multiply-adds."""
+    """What execution costs, in dense multiply-adds in float32."""
 
+    product: float
+    """A multiply-add of a dense layer."""
     kept: float
     """A multiply-add of a kept weight."""
     element: float
@@ -41,28 +44,53 @@ class Costs:
 
 
 COSTS = {
-    "avx512": Costs(3.0, 60, 100, 300, 1e7, 7e6, 100),
-    "avx2": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 45),
-    "portable": Costs(2.1, 34, 25, 60, 7e6, 3.5e6, 45),
+    "avx512": Costs(1, 3.0, 60, 100, 300, 1e7, 7e6, 100),
+    "avx2": Costs(1, 2.1, 34, 25, 60, 7e6, 3.5e6, 45),
+    "portable": Costs(1, 2.1, 34, 25, 60, 7e6, 3.5e6, 45),
 }
+"""Of float32, by vector instructions."""
+COSTS_OF_BFLOAT16 = {
+    "amx": Costs(0.3, 3.0, 40, 60, 110, 1e7, 7e6, 60),
+    "avx512_bf16": Costs(0.55, 3.0, 40, 60, 150, 1e7, 7e6, 60),
+    "avx512": Costs(1.2, 3.0, 40, 60, 150, 1e7, 7e6, 60),
+    "avx2": Costs(1.2, 2.1, 30, 20, 60, 7e6, 3.5e6, 45),
+    "portable": Costs(1.2, 2.1, 30, 20, 60, 7e6, 3.5e6, 45),
+}
+"""Of layers under autocast to bfloat16, by the instructions of dense products."""
 SPARSE = nn.Conv1d, nn.Conv2d, nn.Linear
 
 
-def pays(module: nn.Module, density: float) -> bool:
+def costs_of(dtype: torch.dtype) -> Costs:
+    """Return the costs of layers whose images have a dtype, on this processor."""
+    capability = kernels.cpu_capability()
+    if dtype != torch.bfloat16:
+        return COSTS[capability]
+    if capability == "avx512" and torch.cpu._is_amx_tile_supported():
+        return COSTS_OF_BFLOAT16["amx"]
+    if capability == "avx512" and torch.cpu._is_avx512_bf16_supported():
+        return COSTS_OF_BFLOAT16["avx512_bf16"]
+    return COSTS_OF_BFLOAT16[capability]
+
+
+def pays(
+    module: nn.Module, density: float, dtype: torch.dtype = torch.float32
+) -> bool:
     """Return whether a layer with that share of kept weights is faster sparse.
 
     Among sparse layers, that is: images would be copied if it were dense. What it reads
     and writes is counted for each number of its output. On devices that have no kernels
-    of their own for it, too: there it is slower.
+    of their own for it, too: there it is slower. ``dtype`` is that of the images, and
+    bfloat16 under autocast alone.
     """
-    costs, weight = COSTS[kernels.cpu_capability()], _weight(module)
+    costs, weight = costs_of(dtype), _weight(module)
     width, moved = weight.shape[1:].numel(), 0.0
     if not isinstance(module, nn.Linear):
         channels = getattr(module, "groups", 1) * weight.shape[1]
         stride: tuple[int, ...] = module.stride  # type: ignore[assignment]
         moved = 1 + channels * prod(stride) / max(1, len(weight))
     sparse = costs.kept * density * width + costs.element * moved
-    return density < 1 and sparse <= width + costs.converted * moved
+    dense = costs.product * width + costs.converted * moved
+    return density < 1 and sparse <= dense
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -71,7 +99,10 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def expected_speedup(
-    model: nn.Module, masks: Mapping[str, Tensor], inputs: Tensor
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    inputs: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """Estimate how many times faster a training step is sparse than dense, on the CPU.
 
@@ -82,6 +113,8 @@ def expected_speedup(
         model: dense; runs on one input, in evaluation mode, and stays as it is.
         masks: bool tensors by parameter name, True = kept.
         inputs: of a step, ``[N, ...]``.
+        dtype: of the images between layers, dense and sparse: float32, or bfloat16 for
+            steps under autocast to it.
 
     Returns:
         Time of the dense step over that of the sparse one; below 1 where dense is
@@ -97,20 +130,21 @@ def expected_speedup(
         >>> expected_speedup(model, masks, torch.zeros(128, 3, 32, 32)) > 1
         True
     """
-    costs = COSTS[kernels.cpu_capability()]
+    costs = costs_of(dtype)
     names = {id(p): name for name, p in model.named_parameters()}
     dense = sparse = 0.0
     for layer, read, written in _calls(model, inputs):
         weight = _weight(layer)
         products = float(weight.shape[1:].numel() * written)
+        plain = costs.product * products
         mask = masks.get(names.get(id(weight), ""))
         density = 1.0 if mask is None else int(mask.count_nonzero()) / mask.numel()
-        dense += products + costs.between_dense * written + costs.call_dense
+        dense += plain + costs.between_dense * written + costs.call_dense
         sparse += costs.between * written + costs.call
-        if mask is not None and pays(layer, density):
+        if mask is not None and pays(layer, density, dtype):
             sparse += costs.kept * density * products + costs.element * (read + written)
         else:
-            sparse += products + costs.converted * (read + written)
+            sparse += plain + costs.converted * (read + written)
     return dense / sparse if sparse else 1.0
 
 

@@ -73,9 +73,10 @@ class _SparseConv(SparseLayer[Dense]):
 class SparseConv2d(_SparseConv[nn.Conv2d]):
     """A ``torch.nn.Conv2d`` that executes the kept entries of its weight alone.
 
-    Float32 runs on kernels, whose price is that of the kept entries; other dtypes run
-    as the dense layer does. It takes the input of the dense layer, has its attributes,
-    and loads its state: entries that are not kept must be zero there.
+    Float32 runs on kernels, whose price is that of the kept entries; so does autocast,
+    to bfloat16 with images in bfloat16. Other dtypes run as the dense layer does. It
+    takes the input of the dense layer, has its attributes, and loads its state: entries
+    that are not kept must be zero there.
 
     Args:
         dense: a Conv2d that pads with zeros.
@@ -128,7 +129,7 @@ class SparseConv2d(_SparseConv[nn.Conv2d]):
         )
         positions = [(n + p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
         size = (input.shape[0], self.out_channels, *positions)
-        return residual.shape == size and residual.dtype == torch.float32
+        return residual.shape == size and residual.dtype == self._result_dtype(input)
 
 
 class SparseConv1d(_SparseConv[nn.Conv1d]):

@@ -41,9 +41,10 @@ def expectation(
         return None
     on_cpu = images.device.type == "cpu"
     asked = config.sparse == "on"
-    if not asked and (not on_cpu or config.amp or config.compile):
+    if not asked and (not on_cpu or config.compile):
         return None
-    found = expected_speedup(model, masks, images) if on_cpu else 1.0
+    dtype = torch.bfloat16 if config.amp else torch.float32
+    found = expected_speedup(model, masks, images, dtype) if on_cpu else 1.0
     return found if asked or found >= PAYS else None
 
 
@@ -56,6 +57,7 @@ class SparseTraining:
         optimizer: trains it, and goes on.
         expected: how many times faster a step is expected to be.
         batch: to measure a step with; None measures nothing.
+        amp: the autocast that steps run in.
         fuse: whether BatchNorm and ReLU become one op.
     """
 
@@ -66,15 +68,17 @@ class SparseTraining:
         optimizer: torch.optim.SGD,
         expected: float,
         batch: tuple[Tensor, Tensor] | None,
+        amp: torch.autocast,
         fuse: bool,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         dense, before = bytes_of(model), self._remembered_bytes()
-        slow = None if batch is None else step_seconds(model, *batch)
-        with warnings.catch_warnings():  # the result tells of collapsed layers
+        slow = None if batch is None else step_seconds(model, *batch, amp)
+        with warnings.catch_warnings(), amp:
+            # The result tells of collapsed layers.
             warnings.simplefilter("ignore", LayerCollapseWarning)
             compress(model.train(), masks, optimizer=optimizer, fuse=fuse)
-        fast = None if batch is None else step_seconds(model, *batch)
+        fast = None if batch is None else step_seconds(model, *batch, amp)
         self.execution = Execution(
             sparse_layers=sum(1 for _ in sparse_layers(model)),
             expected=expected,
@@ -123,7 +127,9 @@ def bytes_of(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def step_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> float | None:
+def step_seconds(
+    model: nn.Module, images: Tensor, labels: Tensor, amp: torch.autocast
+) -> float | None:
     """Return how long a training step takes, on a copy; None where there is none."""
     try:
         model = copy.deepcopy(model).train()
@@ -133,7 +139,8 @@ def step_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> float | No
     seconds = []
     for _ in range(STEPS):
         start = time.perf_counter()
-        loss = F.cross_entropy(model(images), labels)
+        with amp:
+            loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

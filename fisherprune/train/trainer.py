@@ -55,6 +55,7 @@ class Trainer:
         self.folder, self.quiet = folder, quiet
         self.device = images.train.images.device
         self.memory_format = memory_format(config, self.device)
+        self.amp = torch.autocast(self.device.type, torch.bfloat16, config.amp)
         model.to(memory_format=self.memory_format)
         self.network = compiled(model) if config.compile else model
         self.optimizer = make_optimizer(config, model)
@@ -105,7 +106,7 @@ class Trainer:
             return
         self.execution = self.execution or self.sparse.execution
         if not self.quiet:
-            print(executed(self.execution), flush=True)
+            print(executed(self.execution, self.config.amp), flush=True)
         try:
             yield
         finally:
@@ -125,7 +126,7 @@ class Trainer:
         timed = batch if alone and self.execution is None else None
         what = self.model, masks, self.optimizer, expected
         try:
-            return SparseTraining(*what, batch=timed, fuse=alone)
+            return SparseTraining(*what, batch=timed, amp=self.amp, fuse=alone)
         except FisherpruneError:  # of a weight that is tied, say
             if config.sparse == "on":
                 raise
@@ -245,11 +246,10 @@ class Trainer:
         device = self.device
         meter = Meter(len(self.images.train.classes), device)
         self.model.train()
-        amp = torch.autocast(device.type, torch.bfloat16, self.config.amp)
         for images, labels in batches:
             share = self.ranks.share(len(labels))
             images, labels = images[share.rows], labels[share.rows]
-            with amp, share.batchnorm():
+            with self.amp, share.batchnorm():
                 logits = self.network(images)
                 loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()

@@ -10,20 +10,24 @@ from fisherprune.ops.layout import contiguous, lies_innermost, samples_innermost
 MATRICES = [
     *[(1, 1), (1, 40), (40, 1), (16, 16), (17, 33), (64, 64), (65, 1025), (128, 2050)],
     *[(15, 200), (1100, 17), (16, 70_000), (1024, 1040), (1040, 1024), (0, 5), (5, 0)],
+    *[(32, 70_000), (2048, 1025)],
 ]
+DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(5, 3, 4, 7), (128, 16, 9, 5), (16, 64, 32, 33), (1, 3, 5, 5), (0, 3, 2, 2)]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", MATRICES, ids=str)
-def test_transpose_equals_pytorchs(shape):
-    matrix = torch.randn(shape)
+def test_transpose_equals_pytorchs(shape, dtype):
+    matrix = torch.randn(shape).to(dtype)
     found = torch.ops.fisherprune.transpose(matrix)
     assert found.is_contiguous() and torch.equal(found, matrix.t())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(17, 33), (1040, 1024)], ids=str)
-def test_memory_that_begins_anywhere(shape):
-    matrix = torch.randn(shape[0] * shape[1] + 1)[1:].view(shape)
+def test_memory_that_begins_anywhere(shape, dtype):
+    matrix = torch.randn(shape[0] * shape[1] + 1).to(dtype)[1:].view(shape)
     assert torch.equal(torch.ops.fisherprune.transpose(matrix), matrix.t())
 
 
@@ -32,7 +36,8 @@ def test_every_capability(capability):
     run_with(
         capability,
         __file__,
-        "for shape in MATRICES: test_transpose_equals_pytorchs(shape)",
+        "for shape in MATRICES:\n"
+        "    for dtype in DTYPES: test_transpose_equals_pytorchs(shape, dtype)",
     )
 
 
@@ -64,8 +69,10 @@ def test_gradients_come_back(function):
     assert torch.equal(found, grad) and found.stride() == x.stride()
 
 
-def test_opcheck():
-    opcheck(torch.ops.fisherprune.transpose, (torch.randn(9, 20, requires_grad=True),))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(dtype):
+    matrix = torch.randn(9, 20, dtype=dtype, requires_grad=True)
+    opcheck(torch.ops.fisherprune.transpose, (matrix,))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +84,6 @@ def test_opcheck():
     ],
 )
 def test_refusals(matrix, got):
-    wanted = "transpose: matrix must be a contiguous float32 tensor of two axes, got "
-    with pytest.raises(RuntimeError, match=wanted + got):
+    wanted = "transpose: matrix must be a contiguous tensor of two axes, of float32 or "
+    with pytest.raises(RuntimeError, match=f"{wanted}bfloat16, got {got}"):
         torch.ops.fisherprune.transpose(matrix)

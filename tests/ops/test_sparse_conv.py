@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparse_cases import CASES, LAYOUTS, make
+from sparse_cases import CASES, LAYOUTS, convolutions, make
 from torch.library import opcheck
 
 from fisherprune import ops
@@ -112,29 +112,6 @@ def test_a_residual_of_a_large_image_whose_channels_are_cut():
     assert (out - truth).abs().max() <= 1e-5 * truth.abs().max()
 
 
-pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
-
-
-@st.composite
-def convolutions(draw):
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
-    return dict(
-        n=draw(st.integers(1, 40)),
-        c=groups * draw(st.integers(1, 12)),
-        o=groups * draw(st.integers(1, 12)),
-        size=(draw(st.integers(7, 11)), draw(st.integers(7, 11))),
-        kernel=draw(pairs),
-        stride=draw(pairs),
-        padding=draw(st.tuples(st.integers(0, 4), st.integers(0, 4))),
-        dilation=draw(pairs),
-        groups=groups,
-        density=draw(st.sampled_from([0.0, 0.01, 0.1, 0.4, 1.0])),
-        bias=draw(st.booleans()),
-        empty_rows=draw(st.sampled_from([0.0, 0.3])),
-        seed=draw(st.integers(0, 2**32)),
-    )
-
-
 @settings(max_examples=80)
 @given(convolutions(), st.sampled_from(list(LAYOUTS)))
 def test_any_convolution_equals_float64(case, layout):
@@ -237,11 +214,10 @@ def test_no_samples():
     assert v.grad.shape == v.shape and not v.grad.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_images_of_16_bits(dtype):
+def test_images_of_float16():
     """They are read as they are; what comes is in float32, on other devices, too."""
     case = make(**CASES["everything_uneven"])
-    low, grad = case.input.to(dtype), random_grad(case).to(dtype)
+    low, grad = case.input.half(), random_grad(case).half()
     case.input = low.float()
     truths, (rows, columns) = case.truth(grad), case.pattern
     options, size = case.flat(), case.input.shape
@@ -259,17 +235,6 @@ def test_images_of_16_bits(dtype):
             assert truth.error(one) <= 3 * TOLERANCE
     opcheck(op.sparse_conv2d, (low, case.values, rows, columns, None, *options))
     opcheck(op.sparse_conv2d_weight, (low, rows, columns, grad, *options))
-
-
-def test_autocast_computes_in_float32():
-    case = make(**CASES["plain_3x3"])
-    rows, columns = case.pattern
-    call = case.values, rows, columns, case.bias
-    low = case.input.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ops.sparse_conv2d(low, *call, **case.call)
-    expected = ops.sparse_conv2d(low.float(), *call, **case.call)
-    assert out.dtype == torch.float32 and torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("name", CASES)

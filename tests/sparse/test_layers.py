@@ -175,9 +175,18 @@ def test_float64_has_gradients_of_any_order():
 
 
 def test_autocast(layer):
-    sparse, _, x = layer
+    sparse, dense, x = layer
+    x = torch.cat([x] * 40).requires_grad_()  # whole chunks, and a rest
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(sparse(x), sparse.float()(x))
+        found, expected = sparse(x), dense(x)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(found, sparse(x.bfloat16().float()).bfloat16())
+    torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6)
+    found.square().sum().backward()
+    grads = [each.grad for each in (x, *sparse.parameters())]
+    assert all(grad.dtype == torch.float32 for grad in grads)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(sparse(x), sparse(x.detach()))
         assert sparse(x.bfloat16()).dtype == torch.float32
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
 
 
@@ -168,3 +169,27 @@ def make(
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     biases = torch.randn(o, **drawn) if bias else None
     return Case(torch.randn(n, c, *size, **drawn), weight, mask, biases, options)
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def convolutions(draw, most: int = 40) -> dict:
+    """Draw the arguments of ``make``, of at most so many samples."""
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    return dict(
+        n=draw(st.integers(1, most)),
+        c=groups * draw(st.integers(1, 12)),
+        o=groups * draw(st.integers(1, 12)),
+        size=(draw(st.integers(7, 11)), draw(st.integers(7, 11))),
+        kernel=draw(pairs),
+        stride=draw(pairs),
+        padding=draw(st.tuples(st.integers(0, 4), st.integers(0, 4))),
+        dilation=draw(pairs),
+        groups=groups,
+        density=draw(st.sampled_from([0.0, 0.01, 0.1, 0.4, 1.0])),
+        bias=draw(st.booleans()),
+        empty_rows=draw(st.sampled_from([0.0, 0.3])),
+        seed=draw(st.integers(0, 2**32)),
+    )

@@ -18,13 +18,16 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_all(float* to, Vec value) {
   store(to, value);
 }
 
-// Rounds to the nearest, ties to even; what is no number stays none.
-FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_all(BFloat16* to, Vec value) {
+// The nearest bfloat16 numbers, ties to even, in the upper halves of the words; what is
+// no number stays none. The lower halves mean nothing.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE Words rounded(Vec value) {
   const Words bits = reinterpret_cast<Words>(value);
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words number = reinterpret_cast<Words>(value == value);
-  *reinterpret_cast<HalvesInMemory*>(to) = __builtin_convertvector(
-      (rounded & number) | (((bits >> 16) | 0x40) & ~number), Halves);
+  return value == value ? bits + 0x7fff + ((bits >> 16) & 1) : bits | 0x400000;
+}
+
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_all(BFloat16* to, Vec value) {
+  *reinterpret_cast<HalvesInMemory*>(to) =
+      __builtin_convertvector(rounded(value) >> 16, Halves);
 }
 
 // The first n entries, zero in the lanes behind them.

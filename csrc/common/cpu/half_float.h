@@ -27,6 +27,15 @@ inline float to_float(BFloat16 value) {
   return float_of_bits(static_cast<uint32_t>(value.bits) << 16);
 }
 
+// The nearest, ties to even; what is no number stays none.
+inline BFloat16 to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const bool is_number = (bits & 0x7fffffffu) <= 0x7f800000u;
+  return {static_cast<uint16_t>((is_number ? rounded : bits | 0x400000u) >> 16)};
+}
+
 inline float to_float(Float16 value) {
   const uint32_t sign = (value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;

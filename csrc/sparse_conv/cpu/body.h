@@ -3,113 +3,175 @@
 //
 // A call keeps some chunks of one output channel in registers while it goes over the
 // channel's taps: each is one number in all lanes, and as many multiply-adds with
-// vectors from the tile, in the second-level cache, as there are vectors of chunks.
+// vectors from the tile, in the second-level cache, as there are vectors of chunks. Of
+// pairs each vector of words is two of numbers, made by a shift and by a mask.
 
 #include "common/cpu/vector_body.h"
 //
+#include "common/cpu/entries_body.h"
 #include "common/cpu/past_caches_body.h"
+//
+#include "common/cpu/pairs_body.h"
 
 constexpr int kParts = kChunk / kLanes;  // vectors of a chunk
 // Twelve sums hide the time that a multiply-add takes, and leave registers.
 constexpr int kMost = FISHERPRUNE_WIDE ? 12 : 12 / kParts;
 
+// What the words of tiles and images are: kNumbers numbers each.
+struct Floats {
+  using Entry = float;
+  static constexpr int kNumbers = 1;
+
+  FISHERPRUNE_TARGET FISHERPRUNE_INLINE static void load_to(Vec* to,
+                                                            const float* from) {
+    to[0] = load(from);
+  }
+  FISHERPRUNE_TARGET FISHERPRUNE_INLINE static Words words(const Vec* numbers) {
+    return reinterpret_cast<Words>(numbers[0]);
+  }
+};
+
+struct Pairs {
+  using Entry = BFloat16;
+  static constexpr int kNumbers = 2;
+
+  FISHERPRUNE_TARGET FISHERPRUNE_INLINE static void load_to(Vec* to,
+                                                            const BFloat16* from) {
+    const Words pairs = load_words(from);
+    to[0] = first_of(pairs), to[1] = second_of(pairs);
+  }
+  FISHERPRUNE_TARGET FISHERPRUNE_INLINE static Words words(const Vec* numbers) {
+    return paired(numbers[0], numbers[1]);
+  }
+};
+
 // Vector i of some rows of T chunks.
-template <int T, class Float>
-FISHERPRUNE_INLINE Float* in_image(Float* first, const Rows& rows, int i) {
+template <class Word, int T, class Entry>
+FISHERPRUNE_INLINE Entry* in_image(Entry* first, const Rows& rows, int i) {
   return first + i / (T * kParts) * rows.stride +
-         i % (T * kParts) / kParts * rows.step + i % kParts * kLanes;
+         i % (T * kParts) / kParts * rows.step + i % kParts * kLanes * Word::kNumbers;
 }
 
-template <int T>
-FISHERPRUNE_INLINE const float* in_tile(const float* first, const Rows& rows, int i) {
-  return first + i / (T * kParts) * rows.tile_stride + i % (T * kParts) * kLanes;
+template <class Word, int T>
+FISHERPRUNE_INLINE const typename Word::Entry* in_tile(const float* first,
+                                                       const Rows& rows, int i) {
+  return reinterpret_cast<const typename Word::Entry*>(
+      first + i / (T * kParts) * rows.tile_stride + i % (T * kParts) * kLanes);
 }
 
-template <int R, int T>
+template <class Word, int R, int T>
 FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float start,
-                                  const float* before, bool relu) {
-  constexpr int n = R * T * kParts;
+                                  const void* before, bool relu) {
+  using Entry = typename Word::Entry;
+  constexpr int n = R * T * kParts, of = Word::kNumbers;
   const Tap* const end = taps.first + taps.count;
   for (int64_t r = 0; r < rows.count; r += R) {
     const float* const tile = rows.tile + r * rows.tile_stride;
-    float* const image = rows.image + r * rows.stride;
-    Vec acc[n];
+    Entry* const image = static_cast<Entry*>(rows.image) + r * rows.stride;
+    Vec acc[n * of];
     FISHERPRUNE_UNROLL
-    for (int i = 0; i < n; ++i) acc[i] = start - Vec{};
+    for (int i = 0; i < n * of; ++i) acc[i] = start - Vec{};
     if (before) {
-      const float* const first = before + r * rows.stride;
+      const Entry* const first = static_cast<const Entry*>(before) + r * rows.stride;
       FISHERPRUNE_UNROLL
-      for (int i = 0; i < n; ++i) acc[i] += load(in_image<T>(first, rows, i));
+      for (int i = 0; i < n; ++i) {
+        Vec x[of];
+        Word::load_to(x, in_image<Word, T>(first, rows, i));
+        FISHERPRUNE_UNROLL
+        for (int k = 0; k < of; ++k) acc[i * of + k] += x[k];
+      }
     }
     for (const Tap* tap = taps.first; tap != end; ++tap) {
-      const float* const x = tile + tap->offset;
+      const float* const first = tile + tap->offset;
       const Vec weight = tap->weight - Vec{};
       FISHERPRUNE_UNROLL
-      for (int i = 0; i < n; ++i) acc[i] += weight * load(in_tile<T>(x, rows, i));
+      for (int i = 0; i < n; ++i) {
+        Vec x[of];
+        Word::load_to(x, in_tile<Word, T>(first, rows, i));
+        FISHERPRUNE_UNROLL
+        for (int k = 0; k < of; ++k) acc[i * of + k] += weight * x[k];
+      }
     }
     if (relu) {
       FISHERPRUNE_UNROLL
-      for (int i = 0; i < n; ++i) acc[i] = acc[i] < 0 ? Vec{} : acc[i];
+      for (int i = 0; i < n * of; ++i) acc[i] = acc[i] < 0 ? Vec{} : acc[i];
     }
     if (rows.past_caches) {
       FISHERPRUNE_UNROLL
-      for (int i = 0; i < n; ++i) store_past(in_image<T>(image, rows, i), acc[i]);
+      for (int i = 0; i < n; ++i)
+        store_past(reinterpret_cast<float*>(in_image<Word, T>(image, rows, i)),
+                   reinterpret_cast<Vec>(Word::words(acc + i * of)));
     } else {
       FISHERPRUNE_UNROLL
-      for (int i = 0; i < n; ++i) store(in_image<T>(image, rows, i), acc[i]);
+      for (int i = 0; i < n; ++i)
+        store_words(in_image<Word, T>(image, rows, i), Word::words(acc + i * of));
     }
   }
 }
 
-template <int R, int T>
+template <class Word, int R, int T>
 FISHERPRUNE_TARGET void multiply(const Taps& taps, const Rows& rows, float* lanes,
                                  bool add) {
-  constexpr int n = R * T * kParts;
+  constexpr int n = R * T * kParts, of = Word::kNumbers;
   for (int64_t r = 0; r < rows.count; r += R) {
     const float* const tile = rows.tile + r * rows.tile_stride;
-    float* const image = rows.image + r * rows.stride;
-    Vec grad[n];
+    const auto* const image =
+        static_cast<const typename Word::Entry*>(rows.image) + r * rows.stride;
+    Vec grad[n * of];
     FISHERPRUNE_UNROLL
-    for (int i = 0; i < n; ++i) grad[i] = load(in_image<T>(image, rows, i));
+    for (int i = 0; i < n; ++i)
+      Word::load_to(grad + i * of, in_image<Word, T>(image, rows, i));
     const bool join = add || r > 0;
     for (int64_t t = 0; t < taps.count; ++t) {
-      const float* const x = tile + taps.first[t].offset;
+      const float* const first = tile + taps.first[t].offset;
       Vec even = join ? load(lanes + t * kLanes) : Vec{}, odd{};
       FISHERPRUNE_UNROLL
-      for (int i = 0; i < n; ++i)
-        (i % 2 ? odd : even) += grad[i] * load(in_tile<T>(x, rows, i));
+      for (int i = 0; i < n; ++i) {
+        Vec x[of];
+        Word::load_to(x, in_tile<Word, T>(first, rows, i));
+        FISHERPRUNE_UNROLL
+        for (int k = 0; k < of; ++k)
+          ((i * of + k) % 2 ? odd : even) += grad[i * of + k] * x[k];
+      }
       store(lanes + t * kLanes, even + odd);
     }
   }
 }
 
-FISHERPRUNE_TARGET inline void copy(const float* from, int64_t step, int64_t count,
+FISHERPRUNE_TARGET inline void copy(const void* from, int64_t step, int64_t count,
                                     float* to) {
+  const char* const bytes = static_cast<const char*>(from);
   for (int64_t i = 0; i < count; ++i) {
     FISHERPRUNE_UNROLL
     for (int p = 0; p < kParts; ++p)
-      store(to + i * kChunk + p * kLanes, load(from + i * step + p * kLanes));
+      store_words(to + i * kChunk + p * kLanes,
+                  load_words(bytes + i * step + p * 4 * kLanes));
   }
 }
 
-FISHERPRUNE_TARGET inline void transpose(const float* from, int64_t sample_stride,
-                                         int64_t count, float* to) {
+template <class Word>
+FISHERPRUNE_TARGET void transpose(const void* source, int64_t sample_stride,
+                                  int64_t count, float* to) {
+  using Entry = typename Word::Entry;
+  constexpr int samples = kChunk * Word::kNumbers;
+  const Entry* const from = static_cast<const Entry*>(source);
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     FISHERPRUNE_UNROLL
     for (int p = 0; p < kParts; ++p) {
       Vec square[kLanes];
-      FISHERPRUNE_UNROLL
-      for (int n = 0; n < kLanes; ++n)
-        square[n] = load(from + i + (p * kLanes + n) * sample_stride);
+      const int64_t first = p * kLanes * Word::kNumbers;
+      load_square(from + i + first * sample_stride, sample_stride, square);
       transpose_square(square);
       FISHERPRUNE_UNROLL
       for (int n = 0; n < kLanes; ++n)
         store(to + (i + n) * kChunk + p * kLanes, square[n]);
     }
   }
+  Entry* const entries = reinterpret_cast<Entry*>(to);
   for (; i < count; ++i)
-    for (int n = 0; n < kChunk; ++n) to[i * kChunk + n] = from[i + n * sample_stride];
+    for (int n = 0; n < samples; ++n)
+      entries[i * samples + n] = from[i + n * sample_stride];
 }
 
 FISHERPRUNE_TARGET inline void add_lanes(const float* lanes, int64_t count, float* sums,
@@ -131,34 +193,32 @@ FISHERPRUNE_TARGET inline void add_lanes(const float* lanes, int64_t count, floa
   }
 }
 
-template <int R, int T>
+template <class Word, int R, int T>
 constexpr Correlate correlate_of() {
-  if constexpr (R * T <= kMost) return correlate<R, T>;
+  if constexpr (R * T * Word::kNumbers <= kMost) return correlate<Word, R, T>;
   return nullptr;
 }
 
-template <int R, int T>
+template <class Word, int R, int T>
 constexpr Multiply multiply_of() {
-  if constexpr (R * T <= kMost) return multiply<R, T>;
+  if constexpr (R * T * Word::kNumbers <= kMost) return multiply<Word, R, T>;
   return nullptr;
 }
 
-template <int... T>
-constexpr Kernels table(std::integer_sequence<int, T...>) {
-  return {kLanes,
-          kMost,
+template <class Word, int... T>
+constexpr Form form(std::integer_sequence<int, T...>) {
+  return {kMost / Word::kNumbers,
           {{},
-           {nullptr, correlate_of<1, T + 1>()...},
-           {nullptr, correlate_of<2, T + 1>()...},
-           {nullptr, correlate_of<3, T + 1>()...}},
+           {nullptr, correlate_of<Word, 1, T + 1>()...},
+           {nullptr, correlate_of<Word, 2, T + 1>()...},
+           {nullptr, correlate_of<Word, 3, T + 1>()...}},
           {{},
-           {nullptr, multiply_of<1, T + 1>()...},
-           {nullptr, multiply_of<2, T + 1>()...},
-           {nullptr, multiply_of<3, T + 1>()...}},
-          drain,
-          copy,
-          transpose,
-          add_lanes};
+           {nullptr, multiply_of<Word, 1, T + 1>()...},
+           {nullptr, multiply_of<Word, 2, T + 1>()...},
+           {nullptr, multiply_of<Word, 3, T + 1>()...}},
+          transpose<Word>};
 }
 
-constexpr Kernels kTable = table(std::make_integer_sequence<int, kMostChunks>());
+constexpr auto kChunks = std::make_integer_sequence<int, kMostChunks>();
+constexpr Kernels kTable{
+    kLanes, form<Floats>(kChunks), form<Pairs>(kChunks), drain, copy, add_lanes};

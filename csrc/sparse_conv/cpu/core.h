@@ -16,12 +16,12 @@ struct Machine {
 
 // output: [O, P, Q, N] in memory.
 void output(const SparseConvShape& s, const View4& input, const Pattern& pattern,
-            const float* values, const Epilogue& epilogue, float* output,
+            const float* values, const Epilogue& epilogue, void* output,
             const Machine& machine);
 
 // grad_input: [C, H, W, N] in memory.
 void input_gradient(const SparseConvShape& s, const View4& grad, const Pattern& pattern,
-                    const float* values, float* grad_input, const Machine& machine);
+                    const float* values, void* grad_input, const Machine& machine);
 
 // grad_values: [count]
 void values_gradient(const SparseConvShape& s, const View4& input, const View4& grad,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/cpu/floats.h"
+#include "common/cpu/half_float.h"
 #include "sparse_conv/cpu/core.h"
 #include "sparse_conv/cpu/taps.h"
 #include "sparse_conv/cpu/work.h"
@@ -16,18 +17,22 @@ namespace {
 
 // Of a task, if it has not all of a tile's.
 constexpr int64_t kLeastChannels = 16;
-// Floats of an image that goes past the caches.
-constexpr int64_t kLargeImage = 1 << 20;
+// Bytes of an image that goes past the caches.
+constexpr int64_t kLargeImage = 1 << 22;
 
 struct Image {
-  float* data;
+  void* data;
+  bool half;  // bfloat16, else float
   int64_t channels, height, width, samples;
   Epilogue epilogue;
 
+  int64_t entry_bytes() const { return half ? 2 : 4; }
+
   // Whether all chunks are lines of memory, and the caches can't hold them.
   bool passes_caches() const {
-    return samples % kChunk == 0 && reinterpret_cast<uintptr_t>(data) % 64 == 0 &&
-           channels * height * width * samples >= kLargeImage;
+    const int64_t row = samples * entry_bytes();
+    return row % 64 == 0 && reinterpret_cast<uintptr_t>(data) % 64 == 0 &&
+           channels * height * width * row >= kLargeImage;
   }
 };
 
@@ -37,15 +42,27 @@ struct Job {
   const Work& work;
   const TapLists& taps;
   const Kernels& kernels;
+  const Form& form;
 };
 
-// Where a grid's positions in a tile lie in the image.
+// Where a grid's positions in a tile lie in the image, in entries.
 struct Place {
   int64_t rows, cols;  // that are in the grid
-  float* first;
-  const float* residual;  // or null
-  int64_t stride, step;
+  int64_t first, stride, step;
 };
+
+bool is_half(const View4& source) {
+  return result_dtype(source.dtype) == Dtype::bfloat16;
+}
+
+char* entry_at(const Image& image, int64_t place) {
+  return static_cast<char*>(image.data) + place * image.entry_bytes();
+}
+
+const char* residual_at(const Image& image, int64_t place) {
+  return static_cast<const char*>(image.epilogue.residual) +
+         place * image.entry_bytes();
+}
 
 Place place_of(const Job& job, const Tile& tile, int64_t channel, size_t gy,
                size_t gx) {
@@ -55,74 +72,84 @@ Place place_of(const Job& job, const Tile& tile, int64_t channel, size_t gy,
   const int64_t col = x.grids[gx].start + tile.col0 * x.step;
   const int64_t at =
       ((channel * m.height + row) * m.width + col) * m.samples + tile.sample0;
-  const float* const residual = m.epilogue.residual;
   return {std::min(tile.rows, y.grids[gy].count - tile.row0),
-          std::min(tile.cols, x.grids[gx].count - tile.col0),
-          m.data + at,
-          residual ? residual + at : nullptr,
-          y.step * m.width * m.samples,
-          x.step * m.samples};
+          std::min(tile.cols, x.grids[gx].count - tile.col0), at,
+          y.step * m.width * m.samples, x.step * m.samples};
 }
 
 // How the sums of a cut of the channels begin and end.
 struct Ends {
   float start;
-  bool add;  // to what earlier cuts have written
+  bool add;  // to what earlier cuts have written, else to the residual
   bool relu, past_caches;
 };
 
-// Chunks of 16 samples go from the registers to the image.
+// Chunks go from the registers to the image.
 void correlate_chunks(const Job& job, const float* from, const Taps& taps,
                       const Place& to, const Ends& ends) {
+  const Image& image = job.image;
   const int64_t pitch = job.work.layout.pitch;
-  const float* const before = ends.add ? to.first : to.residual;
-  const Pieces pieces(to.rows, to.cols, job.kernels);
+  const Pieces pieces(to.rows, to.cols, job.form);
   pieces.for_each(
       [&](int64_t together, int64_t row, int64_t count, int64_t chunk, int64_t chunks) {
-        const int64_t at = row * to.stride + chunk * to.step;
+        const int64_t at = to.first + row * to.stride + chunk * to.step;
         const Rows rows{count,           from + row * pitch + chunk * kChunk,
-                        pitch,           to.first + at,
+                        pitch,           entry_at(image, at),
                         to.stride,       to.step,
                         ends.past_caches};
-        job.kernels.correlate[together][chunks](
-            taps, rows, ends.start, before ? before + at : nullptr, ends.relu);
+        const void* const before = ends.add                  ? entry_at(image, at)
+                                   : image.epilogue.residual ? residual_at(image, at)
+                                                             : nullptr;
+        job.form.correlate[together][chunks](taps, rows, ends.start, before, ends.relu);
       });
 }
 
-// Some places of the image, from the buffer.
-void finish(const float* found, const float* residual, bool relu, int64_t count,
-            float* to) {
-  if (!residual) {
-    std::copy_n(found, count, to);
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const float sum = found[i] + residual[i];
-    to[i] = relu && sum < 0 ? 0 : sum;
-  }
+void widen(const void* from, bool half, int64_t count, float* to) {
+  if (half)
+    std::transform(static_cast<const BFloat16*>(from),
+                   static_cast<const BFloat16*>(from) + count, to,
+                   [](BFloat16 value) { return to_float(value); });
+  else
+    std::copy_n(static_cast<const float*>(from), count, to);
 }
 
-// Fewer samples: chunks run on over positions, and over what is between the rows.
+void narrow(const float* from, bool half, int64_t count, void* to) {
+  if (half)
+    std::transform(from, from + count, static_cast<BFloat16*>(to), to_bfloat16);
+  else
+    std::copy_n(from, count, static_cast<float*>(to));
+}
+
+// Fewer samples: chunks run on over positions, and over what is between the rows, in a
+// buffer that has the residual before, and the sums after that.
 void correlate_rest(const Job& job, const float* from, const Taps& taps,
                     const Place& to, const Ends& ends, float* buffer) {
-  const int64_t n = job.work.lanes, pitch = job.work.layout.pitch;
-  const int64_t floats = (to.rows - 1) * pitch + to.cols * n;
-  const Pieces pieces(1, (floats + kChunk - 1) / kChunk, job.kernels);
-  const bool relu = ends.relu && !to.residual;  // else behind the sum
-  pieces.for_each([&](int64_t, int64_t, int64_t, int64_t chunk, int64_t chunks) {
-    const int64_t at = chunk * kChunk;
-    const Rows rows{1, from + at, 0, buffer + at, 0, kChunk};
-    job.kernels.correlate[1][chunks](taps, rows, ends.start, nullptr, relu);
-  });
+  const Image& image = job.image;
+  const int64_t n = job.work.block.lanes, pitch = job.work.layout.pitch;
   const bool together = to.step == n;
   const int64_t pieces_of_row = together ? 1 : to.cols;
   const int64_t length = together ? to.cols * n : n;
-  for (int64_t r = 0; r < to.rows; ++r)
-    for (int64_t q = 0; q < pieces_of_row; ++q) {
-      const int64_t at = r * to.stride + q * to.step;
-      finish(buffer + r * pitch + q * n, to.residual ? to.residual + at : nullptr,
-             ends.relu, length, to.first + at);
-    }
+  const auto for_each_piece = [&](const auto& each) {
+    for (int64_t r = 0; r < to.rows; ++r)
+      for (int64_t q = 0; q < pieces_of_row; ++q)
+        each(to.first + r * to.stride + q * to.step, buffer + r * pitch + q * n);
+  };
+  const bool residual = image.epilogue.residual;
+  if (residual)
+    for_each_piece([&](int64_t at, float* own) {
+      widen(residual_at(image, at), image.half, length, own);
+    });
+  const int64_t floats = (to.rows - 1) * pitch + to.cols * n;
+  const Pieces pieces(1, (floats + kChunk - 1) / kChunk, job.form);
+  pieces.for_each([&](int64_t, int64_t, int64_t, int64_t chunk, int64_t chunks) {
+    float* const own = buffer + chunk * kChunk;
+    const Rows rows{1, from + chunk * kChunk, 0, own, 0, kChunk};
+    job.form.correlate[1][chunks](taps, rows, ends.start, residual ? own : nullptr,
+                                  ends.relu);
+  });
+  for_each_piece([&](int64_t at, const float* own) {
+    narrow(own, image.half, length, entry_at(image, at));
+  });
 }
 
 // A tile, for the output channels from `begin` to before `end`.
@@ -131,7 +158,7 @@ void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
   const Work& work = job.work;
   const Epilogue& epilogue = job.image.epilogue;
   Tile tile = work.tile(index);
-  float* const buffer = scratch + work.layout.floats;
+  float* const buffer = scratch + work.layout.words;
   for (int64_t k = 0; k < work.cuts; ++k) {
     work.choose_channels(tile, k);
     copy_tile(job.source, work.y, work.x, tile, work.layout, job.kernels, scratch);
@@ -146,7 +173,7 @@ void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
           const Place to = place_of(job, tile, o, gy, gx);
           const Taps taps = job.taps.at(o, grid, k);
           if (to.rows <= 0 || to.cols <= 0 || (add && !taps.count && !relu)) continue;
-          if (work.whole())
+          if (work.block.whole)
             correlate_chunks(job, scratch, taps, to, ends);
           else
             correlate_rest(job, scratch, taps, to, ends, buffer);
@@ -173,32 +200,36 @@ void correlate(const View4& source, int64_t channels, const Axis& y, const Axis&
   if (!y.count || !x.count || !image.channels) return;
   const double taps_each = static_cast<double>(count) / image.channels;
   const Kernels& code = kernels(machine.capability);
-  for_each_kind(image.samples, [&](int64_t sample0, int64_t samples, int64_t lanes) {
-    const Load load{channels, image.channels, taps_each, lanes, code};
+  const auto run = [&](int64_t sample0, int64_t samples, const Block& block) {
+    // What is rounded to bfloat16 is summed up before, and so are fewer samples.
+    const bool cuts = block.whole && !block.pairs;
+    const Load load{channels, image.channels, taps_each, block, cuts, code};
     const Work work(y, x, load, sample0, samples);
     const TapLists taps = make_taps(work.cut, work.layout);
-    const Job job{source, image, work, taps, code};
-    const int64_t buffer = work.whole() ? 0 : work.layout.plane + 2 * kChunk;
+    const Job job{source, image, work, taps, code, load.form()};
+    const int64_t buffer = block.whole ? 0 : work.layout.plane + 2 * kChunk;
     const int64_t splits = splits_of(work.count(), image.channels, machine.threads);
     for_each_task(machine.parallel, work.count() * splits, [&](int64_t i) {
-      float* const scratch = scratch_floats(work.layout.floats + buffer);
+      float* const scratch = scratch_floats(work.layout.words + buffer);
       const int64_t split = i % splits;
       correlate_tile(job, i / splits, image.channels * split / splits,
                      image.channels * (split + 1) / splits, scratch);
     });
-  });
+  };
+  for_each_kind(image.samples, image.half, run);
 }
 
 }  // namespace
 
 void output(const SparseConvShape& s, const View4& input, const Pattern& pattern,
-            const float* values, const Epilogue& epilogue, float* output,
+            const float* values, const Epilogue& epilogue, void* output,
             const Machine& machine) {
   const Axis y = forward_axis(s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h,
                               s.dilation_h);
   const Axis x =
       forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
-  const Image image{output, s.outputs, s.out_height, s.out_width, s.samples, epilogue};
+  const Image image{output,       is_half(input), s.outputs, s.out_height,
+                    s.out_width,  s.samples,      epilogue};
   correlate(
       input, s.channels, y, x, pattern.count, image,
       [&](const Cut& cut, const TileLayout& layout) {
@@ -208,12 +239,13 @@ void output(const SparseConvShape& s, const View4& input, const Pattern& pattern
 }
 
 void input_gradient(const SparseConvShape& s, const View4& grad, const Pattern& pattern,
-                    const float* values, float* grad_input, const Machine& machine) {
+                    const float* values, void* grad_input, const Machine& machine) {
   const Axis y = backward_axis(s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h,
                                s.dilation_h);
   const Axis x = backward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w,
                                s.dilation_w);
-  const Image image{grad_input, s.channels, s.height, s.width, s.samples, {}};
+  const Image image{grad_input, is_half(grad), s.channels, s.height,
+                    s.width,    s.samples,     {}};
   correlate(
       grad, s.outputs, y, x, pattern.count, image,
       [&](const Cut& cut, const TileLayout& layout) {

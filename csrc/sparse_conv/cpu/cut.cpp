@@ -26,7 +26,7 @@ struct Cycles {
 constexpr Cycles kHalfLines{10, 110, 20, 10, 2, 4, 1.2, 0.1, 0.25, 0.7};  // a Zen 3
 constexpr Cycles kLines{5, 140, 4, 30, 3, 4, 0.85, 0.3, 0.3, 0.5};  // a Xeon, AVX-512
 
-double vector_cost(int64_t floats, const Cycles& cycles) {
+double vector_cost(int64_t words, const Cycles& cycles) {
   static const double cache = [] {
     long bytes = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -34,7 +34,7 @@ double vector_cost(int64_t floats, const Cycles& cycles) {
 #endif
     return bytes > 0 ? static_cast<double>(bytes) : 0x1p19;
   }();
-  const double doublings = std::log2(4 * static_cast<double>(floats) / cache);
+  const double doublings = std::log2(4 * static_cast<double>(words) / cache);
   const double slope = doublings < 0 ? cycles.smaller : cycles.larger;
   return std::max(cycles.least, cycles.vector + doublings * slope);
 }
@@ -43,17 +43,17 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Cycles for each place of the grid.
 double cost_of(const Axis& y, const Axis& x, const Load& load, const Cut& cut) {
-  const TileLayout layout(y, x, cut, load.lanes);
-  const bool whole = load.lanes == kChunk;
+  const TileLayout layout(y, x, cut, load.block);
+  const bool whole = load.block.whole;
   const Cycles& cycles = load.kernels.lanes == kChunk ? kLines : kHalfLines;
   const Pieces pieces(whole ? cut.rows : 1,
                       whole ? cut.cols : ceil_div(cut.rows * layout.pitch, kChunk),
-                      load.kernels);
+                      load.form());
   const double calls = pieces.calls(), groups = pieces.groups();
   const double chunks = pieces.rows * pieces.chunks;
   const double vectors = chunks / groups * kChunk / load.kernels.lanes;
   const double tap =
-      std::max(vectors * vector_cost(layout.floats, cycles), cycles.latency) +
+      std::max(vectors * vector_cost(layout.words, cycles), cycles.latency) +
       cycles.tap;
   // Of all cuts of the channels, and all grids.
   const double cuts = ceil_div(load.channels, cut.channels);
@@ -83,10 +83,10 @@ std::vector<int64_t> lengths(int64_t count) {
 
 }  // namespace
 
-Pieces::Pieces(int64_t rows, int64_t chunks, const Kernels& kernels)
-    : rows(rows), chunks(chunks), cols(ceil_div(chunks, kernels.most_chunks)) {
+Pieces::Pieces(int64_t rows, int64_t chunks, const Form& form)
+    : rows(rows), chunks(chunks), cols(ceil_div(chunks, form.most_chunks)) {
   const int64_t widest = ceil_div(chunks, cols);
-  together = std::min<int64_t>({rows, kMostRows, kernels.most_chunks / widest});
+  together = std::min<int64_t>({rows, kMostRows, form.most_chunks / widest});
 }
 
 Cut choose_cut(const Axis& y, const Axis& x, const Load& load) {
@@ -101,7 +101,7 @@ Cut choose_cut(const Axis& y, const Axis& x, const Load& load) {
         const double cost = cost_of(y, x, load, cut);
         if (cost < least) least = cost, best = cut;
       }
-    if (channels == 1 || load.lanes != kChunk || least == before) return best;
+    if (channels == 1 || !load.cuts_channels || least == before) return best;
     channels = ceil_div(channels, 2);
   }
 }

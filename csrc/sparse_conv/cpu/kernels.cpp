@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #endif
 
+#include "common/cpu/half_float.h"
 #include "common/cpu/unroll.h"
 
 namespace fisherprune::cpu::sparse_conv {

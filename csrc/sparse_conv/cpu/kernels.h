@@ -8,14 +8,15 @@
 
 namespace fisherprune::cpu::sparse_conv {
 
-// Floats that lie side by side at a position: 16 samples, a cache line; or, where a
-// batch has fewer samples, 16 entries of the row of positions and samples.
+// Words that lie side by side at a position, a cache line. A word is the float of one
+// sample, or the bfloat16 numbers of two, which are widened in registers. Where a batch
+// has fewer samples, a chunk is 16 entries of the row of positions and samples.
 constexpr int kChunk = 16;
 constexpr int kMostChunks =
     12;                       // that a call sums up at a time, if registers hold them
 constexpr int kMostRows = 3;  // that these lie in
 
-// A kept weight: its value, and where it reads, from the chunk it is for, in floats.
+// A kept weight: its value, and where it reads, from the chunk it is for, in words.
 struct Tap {
   int32_t offset;
   float weight;
@@ -27,38 +28,45 @@ struct Taps {
 };
 
 // Rows of chunks, side by side in the tile that is read, and in the image beside it
-// `step` floats apart; and floats from one row to the next. An image that is too large
-// to stay in the caches may go past them: its chunks must be whole lines.
+// `step` entries apart; and words, or entries, from one row to the next. An image that
+// is too large to stay in the caches may go past them: its chunks must be whole lines.
 struct Rows {
   int64_t count;
   const float* tile;
   int64_t tile_stride;
-  float* image;
+  void* image;
   int64_t stride, step;
   bool past_caches = false;
 };
 
 // image = start + before + sum over the taps of weight * tile, where `before` lies as
-// the image does, may be it, or null; with `relu` what is below 0 becomes 0.
+// the image does, may be it, or null; with `relu` what is below 0 becomes 0. In float32;
+// an image of bfloat16 is rounded at the end.
 using Correlate = void (*)(const Taps& taps, const Rows& rows, float start,
-                           const float* before, bool relu);
+                           const void* before, bool relu);
 
 // lanes[i] = sum over rows and chunks of image * tile at the place of tap i, or +=
 // that; the lanes of a vector are still to be added up. The image is read only.
 using Multiply = void (*)(const Taps& taps, const Rows& rows, float* lanes, bool add);
 
-struct Kernels {
-  int lanes;        // floats of one vector
+// For tiles and images of one kind of words.
+struct Form {
   int most_chunks;  // of all rows that are summed up at a time
   // By rows at a time, of which rows.count is a multiple, and chunks of a row.
   Correlate correlate[kMostRows + 1][kMostChunks + 1];
   Multiply multiply[kMostRows + 1][kMostChunks + 1];
+  // Makes chunks, side by side, of samples whose places lie side by side: transposes
+  // squares.
+  void (*transpose)(const void* from, int64_t sample_stride, int64_t count, float* to);
+};
+
+struct Kernels {
+  int lanes;  // words of one vector
+  Form floats, pairs;
   // Waits until what went past the caches is in memory.
   void (*drain)();
-  // Copies chunks that are `step` floats apart to where they lie side by side.
-  void (*copy)(const float* from, int64_t step, int64_t count, float* to);
-  // The same of 16 samples whose places lie side by side: transposes squares.
-  void (*transpose)(const float* from, int64_t sample_stride, int64_t count, float* to);
+  // Copies chunks that are `step` bytes apart to where they lie side by side.
+  void (*copy)(const void* from, int64_t step, int64_t count, float* to);
   // Adds up the lanes of `count` vectors, to sums, or to what is there. Behind the last
   // vector up to a square less one may be read.
   void (*add_lanes)(const float* lanes, int64_t count, float* sums, bool add);

@@ -24,19 +24,17 @@ Machine machine() {
 
 // Memory in the order [C, H, W, N], seen as [N, C, H, W]; no view of another tensor,
 // because autograd forbids to change views that an op returns, as ReLU in place does.
-Tensor new_innermost(const Tensor& like, const Ints& size) {
+Tensor new_innermost(const Tensor& like, const Ints& size, Dtype dtype) {
   const Ints strides{1, size[2] * size[3] * size[0], size[3] * size[0], size[0]};
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      4, size.data(), strides.data(), aoti_torch_dtype_float32(),
+      4, size.data(), strides.data(),
+      dtype == Dtype::float32 ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16(),
       aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
   const Tensor t(handle);
-  prefer_large_pages({{t.data_ptr(), t.numel() * static_cast<int64_t>(sizeof(float))}},
-                     in_parallel);
+  prefer_large_pages({{t.data_ptr(), t.numel() * t.element_size()}}, in_parallel);
   return t;
 }
-
-float* data_of(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
 
 Tensor sparse_conv2d(const Tensor& input, const Tensor& values, const Tensor& rows,
                      const Tensor& columns, std::optional<Tensor> bias, Ints kernel,
@@ -53,11 +51,12 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& values, const Tensor& ro
   const float* const b =
       bias ? floats_of(op, *bias, "bias", s.outputs, input) : nullptr;
   const Tensor result =
-      new_innermost(values, {s.samples, s.outputs, s.out_height, s.out_width});
+      new_innermost(values, {s.samples, s.outputs, s.out_height, s.out_width},
+                    result_dtype(x.dtype));
   std::optional<Tensor> before;
-  if (residual) before = lying_as(result, checked_residual(op, *residual, s, input));
-  const Epilogue epilogue{b, before ? data_of(*before) : nullptr, relu};
-  output(s, x, pattern, w, epilogue, data_of(result), machine());
+  if (residual) before = lying_as(result, checked_residual(op, *residual, s, result));
+  const Epilogue epilogue{b, before ? before->data_ptr() : nullptr, relu};
+  output(s, x, pattern, w, epilogue, result.data_ptr(), machine());
   return result;
 }
 
@@ -73,8 +72,8 @@ Tensor sparse_conv2d_input(Ints input_size, const Tensor& values, const Tensor& 
   check_grad(op, grad, s);
   const Pattern pattern = pattern_of(op, rows, columns, s, grad);
   const float* const w = floats_of(op, values, "values", pattern.count, grad);
-  const Tensor result = new_innermost(values, input_size);
-  input_gradient(s, g, pattern, w, data_of(result), machine());
+  const Tensor result = new_innermost(values, input_size, result_dtype(g.dtype));
+  input_gradient(s, g, pattern, w, result.data_ptr(), machine());
   return result;
 }
 
@@ -93,7 +92,7 @@ Tensor sparse_conv2d_weight(const Tensor& input, const Tensor& rows,
   const Pattern pattern = pattern_of(op, rows, columns, s, input);
   const Tensor result =
       torch::stable::new_empty(input, Ints{pattern.count}, ScalarType::Float);
-  values_gradient(s, x, g, pattern, data_of(result), machine());
+  values_gradient(s, x, g, pattern, static_cast<float*>(result.data_ptr()), machine());
   return result;
 }
 

@@ -14,30 +14,51 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class T>
-void copy_entries(const T* from, int64_t count, float* to) {
-  if constexpr (std::is_same_v<T, float>)
-    std::copy_n(from, count, to);
+template <class To, class T>
+To converted(T value) {
+  if constexpr (std::is_same_v<T, To>)
+    return value;
   else
-    for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
+    return to_float(value);
 }
 
-template <class T>
+template <class T, class To>
+void copy_entries(const T* from, int64_t count, To* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = converted<To>(from[i]);
+}
+
+template <class T, class To>
 void copy_places(const T* from, int64_t step, int64_t sample_stride, int64_t count,
-                 int64_t samples, float* to) {
+                 int64_t samples, To* to) {
   if (step == samples && (samples == 1 || sample_stride == 1)) {
     copy_entries(from, count * samples, to);
   } else if (samples == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i * step]);
+    for (int64_t i = 0; i < count; ++i) to[i] = converted<To>(from[i * step]);
   } else if (sample_stride == 1) {
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t n = 0; n < samples; ++n)
-        to[i * samples + n] = to_float(from[i * step + n]);
+      copy_entries(from + i * step, samples, to + i * samples);
   } else {
     for (int64_t n = 0; n < samples; ++n)
       for (int64_t i = 0; i < count; ++i)
-        to[i * samples + n] = to_float(from[i * step + n * sample_stride]);
+        to[i * samples + n] = converted<To>(from[i * step + n * sample_stride]);
   }
+}
+
+// Copies places that are `step` entries apart to where they lie side by side.
+template <class T>
+void copy_row(const T* from, int64_t step, int64_t sample_stride, int64_t count,
+              const Block& block, const Kernels& kernels, float* to) {
+  constexpr bool is_float = std::is_same_v<T, float>;
+  if (block.whole && (is_float || block.pairs)) {
+    const Form& form = is_float ? kernels.floats : kernels.pairs;
+    if (sample_stride == 1) return kernels.copy(from, step * sizeof(T), count, to);
+    if (step == 1) return form.transpose(from, sample_stride, count, to);
+  }
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (block.pairs)
+      return copy_places(from, step, sample_stride, count, block.samples(),
+                         reinterpret_cast<BFloat16*>(to));
+  copy_places(from, step, sample_stride, count, block.lanes, to);
 }
 
 // The places of [first, first + count), with a step, that are in [0, size): from the
@@ -60,7 +81,7 @@ void copy_as(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
              const TileLayout& l, const Kernels& kernels, float* to) {
   const T* const data = static_cast<const T*>(v.data) + tile.sample0 * v.stride[0];
   const int64_t rows = tile.rows + y.reach, cols = tile.cols + x.reach;
-  const int64_t n = l.lanes, step = x.split * v.stride[3];
+  const int64_t n = l.block.lanes, step = x.split * v.stride[3];
   for (int64_t c = 0; c < tile.channels; ++c)
     for (int64_t a = 0; a < l.planes_y; ++a)
       for (int64_t b = 0; b < l.planes_x; ++b) {
@@ -78,18 +99,8 @@ void copy_as(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
                                 (first + in.begin * x.split) * v.stride[3];
           zero(line, in.begin * n);
           zero(line + in.end * n, (cols - in.end) * n);
-          float* const target = line + in.begin * n;
-          if constexpr (std::is_same_v<T, float>) {
-            if (n == kChunk && v.stride[0] == 1) {
-              kernels.copy(from, step, in.end - in.begin, target);
-              continue;
-            }
-            if (n == kChunk && step == 1) {
-              kernels.transpose(from, v.stride[0], in.end - in.begin, target);
-              continue;
-            }
-          }
-          copy_places(from, step, v.stride[0], in.end - in.begin, n, target);
+          copy_row(from, step, v.stride[0], in.end - in.begin, l.block, kernels,
+                   line + in.begin * n);
         }
       }
 }
@@ -127,13 +138,13 @@ Axis backward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stri
   return axis;
 }
 
-TileLayout::TileLayout(const Axis& y, const Axis& x, const Cut& cut, int64_t lanes)
-    : lanes(lanes),
+TileLayout::TileLayout(const Axis& y, const Axis& x, const Cut& cut, const Block& block)
+    : block(block),
       planes_y(y.planes.size()),
       planes_x(x.planes.size()),
-      pitch((cut.cols + x.reach) * lanes),
+      pitch((cut.cols + x.reach) * block.lanes),
       plane((cut.rows + y.reach) * pitch),
-      floats(cut.channels * planes_y * planes_x * plane + 2 * kMostChunks * kChunk) {}
+      words(cut.channels * planes_y * planes_x * plane + 2 * kMostChunks * kChunk) {}
 
 void copy_tile(const View4& source, const Axis& y, const Axis& x, const Tile& tile,
                const TileLayout& layout, const Kernels& kernels, float* to) {

@@ -38,37 +38,48 @@ struct Cut {
   int64_t rows, cols, channels;
 };
 
+// Samples that a tile holds.
+struct Block {
+  int64_t lanes;  // words of a place
+  bool pairs;     // whether a word is two samples, of bfloat16, else it is one
+  bool whole;     // whether these words are a chunk, in the image as in the tile
+
+  int64_t samples() const { return pairs ? 2 * lanes : lanes; }
+};
+
 // What a call costs depends on, beside its axes.
 struct Load {
   int64_t channels, outputs;
-  double taps;    // of an output channel, in all grids
-  int64_t lanes;  // samples of a block
+  double taps;  // of an output channel, in all grids
+  Block block;
+  bool cuts_channels;  // whether it may: sums of a cut are written and read again
   const Kernels& kernels;
+
+  const Form& form() const { return block.pairs ? kernels.pairs : kernels.floats; }
 };
 
-// The cut that takes the least time by an estimate. Channels are cut for whole chunks
-// only.
+// The cut that takes the least time by an estimate.
 Cut choose_cut(const Axis& y, const Axis& x, const Load& load);
 
 // A tile as it lies in memory.
 struct Tile {
   int64_t row0, col0, rows, cols;  // positions of the grid
   int64_t channel0, channels;
-  int64_t sample0, samples;
+  int64_t sample0;
 };
 
-// Where things lie in every tile of a call, in floats.
+// Where things lie in every tile of a call, in words.
 struct TileLayout {
-  TileLayout(const Axis& y, const Axis& x, const Cut& cut, int64_t lanes);
+  TileLayout(const Axis& y, const Axis& x, const Cut& cut, const Block& block);
   int64_t place(int64_t channel, int64_t plane_y, int64_t plane_x, int64_t row,
                 int64_t col) const {
     return ((channel * planes_y + plane_y) * planes_x + plane_x) * plane + row * pitch +
-           col * lanes;
+           col * block.lanes;
   }
-  int64_t lanes;               // samples
+  Block block;
   int64_t planes_y, planes_x;  // of a channel
   int64_t pitch, plane;        // from one row, or plane, to the next
-  int64_t floats;              // of a whole tile
+  int64_t words;               // of a whole tile
 };
 
 void copy_tile(const View4& source, const Axis& y, const Axis& x, const Tile& tile,

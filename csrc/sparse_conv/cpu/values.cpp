@@ -23,6 +23,7 @@ struct Job {
   const Work& work;
   const TapLists& taps;
   const Kernels& kernels;
+  const Form& form;
 };
 
 // Some tiles and output channels, and where their sums go.
@@ -39,23 +40,21 @@ struct Scratch {
 
 // The gradient of an output channel in a tile: chunks as the kernels read them.
 struct Grad {
-  float* first;
+  void* first;  // is read only
   int64_t stride, step;
 };
-
-bool is_innermost(const View4& v) {
-  return v.dtype == Dtype::float32 && v.stride[0] == 1;
-}
 
 // Where it lies, if its samples are innermost, else a copy that is arranged as the tile
 // of the input is, with zeros between the rows.
 Grad grad_of(const Job& job, const Tile& tile, int64_t channel, float* copy) {
   const View4& v = job.grad;
-  if (job.work.whole() && is_innermost(v)) {
-    const float* const first = static_cast<const float*>(v.data) +
-                               channel * v.stride[1] + tile.row0 * v.stride[2] +
-                               tile.col0 * v.stride[3] + tile.sample0;
-    return {const_cast<float*>(first), v.stride[2], v.stride[3]};  // is read only
+  const Block& block = job.work.block;
+  const bool as_in_tiles = block.pairs || v.dtype == Dtype::float32;
+  if (block.whole && as_in_tiles && v.stride[0] == 1) {
+    const int64_t place = channel * v.stride[1] + tile.row0 * v.stride[2] +
+                          tile.col0 * v.stride[3] + tile.sample0;
+    char* const first = static_cast<char*>(const_cast<void*>(v.data));
+    return {first + place * (block.pairs ? 2 : 4), v.stride[2], v.stride[3]};
   }
   TileLayout layout = job.work.layout;
   layout.planes_y = layout.planes_x = 1;
@@ -64,24 +63,26 @@ Grad grad_of(const Job& job, const Tile& tile, int64_t channel, float* copy) {
   const Axis y{job.shape.out_height, 1, 0, 0, {0}, 1, {}, 0};
   const Axis x{job.shape.out_width, 1, 0, 0, {0}, 1, {}, 0};
   copy_tile(v, y, x, own, layout, job.kernels, copy);
-  return {copy, layout.pitch, kChunk};
+  const int64_t word = block.samples() / block.lanes;  // entries
+  return {copy, layout.pitch * word, kChunk * word};
 }
 
 // Adds up the lanes of a channel's taps over a tile.
 void multiply_channel(const Job& job, const Tile& tile, const Taps& taps,
                       const Grad& grad, const float* input, float* lanes) {
-  const int64_t pitch = job.work.layout.pitch, n = job.work.lanes;
-  const bool whole = job.work.whole();
+  const int64_t pitch = job.work.layout.pitch, n = job.work.block.lanes;
+  const bool whole = job.work.block.whole, pairs = job.work.block.pairs;
   const int64_t floats = (tile.rows - 1) * pitch + tile.cols * n;
   const Pieces pieces(whole ? tile.rows : 1,
-                      whole ? tile.cols : (floats + kChunk - 1) / kChunk, job.kernels);
+                      whole ? tile.cols : (floats + kChunk - 1) / kChunk, job.form);
   bool add = false;
   pieces.for_each(
       [&](int64_t together, int64_t row, int64_t count, int64_t chunk, int64_t chunks) {
+        const int64_t at = row * grad.stride + chunk * grad.step;
         const Rows rows{count,       input + row * pitch + chunk * kChunk,
-                        pitch,       grad.first + row * grad.stride + chunk * grad.step,
+                        pitch,       static_cast<char*>(grad.first) + at * (pairs ? 2 : 4),
                         grad.stride, grad.step};
-        job.kernels.multiply[together][chunks](taps, rows, lanes, add);
+        job.form.multiply[together][chunks](taps, rows, lanes, add);
         add = true;
       });
 }
@@ -90,8 +91,8 @@ void run(const Job& job, const Task& task, const Scratch& scratch) {
   const Work& work = job.work;
   for (int64_t i = task.first; i < task.last; ++i) {
     Tile tile = work.tile(i);
-    if (!work.whole()) {  // what is between the rows is multiplied by zero
-      std::fill_n(scratch.input, work.layout.floats, 0.f);
+    if (!work.block.whole) {  // what is between the rows is multiplied by zero
+      std::fill_n(scratch.input, work.layout.words, 0.f);
       std::fill_n(scratch.grad, work.layout.plane + 2 * kChunk, 0.f);
     }
     for (int64_t k = 0; k < work.cuts; ++k) {
@@ -131,9 +132,9 @@ void add_kind(const Job& job, int64_t count, const Machine& machine, double* tot
     const Task task{work.count() * share / shares, work.count() * (share + 1) / shares,
                     job.shape.outputs * split / splits,
                     job.shape.outputs * (split + 1) / splits, &sums[share * count]};
-    float* const scratch = scratch_floats(work.layout.floats + grad + lanes);
+    float* const scratch = scratch_floats(work.layout.words + grad + lanes);
     run(job, task,
-        {scratch, scratch + work.layout.floats, scratch + work.layout.floats + grad});
+        {scratch, scratch + work.layout.words, scratch + work.layout.words + grad});
   });
   for (int64_t share = 0; share < shares; ++share)
     for (int64_t i = 0; i < count; ++i) totals[i] += sums[share * count + i];
@@ -149,15 +150,18 @@ void values_gradient(const SparseConvShape& s, const View4& input, const View4& 
                               s.dilation_h);
   const Axis x =
       forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+  const bool pairs = input.dtype == Dtype::bfloat16 && grad.dtype == Dtype::bfloat16;
   if (pattern.count && y.count && x.count)
-    for_each_kind(s.samples, [&](int64_t sample0, int64_t samples, int64_t lanes) {
-      const Load load{s.channels, s.outputs,
-                      static_cast<double>(pattern.count) / s.outputs, lanes,
+    for_each_kind(s.samples, pairs, [&](int64_t sample0, int64_t samples,
+                                        const Block& block) {
+      const Load load{s.channels,   s.outputs,
+                      static_cast<double>(pattern.count) / s.outputs,
+                      block,        block.whole,
                       kernels(machine.capability)};
       const Work work(y, x, load, sample0, samples);
       const TapLists taps = forward_taps(s, pattern, nullptr, y, x, work.cut,
                                          work.layout, machine.parallel);
-      const Job job{s, input, grad, work, taps, load.kernels};
+      const Job job{s, input, grad, work, taps, load.kernels, load.form()};
       add_kind(job, pattern.count, machine, totals.data());
     });
   std::copy(totals.begin(), totals.end(), grad_values);

@@ -13,7 +13,7 @@ namespace fisherprune::cpu::sparse_conv {
 // How some rows of chunks are dealt out to calls of kernels: pieces of the rows, as
 // even as can be, and in each some rows at a time.
 struct Pieces {
-  Pieces(int64_t rows, int64_t chunks, const Kernels& kernels);
+  Pieces(int64_t rows, int64_t chunks, const Form& form);
   int64_t rows, chunks;
   int64_t cols;      // pieces of a row
   int64_t together;  // rows at a time
@@ -33,8 +33,7 @@ struct Pieces {
   }
 };
 
-// The tiles of some samples, all of the same number for each place: blocks of a whole
-// chunk, or what remains of the batch. The blocks of a place follow each other, because
+// The tiles of some samples, in blocks of as many for each place. The blocks of a place follow each other, because
 // what they read shares pages of memory.
 struct Work {
   Work(const Axis& y, const Axis& x, const Load& load, int64_t sample0, int64_t samples)
@@ -42,28 +41,26 @@ struct Work {
         x(x),
         channels(load.channels),
         sample0(sample0),
-        lanes(load.lanes),
-        blocks(samples / lanes),
+        block(load.block),
+        blocks(samples / block.samples()),
         cut(choose_cut(y, x, load)),
-        layout(checked(TileLayout(y, x, cut, lanes))),
+        layout(checked(TileLayout(y, x, cut, block))),
         rows((y.count + cut.rows - 1) / cut.rows),
         cols((x.count + cut.cols - 1) / cut.cols),
         cuts((channels + cut.channels - 1) / cut.channels) {}
 
   int64_t count() const { return rows * cols * blocks; }
-  bool whole() const { return lanes == kChunk; }
 
   // The i-th tile; its channels are those of the first cut.
   Tile tile(int64_t i) const {
-    const int64_t block = i % blocks, place = i / blocks;
+    const int64_t place = i / blocks;
     Tile tile{place / cols * cut.rows,
               place % cols * cut.cols,
               cut.rows,
               cut.cols,
               0,
               cut.channels,
-              sample0 + block * lanes,
-              lanes};
+              sample0 + i % blocks * block.samples()};
     tile.rows = std::min(tile.rows, y.count - tile.row0);
     tile.cols = std::min(tile.cols, x.count - tile.col0);
     return tile;
@@ -75,26 +72,29 @@ struct Work {
 
   // Taps have places of 32 bits.
   static const TileLayout& checked(const TileLayout& layout) {
-    check(layout.floats <= INT32_MAX,
+    check(layout.words <= INT32_MAX,
           "sparse_conv2d: what the kernel reaches of the padded input must be at most ",
-          INT32_MAX, " numbers for one row of the output, got ", layout.floats);
+          INT32_MAX, " numbers for one row of the output, got ", layout.words);
     return layout;
   }
 
   const Axis &y, &x;
-  int64_t channels, sample0, lanes, blocks;
+  int64_t channels, sample0;
+  Block block;
+  int64_t blocks;
   Cut cut;
   TileLayout layout;
   int64_t rows, cols, cuts;
 };
 
-// Calls each(sample0, samples, lanes) for the whole chunks of a batch, and for the
+// Calls each(sample0, samples, block) for the whole chunks of a batch, and for the
 // rest.
 template <class Each>
-void for_each_kind(int64_t samples, const Each& each) {
-  const int64_t rest = samples % kChunk;
-  if (samples > rest) each(int64_t{0}, samples - rest, int64_t{kChunk});
-  if (rest) each(samples - rest, rest, rest);
+void for_each_kind(int64_t samples, bool pairs, const Each& each) {
+  const Block whole{kChunk, pairs, true};
+  const int64_t rest = samples % whole.samples();
+  if (samples > rest) each(int64_t{0}, samples - rest, whole);
+  if (rest) each(samples - rest, rest, Block{rest, false, false});
 }
 
 }  // namespace fisherprune::cpu::sparse_conv

@@ -13,15 +13,16 @@ namespace fisherprune::cpu::transpose {
 // A panel of a matrix, and where its first entry goes.
 struct Panel {
   int64_t rows, columns;
-  const float* from;
+  const void* from;
   int64_t from_stride;
-  float* to;
+  void* to;
   int64_t to_stride;
   bool past_caches;  // all lines of the output are whole
 };
 
 struct Kernels {
-  void (*copy)(const Panel&);
+  void (*copy)(const Panel&);       // of float32
+  void (*copy_half)(const Panel&);  // of bfloat16
   // Waits until what went past the caches is in memory.
   void (*drain)();
 };

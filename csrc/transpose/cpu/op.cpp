@@ -10,15 +10,18 @@ namespace fisherprune::cpu::transpose {
 namespace {
 
 Tensor transpose_op(const Tensor& matrix) {
-  check(matrix.dim() == 2 && matrix.scalar_type() == ScalarType::Float &&
-            matrix.is_contiguous(),
-        "transpose: matrix must be a contiguous float32 tensor of two axes, got ",
-        torch::headeronly::toString(matrix.scalar_type()), " of ", shape_of(matrix));
+  const ScalarType type = matrix.scalar_type();
+  check(matrix.dim() == 2 && matrix.is_contiguous() &&
+            (type == ScalarType::Float || type == ScalarType::BFloat16),
+        "transpose: matrix must be a contiguous tensor of two axes, of float32 or "
+        "bfloat16, got ",
+        torch::headeronly::toString(type), " of ", shape_of(matrix));
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
   const Tensor output = torch::stable::new_empty(matrix, {columns, rows});
-  prefer_large_pages({{output.data_ptr(), output.numel() * 4}}, in_parallel);
-  run({rows, columns, static_cast<const float*>(matrix.data_ptr()),
-       static_cast<float*>(output.data_ptr())},
+  prefer_large_pages({{output.data_ptr(), output.numel() * output.element_size()}},
+                     in_parallel);
+  run({rows, columns, dtype_of("transpose", matrix, "matrix"), matrix.data_ptr(),
+       output.data_ptr()},
       cpu_capability(), in_parallel);
   return output;
 }

@@ -65,8 +65,32 @@ void for_each_product(const SparseConvShape& s, const Weights& weights,
     }
 }
 
+// What an op writes into, in a heap block of its exact size.
+struct Result {
+  Dtype dtype;
+  std::unique_ptr<char[]> memory;
+
+  Result(Dtype dtype, size_t count)
+      : dtype(dtype), memory(new char[count * (dtype == Dtype::float32 ? 4 : 2)]) {}
+
+  double operator[](size_t i) const {
+    if (dtype == Dtype::float32)
+      return reinterpret_cast<const float*>(memory.get())[i];
+    return to_float(reinterpret_cast<const BFloat16*>(memory.get())[i]);
+  }
+};
+
+// The numbers as a result holds them: their sums are exact in float32.
+Numbers held(Numbers numbers, Dtype dtype) {
+  if (dtype == Dtype::bfloat16)
+    for (double& each : numbers)
+      each = to_float(to_bfloat16(static_cast<float>(each)));
+  return numbers;
+}
+
 void compare(const SparseConvShape& s, Capability capability, const char* what,
-             const Numbers& wanted, const float* found) {
+             const Numbers& exact, const Result& found) {
+  const Numbers wanted = held(exact, found.dtype);
   double error = 0, size = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
     error += (wanted[i] - found[i]) * (wanted[i] - found[i]);
@@ -91,7 +115,7 @@ int64_t positions(int64_t size, int64_t kernel, int64_t stride, int64_t pad,
 SparseConvShape random_shape() {
   SparseConvShape s{};
   s.groups = draw(1, 3);
-  s.samples = draw(0, 3) ? draw(0, 20) : draw(16, 40);
+  s.samples = draw(0, 3) ? draw(0, 40) : draw(32, 100);
   s.channels = s.groups * draw(1, 6), s.outputs = s.groups * draw(1, 6);
   s.kernel_h = draw(1, 3), s.kernel_w = draw(1, 3);
   s.stride_h = draw(1, 3), s.stride_w = draw(1, 3);
@@ -123,6 +147,8 @@ void run(const SparseConvShape& s, Capability capability) {
   };
   std::vector<float> residual(draw(0, 1) ? y.size() : 0);
   for (float& r : residual) r = static_cast<float>(draw(-4, 4));
+  std::vector<BFloat16> halves(residual.size());
+  std::transform(residual.begin(), residual.end(), halves.begin(), to_bfloat16);
   for (size_t i = 0; i < y.size(); ++i)
     y[i] = bias[i / (s.out_height * s.out_width * s.samples)] +
            (residual.empty() ? 0 : residual[i]);
@@ -139,19 +165,23 @@ void run(const SparseConvShape& s, Capability capability) {
 
   const Parallel parallel = two_threads;
   const sparse_conv::Machine machine{capability, parallel, draw(1, 20)};
-  const auto memory = [](size_t n) { return std::make_unique<float[]>(n); };
-  const auto found_y = memory(y.size()), found_gx = memory(gx.size()),
-             found_gw = memory(gw.size());
-  const Epilogue epilogue{bias.data(), residual.empty() ? nullptr : residual.data(),
-                          relu};
-  sparse_conv::output(s, x.view, w.pattern(), w.values.data(), epilogue, found_y.get(),
-                      machine);
-  compare(s, capability, "output", y, found_y.get());
-  sparse_conv::input_gradient(s, g.view, w.pattern(), w.values.data(), found_gx.get(),
-                              machine);
-  compare(s, capability, "gradient of the input", gx, found_gx.get());
-  sparse_conv::values_gradient(s, x.view, g.view, w.pattern(), found_gw.get(), machine);
-  compare(s, capability, "gradient of the weights", gw, found_gw.get());
+  const Result found_y(result_dtype(x.view.dtype), y.size()),
+      found_gx(result_dtype(g.view.dtype), gx.size()),
+      found_gw(Dtype::float32, gw.size());
+  const void* const before = found_y.dtype == Dtype::float32
+                                 ? static_cast<const void*>(residual.data())
+                                 : halves.data();
+  const Epilogue epilogue{bias.data(), residual.empty() ? nullptr : before, relu};
+  sparse_conv::output(s, x.view, w.pattern(), w.values.data(), epilogue,
+                      found_y.memory.get(), machine);
+  compare(s, capability, "output", y, found_y);
+  sparse_conv::input_gradient(s, g.view, w.pattern(), w.values.data(),
+                              found_gx.memory.get(), machine);
+  compare(s, capability, "gradient of the input", gx, found_gx);
+  sparse_conv::values_gradient(s, x.view, g.view, w.pattern(),
+                               reinterpret_cast<float*>(found_gw.memory.get()),
+                               machine);
+  compare(s, capability, "gradient of the weights", gw, found_gw);
 }
 
 }  // namespace
