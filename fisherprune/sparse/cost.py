@@ -3,8 +3,10 @@
 Times are counted in multiply-adds of a dense convolution in float32, forward and
 backward. The numbers were fitted by hand to single layers and steps: those for AVX-512
 on a Xeon, those for AVX2 on a Zen 3, but for the copies of dense layers, which were not
-measured there. TODO. A choice by them is the same on every machine of a kind: runs can
-be repeated.
+measured there. Those of bfloat16 were fitted on a Zen 4, for other instructions by
+leaving out what it has beyond them; but dense layers in AMX tiles on a Xeon, and beside
+them sparse layers by their ratio to float32 on the Zen 4. A choice by them is the same on
+every machine of a kind: runs can be repeated.
 """
 
 from __future__ import annotations
@@ -50,13 +52,13 @@ COSTS = {
 }
 """Of float32, by vector instructions."""
 COSTS_OF_BFLOAT16 = {
-    "amx": Costs(0.3, 3.0, 40, 60, 110, 1e7, 7e6, 60),
-    "avx512_bf16": Costs(0.55, 3.0, 40, 60, 150, 1e7, 7e6, 60),
-    "avx512": Costs(1.2, 3.0, 40, 60, 150, 1e7, 7e6, 60),
-    "avx2": Costs(1.2, 2.1, 30, 20, 60, 7e6, 3.5e6, 45),
-    "portable": Costs(1.2, 2.1, 30, 20, 60, 7e6, 3.5e6, 45),
+    "amx": Costs(0.34, 2.0, 30, 55, 150, 1e7, 7e6, 35),
+    "avx512_bf16": Costs(0.48, 1.75, 22, 28, 57, 1e7, 7e6, 20),
+    "avx512": Costs(2.7, 1.75, 22, 28, 57, 1e7, 7e6, 20),
+    "avx2": Costs(15, 1.6, 25, 17, 60, 7e6, 3.5e6, 20),
+    "portable": Costs(15, 2.2, 21, 26, 60, 7e6, 3.5e6, 20),
 }
-"""Of layers under autocast to bfloat16, by the instructions of dense products."""
+"""Of bfloat16, by what dense products have; they are slow without instructions."""
 SPARSE = nn.Conv1d, nn.Conv2d, nn.Linear
 
 

@@ -121,6 +121,11 @@ FISHERPRUNE_TARGET void multiply(const Taps& taps, const Rows& rows, float* lane
     FISHERPRUNE_UNROLL
     for (int i = 0; i < n; ++i)
       Word::load_to(grad + i * of, in_image<Word, T>(image, rows, i));
+    if (r + R < rows.count) {  // fetch what comes next
+      FISHERPRUNE_UNROLL
+      for (int i = 0; i < n; i += kParts)
+        __builtin_prefetch(in_image<Word, T>(image + R * rows.stride, rows, i));
+    }
     const bool join = add || r > 0;
     for (int64_t t = 0; t < taps.count; ++t) {
       const float* const first = tile + taps.first[t].offset;

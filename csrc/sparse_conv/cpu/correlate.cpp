@@ -203,7 +203,7 @@ void correlate(const View4& source, int64_t channels, const Axis& y, const Axis&
   const auto run = [&](int64_t sample0, int64_t samples, const Block& block) {
     // What is rounded to bfloat16 is summed up before, and so are fewer samples.
     const bool cuts = block.whole && !block.pairs;
-    const Load load{channels, image.channels, taps_each, block, cuts, code};
+    const Load load{channels, image.channels, taps_each, block, cuts, false, code};
     const Work work(y, x, load, sample0, samples);
     const TapLists taps = make_taps(work.cut, work.layout);
     const Job job{source, image, work, taps, code, load.form()};

@@ -16,6 +16,7 @@ struct Cycles {
   double line;             // to copy or to write one
   double row;              // to begin with a row of them: waiting for memory
   double call;             // of a kernel
+  double wait;             // of a call that reads an image: for its first row
   double group;            // of what is summed up at a time
   double tap;              // beside its vectors
   double latency;          // of a sum that waits for itself
@@ -23,8 +24,8 @@ struct Cycles {
   double smaller, larger;  // less, and more, for each halving and doubling of the tile
   double least;            // of a vector
 };
-constexpr Cycles kHalfLines{10, 110, 20, 10, 2, 4, 1.2, 0.1, 0.25, 0.7};  // a Zen 3
-constexpr Cycles kLines{5, 140, 4, 30, 3, 4, 0.85, 0.3, 0.3, 0.5};  // a Xeon, AVX-512
+constexpr Cycles kHalfLines{10, 110, 20, 400, 10, 2, 4, 1.2, 0.1, 0.25, 0.7};  // Zen 3
+constexpr Cycles kLines{5, 140, 4, 400, 30, 3, 4, 0.85, 0.3, 0.3, 0.5};  // a Xeon
 
 double vector_cost(int64_t words, const Cycles& cycles) {
   static const double cache = [] {
@@ -62,11 +63,15 @@ double cost_of(const Axis& y, const Axis& x, const Load& load, const Cut& cut) {
   const double rows_read = static_cast<double>(load.channels) * layout.planes_y *
                            layout.planes_x * (cut.rows + y.reach);
   const double lines_read = rows_read * layout.pitch / kChunk;
-  const double rows_written = outputs * cut.rows;
-  const double lines_written = outputs * (2 * cuts - 1) * chunks;
-  const double all = cycles.line * (lines_read + lines_written) +
-                     cycles.row * (rows_read + rows_written) +
-                     outputs * cuts * (cycles.call * calls + cycles.group * groups) +
+  // An image that is read is so for each cut, and its rows behind the first of a call
+  // are fetched ahead; one that is written is read again to be added to.
+  const double rows_of_image = load.reads_image ? 0 : outputs * cut.rows;
+  const double lines_of_image =
+      outputs * (load.reads_image ? cuts : 2 * cuts - 1) * chunks;
+  const double call = cycles.call + (load.reads_image ? cycles.wait : 0);
+  const double all = cycles.line * (lines_read + lines_of_image) +
+                     cycles.row * (rows_read + rows_of_image) +
+                     outputs * cuts * (call * calls + cycles.group * groups) +
                      load.outputs * load.taps * groups * tap;
   return all / static_cast<double>(cut.rows * cut.cols);
 }

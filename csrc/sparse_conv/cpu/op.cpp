@@ -32,7 +32,8 @@ Tensor new_innermost(const Tensor& like, const Ints& size, Dtype dtype) {
       dtype == Dtype::float32 ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16(),
       aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
   const Tensor t(handle);
-  prefer_large_pages({{t.data_ptr(), t.numel() * t.element_size()}}, in_parallel);
+  const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
+  prefer_large_pages({{t.data_ptr(), bytes}}, in_parallel);
   return t;
 }
 

@@ -52,7 +52,8 @@ struct Load {
   int64_t channels, outputs;
   double taps;  // of an output channel, in all grids
   Block block;
-  bool cuts_channels;  // whether it may: sums of a cut are written and read again
+  bool cuts_channels;  // whether it may
+  bool reads_image;    // else it writes one
   const Kernels& kernels;
 
   const Form& form() const { return block.pairs ? kernels.pairs : kernels.floats; }

@@ -156,7 +156,7 @@ void values_gradient(const SparseConvShape& s, const View4& input, const View4& 
                                         const Block& block) {
       const Load load{s.channels,   s.outputs,
                       static_cast<double>(pattern.count) / s.outputs,
-                      block,        block.whole,
+                      block,        block.whole, true,
                       kernels(machine.capability)};
       const Work work(y, x, load, sample0, samples);
       const TapLists taps = forward_taps(s, pattern, nullptr, y, x, work.cut,

@@ -18,8 +18,8 @@ Tensor transpose_op(const Tensor& matrix) {
         torch::headeronly::toString(type), " of ", shape_of(matrix));
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
   const Tensor output = torch::stable::new_empty(matrix, {columns, rows});
-  prefer_large_pages({{output.data_ptr(), output.numel() * output.element_size()}},
-                     in_parallel);
+  const int64_t bytes = output.numel() * static_cast<int64_t>(output.element_size());
+  prefer_large_pages({{output.data_ptr(), bytes}}, in_parallel);
   run({rows, columns, dtype_of("transpose", matrix, "matrix"), matrix.data_ptr(),
        output.data_ptr()},
       cpu_capability(), in_parallel);
