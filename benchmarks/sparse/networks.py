@@ -116,9 +116,7 @@ def has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def sparse_network(
-    model: nn.Module, masks: fp.Masks, amp: bool = False
-) -> nn.Module:
+def sparse_network(model: nn.Module, masks: fp.Masks, amp: bool = False) -> nn.Module:
     """Return a copy that trains sparsely."""
     with torch.autocast("cpu", torch.bfloat16, amp):
         return fp.sparse.compress(copy.deepcopy(model).train(), masks)

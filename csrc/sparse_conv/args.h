@@ -23,9 +23,9 @@ inline const Tensor& checked_residual(const char* op, const Tensor& t,
             t.size(2) == s.out_height && t.size(3) == s.out_width &&
             t.scalar_type() == result.scalar_type(),
         op, ": residual must be ", torch::headeronly::toString(result.scalar_type()),
-        " of shape [", s.samples, ", ", s.outputs, ", ",
-        s.out_height, ", ", s.out_width, "], got ",
-        torch::headeronly::toString(t.scalar_type()), " of ", shape_of(t));
+        " of shape [", s.samples, ", ", s.outputs, ", ", s.out_height, ", ",
+        s.out_width, "], got ", torch::headeronly::toString(t.scalar_type()), " of ",
+        shape_of(t));
   return t;
 }
 

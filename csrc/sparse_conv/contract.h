@@ -15,7 +15,8 @@
 // is returned has its samples innermost: it lies in memory as [O, P, Q, N].
 //
 // All is computed in float32. An output or a gradient of the input has the dtype that
-// result_dtype says; of bfloat16 it is the float32 result, rounded once, to the nearest.
+// result_dtype says; of bfloat16 it is the float32 result, rounded once, to the
+// nearest.
 //
 // The same call has the same result, bit for bit, whatever the number of threads.
 #pragma once

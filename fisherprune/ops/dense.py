@@ -126,9 +126,7 @@ def _sparse_conv2d_input(
     shape = rows.shape[0] - 1, input_size[1] // groups, *kernel
     weight = dense_weight(values, rows, columns, shape)
     options = stride, padding, dilation, groups
-    found = gradients.conv2d_input(
-        input_size, weight, grad.to(values.dtype), *options
-    )
+    found = gradients.conv2d_input(input_size, weight, grad.to(values.dtype), *options)
     return laid_out(found.to(result_dtype(grad, values)))
 
 

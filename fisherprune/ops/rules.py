@@ -45,7 +45,12 @@ def _(
 
 @torch.library.register_fake("fisherprune::sparse_conv2d_input")
 def _(
-    input_size: Sizes, values: Tensor, rows: Tensor, columns: Tensor, grad: Tensor, *_: Any
+    input_size: Sizes,
+    values: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad: Tensor,
+    *_: Any,
 ) -> Tensor:
     return empty_output(values, input_size, result_dtype(grad, values))
 

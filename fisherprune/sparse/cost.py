@@ -5,8 +5,8 @@ backward. The numbers were fitted by hand to single layers and steps: those for 
 on a Xeon, those for AVX2 on a Zen 3, but for the copies of dense layers, which were not
 measured there. Those of bfloat16 were fitted on a Zen 4, for other instructions by
 leaving out what it has beyond them; but dense layers in AMX tiles on a Xeon, and beside
-them sparse layers by their ratio to float32 on the Zen 4. A choice by them is the same on
-every machine of a kind: runs can be repeated.
+them sparse layers by their ratio to float32 on the Zen 4. A choice by them is the same
+on every machine of a kind: runs can be repeated.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def costs_of(dtype: torch.dtype) -> Costs:
     return COSTS_OF_BFLOAT16[capability]
 
 
-def pays(
-    module: nn.Module, density: float, dtype: torch.dtype = torch.float32
-) -> bool:
+def pays(module: nn.Module, density: float, dtype: torch.dtype = torch.float32) -> bool:
     """Return whether a layer with that share of kept weights is faster sparse.
 
     Among sparse layers, that is: images would be copied if it were dense. What it reads

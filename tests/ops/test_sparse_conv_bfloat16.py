@@ -235,7 +235,8 @@ def test_autocast_to_float16_computes_in_float32():
     x = drawn(case)[0]
     found, expected = gradients(case, x, torch.float16), gradients(case, x.float())
     assert found[0].dtype == torch.float32
-    assert all(torch.equal(o, t.to(o.dtype)) for o, t in zip(found, expected))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other.to(one.dtype))
 
 
 def test_backward_within_autocast():

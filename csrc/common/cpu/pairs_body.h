@@ -1,7 +1,7 @@
-// Pairs of bfloat16 numbers that lie side by side in memory, as words; no guard, because
-// the body that includes it after entries_body.h is compiled once for each set of vector
-// instructions. Widening a number is a shift or a mask: the lower half of a word is the
-// first number of its pair.
+// Pairs of bfloat16 numbers that lie side by side in memory, as words; no guard,
+// because the body that includes it after entries_body.h is compiled once for each set
+// of vector instructions. Widening a number is a shift or a mask: the lower half of a
+// word is the first number of its pair.
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
               "pairs of bfloat16 are read as words of a little-endian processor");

@@ -228,8 +228,8 @@ void output(const SparseConvShape& s, const View4& input, const Pattern& pattern
                               s.dilation_h);
   const Axis x =
       forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
-  const Image image{output,       is_half(input), s.outputs, s.out_height,
-                    s.out_width,  s.samples,      epilogue};
+  const Image image{output,      is_half(input), s.outputs, s.out_height,
+                    s.out_width, s.samples,      epilogue};
   correlate(
       input, s.channels, y, x, pattern.count, image,
       [&](const Cut& cut, const TileLayout& layout) {

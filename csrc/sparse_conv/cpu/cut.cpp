@@ -25,7 +25,7 @@ struct Cycles {
   double least;            // of a vector
 };
 constexpr Cycles kHalfLines{10, 110, 20, 400, 10, 2, 4, 1.2, 0.1, 0.25, 0.7};  // Zen 3
-constexpr Cycles kLines{5, 140, 4, 400, 30, 3, 4, 0.85, 0.3, 0.3, 0.5};  // a Xeon
+constexpr Cycles kLines{5, 140, 4, 400, 30, 3, 4, 0.85, 0.3, 0.3, 0.5};        // a Xeon
 
 double vector_cost(int64_t words, const Cycles& cycles) {
   static const double cache = [] {

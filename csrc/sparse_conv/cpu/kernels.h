@@ -40,8 +40,8 @@ struct Rows {
 };
 
 // image = start + before + sum over the taps of weight * tile, where `before` lies as
-// the image does, may be it, or null; with `relu` what is below 0 becomes 0. In float32;
-// an image of bfloat16 is rounded at the end.
+// the image does, may be it, or null; with `relu` what is below 0 becomes 0. In
+// float32; an image of bfloat16 is rounded at the end.
 using Correlate = void (*)(const Taps& taps, const Rows& rows, float start,
                            const void* before, bool relu);
 

@@ -29,7 +29,8 @@ Tensor new_innermost(const Tensor& like, const Ints& size, Dtype dtype) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       4, size.data(), strides.data(),
-      dtype == Dtype::float32 ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16(),
+      dtype == Dtype::float32 ? aoti_torch_dtype_float32()
+                              : aoti_torch_dtype_bfloat16(),
       aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
   const Tensor t(handle);
   const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
@@ -51,9 +52,8 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& values, const Tensor& ro
   const float* const w = floats_of(op, values, "values", pattern.count, input);
   const float* const b =
       bias ? floats_of(op, *bias, "bias", s.outputs, input) : nullptr;
-  const Tensor result =
-      new_innermost(values, {s.samples, s.outputs, s.out_height, s.out_width},
-                    result_dtype(x.dtype));
+  const Tensor result = new_innermost(
+      values, {s.samples, s.outputs, s.out_height, s.out_width}, result_dtype(x.dtype));
   std::optional<Tensor> before;
   if (residual) before = lying_as(result, checked_residual(op, *residual, s, result));
   const Epilogue epilogue{b, before ? before->data_ptr() : nullptr, relu};

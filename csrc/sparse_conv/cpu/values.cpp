@@ -76,15 +76,15 @@ void multiply_channel(const Job& job, const Tile& tile, const Taps& taps,
   const Pieces pieces(whole ? tile.rows : 1,
                       whole ? tile.cols : (floats + kChunk - 1) / kChunk, job.form);
   bool add = false;
-  pieces.for_each(
-      [&](int64_t together, int64_t row, int64_t count, int64_t chunk, int64_t chunks) {
-        const int64_t at = row * grad.stride + chunk * grad.step;
-        const Rows rows{count,       input + row * pitch + chunk * kChunk,
-                        pitch,       static_cast<char*>(grad.first) + at * (pairs ? 2 : 4),
-                        grad.stride, grad.step};
-        job.form.multiply[together][chunks](taps, rows, lanes, add);
-        add = true;
-      });
+  pieces.for_each([&](int64_t together, int64_t row, int64_t count, int64_t chunk,
+                      int64_t chunks) {
+    const int64_t at = row * grad.stride + chunk * grad.step;
+    const Rows rows{count,       input + row * pitch + chunk * kChunk,
+                    pitch,       static_cast<char*>(grad.first) + at * (pairs ? 2 : 4),
+                    grad.stride, grad.step};
+    job.form.multiply[together][chunks](taps, rows, lanes, add);
+    add = true;
+  });
 }
 
 void run(const Job& job, const Task& task, const Scratch& scratch) {
@@ -152,18 +152,21 @@ void values_gradient(const SparseConvShape& s, const View4& input, const View4& 
       forward_axis(s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
   const bool pairs = input.dtype == Dtype::bfloat16 && grad.dtype == Dtype::bfloat16;
   if (pattern.count && y.count && x.count)
-    for_each_kind(s.samples, pairs, [&](int64_t sample0, int64_t samples,
-                                        const Block& block) {
-      const Load load{s.channels,   s.outputs,
-                      static_cast<double>(pattern.count) / s.outputs,
-                      block,        block.whole, true,
-                      kernels(machine.capability)};
-      const Work work(y, x, load, sample0, samples);
-      const TapLists taps = forward_taps(s, pattern, nullptr, y, x, work.cut,
-                                         work.layout, machine.parallel);
-      const Job job{s, input, grad, work, taps, load.kernels, load.form()};
-      add_kind(job, pattern.count, machine, totals.data());
-    });
+    for_each_kind(
+        s.samples, pairs, [&](int64_t sample0, int64_t samples, const Block& block) {
+          const Load load{s.channels,
+                          s.outputs,
+                          static_cast<double>(pattern.count) / s.outputs,
+                          block,
+                          block.whole,
+                          true,
+                          kernels(machine.capability)};
+          const Work work(y, x, load, sample0, samples);
+          const TapLists taps = forward_taps(s, pattern, nullptr, y, x, work.cut,
+                                             work.layout, machine.parallel);
+          const Job job{s, input, grad, work, taps, load.kernels, load.form()};
+          add_kind(job, pattern.count, machine, totals.data());
+        });
   std::copy(totals.begin(), totals.end(), grad_values);
 }
 

@@ -33,8 +33,8 @@ struct Pieces {
   }
 };
 
-// The tiles of some samples, in blocks of as many for each place. The blocks of a place follow each other, because
-// what they read shares pages of memory.
+// The tiles of some samples, in blocks of as many for each place. The blocks of a place
+// follow each other, because what they read shares pages of memory.
 struct Work {
   Work(const Axis& y, const Axis& x, const Load& load, int64_t sample0, int64_t samples)
       : y(y),

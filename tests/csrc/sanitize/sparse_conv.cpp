@@ -74,8 +74,7 @@ struct Result {
       : dtype(dtype), memory(new char[count * (dtype == Dtype::float32 ? 4 : 2)]) {}
 
   double operator[](size_t i) const {
-    if (dtype == Dtype::float32)
-      return reinterpret_cast<const float*>(memory.get())[i];
+    if (dtype == Dtype::float32) return reinterpret_cast<const float*>(memory.get())[i];
     return to_float(reinterpret_cast<const BFloat16*>(memory.get())[i]);
   }
 };
@@ -83,8 +82,7 @@ struct Result {
 // The numbers as a result holds them: their sums are exact in float32.
 Numbers held(Numbers numbers, Dtype dtype) {
   if (dtype == Dtype::bfloat16)
-    for (double& each : numbers)
-      each = to_float(to_bfloat16(static_cast<float>(each)));
+    for (double& each : numbers) each = to_float(to_bfloat16(static_cast<float>(each)));
   return numbers;
 }
 
