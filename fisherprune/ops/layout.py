@@ -53,6 +53,20 @@ def contiguous(x: Tensor) -> Tensor:
     return _transposed(x.permute(1, 2, 3, 0).reshape(-1, n)).view(n, *image)
 
 
+def lying_as(model: Tensor, x: Tensor) -> Tensor:
+    """Return a tensor as another one lies, or itself where only PyTorch could copy it.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(5, 2, 3, 4)
+        >>> lying_as(x, samples_innermost(x)).is_contiguous()
+        True
+    """
+    if model.is_contiguous():
+        return contiguous(x)
+    return samples_innermost(x) if lies_innermost(model) else x
+
+
 def _has_kernel(x: Tensor) -> bool:
     known = x.dtype in (torch.float32, torch.bfloat16)
     return x.device.type == "cpu" and known and x.numel() > 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from fisherprune.errors import FisherpruneError
 from fisherprune.ops import kernels as kernels  # registers the ops
 from fisherprune.ops import reference
+from fisherprune.ops.layout import lying_as
 
 
 def batch_norm(
@@ -188,6 +189,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> Non
 
 
 def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple:
+    grad = lying_as(ctx.saved_tensors[0], grad)  # slow by the op itself
     # Without a ReLU the residual's gradient is the output's.
     kept = ctx.relu and ctx.needs_input_grad[1]
     grad_input, grad_residual, *rest = torch.ops.fisherprune.batch_norm_backward(

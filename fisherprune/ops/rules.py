@@ -90,10 +90,25 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         else None,
         None,
         None,
-        grad.sum((0, 2, 3), dtype=ctx.sums) if by_bias else None,
+        _by_channel(grad, ctx.sums) if by_bias else None,
         *[None] * 6,
         grad if by_residual else None,
     )
+
+
+def _by_channel(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of the bias: the sum of each channel, in its dtype.
+
+    PyTorch would widen all of a gradient in bfloat16 before. A bias is the weight of a
+    channel of ones.
+    """
+    if grad.dtype == dtype or grad.device.type != "cpu":
+        return grad.sum((0, 2, 3), dtype=dtype)
+    samples, outputs, *image = grad.shape
+    ones = grad.new_ones(samples, 1, 1, 1).expand(-1, -1, *image)
+    rows = torch.arange(outputs + 1, dtype=torch.int32)
+    form = (1, 1), (1, 1), (0, 0), (1, 1), 1
+    return OPS.sparse_conv2d_weight(ones, rows, torch.zeros_like(rows[1:]), grad, *form)
 
 
 def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

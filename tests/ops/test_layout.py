@@ -5,7 +5,12 @@ import torch
 from capabilities import CAPABILITIES, run_with
 from torch.library import opcheck
 
-from fisherprune.ops.layout import contiguous, lies_innermost, samples_innermost
+from fisherprune.ops.layout import (
+    contiguous,
+    lies_innermost,
+    lying_as,
+    samples_innermost,
+)
 
 MATRICES = [
     *[(1, 1), (1, 40), (40, 1), (16, 16), (17, 33), (64, 64), (65, 1025), (128, 2050)],
@@ -51,6 +56,18 @@ def test_there_and_back(shape, dtype):
     assert torch.equal(x, z) and z.is_contiguous()
     last = x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(samples_innermost(last), x) and torch.equal(contiguous(last), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_lying_as_another(dtype):
+    x = torch.randn(9, 3, 4, 5).to(dtype)
+    forms = x, samples_innermost(x), x.contiguous(memory_format=torch.channels_last)
+    for model in forms:
+        for given in forms:
+            found = lying_as(model, given)
+            assert torch.equal(found, x)
+            assert found.stride() == model.stride() or model is forms[2]
+        assert lying_as(model, model) is model
 
 
 def test_what_lies_right_is_returned():
