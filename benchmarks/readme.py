@@ -162,11 +162,16 @@ def zoo(record: dict) -> list[str]:
             peer = peers.get(r["network"])
             lines.append(
                 f"| {r['network']}, {r['batch']} | {r['over plain']:.2f} "
-                f"| {r['first batch']:.2f} | {r['further batch']:.2f} "
+                f"| {two(r, 'first batch')} | {two(r, 'further batch')} "
                 f"| {r['MB above plain'] - r['accumulators MB']:.0f} "
                 f"| {r['error']:.0e} | {f'{peer:.1f}' if peer else ''} | {r['ways']} |"
             )
     return lines
+
+
+def two(row: dict, name: str) -> str:
+    """Return a number with two digits, nothing where a result has none."""
+    return f"{row[name]:.2f}" if name in row else ""
 
 
 def training(record: dict) -> list[str]:
