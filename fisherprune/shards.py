@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+PLAIN = (Tensor, nn.Parameter)
+
+
 def is_shard(value: object) -> bool:
     """Return whether it is a tensor of which each rank holds a part."""
     # Where the module was not imported there is none, and importing it takes long.
@@ -28,7 +31,8 @@ def is_shard(value: object) -> bool:
 
 def any_shard(values: Iterable[object]) -> bool:
     """Return whether one of them is such a tensor."""
-    return any(map(is_shard, values))
+    known = sys.modules.get("torch.distributed.tensor")
+    return known is not None and any(isinstance(v, known.DTensor) for v in values)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -41,7 +45,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def part_in(tensor: Tensor) -> Tensor | None:
     """Return the tensor in which a DTensor has this rank's part; None of another."""
-    plain = type(tensor) is Tensor  # most are: calls of all models come here
+    plain = type(tensor) in PLAIN  # most are: calls of all models come here
     return None if plain else getattr(tensor, "_local_tensor", None)
 
 

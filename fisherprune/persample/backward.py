@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
 
+from fisherprune.persample.contributions import Contribution
 from fisherprune.persample.layout import Layout
 from fisherprune.persample.meeting import Front, Meeting, Rule, multiplied_out
 from fisherprune.persample.registry import LayerCall
@@ -159,8 +160,10 @@ class TappedLayer(torch.autograd.Function):
         ctx.layer, ctx.shared, ctx.tap = call.layer, shared, tap
         ctx.layout, ctx.positions = layout, call.positions
         # Under autocast the layer ran in the output's dtype: so must its backward.
+        dtype = output.dtype
         ctx.save_for_backward(
-            input.to(output.dtype), None if weight is None else weight.to(output.dtype)
+            input if input.dtype == dtype else input.to(dtype),
+            weight if weight is None or weight.dtype == dtype else weight.to(dtype),
         )
         return output
 
@@ -176,6 +179,12 @@ class TappedLayer(torch.autograd.Function):
         checking = ctx.tap.is_checking(ctx, ctx.layout, grad, _shared_by(ctx))
         if checking:
             of_weight = of_bias = None
+        elif together := _all_grads(ctx, grad, input, weight):
+            input_grad, *own = together
+            for id_, each in zip(ctx.shared, own, strict=True):
+                if id_:
+                    ctx.tap.collect(id_, each)
+            return input_grad, *(None for _ in range(7))
         if of_weight or of_bias:
             front = Front(ctx.positions)
             own_grad = front.moved(grad, ctx.layout)
@@ -192,6 +201,20 @@ class TappedLayer(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             input_grad = layer.input_grad(grad, input, weight)
         return input_grad, None, weight_grad, bias_grad, None, None, None, None
+
+
+def _all_grads(
+    ctx: Any, grad: Tensor, input: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Contribution, Contribution] | None:
+    """Return the gradients of input, weight and bias, where a layer finds all at once.
+
+    That is where samples are the rows, and autograd wants neither weight's nor bias's.
+    """
+    find = getattr(ctx.layer, "all_grads", None)
+    plain = ctx.layout.axis == 0 and len(input) == ctx.layout.samples
+    if find is None or not plain or any(ctx.needs_input_grad[2:4]):
+        return None
+    return find(grad, input, weight)
 
 
 class TappedCall(torch.autograd.Function):
@@ -223,7 +246,8 @@ class TappedCall(torch.autograd.Function):
         """Tell the tap; return the gradient as it came."""
         ctx.tap.check_running(next(iter(ctx.shared.values())))
         shared = _shared_by(ctx)
-        checking = ctx.tap.is_checking(ctx, ctx.meeting.output, grad, shared)
+        place = getattr(ctx.meeting, "rows", None) or ctx.meeting.output
+        checking = ctx.tap.is_checking(ctx, place, grad, shared)
         if not checking and any(ctx.tap.wants(each) for each in shared):
             found = ctx.rule(ctx.meeting, grad, ctx.saved_tensors)
             for i, contribution in found.items():

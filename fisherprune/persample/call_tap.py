@@ -7,7 +7,7 @@ is made of; the others run as they are.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,25 @@ from fisherprune.persample.calls import (
     Key,
     Tracking,
     is_in_place,
+    is_transformed,
     tensors_in,
     twin_of,
     with_tensors,
+    without_tensors,
 )
+from fisherprune.persample.copies import has_room, run_with_copies
 from fisherprune.persample.finder import Finder, Known
 from fisherprune.persample.kept import KeptLayers
-from fisherprune.persample.layout import Layout, LayoutError
-from fisherprune.persample.meeting import RULES, Meeting, multiplied_out
+from fisherprune.persample.layout import Layout, LayoutError, Scattered
+from fisherprune.persample.meeting import (
+    RULES,
+    Meeting,
+    autocast_of,
+    multiplied_out,
+)
 from fisherprune.persample.registry import CALLS, LayerCall, SamplesMixError
+from fisherprune.persample.rows import SEEMS_OTHER
+from fisherprune.persample.scattered import rule_for_rows
 from fisherprune.shards import any_shard
 
 SPLIT = "what is computed from it is split over ranks"
@@ -48,6 +58,8 @@ class CallTap(Tracking):
         alone: what a sample by itself was seen to do.
         known: what earlier batches showed of calls.
         kept: layers of earlier batches.
+        scattered: parameters whose calls have rows of any samples, by name; None: no
+            call may have.
 
     Attributes:
         ways: the functions that a parameter went into, by its name.
@@ -66,8 +78,10 @@ class CallTap(Tracking):
         alone: Records | None = None,
         known: dict[Key, Known] | None = None,
         kept: KeptLayers | None = None,
+        scattered: Collection[str] | None = None,
     ) -> None:
         super().__init__(parameters, batch)
+        self.finds_rows, self.scattered = scattered is not None, set(scattered or ())
         self.parameters = parameters
         self.samples = samples
         self.op = op
@@ -95,6 +109,8 @@ class CallTap(Tracking):
         args, kwargs = arguments
         if shared and any(self.is_marked(t) for t in tensors):
             self.hidden = min(self.roots_of(shared))
+        if func not in CALLS:
+            return func(*args, **kwargs)
         call = self._sorted_out(func, arguments)
         # Where nothing is watched, the gradients of all parameters are autograd's.
         replaces = self.replaces and not any_shard(tensors)
@@ -130,6 +146,8 @@ class CallTap(Tracking):
         args, kwargs = arguments
         key = self.key_of(func, shared)
         try:
+            if self.samples > 1 and self.scattered & self.roots_of(shared):
+                raise LayoutError(SEEMS_OTHER)
             known = self.finder.find(key, arguments, tensors)
             if any(known.layouts):
                 if not any(map(self.is_marked, tensors)):  # as many as samples
@@ -142,6 +160,9 @@ class CallTap(Tracking):
                 self.made.add(key)
                 return self._met(func, arguments, tensors, key)
         except LayoutError as error:
+            output = self._scattered(func, arguments, tensors, key)
+            if output is not None:
+                return output
             for name in self.roots_of(shared):
                 self.refused.setdefault(name, f"{func.__name__}: {error}")
             return func(*args, **kwargs)
@@ -181,18 +202,16 @@ class CallTap(Tracking):
 
     def _fits(self, call: LayerCall, tensors: list[Tensor]) -> bool:
         """Return whether the rule for a kind of layer covers this call of it."""
-        operands = [p for p in (call.weight, call.bias) if p is not None]
-        known = {id(p) for p in operands}
-        return (
-            not any(p.is_complex() for p in (call.input, *operands))
-            and call.input.dim() == (call.dims or call.input.dim())
-            and call.input.dim() >= 2
-            and all(id(t) in known for t in tensors if id(t) in self.keys)
-            and (
-                call.weight is None
-                or call.weight.dim() == (call.weight_dims or call.weight.dim())
-            )
-        )
+        weight, bias, dims = call.weight, call.bias, call.input.dim()
+        if dims < 2 or dims != (call.dims or dims):
+            return False
+        if weight is not None and weight.dim() != (call.weight_dims or weight.dim()):
+            return False
+        for tensor in tensors:
+            operand = tensor is weight or tensor is bias
+            if tensor.dtype.is_complex or id(tensor) in self.keys and not operand:
+                return False
+        return True
 
     def _layer(
         self,
@@ -235,6 +254,11 @@ class CallTap(Tracking):
         has_rule = is_layer or rule is not multiplied_out
         for i in own:
             self._note(tensors[i], func.__name__ if has_rule else "vmap")
+        if not has_rule and not any_shard(tensors):
+            output = self._with_copies(func, arguments, tensors, key)
+            if output is not None:
+                self.mark(output)
+                return output
         cut = [self.cut(t) if i in own else t for i, t in enumerate(tensors)]
         args, kwargs = with_tensors(arguments, iter(cut))
         output = func(*args, **kwargs)
@@ -242,21 +266,74 @@ class CallTap(Tracking):
             from fisherprune.persample.split import added_up, split_rule
 
             output, rule = added_up(output), split_rule(func, is_layer)
-        known = self.finder.find_output(key, output)
-        assert known.output
-        meeting = Meeting(
-            func,
-            known.arguments,
-            known.layouts,
-            tuple(own),
-            known.output,
-            autocast_of(),
-        )
+        meeting = self._meeting(func, self.finder.find_output(key, output), own)
         output = TappedCall.apply(
             output, self.anchor, meeting, rule, own, self, *(t.detach() for t in cut)
         )
         self.mark(output)
         return output
+
+    def _with_copies(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Tensor | None:
+        """Run a call that has no rule for each sample; None where that can't be."""
+        own = [i for i, t in enumerate(tensors) if id(t) in self.keys]
+        few = has_room(self.samples, (tensors[i] for i in own))
+        if self.samples == 1 or not self.replaces or not few:
+            return None
+        known = self.known[key]
+        if known.output is None:
+            with torch.no_grad():
+                args, kwargs = arguments
+                known = self.finder.find_output(key, func(*args, **kwargs))
+        return run_with_copies(self._meeting(func, known, own), tensors, self)
+
+    def _meeting(self, func: Function, known: Known, own: Iterable[int]) -> Meeting:
+        assert known.output
+        places = known.layouts, tuple(own), known.output
+        return Meeting(func, known.arguments, *places, autocast_of())
+
+    def _scattered(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Tensor | None:
+        """Run a call whose rows may be of any samples; None where no rule is for it."""
+        unfit = any_shard(tensors) or any(map(is_transformed, tensors))
+        if not self.finds_rows or self.samples == 1 or unfit:
+            return None
+        own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}
+        found = rule_for_rows(func, arguments, tensors, own)
+        if found is None:
+            return self._part_of_shared(func, arguments, tensors, key)
+        features, rule = found
+        for i in own:
+            self._note(tensors[i], func.__name__)
+        cut = [self.cut(t) if i in own else t for i, t in enumerate(tensors)]
+        args, kwargs = with_tensors(arguments, iter(cut))
+        rows = Scattered(self.samples, features)
+        nowhere = tuple(None for _ in tensors), tuple(own), Layout(0, self.samples)
+        given = without_tensors(arguments), *nowhere, autocast_of()
+        meeting = Meeting(func, *given, rows)
+        self.moved = True  # so gradients are asked
+        return TappedCall.apply(
+            *(func(*args, **kwargs), self.anchor, meeting, rule, own, self),
+            *(t.detach() for t in cut),
+        )
+
+    def _part_of_shared(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Tensor | None:
+        """Return a part that values choose, an expert's weight say; None of others.
+
+        A view has the values of the shared tensor alone, whoever chose it.
+        """
+        if func is not Tensor.__getitem__ or id(tensors[0]) not in self.keys:
+            return None
+        args, kwargs = arguments
+        part = func(*args, **kwargs)
+        if not part._is_view():
+            return None
+        self.note_computed(part, key, tensors[:1])
+        return part
 
     def cut(self, shared: Tensor) -> Tensor:
         """Return what a tapped call reads in place of a shared tensor."""
@@ -272,11 +349,3 @@ class CallTap(Tracking):
 def _is_computed(operand: Tensor | None) -> bool:
     """Return whether autograd has to go on from it to what it comes from."""
     return operand is not None and not operand.is_leaf
-
-
-def autocast_of() -> tuple[str, torch.dtype] | None:
-    """Return the device and dtype of autocast, where it is on."""
-    for device in ("cuda", "cpu"):
-        if torch.is_autocast_enabled(device):
-            return device, torch.get_autocast_dtype(device)
-    return None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fisherprune.persample.registry import inside_of
-from fisherprune.shards import part_in
+from fisherprune.shards import PLAIN, part_in
 
 Function = Callable[..., Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -74,11 +74,26 @@ def tensors_in(value: object) -> Iterator[Tensor]:
         yield from tensors_in([*value.values()])
 
 
+_NUMBERS = {int, float, bool, str, type(None), torch.dtype, torch.device}
+
+
+def _all_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors in arguments, in order."""
+    found: list[Tensor] = []
+    for each in (*args, *kwargs.values()):
+        kind = type(each)
+        if kind in PLAIN:
+            found.append(each)
+        elif kind not in _NUMBERS:
+            found += tensors_in(each)
+    return found
+
+
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
     """Return arguments with other tensors in the places of theirs, in order."""
     if isinstance(value, Tensor):
         return next(tensors)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         items = [with_tensors(each, tensors) for each in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
@@ -93,6 +108,8 @@ def without_tensors(arguments: Arguments) -> Arguments:
 
 MARK = "_fisherprune"
 """An attribute of tensors that come from samples."""
+
+NO_MARK = None, Rows.PLAIN
 
 
 def unmark(values: Iterable[object]) -> None:
@@ -136,10 +153,11 @@ class Tracking(TorchFunctionMode):
 
     def mark(self, value: object, rows: Rows = Rows.PLAIN) -> None:
         """Note that tensors are of samples, and what is known of their rows."""
-        for tensor in tensors_in(value):
-            tensor.__dict__[MARK] = self._run, rows
+        mark = self._run, rows
+        for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+            tensor.__dict__[MARK] = mark
             if (part := part_in(tensor)) is not None:
-                part.__dict__[MARK] = self._run, rows
+                part.__dict__[MARK] = mark
 
     def is_marked(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of samples."""
@@ -150,7 +168,7 @@ class Tracking(TorchFunctionMode):
         mark = tensor.__dict__.get(MARK)
         if mark is None and (part := part_in(tensor)) is not None:
             mark = part.__dict__.get(MARK)
-        return mark or (None, Rows.PLAIN)
+        return mark or NO_MARK
 
     def rows_of(self, tensors: Sequence[Tensor]) -> Rows:
         """Return what is known of the samples' rows in the worst of the tensors."""
@@ -170,11 +188,11 @@ class Tracking(TorchFunctionMode):
     ) -> Any:
         """Run the function; what is computed from samples is of samples."""
         kwargs = kwargs or {}
-        tensors = list(tensors_in(args))
-        if kwargs:
-            tensors += tensors_in(kwargs)
+        tensors = [t for t in args if type(t) in PLAIN]
+        if len(tensors) < len(args) or kwargs:
+            tensors = _all_tensors(args, kwargs)
         sources = _sources(func, tensors)
-        shared = [t for t in sources if id(t) in self.keys]
+        shared, rows = self._look_at(sources)
         if shared and func.__name__ == "__get__":  # FSDP2 asks for facts now and then
             fact = func(*args, **kwargs)
             if not isinstance(fact, Tensor):
@@ -185,14 +203,29 @@ class Tracking(TorchFunctionMode):
             output = self.run_shared(func, (args, kwargs), tensors, shared)
         else:
             output = self.run_other(func, (args, kwargs), tensors, shared)
-        if any(self.is_marked(t) for t in sources):
+        if rows is not None:
             self.has_read_values |= func.__name__ in READ_VALUES
             written = args[0] if func is Tensor.__setitem__ else output
             if isinstance(written, (Tensor, tuple, list)):
-                self.mark(written, self._rows_made(func, args, kwargs, sources))
+                rows = self._rows_made(func, args, kwargs, sources, rows)
+                self.mark(written, rows)
         elif func is torch.randperm:  # an order of the samples, maybe
             self.mark(output)
         return output
+
+    def _look_at(self, tensors: list[Tensor]) -> tuple[list[Tensor], Rows | None]:
+        """Return the shared ones, and what is known of the rows of samples in all.
+
+        That is None where they are of no samples.
+        """
+        keys, shared, known = self.keys, [], None
+        for tensor in tensors:
+            if id(tensor) in keys:
+                shared.append(tensor)
+            run, rows = tensor.__dict__.get(MARK) or self._mark_of(tensor)
+            if run is self._run and (known is None or rows > known):
+                known = rows
+        return shared, known
 
     def _run_inside(
         self,
@@ -223,11 +256,12 @@ class Tracking(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         sources: list[Tensor],
+        kept: Rows,
     ) -> Rows:
         """Return what is known of the samples' rows in a result."""
         if self._inside:
             return Rows.PLAIN
-        name, kept = func.__name__, self.rows_of(sources)
+        name = func.__name__
         if _keeps_places(name):
             return kept
         if name == "_pad_packed_sequence":

@@ -22,6 +22,10 @@ STREAM_BYTES = 32 << 20
 """Bytes of what is multiplied out at a time."""
 
 
+SMALL = 4096
+"""Elements of a parameter whose gradients may be added up with those of others."""
+
+
 class Gradients(Protocol):
     """The per-sample gradients of one parameter."""
 
@@ -81,11 +85,16 @@ class Rows:
 
     def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
         """Accumulate over a whole number of groups of samples."""
-        means = self.rows.float()
-        if group_size > 1:
-            means = means.unflatten(0, (-1, group_size)).mean(1)
-        sum += means.sum(0).view(sum.shape)
-        sum_sq += means.square().sum(0).view(sum.shape)
+        rows = self.rows.float()
+        if sum.numel() <= SMALL:
+            own, own_sq = row_moments(rows, group_size)
+        else:
+            means = rows
+            if group_size > 1:
+                means = rows.unflatten(0, (-1, group_size)).mean(1)
+            own, own_sq = means.sum(0), means.square().sum(0)
+        sum += own.view(sum.shape)
+        sum_sq += own_sq.view(sum.shape)
 
     def per_sample(self) -> Tensor:
         """Return the rows, float32."""
@@ -94,6 +103,27 @@ class Rows:
     def total(self) -> Tensor:
         """Return the sum over the samples, of the parameter's shape."""
         return self.rows.sum(0)
+
+
+def row_moments(rows: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Return the sums over groups of the mean of their rows ``[N, *]``, and of squares.
+
+    The bits of an element are the same whatever elements lie beside it.
+    """
+    means = rows
+    if group_size > 1:
+        means = _added(rows.unflatten(0, (-1, group_size)).movedim(1, 0)) / group_size
+    return _added(means), _added(means.square())
+
+
+def _added(rows: Tensor) -> Tensor:
+    """Return the sum over the first axis, in pairs: ``sum`` adds by the shape."""
+    while (half := len(rows) // 2) > 0:
+        pairs = rows[:half] + rows[half : 2 * half]
+        if len(rows) > 2 * half:
+            pairs[0] += rows[-1]
+        rows = pairs
+    return rows.sum(0)  # of one, or of none
 
 
 @dataclass(frozen=True)
@@ -216,4 +246,4 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 def summed_positions(grad: Tensor) -> Rows:
     """Per-sample bias gradients of a channels-second layer: ``[N, C, *] -> [N, C]``."""
-    return Rows(grad.float().reshape(*grad.shape[:2], -1).sum(-1))
+    return Rows(grad.float().flatten(2).sum(-1) if grad.dim() > 2 else grad.float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -36,8 +37,10 @@ class Known:
 
     def of(self, samples: int) -> Known:
         """Return the same for another number of samples."""
-        every = *self.layouts, self.output
-        if all(each is None or each.samples == samples for each in every):
+        for each in (*self.layouts, self.output):
+            if each is not None and each.samples != samples:
+                break
+        else:
             return self
         layouts = (each and replace(each, samples=samples) for each in self.layouts)
         output = self.output and replace(self.output, samples=samples)
@@ -62,7 +65,8 @@ class Finder:
         alone: Records | None,
         known: dict[Key, Known],
     ) -> None:
-        self.tracking, self.samples = tracking, samples
+        # No cycle: what a tap holds, the sums of a pass, goes when the tap does.
+        self.tracking, self.samples = weakref.proxy(tracking), samples
         self.alone, self.known = alone, known
         self.is_unlike = False  # whether another sample alone may say more
         self.is_unsure = False  # whether other batches must show whose rows are whose

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fisherprune.persample.contributions import Contribution, Mixed
 from fisherprune.persample.factors import Factors, JoinedFactors
 from fisherprune.persample.lookups import Lookups, TiedHead
+from fisherprune.persample.ragged import RaggedFactors
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 
 def joined(uses: Sequence[Contribution]) -> Contribution:
@@ -16,6 +20,8 @@ def joined(uses: Sequence[Contribution]) -> Contribution:
     if len(uses) == 1:
         return uses[0]
     kinds: dict[type, list[Any]] = defaultdict(list)
+    if any(isinstance(use, RaggedFactors) for use in uses):
+        uses = [RaggedFactors.of_whole(use) if _is_linear(use) else use for use in uses]
     for use in uses:
         kinds[JoinedFactors if isinstance(use, Factors) else type(use)].append(use)
     parts: list[Contribution] = []
@@ -30,3 +36,7 @@ def joined(uses: Sequence[Contribution]) -> Contribution:
         case [Factors(conv=None) as head, Lookups() as embedding]:
             return TiedHead(embedding, head)
     return Mixed(tuple(parts))
+
+
+def _is_linear(use: Contribution) -> TypeGuard[Factors]:
+    return isinstance(use, Factors) and use.conv is None

@@ -13,19 +13,8 @@ from fisherprune.persample.registry import Layer, LayerCall
 class _Kept:
     layer: Layer
     constants: tuple[Tensor | float, ...]
-    versions: list[int]
-    """Of the tensors among them."""
-
-    def is_of(self, other: _Kept) -> bool:
-        """Return whether the constants are the same, and unchanged."""
-        return (
-            self.versions == other.versions
-            and len(self.constants) == len(other.constants)
-            and all(
-                a is b if isinstance(b, Tensor) else a == b
-                for a, b in zip(self.constants, other.constants, strict=True)
-            )
-        )
+    facts: list[object]
+    """That are the same as long as the constants are: ids and versions of tensors."""
 
 
 class KeptLayers:
@@ -48,12 +37,15 @@ class KeptLayers:
         tensors = [each for each in call.constants if isinstance(each, Tensor)]
         if not tensors or any(each.is_inference() for each in tensors):
             return call  # those of inference mode count no versions
-        versions = [each._version for each in tensors]
-        now = _Kept(call.layer, call.constants, versions)
+        facts: list[object] = [
+            id(c) if isinstance(c, Tensor) else c for c in call.constants
+        ]
+        facts += [each._version for each in tensors]
+        now = _Kept(call.layer, call.constants, facts)
         place = slice(self._number, self._number + 1)
         self._number += 1
         for before in self._kept[place]:
-            if before.is_of(now):
+            if before.facts == facts:
                 return replace(call, layer=before.layer)
         self._kept[place] = [now]
         return call

@@ -47,6 +47,30 @@ class Layout:
         )
         return split.movedim(self.axis + (not self.samples_first), 0)
 
+    def sample_of_rows(self, like: Tensor) -> Tensor:
+        """Return the sample of each element of a tensor that has the axis, flat."""
+        if self.samples == 1:
+            return torch.zeros_like(like, dtype=torch.int64).flatten()
+        entries = torch.arange(self.samples * self.entries, device=like.device)
+        first = self.samples_first
+        samples = entries // self.entries if first else entries % self.samples
+        samples = samples.view(-1, *(1 for _ in like.shape[self.axis + 1 :]))
+        return samples.expand(like.shape).flatten()
+
+    def of_sample(self, tensor: Tensor, number: int) -> Tensor:
+        """Return what ``apart`` has of one sample."""
+        if not self.samples_first:
+            return self.apart(tensor)[number]
+        start = number % self.samples * self.entries
+        return tensor.narrow(self.axis, start, self.entries)
+
+    def together(self, apart: Tensor) -> Tensor:
+        """Return what ``apart`` takes apart."""
+        if self.samples == 1:
+            return apart.squeeze(0)
+        split = apart.movedim(0, self.axis + (not self.samples_first))
+        return split.flatten(self.axis, self.axis + 1)
+
     def leading(self, tensor: Tensor) -> Tensor:
         """Return ``[N, *]``: as ``apart``, without an axis of one entry."""
         if self.axis == 0 and tensor.shape[0] == self.samples:
@@ -54,6 +78,37 @@ class Layout:
         apart = self.apart(tensor)
         single = self.samples > 1 and self.entries == 1
         return apart.squeeze(1 + self.axis) if single else apart
+
+
+class Scattered:
+    """The rows of a call's result, each of any one sample.
+
+    Attributes:
+        samples: N.
+        features: how many dimensions a row has; those before are of rows.
+        numbers: ``[R]``, whose rows they are, as gradients tell; None: not yet.
+        silent: ``[R]``, bool: those that had no gradient which could tell.
+    """
+
+    axis = 0
+
+    def __init__(self, samples: int, features: int = 1) -> None:
+        self.samples, self.features = samples, features
+        self.numbers: Tensor | None = None
+        self.silent: Tensor | None = None
+
+    def are_told(self, grad: Tensor) -> bool:
+        """Return whether it is known whose the rows of the result's gradient are."""
+        return self.silent is not None and not self.rows(grad)[self.silent].any()
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return ``[R, *features]`` of the result, or of what has its dimensions."""
+        return tensor.flatten(0, -1 - self.features)
+
+    def told(self) -> Tensor:
+        """Return whose rows they are."""
+        assert self.numbers is not None
+        return self.numbers
 
 
 @dataclass(frozen=True)
@@ -116,10 +171,10 @@ def find_layout(
     if alone.value is None or not prod(shape):
         return layouts[0]
     value = alone.value
-    differing = differ(value, [each.apart(tensor)[sample] for each in layouts])
+    differing = differ(value, [each.of_sample(tensor, sample) for each in layouts])
     fitting = [each for each, no in zip(layouts, differing, strict=True) if not no]
     if len(fitting) == 2 and not torch.equal(*(each.apart(tensor) for each in layouts)):
-        own, is_sure = closest(value, [each.apart(tensor)[sample] for each in layouts])
+        own, is_sure = closest(value, [e.of_sample(tensor, sample) for e in layouts])
         return replace(layouts[own], is_sure=is_sure)
     if not fitting:
         raise LayoutError("the rows of a sample alone are not its rows in the batch")

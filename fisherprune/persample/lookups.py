@@ -13,39 +13,63 @@ from fisherprune.persample.factors import Factors
 
 @dataclass(frozen=True)
 class Lookups:
-    """Rows of a weight ``[V, D]`` that samples looked up, and their gradients.
+    """Rows of a weight ``[V, *]`` that samples looked up, and their gradients.
 
     Work and memory are those of the rows seen, never ``[N, V, D]``.
 
     Attributes:
-        indices: ``[N, T]``, integers; those outside of ``[0, V)`` have no gradient.
-        grad: ``[N, T, D]``.
-        rows: V.
+        sample: ``[R]``, whose lookup it is, integers in ``[0, N)``.
+        indices: ``[R]``, integers; those outside of ``[0, V)`` have no gradient.
+        grad: ``[R, D]``, with D the size of a row.
+        shape: the weight's.
+        count: N.
     """
 
+    sample: Tensor
     indices: Tensor
     grad: Tensor
-    rows: int
+    shape: tuple[int, ...]
+    count: int
+
+    @staticmethod
+    def by_samples(indices: Tensor, grad: Tensor, shape: tuple[int, ...]) -> Lookups:
+        """Return those of ``[N, T]`` indices, and gradients ``[N, T, D]``."""
+        count, each = indices.shape
+        sample = torch.arange(count, device=grad.device).repeat_interleave(each)
+        return Lookups(sample, indices.flatten(), grad.flatten(0, 1), shape, count)
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.indices)
+        return self.count
 
     def samples(self, chosen: slice) -> Lookups:
         """Return the lookups of some of the samples."""
-        return replace(self, indices=self.indices[chosen], grad=self.grad[chosen])
+        start, stop, _ = chosen.indices(self.count)
+        own = (self.sample >= start) & (self.sample < stop)
+        count = max(0, stop - start)
+        return replace(self, sample=self.sample - start, count=count)._where(own)
 
     def merged(self, k: int) -> Lookups:
         """Make one sample of k consecutive ones."""
-        indices = self.indices.unflatten(0, (-1, k)).flatten(1, 2)
-        grad = self.grad.unflatten(0, (-1, k)).flatten(1, 2)
-        return Lookups(indices, grad, self.rows)
+        return replace(self, sample=self.sample // k, count=self.count // k)
+
+    def of_rows(self, samples: Tensor, count: int) -> Lookups:
+        """Return the lookups of samples, where those here are of their rows."""
+        return replace(self, sample=samples[self.sample], count=count)
 
     def join(self, others: Sequence[Lookups]) -> Lookups:
-        """Join the positions of all uses."""
+        """Join the lookups of all uses."""
         uses = (self, *others)
-        indices = torch.cat([use.indices for use in uses], 1)
-        return Lookups(indices, torch.cat([use.grad for use in uses], 1), self.rows)
+        return replace(
+            self,
+            sample=torch.cat([use.sample for use in uses]),
+            indices=torch.cat([use.indices for use in uses]),
+            grad=torch.cat([use.grad for use in uses]),
+        )
+
+    def _where(self, chosen: Tensor) -> Lookups:
+        sample, indices = self.sample[chosen], self.indices[chosen]
+        return replace(self, sample=sample, indices=indices, grad=self.grad[chosen])
 
     def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
         """Accumulate over a whole number of groups of samples."""
@@ -55,24 +79,22 @@ class Lookups:
 
     def means(self, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return groups and rows that they looked up, ``[U]``, and means ``[U, D]``."""
-        groups = torch.arange(len(self), device=self.grad.device) // group_size
-        keys = groups[:, None] * self.rows + self.indices
-        looked_up = (self.indices >= 0) & (self.indices < self.rows)
-        keys, grad = keys[looked_up], self.grad[looked_up].float()
-        keys, means = _segments(keys, grad / group_size)
-        return keys // self.rows, keys % self.rows, means
+        rows = self.shape[0]
+        seen = self._where((self.indices >= 0) & (self.indices < rows))
+        keys = seen.sample // group_size * rows + seen.indices
+        keys, means = _segments(keys, seen.grad.float() / group_size)
+        return keys // rows, keys % rows, means
 
     def per_sample(self) -> Tensor:
-        """Multiply out: ``[N, V, D]``, float32."""
+        """Multiply out: ``[N, *shape]``, float32."""
         samples, rows, grads = self.means(1)
-        shape = len(self), self.rows, self.grad.shape[-1]
-        out = torch.zeros(shape, device=grads.device)
+        out = grads.new_zeros(self.count, self.shape[0], grads.shape[1])
         out[samples, rows] = grads
-        return out
+        return out.view(self.count, *self.shape)
 
     def total(self) -> Tensor:
-        """Return the sum over the samples, ``[V, D]``."""
-        sum = self.grad.new_zeros(self.rows, self.grad.shape[-1], dtype=torch.float32)
+        """Return the sum over the samples, of the weight's shape."""
+        sum = self.grad.new_zeros(self.shape, dtype=torch.float32)
         add_rows(sum, *self.means(1)[1:])
         return sum
 
@@ -141,6 +163,6 @@ def _segments(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_rows(sum: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Add values to rows of a sum; a row may come several times."""
+    """Add values ``[U, D]`` to rows of a sum; a row may come several times."""
     different, sums = _segments(rows, values)
-    sum[different] += sums
+    sum[different] += sums.view(-1, *sum.shape[1:])

@@ -21,8 +21,8 @@ from fisherprune.persample.contributions import (
     LayerContribution,
     Streamed,
 )
-from fisherprune.persample.layout import Layout
-from fisherprune.persample.registry import CALLS
+from fisherprune.persample.layout import Layout, Scattered
+from fisherprune.persample.registry import CALLS, LayerCall
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Meeting:
         shared: which of them are shared.
         output: the layout of the output.
         autocast: the dtype of autocast by device, where it was on.
+        rows: of the output, where they are of any samples; then it has no ``output``.
     """
 
     func: Function
@@ -44,6 +45,21 @@ class Meeting:
     shared: tuple[int, ...]
     output: Layout
     autocast: tuple[str, torch.dtype] | None = None
+    rows: Scattered | None = None
+
+    @property
+    def samples(self) -> int:
+        """Return N."""
+        return self.output.samples
+
+    def sample_of_rows(self, like: Tensor) -> Tensor:
+        """Return whose each element of a tensor is, flat.
+
+        Args:
+            like: a tensor with the axis of the output's samples; where the output has
+                ``rows``, one element for each.
+        """
+        return self.rows.told() if self.rows else self.output.sample_of_rows(like)
 
     def call(self, tensors: Sequence[Tensor]) -> Tensor:
         """Run the function on one sample's tensors."""
@@ -53,6 +69,14 @@ class Meeting:
         device, dtype = self.autocast
         with torch.autocast(device, dtype):
             return self.func(*args, **kwargs)
+
+
+def autocast_of() -> tuple[str, torch.dtype] | None:
+    """Return the device and dtype of autocast, where it is on."""
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None
 
 
 Rule = Callable[[Meeting, Tensor, Sequence[Tensor]], Mapping[int, Contribution]]
@@ -165,6 +189,33 @@ class Front:
     def merged(self, contribution: LayerContribution) -> Contribution:
         """Return the contribution of whole samples."""
         return contribution if self.k == 1 else contribution.merged(self.k)
+
+
+def sorted_out(meeting: Meeting, tensors: Sequence[Tensor]) -> LayerCall:
+    """Return what kind of layer a call is of, which has such a kind."""
+    args, kwargs = with_tensors(meeting.arguments, iter(tensors))
+    call = CALLS[meeting.func](*args, **kwargs)
+    assert call is not None
+    return call
+
+
+def layer_rule(
+    meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
+) -> dict[int, Contribution]:
+    """Return the gradients of weight and bias by the rule for a kind of layer."""
+    call = sorted_out(meeting, tensors)
+    front, found = Front(call.positions), dict[int, Contribution]()
+    own_grad = front.moved(grad, meeting.output)
+    for i in meeting.shared:
+        if tensors[i] is call.weight:
+            # Under autocast the layer ran in the output's dtype.
+            input = front.moved(call.input.to(grad.dtype), meeting.output)
+            shape = tuple(call.weight.shape)
+            own = call.layer.weight_grads(own_grad, input, shape)
+            found[i] = front.merged(own)
+        elif tensors[i] is call.bias:
+            found[i] = front.merged(call.layer.bias_grads(own_grad))
+    return found
 
 
 def multiplied_out(

@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.backward import Passing, TappedCall
-from fisherprune.persample.call_tap import autocast_of
 from fisherprune.persample.calls import Arguments, Function, Key, with_tensors
 from fisherprune.persample.contributions import (
     Contribution,
@@ -20,7 +19,7 @@ from fisherprune.persample.contributions import (
     LayerContribution,
 )
 from fisherprune.persample.layout import Layout, LayoutError
-from fisherprune.persample.meeting import Front
+from fisherprune.persample.meeting import Front, autocast_of
 from fisherprune.persample.registry import Layer, LayerCall
 from fisherprune.persample.tap import LayerTap
 

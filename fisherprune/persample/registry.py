@@ -35,6 +35,9 @@ class Layer(Protocol):
     def bias_grads(self, grad: Tensor) -> LayerContribution:
         """Return the per-sample gradients of the bias."""
 
+    # A layer may have ``all_grads(grad, input, weight)`` too, which returns the
+    # gradients of input, weight and bias at once, or None where it can't.
+
 
 @dataclass(frozen=True)
 class LayerCall:

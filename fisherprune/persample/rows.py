@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fisherprune.persample.layout import Scattered
+
 SEEMS_OTHER = "a row that seems to be of one sample is of another"
 REACHES_OTHER = "gradients of a sample's loss reach rows of other samples"
 BASE = 8
@@ -28,6 +30,7 @@ class RowCheck:
     def __init__(self, samples: int) -> None:
         self.samples = samples
         self.factors = torch.ones(samples)
+        self.unit = 0  # of the digit of a sample's number that is its factor
         self.norms: dict[object, Tensor] = {}  # of each call where all factors are 1
 
     def factors_in_turn(self) -> Iterator[Tensor]:
@@ -36,11 +39,11 @@ class RowCheck:
         Those of the first pass are 1.
         """
         yield self.factors
-        numbers, unit = torch.arange(self.samples), 1
-        while unit < self.samples:
-            self.factors = 2.0 ** (numbers // unit % BASE)
+        numbers, self.unit = torch.arange(self.samples), 1
+        while self.unit < self.samples:
+            self.factors = 2.0 ** (numbers // self.unit % BASE)
             yield self.factors
-            unit *= BASE
+            self.unit *= BASE
 
     def differs(self, call: object, grads: Tensor) -> bool:
         """Return whether gradients of samples have other factors than theirs.
@@ -57,6 +60,33 @@ class RowCheck:
         tolerance = 1e-3 * wanted + 1e-5 * wanted.max()
         return bool(((norms - wanted).abs() > tolerance).any())
 
+    def trace(self, rows: Scattered, grads: Tensor) -> bool:
+        """Find whose rows of any samples are; return whether each is of one.
+
+        Args:
+            rows: that are to be known.
+            grads: ``[R, *]``, theirs.
+        """
+        flat = grads.flatten(1) if grads.dim() > 1 else grads.unsqueeze(1)
+        norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+        if not self.unit or not len(norms):
+            rows.numbers = torch.zeros(
+                len(norms), dtype=torch.long, device=norms.device
+            )
+            self.norms[rows], rows.silent = norms, norms == 0
+            return True
+        ones = self.norms[rows]
+        digits = (norms / ones).log2().round().nan_to_num().clamp(0, BASE - 1)
+        wanted = ones * 2**digits
+        numbers = rows.told() + digits.long() * self.unit
+        rows.numbers = numbers.clamp_max(self.samples - 1)
+        # What is nearly zero may be rounding errors of several samples.
+        tolerance = 1e-3 * wanted + 1e-5 * wanted.max()
+        is_known = ((norms - wanted).abs() <= tolerance) & (
+            (numbers < self.samples) | (norms <= tolerance)
+        )
+        return bool(is_known.all())
+
 
 class ReachCheck(RowCheck):
     """Sees whether gradients of every second sample's loss reach rows of others.
@@ -69,6 +99,10 @@ class ReachCheck(RowCheck):
     def factors_in_turn(self) -> Iterator[Tensor]:
         """Yield the factors ``[N]`` of the one pass."""
         yield (torch.arange(self.samples) % 2).float()
+
+    def trace(self, rows: Scattered, grads: Tensor) -> bool:
+        """Return True: rows of any samples reach none that are not theirs."""
+        return True
 
     def differs(self, call: object, grads: Tensor) -> bool:
         """Return whether gradients ``[N, *]`` of samples are others than theirs."""

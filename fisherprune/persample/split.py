@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from fisherprune.persample.calls import Function, with_tensors
+from fisherprune.persample.calls import Function
 from fisherprune.persample.contributions import Contribution, PartOf, Rows
 from fisherprune.persample.lookups import Lookups
 from fisherprune.persample.meeting import (
     RULES,
-    Front,
     Meeting,
     Rule,
+    layer_rule,
     multiplied_out,
+    sorted_out,
 )
-from fisherprune.persample.registry import CALLS, LayerCall
 from fisherprune.shards import bounds, is_shard, local, whole_of
 
 
@@ -52,7 +52,7 @@ def split_rule(func: Function, is_layer: bool) -> Rule:
     """
     if func is F.linear and is_layer:
         return _linear
-    own = _layer if is_layer else RULES.get(func) or multiplied_out
+    own = layer_rule if is_layer else RULES.get(func) or multiplied_out
     reads = not is_layer and func is not F.embedding
 
     def rule(
@@ -77,7 +77,7 @@ def _linear(
     meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
 ) -> dict[int, Contribution]:
     """Return those of a linear layer, of the features that a rank's part meets."""
-    call = _sorted_out(meeting, tensors)
+    call = sorted_out(meeting, tensors)
     found = dict[int, Contribution]()
     for i in meeting.shared:
         spread = tensors[i]
@@ -90,7 +90,7 @@ def _linear(
                 own[j] = local(each)
         only, own_grad = replace(meeting, shared=(i,)), _placed(grad, spread, rows)
         found[i] = (
-            _layer(only, own_grad, own)[i]
+            layer_rule(only, own_grad, own)[i]
             if local(spread).numel()
             else _none(len(meeting.output.apart(own_grad)), spread)
         )
@@ -127,32 +127,6 @@ def _everywhere(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
     return DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
 
 
-def _sorted_out(meeting: Meeting, tensors: Sequence[Tensor]) -> LayerCall:
-    args, kwargs = with_tensors(meeting.arguments, iter(tensors))
-    call = CALLS[meeting.func](*args, **kwargs)
-    assert call is not None
-    return call
-
-
-def _layer(
-    meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
-) -> dict[int, Contribution]:
-    """Return the gradients of weight and bias by the rule for a kind of layer."""
-    call = _sorted_out(meeting, tensors)
-    front, found = Front(call.positions), dict[int, Contribution]()
-    own_grad = front.moved(grad, meeting.output)
-    for i in meeting.shared:
-        if tensors[i] is call.weight:
-            # Under autocast the layer ran in the output's dtype.
-            input = front.moved(call.input.to(grad.dtype), meeting.output)
-            shape = tuple(call.weight.shape)
-            own = call.layer.weight_grads(own_grad, input, shape)
-            found[i] = front.merged(own)
-        elif tensors[i] is call.bias:
-            found[i] = front.merged(call.layer.bias_grads(own_grad))
-    return found
-
-
 def _part(contribution: Contribution, shared: Tensor) -> Contribution:
     """Return what is of this rank's part of a parameter."""
     if not is_shard(shared):
@@ -164,7 +138,10 @@ def _part(contribution: Contribution, shared: Tensor) -> Contribution:
         return _none(len(contribution), shared)
     if isinstance(contribution, Lookups):
         rows, columns = place
-        count = rows.stop - rows.start
-        indices = contribution.indices - rows.start  # those below 0 have no gradient
-        return Lookups(indices, contribution.grad[..., columns], count)
+        return replace(
+            contribution,
+            indices=contribution.indices - rows.start,  # below 0: no gradient
+            grad=contribution.grad[:, columns],
+            shape=(rows.stop - rows.start, columns.stop - columns.start),
+        )
     return PartOf(contribution, shape, place)

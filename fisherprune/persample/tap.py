@@ -10,7 +10,7 @@ is left behind.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,14 +27,20 @@ from fisherprune.persample.factors import Blocks, Factors
 from fisherprune.persample.finder import Known
 from fisherprune.persample.joined import joined
 from fisherprune.persample.kept import KeptLayers
-from fisherprune.persample.layout import Layout
+from fisherprune.persample.layout import Layout, Scattered
 from fisherprune.persample.pulled import all_of
-from fisherprune.persample.rows import RowCheck
+from fisherprune.persample.rows import SEEMS_OTHER, RowCheck
 from fisherprune.shards import local
 
 RECOMPUTING = (
     "activation checkpointing runs layers again untapped, and other hooks on saved "
     "tensors may: they must be switched off for scoring"
+)
+
+
+UNTOLD = (
+    "a row of %s had no gradient in the first backward pass, which tells whose it is, "
+    "but has one now: leave the parameter out, or use labels='given'"
 )
 
 
@@ -61,6 +67,8 @@ class LayerTap(CallTap):
         known: what was found out about calls, to which this batch's are added.
         balances: whether factors are balanced, for losses that are scaled.
         kept: layers of earlier batches, which go on.
+        scattered: names of parameters whose calls have rows of any samples; None:
+            parameters of calls whose rows are not where they seem to be are refused.
     """
 
     def __init__(
@@ -74,8 +82,9 @@ class LayerTap(CallTap):
         known: dict[Key, Known] | None = None,
         balances: bool = False,
         kept: KeptLayers | None = None,
+        scattered: Collection[str] | None = None,
     ) -> None:
-        super().__init__(parameters, batch, samples, op, alone, known, kept)
+        super().__init__(parameters, batch, samples, op, alone, known, kept, scattered)
         self.report = report
         self.balances = balances
         self.contributions: dict[int, list[Contribution]] = defaultdict(list)
@@ -110,28 +119,55 @@ class LayerTap(CallTap):
             kind: of the check.
         """
         self.check = kind(self.samples)
+        # Sums of a sample's scores may be constant: probabilities are.
+        scores = torch.ones(())
+        if result.dim() > 1:
+            scores = torch.arange(1, result[0].numel() + 1).square().sin()
+        scores = scores.to(result).view(result.shape[1:])
         try:
             for factors in self.check.factors_in_turn():
                 each = factors.to(result).view(-1, *(1 for _ in result.shape[1:]))
-                self.backward((result * each).sum(), again=True)
+                self.backward((result * (each * scores)).sum(), again=True)
         finally:
             self.check = None
 
     def is_checking(
-        self, call: object, layout: Layout, grad: Tensor, shared: Iterable[int]
+        self,
+        call: object,
+        layout: Layout | Scattered,
+        grad: Tensor,
+        shared: Iterable[int],
     ) -> bool:
         """Check a gradient in a backward pass of ``check_samples``.
 
         Args:
             call: whose output's gradient it is.
-            layout: of the gradient.
+            layout: of the gradient; what is ``Scattered`` will be known.
             grad: of the call's output.
             shared: ids of the shared tensors of the call.
         """
-        if self.check and self.check.differs(call, layout.apart(local(grad))):
-            for name in self.names_of(shared):
-                self.refused.setdefault(name, self.check.reason)
+        if self.check and not self._are_known(self.check, call, layout, local(grad)):
+            names = self.names_of(shared)
+            seems = self.check.reason == SEEMS_OTHER and isinstance(layout, Layout)
+            if self.finds_rows and seems:
+                self.scattered |= names
+            else:
+                self.refused = dict.fromkeys(names, self.check.reason) | self.refused
+        if self.check is None and isinstance(layout, Scattered):
+            if not layout.are_told(local(grad)):
+                raise FisherpruneError(f"{self.op}: {UNTOLD % self._named(shared)}")
         return self.check is not None
+
+    def _named(self, shared: Iterable[int]) -> str:
+        return repr(min(self.names_of(shared)))
+
+    def _are_known(
+        self, check: RowCheck, call: object, layout: Layout | Scattered, grad: Tensor
+    ) -> bool:
+        """Return whether each row of a gradient is of one sample, the one it seems."""
+        if isinstance(layout, Scattered):
+            return check.trace(layout, layout.rows(grad))
+        return not check.differs(call, layout.apart(grad))
 
     def names_of(self, shared: Iterable[int]) -> frozenset[str]:
         """Return the parameters that shared tensors come from, by their ids."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fisherprune.persample.contributions import Gradients
 from fisherprune.statistics.blocks import BLOCK, BlockSum
+from fisherprune.statistics.small_rows import SmallRows
 from fisherprune.statistics.store import BESIDE, Store
 
 Sums = dict[str, Tensor]
@@ -54,15 +55,15 @@ class Accumulator:
 
     def add(self, gradients: Gradients, split: Split) -> None:
         """Add one batch's per-sample gradients."""
-        with self._beside():
-            self._add_open(gradients, split.head)
-            if split.closes:
-                self._close(self.group_size)
-            if self.group_size > BLOCK:
-                self._add_large_groups(gradients, split.body)
-            else:
-                self._add_groups(gradients, split)
-            self._add_open(gradients, split.tail)
+        if self.is_beside:
+            self._add(gradients, split)
+        else:
+            with self._beside():
+                self._add(gradients, split)
+
+    def make_room(self, groups: int) -> None:
+        """Prepare both sums for so many whole groups, at most ``BLOCK``."""
+        self._sums.make_room(groups)
 
     def close(self, size: int) -> None:
         """Square the mean over the open group's ``size`` samples and add it.
@@ -98,10 +99,25 @@ class Accumulator:
         """Count what was added as a twin has counted it."""
         self._sums.advance(twin._sums)
 
+    @property
+    def is_beside(self) -> bool:
+        """Return whether sums are on the parameter's device."""
+        return self.store.holds(self.device)
+
+    def _add(self, gradients: Gradients, split: Split) -> None:
+        self._add_open(gradients, split.head)
+        if split.closes:
+            self._close(self.group_size)
+        if self.group_size > BLOCK:
+            self._add_large_groups(gradients, split.body)
+        else:
+            self._add_groups(gradients, split)
+        self._add_open(gradients, split.tail)
+
     @contextmanager
     def _beside(self) -> Iterator[None]:
         """Have what is kept elsewhere beside the parameter, and bring it back."""
-        if self.store.holds(self.device):
+        if self.is_beside:
             yield
             return
         kept = self.sum, self.sum_sq
@@ -130,6 +146,8 @@ class Accumulator:
             self._close(self.group_size)
 
     def _add_open(self, gradients: Gradients, samples: slice) -> None:
+        if samples.start == samples.stop:
+            return
         for part in _parts(samples, BLOCK):
             n = part.stop - part.start
             mean, ignored = torch.zeros_like(self.sum), torch.zeros_like(self.sum)
@@ -205,17 +223,23 @@ class Accumulators:
         body = head + (n - head) // self.group_size * self.group_size
         parts = slice(0, head), slice(head, body), slice(body, n)
         self._split = Split(*parts, closes=0 < missing == head)
+        self._rows = SmallRows(self.group_size, n if body - head == n else 0)
         self._missing = set(self.parameters)
         self.samples += n
 
     def add(self, name: str, gradients: Gradients) -> None:
         """Add the batch's per-sample gradients of a parameter that is summed up."""
         if self.wants(name):
-            self._of(name).add(gradients, self._split)
+            of = self._of(name)
+            if of.is_beside and self._rows.takes(gradients):
+                self._rows.add(of, gradients)
+            else:
+                of.add(gradients, self._split)
             self._missing.discard(name)
 
     def end(self) -> None:
         """End the batch: what was not added has had no gradient in its samples."""
+        self._rows.add_all()
         if self._split.closes:
             for name in self._missing & self._used.keys():
                 self._used[name].close(self.group_size)

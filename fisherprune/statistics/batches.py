@@ -120,6 +120,12 @@ class Batch:
         one = some_samples(self.content, slice(i, i + 1 or None))
         return replace(self, content=map_tensors(torch.clone, one), size=1)
 
+    def last(self, count: int) -> Batch:
+        """Return a copy of the last samples, as many as there are up to a number."""
+        count = min(count, self.size)
+        some = some_samples(self.content, slice(self.size - count, None))
+        return replace(self, content=map_tensors(torch.clone, some), size=count)
+
     def alone(self, i: int) -> Batch:
         """Return a sample twice, of which one counts: for autograd without the tap.
 

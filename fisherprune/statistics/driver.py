@@ -125,7 +125,8 @@ def _tapped_passes(
     op: str, task: Task, forward: Forward, sums: PerSampleSums, step: Step | None
 ) -> Iterator[TappedBatch | LoneSample]:
     forward, verdicts = forgetting(task.model, forward), Verdicts()
-    run = _TappedRun(op, task, forward, sums)
+    found = None if task.tensor_group else set[str]()  # ranks refuse the same
+    run = _TappedRun(op, task, forward, sums, scattered=found)
     graphs = None
     if step and task.settings.cuda_graph:
         graphs = GraphedBatches(op, task, sums, run.run, step)
@@ -160,7 +161,8 @@ def tapped_batch(op: str, task: Task, forward: Forward, batch: Batch) -> TappedB
         FisherpruneError: where samples mix.
     """
     forward = forgetting(task.model, forward)
-    return _TappedRun(op, task, forward, PerSampleSums(task, 1)).run(batch)
+    sums = PerSampleSums(task, 1)
+    return _TappedRun(op, task, forward, sums, scattered=None).run(batch)
 
 
 @dataclass
@@ -172,6 +174,8 @@ class _TappedRun:
     known: dict[object, dict] = field(default_factory=dict)
     """What was found out about calls, by the shapes of a batch."""
     kept: KeptLayers = field(default_factory=KeptLayers)
+    scattered: set[str] | None = field(default_factory=set)
+    """Parameters whose calls have rows of any samples; None: such are refused."""
     compares_late: bool = True
     """Whether values are compared with those of a sample alone after the whole batch:
     so the device never waits; not where they were found to differ."""
@@ -215,6 +219,7 @@ class _TappedRun:
             known,
             self.sums.scaled,
             self.kept,
+            self.scattered,
         )
         if isinstance(alone, Alone):
             alone.records.compares_late = self.compares_late
@@ -246,14 +251,31 @@ class _TappedRun:
         tap.prepare(ran.result)
         if self._agree(tap, alone and tap.must_check or batch.size > 1 and tap.moved):
             tap.check_samples(ran.result)
+            if self.scattered is not None and tap.scattered > self.scattered:
+                self.scattered |= tap.scattered
+                return self.run(batch, sample, made)
             tap.prepare(ran.result)
             self._agree(tap)
         elif alone and has_alike:
-            tap.check_samples(ran.result, ReachCheck)
+            self._check_reach(batch, tap)
             tap.prepare(ran.result)
             self._agree(tap)
         first = self.sums.samples - batch.size
         return TappedBatch(ran, batch.size, first, tap, self.sums)
+
+    def _check_reach(self, batch: Batch, tap: LayerTap) -> None:
+        """See whether samples mix where all are the same: two of them show it."""
+        two = batch.last(2)
+        other = LayerTap(
+            *(tap.parameters, two.tensors, two.size, tap.report, self.op),
+            known=dict(tap.known),
+        )
+        with running(self.op, batch), other.forward():
+            ran = self.forward(self.task.model, two)
+        before = set(other.refused)
+        other.check_samples(ran.result, ReachCheck)
+        for name in other.refused.keys() - before:
+            tap.refused.setdefault(name, other.refused[name])
 
     def _agree(self, tap: LayerTap, flag: object = False) -> bool:
         """Return whether a rank that runs the model with this one has the flag set.

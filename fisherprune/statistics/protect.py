@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,29 @@ OWN = frozenset(nn.Module().__dict__) - {"_buffers"}
 """Attributes of all modules, in which no forward pass leaves a graph."""
 
 
+class _Kept:
+    """The attributes of one module, its ``__dict__``."""
+
+    def __init__(self, now: dict[str, Any]) -> None:
+        self.now = now
+        self.before = {n: (now[n], _copied(now[n])) for n in now.keys() - OWN}
+        self.places = [*map(id, now.values())]  # alive: they are in ``before``, or own
+        self.may_hold = [n for n in self.before if _may_hold(now[n])]
+
+    def put_back(self) -> None:
+        """Put back those that hold a graph."""
+        now = self.now
+        same = [*map(id, now.values())] == self.places  # as those of most modules
+        for name in self.may_hold if same else [*now.keys() - OWN]:
+            if not _holds_graph(now[name]):
+                continue
+            if name in self.before:
+                now[name], content = self.before[name]
+                _refill(now[name], content)
+            else:
+                del now[name]
+
+
 class Attributes:
     """The attributes of a model's modules, as they are now.
 
@@ -170,21 +193,13 @@ class Attributes:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._kept = [
-            (now, {name: (now[name], _copied(now[name])) for name in now.keys() - OWN})
-            for now in (module.__dict__ for module in model.modules())
-        ]
+        self._kept = [_Kept(module.__dict__) for module in model.modules()]
 
     def put_back(self) -> None:
         """Put back those that hold a graph."""
         with torch._C.DisableTorchFunction():  # a tap would see who asks for graphs
-            for now, before in self._kept:
-                for name in [n for n in now.keys() - OWN if _holds_graph(now[n])]:
-                    if name in before:
-                        now[name], content = before[name]
-                        _refill(now[name], content)
-                    else:
-                        del now[name]
+            for each in self._kept:
+                each.put_back()
 
 
 def forgetting(model: nn.Module, forward: Callable[P, R]) -> Callable[P, R]:
@@ -223,15 +238,24 @@ def _refill(value: object, content: object) -> None:
         value.update(content)
 
 
+def _may_hold(value: object) -> bool:
+    """Return whether a value that is not replaced may come to hold a graph."""
+    if isinstance(value, tuple):
+        return any(map(_may_hold, value))
+    return isinstance(value, (Tensor, list, dict))
+
+
 def _holds_graph(value: object) -> bool:
-    if not isinstance(value, Tensor | list | tuple | dict):
+    if not isinstance(value, (Tensor, list, tuple, dict)):
+        return False
+    if type(value) is dict and not value:  # a module's buffers, mostly
         return False
     todo, seen = [value], set()
     while todo:
         each = todo.pop()
         if isinstance(each, Tensor) and each.grad_fn is not None:
             return True
-        if isinstance(each, list | tuple | dict) and id(each) not in seen:
+        if isinstance(each, (list, tuple, dict)) and id(each) not in seen:
             seen.add(id(each))
             todo += each.values() if isinstance(each, dict) else each
     return False

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import device_of
-from fisherprune.persample.call_tap import autocast_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Gradients
 from fisherprune.persample.finder import Known
+from fisherprune.persample.meeting import autocast_of
 from fisherprune.persample.observing import ObservingTap
 from fisherprune.persample.rows import BASE
 from fisherprune.persample.tap import LayerTap

@@ -177,8 +177,8 @@ class PerSampleSums:
     def summed(self, apart: bool = False) -> Summed:
         """Close the last groups; return what there is, kept where settings say.
 
-        What is kept elsewhere is forgotten here: taps, which refer to these sums, live
-        until garbage is collected.
+        What is kept elsewhere is forgotten here: taps, which refer to these sums, may
+        live longer.
         """
         counts = self.samples, self.groups, self.paths
         every = [self.sums_of(number) for number in range(len(self._all))]

@@ -242,15 +242,15 @@ FUNCTIONS = {
             lambda m, x: torch.stack([m.fc(row).tanh().mean(0) for row in x]),
             fc=nn.Linear(8, 8),
         ),
-        {"fc.weight": ("loop",), "head.weight": ("linear",)},
+        {"fc.weight": ("linear",), "head.weight": ("linear",)},
     ),
     "rows split by counts": (
         lambda: read(split, one=nn.Linear(8, 8), two=nn.Linear(8, 8)),
-        {"one.weight": ("loop",), "head.weight": ("linear",)},
+        {"one.weight": ("linear",), "head.weight": ("linear",)},
     ),
     "rows of samples in uneven numbers": (
         lambda: read(routed, one=nn.Linear(8, 8), two=nn.Linear(8, 8)),
-        {"one.weight": ("loop",), "head.weight": ("linear",)},
+        {"one.weight": ("linear",), "head.weight": ("linear",)},
     ),
 }
 

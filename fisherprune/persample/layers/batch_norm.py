@@ -12,6 +12,9 @@ from torch import Tensor
 from fisherprune.persample.contributions import Rows, summed_positions
 from fisherprune.persample.registry import LayerCall, SamplesMixError, register_layer
 
+LEAST_POSITIONS = 32
+"""From which a channel of a sample is worth a call of its own to the framework."""
+
 
 @dataclass(frozen=True, eq=False)
 class _BatchNorm:
@@ -26,9 +29,8 @@ class _BatchNorm:
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         """``[N, C, *] -> [N, C, *]``."""
-        return F.batch_norm(
-            input, self.mean, self.var, weight, bias, False, 0.0, self.eps
-        )
+        options = False, 0.0, self.eps, torch.backends.cudnn.enabled
+        return torch.batch_norm(input, weight, bias, self.mean, self.var, *options)
 
     @cached_property
     def _scale(self) -> Tensor:
@@ -54,6 +56,31 @@ class _BatchNorm:
 
     def bias_grads(self, grad: Tensor) -> Rows:
         return summed_positions(grad)
+
+    def all_grads(
+        self, grad: Tensor, input: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Rows, Rows] | None:
+        """Return all gradients as the framework finds them for one sample.
+
+        It has the channels of all samples, ``[1, N * C, *]``: their sums over positions
+        come in the same pass over memory as the input's gradient. That pays where there
+        are some positions.
+        """
+        few = input.shape[2:].numel() < LEAST_POSITIONS
+        other = input.device.type != "cpu" or input.dtype != self.mean.dtype
+        if few or other or not input.is_contiguous():
+            return None
+        sizes = input.shape[:2]
+        each = (
+            None if t is None else t.to(input.dtype).expand(sizes).reshape(-1)
+            for t in (weight, self.mean, self.var)
+        )
+        whole = (t.contiguous().view(1, -1, *t.shape[2:]) for t in (grad, input))
+        options = None, None, False, self.eps, [True, True, True]
+        input_grad, *own = torch.ops.aten.native_batch_norm_backward(
+            *whole, *each, *options
+        )
+        return input_grad.view_as(input), *(Rows(t.view(sizes)) for t in own)
 
 
 def _of_channels(values: Tensor, like: Tensor) -> Tensor:

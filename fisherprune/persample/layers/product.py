@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherprune.persample.contributions import Contribution, Rows, summed_positions
 from fisherprune.persample.factors import Blocks, Factors
 from fisherprune.persample.meeting import Meeting, multiplied_out, register_rule
+from fisherprune.persample.ragged import Experts, RaggedFactors
 from fisherprune.persample.registry import LayerCall, register_layer
 
 
@@ -86,3 +87,26 @@ def _by_block(rows: Tensor, count: int) -> Tensor:
     if count == 1:
         return rows.flatten(1, -2).unsqueeze(1)
     return rows.movedim(-3, 1).flatten(2, -2)
+
+
+def is_grouped(tensors: Sequence[Tensor], shared: Collection[int]) -> bool:
+    """Return whether a grouped product is one of rows with a matrix for each expert."""
+    return [t.dim() for t in tensors] == [2, 3, 1] and set(shared) == {1}
+
+
+@register_rule(torch._grouped_mm)
+def grouped_products(
+    meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
+) -> dict[int, Contribution]:
+    """``[R, in]`` rows, those of each expert together, ``@ [E, in, out]``."""
+    if not is_grouped(tensors, meeting.shared):
+        return multiplied_out(meeting, grad, tensors)
+    input, weight, ends = tensors
+    samples, shape = meeting.sample_of_rows(grad[:, 0]), tuple(weight.shape[1:])
+    parts, start = [], 0
+    for end in ends.tolist():
+        rows = slice(start, end)
+        own = Factors(grad[rows], input[rows], shape)
+        parts.append(RaggedFactors.of(own, samples[rows], meeting.samples))
+        start = end
+    return {1: Experts(tuple(parts))}

@@ -33,6 +33,11 @@ class Weights:
     projection: Tensor | None = None
 
 
+def _with(bias: Tensor | None, ih: Tensor) -> Tensor:
+    """Return the sum, for all steps at once."""
+    return ih if bias is None else ih + bias
+
+
 def _states(ih: Tensor, start: Tensor) -> Tensor:
     """Return room for a state before each step and after the last one."""
     buffer = ih.new_empty((len(ih) + 1, *start.shape))
@@ -45,11 +50,10 @@ def _states(ih: Tensor, start: Tensor) -> Tensor:
 def run_rnn(ih: Tensor, h0: Tensor, weights: Weights, is_relu: bool) -> Tensor:
     """Return the hidden states ``tanh(ih + hh)``, or ``relu`` of the sum."""
     hidden = _states(ih, h0)
-    weight, bias = weights.hidden.t(), weights.bias
+    weight = weights.hidden.t()
+    ih = _with(weights.bias, ih)
     for x, before, h in zip(ih, hidden, hidden[1:], strict=False):
         torch.addmm(x, before, weight, out=h)
-        if bias is not None:
-            h += bias
         h.relu_() if is_relu else h.tanh_()
     return hidden
 
@@ -97,7 +101,8 @@ def run_lstm(
     """
     hidden, cells = _states(ih, h0), _states(ih, c0)
     (steps, n, _), size = ih.shape, cells.shape[-1]
-    weight, bias, projection = weights.hidden.t(), weights.bias, weights.projection
+    weight, projection = weights.hidden.t(), weights.projection
+    ih = _with(weights.bias, ih)
     if padding is not None:
         inf = float("inf")
         shut = ih.new_tensor([-inf, inf, 0, -inf]).repeat_interleave(size)
@@ -111,8 +116,6 @@ def run_lstm(
         products, states, strict=True
     ):
         torch.addmm(x, h_before, weight, out=row)
-        if bias is not None:
-            row += bias
         torch.tanh(row[:, 2 * size : 3 * size], out=g)
         row.sigmoid_()
         torch.mul(i, g, out=c).addcmul_(f, before)
