@@ -21,6 +21,7 @@ from fisherprune.persample.calls import (
     Arguments,
     Function,
     Key,
+    Rows,
     Tracking,
     is_in_place,
     is_transformed,
@@ -327,6 +328,9 @@ class CallTap(Tracking):
         A view has the values of the shared tensor alone, whoever chose it.
         """
         if func is not Tensor.__getitem__ or id(tensors[0]) not in self.keys:
+            return None
+        # What all samples were reduced to is no choice of rows: then they mix.
+        if self.rows_of(tensors) != Rows.UNEVEN and any(map(self.is_marked, tensors)):
             return None
         args, kwargs = arguments
         part = func(*args, **kwargs)

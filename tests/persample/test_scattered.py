@@ -212,3 +212,17 @@ def test_the_gauss_newton_diagonal(what):
     x = torch.cat([x for x, _ in batches])
     for name, wanted in truth.gauss_newton_diagonal(model, x, named).items():
         assert truth.relative_error(found[name], wanted) < 1e-4, name
+
+
+def test_an_expert_that_all_samples_choose_together():
+    """It is another one for a sample alone, though not for the last one."""
+
+    def forward(m, x):
+        number = (x[:, :1, 0].sum() > 0).long()
+        return m.head(torch.tanh(x.mean(1) @ m.up[number]))
+
+    model = read(forward, up=drawn(2, 8, 6))
+    ((x, y),) = given(3)
+    x[:, 0, 0] = torch.tensor([-1.0, -2.0, 5.0])
+    with pytest.raises(fp.FisherpruneError, match="samples mix"):
+        fp.gradient_moments(model, [(x, y)], parameters={"up": model.up})
