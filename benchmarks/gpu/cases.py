@@ -25,6 +25,7 @@ from fisherprune.ops import reference
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import dense_cases  # noqa: E402
+import lanes_cases  # noqa: E402
 import moment_cases  # noqa: E402
 import taps_cases  # noqa: E402
 import topk_cases  # noqa: E402
@@ -67,6 +68,15 @@ TAPS = (
     "grouped_by_taps",
 )
 WARPGROUPS = ("odd_channels", "odd_group_remainder", "four_blocks_share_longer")
+LANES = (
+    "7_lanes",
+    "14_lanes",
+    "two_bands_of_lanes",
+    "group_remainder_of_lanes",
+    "grouped_uneven_lanes",
+)  # of planes, and channels_last
+PIXELS = ("7_pixels_of_14", "uneven_vectors")
+PLANES = ("7_planes_of_14", "uneven_planes")
 DENSE = ("16_positions", "197_positions", "group_remainder_of_positions")
 STORED = ("plain_3x3", "8_wide")  # in every layout, and in bfloat16
 TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
@@ -99,8 +109,19 @@ def moments_on(device: str) -> Iterator[tuple[str, tuple]]:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             case = moment_cases.make(**taps_cases.CASES[name], dtype=dtype)
             yield f"{name} of nine taps, {dtype}", case
+    channels_last = moment_cases.LAYOUTS["channels_last"]
+    for name in PLANES:
+        yield name, moment_cases.make(**lanes_cases.PLANES[name])
+    for name in (*LANES, *PIXELS):
+        shape = {**lanes_cases.CASES, **lanes_cases.PIXELS}[name]
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            *pair, weight, options = moment_cases.make(**shape, dtype=dtype)
+            stored = *map(channels_last, pair), weight, options
+            if name in LANES:
+                yield f"{name} {dtype}", (*pair, weight, options)
+            yield f"{name} {dtype} channels_last", stored
     for name in DENSE:
-        for dtype in (torch.float16, torch.bfloat16):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
             case = moment_cases.make(**dense_cases.CASES[name], dtype=dtype)
             yield f"{name} {dtype}", case
     for name in STORED:

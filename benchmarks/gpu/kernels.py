@@ -32,6 +32,14 @@ READS = 4  # of every score in one selection: three histograms and the masks
 # and additions. At 2 x 2 positions, with four of these, that alone allows a quarter of
 # the peak, or about 0.3 of what a matrix product reaches of it.
 JUDGED_POSITIONS = 16
+LARGE_IMAGES = [
+    moments.Layer(64, 64, 56),
+    moments.Layer(128, 128, 28),
+    moments.Layer(256, 256, 14),
+    moments.Layer(512, 512, 7),
+    moments.Layer(512, 2048, 7, kernel=1),
+]
+"""Layers of ResNet18, and one of ResNet50, on images of 224 x 224."""
 SPREAD = 0x9E3779B1  # odd, so that i * SPREAD mod 2^m visits every number once
 
 
@@ -53,16 +61,19 @@ def kernel(
     layers: Sequence[moments.Layer] | None = None,
     n: int = 8192,
     rounds: int = 20,
+    channels_last: bool = False,
 ) -> Iterator[Row]:
     """Time grad_moments alone, as share of the TF32 matmul rate measured here."""
     peak = matmul_rates(device, n)["tf32_matmul_tflops"]
     for layer in layers or largest_layers():
         with precision("tf32"):
-            times = device_times(verified(layer, batch, device), device, rounds)
+            call = verified(layer, batch, device, channels_last)
+            times = device_times(call, device, rounds)
         rates = [layer.flops(batch) / us / 1e6 for us in times]
         goal = Goal(0.35, at_most=False, aim=0.6)
+        form = ", channels_last" if channels_last else ""
         yield row(
-            f"grad_moments, {layer}, batch {batch}: share of TF32 matmul",
+            f"grad_moments, {layer}{form}, batch {batch}: share of TF32 matmul",
             "of matmul",
             [rate / peak for rate in rates],
             goal if layer.positions >= JUDGED_POSITIONS else None,
@@ -72,13 +83,30 @@ def kernel(
         )
 
 
-def verified(layer: moments.Layer, batch: int, device: str) -> Callable[[], None]:
+def large_images(
+    device: str,
+    batch: int = 64,
+    layers: Sequence[moments.Layer] = LARGE_IMAGES,
+    n: int = 8192,
+    rounds: int = 20,
+) -> Iterator[Row]:
+    """Do the same with layers of large images, contiguous and channels_last."""
+    for channels_last in (False, True):
+        yield from kernel(device, batch, layers, n, rounds, channels_last)
+
+
+def verified(
+    layer: moments.Layer, batch: int, device: str, channels_last: bool = False
+) -> Callable[[], None]:
     """Return a call of grad_moments on a layer, after its result was found right.
 
     Raises:
         WrongResult: where it is not.
     """
     input, grad, weight = layer.operands(batch, device)
+    if channels_last:
+        form = torch.channels_last
+        input, grad = (x.contiguous(memory_format=form) for x in (input, grad))
     sum, sum_sq = torch.zeros(2, *weight, device=device)
 
     def call() -> None:

@@ -71,8 +71,9 @@ OTHERS = [
     ),
     Step("compiled-vgg19", 120, f"{_OVER}, compiled", passes("vgg19", "inductor")),
     Step("profile", 45, "kernels of a pass, ours and plain", profiles.profile),
-    Step("ncu", 180, "counters of grad_moments, the largest layers", profiles.ncu),
+    Step("ncu", 150, "counters of grad_moments, the largest layers", profiles.ncu),
     Step("wgmma", 30, "kernel of warpgroup products, beside", rows(wgmma.compare)),
+    Step("kernel-large", 30, "layers of 224 x 224 images", rows(kernels.large_images)),
     Step("topk-large", 25, "2^30 scores to masks", rows(kernels.large_selection)),
 ]
 STEPS = {step.name: step for step in [BUILD, *DEFAULT, *OTHERS, *SANITIZERS]}

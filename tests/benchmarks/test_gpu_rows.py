@@ -227,6 +227,8 @@ def test_kernels(short):
     few_positions = [moments.Layer(3, 5, 2)]
     (found,) = kernels.kernel("cpu", 4, few_positions, n=64, rounds=1)
     assert "target" not in found
+    stored = list(kernels.large_images("cpu", 4, small, n=64, rounds=1))
+    assert ["channels_last" in found["name"] for found in stored] == [False, True]
     both = list(kernels.sequences("cpu", 4, 9, (8, 16), n=64, rounds=2))
     for setting, found in zip(("ieee", "tf32"), both, strict=True):
         assert setting in found["name"]

@@ -185,7 +185,7 @@ def test_loads_of_halves_are_under_way_together(arch, built):
 def test_a_flush_waits_for_memory_once_a_column(arch, built):
     """Between two stores lie no loads, or those of all the column's rows."""
     for kernel in kernels_named(built[arch], "grad_moments_"):
-        if re.search("grad_moments_(taps|wgmma)", kernel):
+        if re.search("grad_moments_(taps|lanes|wgmma)", kernel):
             continue  # theirs goes through shared memory
         products_m = re.search(r"TileShapeILi\d+ELi\d+ELi(\d+)E", kernel)
         code = " ".join(built[arch].sass[kernel])
@@ -266,25 +266,53 @@ def test_products_of_taps_take_little_else(arch, built):
 @each_arch
 def test_a_flush_of_taps_waits_for_memory_once_in_four_rows(arch, built):
     """What eight rows have goes through shared memory, and is written in whole runs."""
-    for kernel in kernels_named(built[arch], "grad_moments_taps"):
+    of_taps = kernels_named(built[arch], "grad_moments_taps")
+    for kernel in (*of_taps, *kernels_named(built[arch], "grad_moments_lanes")):
         code = " ".join(built[arch].sass[kernel])
         runs = [part.count("LDG.E") for part in re.split(r"\bSTG\.E\b", code)]
-        assert set(runs) <= {0, 9}, kernel
+        # Where a tile need not be full, the compiler splits some runs.
+        least = 9 if "grad_moments_taps" in kernel else 2
+        assert max(runs) == 9 and min(filter(None, runs)) >= least, kernel
 
 
 @each_arch
-def test_operands_of_16_bits_come_transposed_and_in_16_bytes(arch, built):
+def test_products_of_lanes_take_little_else(arch, built):
+    """Nothing is unfolded, and no place is computed for a tap."""
+    for kernel, counts in kernels_named(built[arch], "grad_moments_lanes").items():
+        product, wide = product_of(kernel), f"DtypeE{FLOAT32}E" in kernel
+        planes = "LayoutE0E" in kernel
+        assert counts[product] == number_of(counts, r"HMMA.*") == 36, kernel
+        assert counts["LDSM.16.M88.4"] == (2 if planes else 0), kernel
+        transposed = 0 if planes or wide else 2 + 2 * 5
+        assert counts["LDSM.16.MT88.4"] == transposed, kernel
+        copies = number_of(counts, r"LDGSTS.*"), number_of(counts, r"LDGSTS.*\.128.*")
+        assert copies[0] > copies[1] > 0 if planes else copies[0] == copies[1], kernel
+        runs = " ".join(built[arch].sass[kernel]).split("BRA")
+        most = max((Counter(run.split()) for run in runs), key=lambda c: c[product])
+        reads = number_of(most, r"LDS|LDSM.*")
+        assert most[product] == 18 and reads == (5 if transposed else 18), kernel
+        prepared = 12 if planes else 0  # shifted
+        if wide:
+            prepared = 18 if arch == "90" else 54  # rounded
+        assert most.total() <= 18 + reads + prepared + 26, kernel  # with the places
+
+
+@each_arch
+def test_operands_of_dense_kernels_come_in_16_bytes(arch, built):
     """And in the loop over positions there is little but reads and products."""
     for kernel, counts in kernels_named(built[arch], "grad_moments_dense").items():
-        product = f"HMMA.16816.F32{'.BF16' if 'DtypeE2E' in kernel else ''}"
+        product, wide = product_of(kernel), f"DtypeE{FLOAT32}E" in kernel
         assert counts[product] == number_of(counts, r"HMMA.*") == 32, kernel
-        assert counts["LDSM.16.MT88.4"] * 16 == counts[product] * 6, kernel
+        transposed = counts["LDSM.16.MT88.4"]
+        assert transposed * 16 == (0 if wide else counts[product] * 6), kernel
         copies = number_of(counts, r"LDGSTS.*\.128.*")
         assert number_of(counts, r"LDGSTS.*") == copies == 8, kernel
         runs = " ".join(built[arch].sass[kernel]).split("BRA")
         most = max(runs, key=lambda run: (run.count(product), len(run)))
         sums = 64 if "ELb1EEEv" in kernel else 0  # outside of the tensor cores
-        assert most.count(product) == 16 and len(most.split()) <= 40 + sums, kernel
+        rounded = 24 * (2 if arch == "90" else 4) if wide else 6  # and read
+        assert most.count(product) == 16, kernel
+        assert len(most.split()) <= 34 + rounded + sums, kernel
 
 
 @each_arch

@@ -80,9 +80,9 @@ def test_images_within_larger_tensors(tmp_path):
         ((512, 128, 128, 16), "taps"),
         ((512, 512, 512, 4), "taps"),
         ((512, 64, 192, 8), "slim_taps"),  # no multiple of 128
-        ((512, 60, 64, 8), "slim_window"),  # no multiple of 16 channels
-        ((512, 64, 60, 8), "slim_window"),
-        ((512, 64, 64, 28), "square"),
+        ((512, 60, 64, 8), "slim_lanes"),  # no multiple of 16 channels
+        ((512, 64, 60, 8), "slim_lanes"),
+        ((512, 64, 64, 28), "slim_lanes"),
     ],
 )
 def test_plan_takes_the_tile_of_taps(shape, tile, tmp_path):

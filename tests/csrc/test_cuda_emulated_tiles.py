@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import window_cases
-from emulated import as_tf32, check_all, moments
+from emulated import as_tf32, check_all, distances, moments
 from emulator import drive
 from moment_cases import LAYOUTS, make
 
@@ -88,7 +88,7 @@ def test_images_lie_in_different_banks(stride, bound, tmp_path):
 
 def test_images_in_shared_memory_are_the_plan_of_a_network_layer(tmp_path):
     """And no plan where float32 precision is asked for: the bits tell."""
-    case = make(n=2, c=15, o=128, size=(8, 8), kernel=(3, 3), padding=(1, 1))
+    case = make(n=2, c=14, o=128, size=(8, 8), kernel=(3, 3), padding=(1, 1))
     tiles = [{}, {"tile": "window"}, {"tile": "tall"}]
     cases = [(*case[:3], case[3] | tile | {"allow_tf32": True}) for tile in tiles]
     planned, window, tall = (r for r, _ in moments(cases, tmp_path))
@@ -119,21 +119,24 @@ def test_plan_takes_the_fewest_splits_of_nearly_the_shortest_time(
 
 
 @pytest.mark.parametrize(
-    ("shape", "tile"),
+    ("shape", "how", "tile"),
     [
-        ((512, 512, 512, 2), "window"),
-        ((512, 504, 512, 4), "window"),
-        ((512, 60, 64, 32), "slim_window"),
-        ((512, 512, 512, 3), "tall"),  # no rows of 16 bytes
-        ((512, 3, 64, 32), "small"),  # most of a window would be empty
+        ((512, 512, 512, 2), {}, "window"),
+        ((512, 504, 512, 4), {}, "window"),
+        ((512, 64, 64, 32), {"kernel": 5}, "slim_window"),
+        ((512, 512, 512, 6), {"kernel": 5}, "tall"),  # no rows of 16 bytes
+        ((512, 3, 64, 32), {}, "small"),  # most of a window would be empty
+        ((512, 256, 512, 8), {"kernel": 1, "channels_last": True}, "dense"),
+        ((512, 256, 512, 8), {"kernel": 1}, "tall"),
+        ((512, 254, 512, 8), {"kernel": 1, "channels_last": True}, "tall"),
     ],
 )
-def test_plan_takes_the_tile_for_the_layer(shape, tile, tmp_path):
-    (answer,) = drive.run([drive.plan_case(*shape)], tmp_path)
+def test_plan_takes_the_tile_for_the_layer(shape, how, tile, tmp_path):
+    (answer,) = drive.run([drive.plan_case(*shape, **how)], tmp_path)
     assert drive.TILES[np.frombuffer(answer, np.int64)[3]] == tile
 
 
-# ---- 16-bit operands with their channels side by side ----
+# ---- operands without taps, with their channels side by side ----
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -150,6 +153,20 @@ def test_dense_kernel(dtype, allow_tf32, tmp_path):
     check_all(named, tmp_path)
 
 
+def test_dense_kernel_in_tf32(tmp_path):
+    """To the bit as if the operands had been rounded before."""
+    for name, shape in dense_cases.CASES.items():
+        input, grad, weight, arguments = make(**shape)
+        if len(weight) == 4:
+            input, grad = map(LAYOUTS["channels_last"], (input, grad))
+        arguments |= {"tile": "dense", "allow_tf32": True}
+        given = (input, grad), (as_tf32(input), as_tf32(grad))
+        cases = [(*operands, weight, dict(arguments)) for operands in given]
+        (raw, _), (rounded, truth) = moments(cases, tmp_path)
+        assert all(map(torch.equal, raw, rounded)), name
+        assert max(distances(rounded, truth)) <= 1e-5, name
+
+
 def test_dense_kernel_adds_long_groups_in_float32(tmp_path):
     """Tensor cores cut off: 784 products in a row would lose 1e-5."""
     *case, options = make(
@@ -159,9 +176,10 @@ def test_dense_kernel_adds_long_groups_in_float32(tmp_path):
     check_all([("", (*case, options | {"tile": "dense"}))], tmp_path, 2e-6)
 
 
-def test_dense_kernel_is_the_plan_of_a_sequence(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dense_kernel_is_the_plan_of_a_sequence(dtype, tmp_path):
     """The bits tell: it adds in another order than those that gather."""
-    *case, arguments = make(**dense_cases.CASES["197_positions"], dtype=torch.bfloat16)
+    *case, arguments = make(**dense_cases.CASES["197_positions"], dtype=dtype)
     tiles = [{}, {"tile": "dense"}, {"tile": "tall"}]
     cases = [(*case, arguments | tile | {"allow_tf32": True}) for tile in tiles]
     planned, dense, tall = (r for r, _ in moments(cases, tmp_path))
@@ -169,13 +187,25 @@ def test_dense_kernel_is_the_plan_of_a_sequence(tmp_path):
     assert not all(map(torch.equal, planned, tall))
 
 
-@pytest.mark.parametrize("stride", [4, 12])
-def test_sequences_that_do_not_suit_the_dense_kernel(stride, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("stride", [2, 4, 12])
+def test_sequences_that_do_not_suit_the_dense_kernel(stride, dtype, tmp_path):
     """Rows of channels that do not begin at multiples of 16 bytes, or end within."""
     named = []
-    for features in (16, 12):
-        input, grad = (torch.randn(3, 20, features + stride).half() for _ in range(2))
-        pair = input[..., :features], grad[..., :features]
+    for features in (16, 12, 10):
+        operands = (torch.randn(3, 20, features + stride) for _ in range(2))
+        pair = [as_tf32(x).to(dtype).float() for x in operands]
+        pair = [x.to(dtype)[..., :features] for x in pair]
         weight = torch.Size((features, features))
-        named.append((f"{features}", (*pair, weight, {})))
+        named.append((f"{features}", (*pair, weight, {"allow_tf32": True})))
     check_all(named, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_products_over_samples(dtype, tmp_path):
+    """Two products, of the operands and of their squares, which are float32."""
+    *pair, weight, options = make(n=43, c=512, o=520, positions=())
+    five_bits = -(1 << 19)  # so that the squares are TF32s, too
+    pair = [(x.view(torch.int32) & five_bits).view(torch.float32) for x in pair]
+    case = (*(x.to(dtype) for x in pair), weight, options | {"allow_tf32": True})
+    check_all([("", case)], tmp_path)

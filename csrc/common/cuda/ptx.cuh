@@ -63,11 +63,15 @@ __device__ inline void store_shared(SharedAddress to, const uint32_t (&words)[4]
 
 // Starts a copy of 4 bytes to shared memory, or of zeros where not `inside`.
 // await_copies waits for its end.
+__device__ inline void copy4_async(SharedAddress shared, const char* global,
+                                   bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared),
+               "l"(global), "r"(inside ? 4 : 0)
+               : "memory");
+}
+
 __device__ inline void copy4_async(float* shared, const float* global, bool inside) {
-  asm volatile(
-      "cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
-      "l"(global), "r"(inside ? 4 : 0)
-      : "memory");
+  copy4_async(shared_address(shared), reinterpret_cast<const char*>(global), inside);
 }
 
 // The same for 8 bytes.

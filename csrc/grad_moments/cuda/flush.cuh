@@ -155,7 +155,8 @@ __device__ inline void flush_taps(const Moments<Tile>& moments,
 template <class Tile>
 __device__ inline void flush(Moments<Tile>& moments, const GradMomentsTask& task,
                              bool fresh) {
-  if constexpr (Tile::path == Path::taps || Tile::path == Path::wgmma)
+  if constexpr (Tile::path == Path::taps || Tile::path == Path::lanes ||
+                Tile::path == Path::wgmma)
     flush_taps<Tile>(moments, task, fresh);
   else
     flush_columns<Tile>(moments, task, fresh);

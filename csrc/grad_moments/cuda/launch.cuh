@@ -113,23 +113,49 @@ inline int64_t bytes_between_positions(const View4& v, int64_t width) {
   return v.stride[width == 1 ? 2 : 3] * size_of(v.dtype);
 }
 
-template <bool exact>
+template <class Tile>
+void launch_lanes(const GradMoments& m, const Shares& shares, float* workspace,
+                  Stream stream) {
+  with_lanes_shape<Tile>(m, [&](auto shape) {
+    using Shape = decltype(shape);
+    LanesTask task{};
+    task.moments = task_of<Tile>(m, shares, workspace);
+    task.grad_position = bytes_between_positions(m.grad, m.shape.out_width);
+    plan_lanes<Tile, Shape>(task, m);
+    const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
+    launch(grad_moments_lanes_kernel<Tile, Shape::layout, Shape::stride, Shape::dtype>,
+           grid, Tile::threads, lanes_memory_bytes<Shape>(task), stream, task);
+  });
+}
+
+template <Dtype dtype, bool exact>
 void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
                   Stream stream) {
   const ConvShape& s = m.shape;
   DenseTask task{};
   task.moments = task_of<DenseTile>(m, shares, workspace);
-  static_assert(DENSE == 1 << 6 && DEPTH == 1 << 4);
-  task.unit_bits = s.positions() <= 16 ? 4 : s.positions() <= 32 ? 5 : 6;
+  task.unit_bits = s.positions() <= 16   ? 4
+                   : s.positions() <= 32 ? 5
+                                         : Dense<dtype>::stage_bits;
   task.grad_position = bytes_between_positions(m.grad, s.out_width);
   task.input_position = bytes_between_positions(m.input, s.width);
-  const auto kernel =
-      m.input.dtype == Dtype::float16
-          ? grad_moments_dense_kernel<DenseTile, Dtype::float16, exact>
-          : grad_moments_dense_kernel<DenseTile, Dtype::bfloat16, exact>;
   const dim3 grid(static_cast<unsigned>(tiles_of<DenseTile>(s)), shares.splits);
-  launch(kernel, grid, DenseTile::threads, dense_memory_bytes<DenseTile>(), stream,
-         task);
+  launch(grad_moments_dense_kernel<DenseTile, dtype, exact>, grid, DenseTile::threads,
+         dense_memory_bytes<DenseTile, dtype>(), stream, task);
+}
+
+template <bool exact>
+void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
+                  Stream stream) {
+  switch (m.input.dtype) {
+    case Dtype::float16:
+      return launch_dense<Dtype::float16, exact>(m, shares, workspace, stream);
+    case Dtype::bfloat16:
+      return launch_dense<Dtype::bfloat16, exact>(m, shares, workspace, stream);
+    default:
+      if constexpr (!exact)
+        launch_dense<Dtype::float32, exact>(m, shares, workspace, stream);
+  }
 }
 
 template <bool exact>
@@ -145,6 +171,8 @@ void launch_planned(const GradMoments& m, const GradMomentsPlan& plan, float* wo
       launch_taps<Tile>(m, plan.shares, workspace, stream);
     else if constexpr (Tile::path == Path::wgmma)
       launch_wgmma<Tile>(m, plan.shares, workspace, stream);
+    else if constexpr (Tile::path == Path::lanes)
+      launch_lanes<Tile>(m, plan.shares, workspace, stream);
     else
       launch_tile<Tile, exact>(m, plan.shares, workspace, stream);
   });

@@ -30,7 +30,8 @@ struct Divider {
         static_cast<uint32_t>(((uint64_t{1} << (31 + shift)) + divisor - 1) / divisor);
   }
   __host__ __device__ int operator()(int t) const {
-    return static_cast<int>((uint64_t{2} * t * magic) >> 32 >> shift);
+    const uint64_t twice = 2u * static_cast<uint32_t>(t);  // 32 bits: one product
+    return static_cast<int>(static_cast<uint32_t>(twice * magic >> 32) >> shift);
   }
 };
 

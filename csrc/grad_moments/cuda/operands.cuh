@@ -224,9 +224,10 @@ inline bool wgmma_suits(const GradMoments& m) {
 // Whether channels are neighbours, in vectors of 16 bytes, and positions equally far
 // apart.
 inline bool channels_are_vectors(const View4& v, int64_t height, int64_t width) {
-  return v.stride[1] == 1 && v.stride[0] % 8 == 0 &&
-         (width == 1 || v.stride[3] % 8 == 0) &&
-         (height == 1 || v.stride[2] % 8 == 0) &&
+  const int64_t vector = 16 / size_of(v.dtype);
+  return v.stride[1] == 1 && v.stride[0] % vector == 0 &&
+         (width == 1 || v.stride[3] % vector == 0) &&
+         (height == 1 || v.stride[2] % vector == 0) &&
          (width == 1 || height == 1 || v.stride[2] == width * v.stride[3]) &&
          reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
 }
@@ -238,12 +239,12 @@ inline bool is_pointwise(const ConvShape& s) {
 
 inline bool dense_suits(const GradMoments& m) {
   const ConvShape& s = m.shape;
-  return m.input.dtype == m.grad.dtype && m.input.dtype != Dtype::float32 &&
-         is_pointwise(s) && s.positions() > SLAB / 2 && s.group_channels() % 8 == 0 &&
-         s.group_outputs() % 8 == 0 &&
+  const int64_t vector = 16 / size_of(m.input.dtype);
+  return m.input.dtype == m.grad.dtype && is_pointwise(s) && s.positions() > SLAB / 2 &&
+         s.group_channels() % vector == 0 && s.group_outputs() % vector == 0 &&
          channels_are_vectors(m.input, s.height, s.width) &&
          channels_are_vectors(m.grad, s.out_height, s.out_width) &&
-         dense_memory_bytes<DenseTile>() <= most_shared_bytes();
+         dense_memory_bytes<DenseTile, Dtype::float32>() <= most_shared_bytes();
 }
 
 }  // namespace fisherprune::cuda::grad_moments

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "common/check.h"
-#include "grad_moments/cuda/operands.cuh"
+#include "grad_moments/cuda/lanes_operands.cuh"
 #include "grad_moments/cuda/products.cuh"
 
 namespace fisherprune::cuda::grad_moments {
@@ -21,7 +21,9 @@ enum class TileKind {
   taps,
   slim_taps,
   wgmma,
-  slim_wgmma
+  slim_wgmma,
+  lanes,
+  slim_lanes
 };
 
 // How the samples are divided among the blocks of a tile.
@@ -51,21 +53,37 @@ double padded_cost(const ConvShape& s, double cost) {
   return cost * static_cast<double>(tiles_of<Tile>(s) * Tile::rows * Tile::columns);
 }
 
+// Whether the dense kernel can take the op: float32 in TF32 alone. What `products`
+// squares is float32, whatever the operands are.
+inline bool may_be_dense(const GradMoments& m, bool exact, bool products) {
+  return dense_suits(m) && (m.input.dtype == Dtype::float32 ? !exact : !products);
+}
+
 // In float32 precision a product needs many registers: there are no large tiles then.
 // `wgmma`: products of warpgroups are allowed.
-inline TileKind choose_tile(const GradMoments& m, bool exact, bool wgmma) {
+inline TileKind choose_tile(const GradMoments& m, bool exact, bool products,
+                            bool wgmma) {
   const ConvShape& s = m.shape;
   TileKind best = TileKind::small;
   double least = padded_cost<SmallTile>(s, SMALL_COST);
+  // Of equal costs the later one is taken.
   const auto consider = [&](TileKind kind, double cost) {
     if (cost > least) return;
     best = kind;
     least = cost;
   };
   consider(TileKind::square, padded_cost<SquareTile>(s, SQUARE_COST));
-  if (dense_suits(m)) consider(TileKind::dense, padded_cost<DenseTile>(s, DENSE_COST));
+  if (may_be_dense(m, exact, products))
+    consider(TileKind::dense,
+             padded_cost<DenseTile>(s, both_float32(m) ? DENSE_TF32_COST : DENSE_COST));
   if (exact) return best;
   consider(TileKind::tall, padded_cost<TallTile>(s, TALL_COST));
+  const double of_lanes = s.stride_h == 2 && are_planes(m) ? STRIDED_PLANES_COST : 0;
+  if (lanes_suit<SlimLanesTile>(m))
+    consider(TileKind::slim_lanes,
+             padded_cost<SlimLanesTile>(s, SLIM_LANES_COST + of_lanes));
+  if (lanes_suit<LanesTile>(m))
+    consider(TileKind::lanes, padded_cost<LanesTile>(s, LANES_COST + of_lanes));
   if (find_window<SlimWindowTile>(m))
     consider(TileKind::slim_window, padded_cost<SlimWindowTile>(s, SLIM_WINDOW_COST));
   if (find_window<WindowTile>(m))
@@ -126,6 +144,8 @@ auto with_tile(TileKind kind, Action action) {
     if (kind == TileKind::slim_taps) return action(SlimTapsTile{});
     if (kind == TileKind::wgmma) return action(WgmmaTile{});
     if (kind == TileKind::slim_wgmma) return action(SlimWgmmaTile{});
+    if (kind == TileKind::lanes) return action(LanesTile{});
+    if (kind == TileKind::slim_lanes) return action(SlimLanesTile{});
   }
   return action(SquareTile{});
 }
@@ -142,12 +162,8 @@ GradMomentsPlan plan_with_tile(const ConvShape& s, TileKind kind, int multiproce
 inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
                                          int multiprocessors, bool wgmma = false) {
   const bool products = are_products(m.shape);
-  GradMoments part = m;
-  if (products) {
-    part = samples_as_positions(m);
-    part.input.dtype = part.grad.dtype = Dtype::float32;  // the squares are float32
-  }
-  const TileKind kind = choose_tile(part, !allow_tf32, wgmma);
+  const GradMoments part = products ? samples_as_positions(m) : m;
+  const TileKind kind = choose_tile(part, !allow_tf32, products, wgmma);
   GradMomentsPlan plan = allow_tf32
                              ? plan_with_tile<false>(part.shape, kind, multiprocessors)
                              : plan_with_tile<true>(part.shape, kind, multiprocessors);

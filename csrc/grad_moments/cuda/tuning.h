@@ -22,7 +22,7 @@ struct TileShape {
 };
 
 // How operands get to the products.
-enum class Path { gathered, window, taps, dense, wgmma };
+enum class Path { gathered, window, taps, lanes, dense, wgmma };
 
 // A tile for patches that are gathered.
 template <class Shape, int slabs_, int exact_blocks_>
@@ -63,7 +63,20 @@ struct TapsTileOf : Shape {
 using TapsTile = TapsTileOf<TileShape<4, 2, 2, 9, 4, 1>>;      // 128 x 144
 using SlimTapsTile = TapsTileOf<TileShape<2, 2, 2, 9, 4, 2>>;  // 64 x 144
 
-// A tile for 16-bit operands without taps, whose products are exact.
+// The same for images of any width, with a stride too: each lane finds the places of
+// its positions.
+template <class Shape>
+struct LanesTileOf : Shape {
+  static constexpr Path path = Path::lanes;
+  static constexpr int exact_blocks = 0;
+  static_assert(Shape::products_n == 9, "a product for each tap");
+};
+
+using LanesTile = LanesTileOf<TileShape<4, 2, 2, 9, 4, 1>>;      // 128 x 144
+using SlimLanesTile = LanesTileOf<TileShape<2, 2, 2, 9, 4, 2>>;  // 64 x 144
+
+// A tile for operands without taps, with their channels side by side. Products of 16
+// bits are exact.
 template <class Shape>
 struct RowsTile : Shape {
   static constexpr Path path = Path::dense;
@@ -99,8 +112,11 @@ static_assert(WGMMA_CLUSTER >= 1 && (WGMMA_CLUSTER & (WGMMA_CLUSTER - 1)) == 0);
 
 // The cost of an output of a padded tile, relative to the tall one, to choose a tile.
 constexpr double SMALL_COST = 2.0, SQUARE_COST = 1.15, TALL_COST = 1.0;
-constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5, DENSE_COST = 0.25;
+constexpr double SLIM_WINDOW_COST = 0.55, WINDOW_COST = 0.5;
 constexpr double SLIM_TAPS_COST = 0.5, TAPS_COST = 0.45;
+constexpr double DENSE_COST = 0.25, DENSE_TF32_COST = 0.5;
+constexpr double SLIM_LANES_COST = 0.55, LANES_COST = 0.5;
+constexpr double STRIDED_PLANES_COST = 0.25;  // beyond that of lanes
 constexpr double SLIM_WGMMA_COST = 0.35, WGMMA_COST = 0.3;
 
 // Bytes of each block's shared memory that the device keeps for itself.

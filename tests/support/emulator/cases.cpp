@@ -83,7 +83,10 @@ GradMomentsPlan wished_plan(const GradMoments& m, bool allow_tf32, TileKind tile
     emulator::fail("the convolution does not suit the tiles of taps");
   if ((tile == TileKind::wgmma || tile == TileKind::slim_wgmma) && !wgmma_suits(m))
     emulator::fail("the convolution does not suit products of warpgroups");
-  if (tile == TileKind::dense && !dense_suits(m))
+  if ((tile == TileKind::lanes && !lanes_suit<LanesTile>(m)) ||
+      (tile == TileKind::slim_lanes && !lanes_suit<SlimLanesTile>(m)))
+    emulator::fail("the convolution does not suit the tiles of lanes");
+  if (tile == TileKind::dense && !may_be_dense(m, !allow_tf32, false))
     emulator::fail("the operands do not suit the dense kernel");
   return allow_tf32 ? plan_with_tile<false>(m.shape, tile, multiprocessors())
                     : plan_with_tile<true>(m.shape, tile, multiprocessors());
@@ -212,11 +215,12 @@ void search_case(Files& files) {
   files.write(places);
 }
 
-// The op of contiguous images that are nowhere.
-GradMoments planned_moments(const ConvShape& s) {
-  const auto images = [](int64_t channels, int64_t height, int64_t width) {
-    return View4{
-        nullptr, Dtype::float32, {channels * height * width, height * width, width, 1}};
+// The op of contiguous or channels_last images that are nowhere.
+GradMoments planned_moments(const ConvShape& s, Dtype dtype, bool pixels) {
+  const auto images = [&](int64_t channels, int64_t height, int64_t width) {
+    const int64_t size = channels * height * width;
+    if (pixels) return View4{nullptr, dtype, {size, 1, width * channels, channels}};
+    return View4{nullptr, dtype, {size, height * width, width, 1}};
   };
   return {s, images(s.channels, s.height, s.width),
           images(s.outputs, s.out_height, s.out_width), nullptr, nullptr};
@@ -224,8 +228,8 @@ GradMoments planned_moments(const ConvShape& s) {
 
 // How images in shared memory are planned to lie, or nothing.
 void window_case(Files& files) {
-  const std::optional<Window> window =
-      find_window<WindowTile>(planned_moments(read_shape(files)));
+  const std::optional<Window> window = find_window<WindowTile>(
+      planned_moments(read_shape(files), Dtype::float32, false));
   Array words(window ? 2 * sizeof(int64_t) : 0);
   if (window) {
     words.as<int64_t>()[0] = window->pitch;
@@ -236,7 +240,9 @@ void window_case(Files& files) {
 
 // The plan in TF32: splits, parts of a group, bytes of the workspace, the tile.
 void plan_case(Files& files) {
-  const GradMoments m = planned_moments(read_shape(files));
+  const ConvShape shape = read_shape(files);
+  const Dtype dtype = static_cast<Dtype>(files.number());
+  const GradMoments m = planned_moments(shape, dtype, files.number());
   const GradMomentsPlan plan =
       plan_grad_moments(m, true, multiprocessors(), wants_wgmma());
   Array words(4 * sizeof(int64_t));

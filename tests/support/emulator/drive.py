@@ -34,7 +34,7 @@ FLAGS = [
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TILES = (
     *("small", "square", "tall", "window", "slim_window", "dense", "taps"),
-    *("slim_taps", "wgmma", "slim_wgmma"),
+    *("slim_taps", "wgmma", "slim_wgmma", "lanes", "slim_lanes"),
 )
 
 
@@ -172,13 +172,24 @@ def window_case(width: int, stride: int) -> bytes:
 
 
 def plan_case(
-    n: int, channels: int, outputs: int, size: int, group_size: int = 1
+    n: int,
+    channels: int,
+    outputs: int,
+    size: int,
+    group_size: int = 1,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    channels_last: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> bytes:
-    """Encode the question how a 3 x 3 convolution is planned on an H100."""
-    same = [1, 1, 1, 1, 1, 1, 1, group_size]
-    return words(7, 1, 132) + numbers(
-        [n, channels, size, size, outputs, size, size, 3, 3, *same]
-    )
+    """Encode the question how a convolution with a border is planned on an H100."""
+    padding = kernel // 2
+    out = (size + 2 * padding - kernel) // stride + 1
+    images = [n, channels, size, size, outputs, out, out, kernel, kernel]
+    rest = [stride, stride, padding, padding, 1, 1, 1, group_size]
+    layout = words(DTYPES[dtype], channels_last)
+    return words(7, 1, 132) + numbers([*images, *rest]) + layout
 
 
 def switch_case(archs: str, major: int, minor: int) -> bytes:

@@ -191,6 +191,13 @@ inline void copy4_async(float* shared, const float* global, bool inside) {
   start_copy({shared, global, 4, inside ? 4 : 0});
 }
 
+inline void copy4_async(SharedAddress shared, const char* global, bool inside) {
+  if (reinterpret_cast<uintptr_t>(shared) % 4 ||
+      reinterpret_cast<uintptr_t>(global) % 4)
+    emulator::fail("copy4_async: addresses must be multiples of 4");
+  start_copy({shared, global, 4, inside ? 4 : 0});
+}
+
 inline void copy8_async(SharedAddress shared, const char* global, bool inside) {
   if (reinterpret_cast<uintptr_t>(shared) % 8 ||
       reinterpret_cast<uintptr_t>(global) % 8)
