@@ -124,7 +124,7 @@ def test_moments_do_not_depend_on_the_threads_order(tmp_path):
         ((512, 128, 128, 16), "wgmma"),
         ((512, 512, 512, 4), "wgmma"),
         ((512, 60, 100, 8), "wgmma"),
-        ((512, 64, 64, 28), "square"),  # of no usual width
+        ((512, 64, 64, 28), "slim_lanes"),  # of no usual width
         ((512, 64, 64, 2), "slim_window"),
     ],
 )
