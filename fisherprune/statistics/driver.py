@@ -264,14 +264,17 @@ class _TappedRun:
         return TappedBatch(ran, batch.size, first, tap, self.sums)
 
     def _check_reach(self, batch: Batch, tap: LayerTap) -> None:
-        """See whether samples mix where all are the same: two of them show it."""
-        two = batch.last(2)
+        """See whether samples mix where all are the same: a few of them show it.
+
+        Three, so that the loss of the middle one reaches either neighbour.
+        """
+        few = batch.last(3)
         other = LayerTap(
-            *(tap.parameters, two.tensors, two.size, tap.report, self.op),
+            *(tap.parameters, few.tensors, few.size, tap.report, self.op),
             known=dict(tap.known),
         )
         with running(self.op, batch), other.forward():
-            ran = self.forward(self.task.model, two)
+            ran = self.forward(self.task.model, few)
         before = set(other.refused)
         other.check_samples(ran.result, ReachCheck)
         for name in other.refused.keys() - before:

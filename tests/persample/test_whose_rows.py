@@ -255,6 +255,22 @@ def test_samples_that_mix_where_all_are_the_same(what, size):
             classification(model, batches[0]).mean().backward()
 
 
+@pytest.mark.parametrize("size", [3, 9])
+def test_samples_that_read_the_next_one_where_all_are_the_same(size):
+    """The last one has none, alone as in its batch."""
+
+    def forward(m, x):
+        q = ALIKE["what a layer reads"](m, x)
+        following = torch.cat([q[1:], torch.zeros_like(q[:1])])
+        return m.head(torch.tanh(following * x.sum((1, 2)).unsqueeze(1)))
+
+    (model, named), batches = alike("what a layer reads"), given(size, 3)
+    model.run = forward
+    with pytest.warns(fp.FisherpruneWarning, match="loss reach rows of other samples"):
+        found = fp.gradient_moments(model, batches, parameters=named, group_size=3)
+    assert found.paths["fc.weight"] == ("loop",)
+
+
 @pytest.mark.filterwarnings("error:.*ran once more:fisherprune.FisherpruneWarning")
 @pytest.mark.parametrize("what", ALIKE)
 def test_samples_that_are_the_same_do_not_mix_by_that(what):
