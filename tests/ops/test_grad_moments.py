@@ -96,7 +96,7 @@ def test_any_wide_3x3_convolution_equals_float64(**case):
     n=st.integers(1, 40),
     c=st.integers(1, 100),
     o=st.integers(1, 140),
-    positions=st.sampled_from([(), (1,), (2,), (3, 3), (17,)]),
+    positions=st.sampled_from([(), (1,), (2,), (3, 3), (17,), (70,)]),
     group_size=st.integers(1, 41),
     seed=st.integers(0, 2**32),
 )

@@ -88,26 +88,32 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void multiply(const float* a, const float*
   }
 }
 
+// The mean over a group of its products.
 template <int R, int V>
-FISHERPRUNE_TARGET void groups(const Operands& o, const Groups& groups) {
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void sum_group(const float* a, const float* d,
+                                                     int64_t grad_width, int64_t size,
+                                                     float scale, Vec* sums) {
+  multiply<R, V, true>(a, d, sums);
+  for (int64_t t = 1; t < size; ++t)
+    multiply<R, V, false>(a += V * kLanes, d += grad_width, sums);
+  if (scale == 1.f) return;
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < R * V; ++i) sums[i] *= scale;
+}
+
+// Groups of few positions: their moments stay in registers.
+template <int R, int V>
+FISHERPRUNE_TARGET void short_groups(const Operands& o, const Groups& groups) {
   prefetch<R, V>(o);
   Vec first[R * V], second[R * V];
   FISHERPRUNE_UNROLL
   for (int i = 0; i < R * V; ++i) first[i] = second[i] = Vec{};
   const float *a = o.input, *d = o.grad;
-  const int64_t all = groups.count + (groups.rest > 0);
-  for (int64_t g = 0; g < all; ++g) {
-    const int64_t size = g < groups.count ? groups.size : groups.rest;
-    const float scale = g < groups.count ? groups.scale : groups.rest_scale;
+  for (int64_t g = 0; g < groups.in_all(); ++g) {
+    const int64_t size = groups.size_of(g);
     Vec sums[R * V];
-    multiply<R, V, true>(a, d, sums);
-    a += V * kLanes, d += o.grad_width;
-    for (int64_t t = 1; t < size; ++t, a += V * kLanes, d += o.grad_width)
-      multiply<R, V, false>(a, d, sums);
-    if (scale != 1.f) {
-      FISHERPRUNE_UNROLL
-      for (int i = 0; i < R * V; ++i) sums[i] *= scale;
-    }
+    sum_group<R, V>(a, d, o.grad_width, size, groups.scale_of(g), sums);
+    a += size * (V * kLanes), d += size * o.grad_width;
     FISHERPRUNE_UNROLL
     for (int i = 0; i < R * V; ++i) {
       first[i] += sums[i];
@@ -118,8 +124,50 @@ FISHERPRUNE_TARGET void groups(const Operands& o, const Groups& groups) {
   add<R, V>(o, second, o.sum_sq);
 }
 
+// Groups of many positions: more sums in registers. The moments are of a tile as wide
+// as the panel, all of whose outputs and channels exist.
+template <int R, int V>
+FISHERPRUNE_TARGET void long_groups(const Operands& o, const Groups& groups) {
+  const float *a = o.input, *d = o.grad;
+  for (int64_t g = 0; g < groups.in_all(); ++g) {
+    const int64_t size = groups.size_of(g);
+    Vec sums[R * V];
+    sum_group<R, V>(a, d, o.grad_width, size, groups.scale_of(g), sums);
+    a += size * (V * kLanes), d += size * o.grad_width;
+    FISHERPRUNE_UNROLL
+    for (int i = 0; i < R * V; ++i)
+      store(o.sum + i * kLanes, load(o.sum + i * kLanes) + sums[i]);
+    FISHERPRUNE_UNROLL
+    for (int i = 0; i < R * V; ++i)
+      store(o.sum_sq + i * kLanes, load(o.sum_sq + i * kLanes) + sums[i] * sums[i]);
+  }
+}
+
+FISHERPRUNE_TARGET void add_rows(const float* tile, int64_t width, int64_t rows,
+                                 int64_t channels, float* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r, tile += width, to += stride) {
+    int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes)
+      store(to + c, load(to + c) + load(tile + c));
+    for (; c < channels; ++c) to[c] += tile[c];
+  }
+}
+
+template <int R, int V>
+constexpr KernelOf long_of() {
+  return {V * kLanes, R, long_groups<R, V>};
+}
+
 #if FISHERPRUNE_WIDE
-constexpr Kernels kTable = {2 * kLanes, 6, 4, products<6, 2>, groups<4, 2>};
+constexpr Kernels kTable = {{2 * kLanes, 6, products<6, 2>},
+                            {2 * kLanes, 4, short_groups<4, 2>},
+                            {{long_of<2, 4>(), long_of<4, 4>(), long_of<6, 4>()},
+                             {long_of<4, 2>(), long_of<8, 2>(), long_of<12, 2>()}},
+                            add_rows};
 #else
-constexpr Kernels kTable = {2 * kLanes, 3, 2, products<3, 2>, groups<2, 2>};
+constexpr Kernels kTable = {{2 * kLanes, 3, products<3, 2>},
+                            {2 * kLanes, 2, short_groups<2, 2>},
+                            {{long_of<2, 2>(), long_of<4, 2>(), long_of<6, 2>()},
+                             {long_of<4, 1>(), long_of<8, 1>(), long_of<12, 1>()}},
+                            add_rows};
 #endif

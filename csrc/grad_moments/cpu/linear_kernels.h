@@ -20,22 +20,36 @@ struct Operands {
   int64_t outputs, channels;  // of them that exist
 };
 
-// The positions of a block: `count` groups of `size` positions, then one of `rest`,
-// which may be 0; and one over the samples of each.
+// Consecutive positions: `count` groups of `size` positions, then one of `rest`, which
+// may be 0; and one over the samples of each.
 struct Groups {
   int64_t count, size, rest;
   float scale, rest_scale;
+  int64_t in_all() const { return count + (rest > 0); }
+  int64_t size_of(int64_t group) const { return group < count ? size : rest; }
+  float scale_of(int64_t group) const { return group < count ? scale : rest_scale; }
 };
 
 // Adds the moments of some outputs and a panel of channels.
 using Kernel = void (*)(const Operands& operands, const Groups& groups);
 
+struct KernelOf {
+  int64_t panel;    // channels of a panel of the input
+  int64_t outputs;  // of one call
+  Kernel run;
+};
+
+constexpr int kSizes = 3;
+
 struct Kernels {
-  int64_t panel;            // channels of one panel of the input
-  int64_t product_outputs;  // of one call of products
-  int64_t group_outputs;    // of one call of groups
-  Kernel products;          // groups of one position: G = d a, G * G = d^2 a^2
-  Kernel groups;            // G = scale * sum of d a
+  KernelOf products;      // groups of one position: G = d a, G * G = d^2 a^2
+  KernelOf short_groups;  // G = scale * sum of d a; moments in registers
+  // The same with more sums in registers and moments in memory, for panels of full and
+  // of half width, and for few to many outputs.
+  KernelOf long_groups[2][kSizes];
+  // Adds rows of a tile to rows of `channels` floats that lie `stride` apart.
+  void (*add)(const float* tile, int64_t width, int64_t rows, int64_t channels,
+              float* to, int64_t stride);
 };
 
 const Kernels& kernels(Capability capability);

@@ -209,8 +209,10 @@ int main() {
     test(with_outputs({2, 3, 250, 190, 6, 0, 0, 5, 3, 2, 1, 3, 1, 1, 2, 3, 2}),
          Dtype::float32, layout, layout);
   }
-  // Several blocks of groups in a linear layer.
+  // Several blocks of groups in a linear layer, of few positions and of many.
   test(shape(700, 17, 50, 1, 2, 1, 0, 3), Dtype::float32, nhwc, nhwc);
+  for (const Layout layout : {nchw, nhwc})
+    test(shape(70, 90, 53, 8, 8, 1, 0, 3), Dtype::float32, layout, layout);
   // Several blocks of samples, groups that straddle them, samples cut into rows.
   test(shape(30, 2, 65, 24, 24, 3, 1, 29), Dtype::float32, nchw, nchw);
   test(shape(65, 2, 66, 12, 12, 2, 1, 9), Dtype::float32, nhwc, nchw);
