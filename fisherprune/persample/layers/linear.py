@@ -14,7 +14,10 @@ class _Linear:
     """Linear, with any positions between the samples and the features."""
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``[N, *, in] -> [N, *, out]``."""
+        """``[N, *, in] -> [N, *, out]``, as where autograd records the call."""
+        if input.dim() > 2 and not input.is_contiguous():  # else one product a position
+            flat = input.reshape(-1, input.shape[-1])
+            return F.linear(flat, weight, bias).view(*input.shape[:-1], len(weight))
         return F.linear(input, weight, bias)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
