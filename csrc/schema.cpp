@@ -39,5 +39,11 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
   m.def(
       "max_pool2d_backward(Tensor grad, Tensor index, int[] input_size, int[] kernel, "
       "int[] stride, int[] padding, bool ceil_mode=False) -> Tensor");
+  m.def(
+      "lstm(Tensor ih, Tensor h0, Tensor c0, Tensor weight, Tensor? bias) "
+      "-> (Tensor hidden, Tensor cells, Tensor gates, Tensor tanh)");
+  m.def(
+      "lstm_backward(Tensor grad, Tensor last, Tensor weight, Tensor cells, "
+      "Tensor gates, Tensor tanh) -> (Tensor delta, Tensor grad_h0, Tensor grad_c0)");
   m.def("transpose(Tensor matrix) -> Tensor");
 }

@@ -2,6 +2,7 @@
 
 from fisherprune.ops.normalize import batch_norm, batch_norm_backward
 from fisherprune.ops.pooling import MOST_PLACES, max_pool2d
+from fisherprune.ops.recurrent import lstm, lstm_backward
 from fisherprune.ops.sparse import (
     sparse_conv2d,
     sparse_conv2d_input,
@@ -23,6 +24,8 @@ __all__ = [
     "global_topk",
     "grad_moments",
     "key_value",
+    "lstm",
+    "lstm_backward",
     "max_pool2d",
     "refuse_nonfinite",
     "sparse_conv2d",

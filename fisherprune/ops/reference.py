@@ -276,3 +276,43 @@ def _corners(output: Tensor, stride: Pair, padding: Pair) -> list[Tensor]:
         for size, step, pad in zip(output.shape[2:], stride, padding, strict=True)
     ]
     return [starts[0][:, None], starts[1]]
+
+
+def lstm(
+    ih: Tensor, h0: Tensor, c0: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take one step after the other."""
+    hidden, cells, gates = [h0], [c0], ih.new_empty(ih.shape)
+    for t, x in enumerate(ih.unbind(1)):
+        i, f, g, o = F.linear(hidden[-1], weight, bias).add(x).chunk(4, -1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        cells.append(f * cells[-1] + i * g)
+        hidden.append(o * cells[-1].tanh())
+        gates[:, t] = torch.cat([i, f, g, o], -1)
+    states = torch.stack(cells, 1)
+    return torch.stack(hidden, 1), states, gates, states[:, 1:].tanh()
+
+
+def lstm_backward(
+    grad: Tensor,
+    last: Tensor,
+    weight: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    tanh: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Go one step after the other back."""
+    delta, d_h, d_c = torch.empty_like(gates), torch.zeros_like(last), last
+    for t in reversed(range(grad.shape[1])):
+        i, f, g, o = gates[:, t].chunk(4, -1)
+        d_h = grad[:, t] + d_h
+        d_c = d_c + d_h * o * (1 - tanh[:, t] ** 2)
+        parts = (
+            d_c * g * i * (1 - i),
+            d_c * cells[:, t] * f * (1 - f),
+            d_c * i * (1 - g**2),
+            d_h * tanh[:, t] * o * (1 - o),
+        )
+        delta[:, t] = torch.cat(parts, -1)
+        d_h, d_c = delta[:, t] @ weight, d_c * f
+    return delta, d_h, d_c

@@ -3,6 +3,7 @@
 All tensors are of all steps, ``[T, N, features]``: ``ih`` is ``W_ih x + b_ih``, and the
 states, ``[T + 1, N, features]``, have the one before the first step in front. Buffers
 are written in place, so that a step has few and small calls. The tap sees one call.
+On the CPU the steps of an LSTM are one op.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.overrides import wrap_torch_function
+
+from fisherprune import ops
 
 Run = TypeVar("Run", bound=Callable[..., Any])
 
@@ -89,6 +92,16 @@ def run_gru(
 Cells = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+def has_kernel(like: Tensor, projection: Tensor | None) -> bool:
+    """Return whether the op ``lstm`` takes the steps."""
+    return projection is None and like.is_cpu and like.dtype == torch.float32
+
+
+def samples_first(x: Tensor) -> Tensor:
+    """``[T, N, *] -> [N, T, *]``, contiguous."""
+    return x.transpose(0, 1).contiguous()
+
+
 @one_call
 @torch.no_grad()
 def run_lstm(
@@ -99,14 +112,22 @@ def run_lstm(
     These are the gates ``[T, N, 4, H]``, i and f first and o last; g; and tanh(c).
     Where ``padding`` ``[T, N]`` is true, the cell state stays.
     """
-    hidden, cells = _states(ih, h0), _states(ih, c0)
-    (steps, n, _), size = ih.shape, cells.shape[-1]
-    weight, projection = weights.hidden.t(), weights.projection
-    ih = _with(weights.bias, ih)
+    size = c0.shape[-1]
     if padding is not None:
         inf = float("inf")
         shut = ih.new_tensor([-inf, inf, 0, -inf]).repeat_interleave(size)
         ih = torch.where(padding.unsqueeze(-1), shut, ih)
+    if has_kernel(ih, weights.projection):
+        starts = h0.contiguous(), c0.contiguous()
+        operands = weights.hidden.contiguous(), weights.bias
+        found = ops.lstm(samples_first(ih), *starts, *operands)
+        hidden, cells, gates, tanh = (each.transpose(0, 1) for each in found)
+        gates = gates.unflatten(-1, (4, size))
+        return hidden, cells, gates, gates[:, :, 2], tanh
+    hidden, cells = _states(ih, h0), _states(ih, c0)
+    steps, n, _ = ih.shape
+    weight, projection = weights.hidden.t(), weights.projection
+    ih = _with(weights.bias, ih)
     gates = ih.new_empty((steps, n, 4, size))
     new, tanh = ih.new_empty((steps, n, size)), ih.new_empty((steps, n, size))
     i, f, _, o = gates.unbind(2)

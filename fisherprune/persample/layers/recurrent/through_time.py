@@ -4,7 +4,7 @@ Tensors are ``[T, N, features]``. ``ih`` and ``hh`` are the products of the inpu
 of the hidden states before each step. The steps have been run already, so nobody reads
 the values of ``hh``. A backward pass has few calls per step: what does not depend on
 the step after is computed for all steps at once. Its results have the samples first in
-memory, as the linear layers that they go to.
+memory, as the linear layers that they go to. On the CPU an LSTM's is one op.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fisherprune.persample.layers.recurrent.steps import Weights, one_call
+from fisherprune import ops
+from fisherprune.persample.layers.recurrent.steps import (
+    Weights,
+    has_kernel,
+    one_call,
+    samples_first,
+)
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
 _tanh_backward = torch.ops.aten.tanh_backward
@@ -119,6 +125,16 @@ class _LSTM(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, last: Tensor) -> tuple[Tensor | None, ...]:
         cells, weight, projection, gates, g, tanh = ctx.saved_tensors
+        if has_kernel(grad, projection):
+            parts = cells, gates.flatten(2), tanh
+            rows, *firsts = ops.lstm_backward(
+                samples_first(grad),
+                last.contiguous(),
+                weight.contiguous(),
+                *map(samples_first, parts),
+            )
+            rows = rows.transpose(0, 1)
+            return rows, rows, None, *firsts, *(None for _ in range(6))
         i, f, _, o = gates.unbind(2)
         delta = _samples_first(g, 4)
         _sigmoid_backward(g, i, grad_input=delta[..., 0, :])
