@@ -95,11 +95,27 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(self.embedding(tokens))[0].mean(1))
 
 
-class Einsums(nn.Module):
-    """Layers for which there is no rule."""
+def by_einsum(x: Tensor, weight: Tensor) -> Tensor:
+    """``[N, T, in] -> [N, T, out]``."""
+    return torch.einsum("nti,io->nto", x, weight)
 
-    def __init__(self, width: int = 128, depth: int = 4):
+
+def by_tensordot(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the same, by a function for which there is no rule."""
+    return torch.tensordot(x, weight, 1)
+
+
+class Products(nn.Module):
+    """Layers of a function."""
+
+    def __init__(
+        self,
+        product: Callable[[Tensor, Tensor], Tensor],
+        width: int = 128,
+        depth: int = 4,
+    ):
         super().__init__()
+        self.product = product
         scale = width**-0.5
         self.weights = nn.ParameterList(
             torch.randn(width, width) * scale for _ in range(depth)
@@ -108,7 +124,7 @@ class Einsums(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, T, width]`` to ten classes."""
         for weight in self.weights:
-            x = torch.tanh(torch.einsum("nti,io->nto", x, weight))
+            x = torch.tanh(self.product(x, weight))
         return x.mean(1)[:, :10]
 
 
@@ -179,7 +195,9 @@ def networks(small: bool) -> Iterator[Network]:
     lstm = "LSTM, 2 layers of 256", Recurrent, tokens(64, 1000)
     yield Network(*lstm, batch, peer=False)
     of = lambda n: torch.randn(n, 64, 128)  # noqa: E731
-    yield Network("einsum, 4 layers of 128", Einsums, of, batch)
+    for product in (by_einsum, by_tensordot):
+        name = f"{product.__name__[3:]}, 4 layers of 128"
+        yield Network(name, partial(Products, product), of, batch)
     try:
         yield from language_models()
     except ImportError as error:

@@ -92,7 +92,7 @@ class Rows:
             means = rows
             if group_size > 1:
                 means = rows.unflatten(0, (-1, group_size)).mean(1)
-            own, own_sq = means.sum(0), means.square().sum(0)
+            own, own_sq = _sums(means)
         sum += own.view(sum.shape)
         sum_sq += own_sq.view(sum.shape)
 
@@ -114,6 +114,21 @@ def row_moments(rows: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     if group_size > 1:
         means = _added(rows.unflatten(0, (-1, group_size)).movedim(1, 0)) / group_size
     return _added(means), _added(means.square())
+
+
+def _sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of large rows ``[N, *]``, and of their squares.
+
+    On the CPU one row after the other: the sums stay in a cache, and no square is
+    written to memory.
+    """
+    if not rows.is_cpu:
+        return rows.sum(0), rows.square().sum(0)
+    sum, sum_sq = rows.new_zeros((2, *rows.shape[1:])).unbind()
+    for row in rows:
+        sum += row
+        sum_sq.addcmul_(row, row)
+    return sum, sum_sq
 
 
 def _added(rows: Tensor) -> Tensor:

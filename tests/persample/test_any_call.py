@@ -13,6 +13,7 @@ from nets import batches, data
 from torch import nn
 
 import fisherprune as fp
+from fisherprune.persample.contributions import SMALL, Rows
 
 
 def moments_of(model, x, y, size, **options):
@@ -176,3 +177,15 @@ def test_uneven_rows_whose_total_is_even(what):
         named = dict(model.named_parameters())
         found = moments_of(model, x, y, 3, parameters=named)
         assert_moments(found, truth.moments(model, x, y, named))
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_moments_of_large_rows(group_size):
+    rows = torch.randn(12, SMALL // 64 + 1, 64)
+    sums = torch.randn(2, *rows.shape[1:])
+    means = rows.double().unflatten(0, (-1, group_size)).mean(1)
+    wanted = sums.double() + torch.stack([means.sum(0), means.square().sum(0)])
+    for laid in (rows, rows.mT.contiguous().mT):
+        found = sums.clone()
+        Rows(laid).add_moments(*found, group_size)
+        assert truth.relative_error(found, wanted) < 1e-6

@@ -93,7 +93,66 @@ FUNCTIONS = {
             lambda m, x: torch.einsum("ntd,dke->nke", x, m.w).tanh().mean(1),
             w=drawn(8, 2, 8),
         ),
-        {"w": ("vmap",)},
+        {"w": ("einsum",)},
+    ),
+    "einsums of a matrix": (
+        lambda: read(
+            lambda m, x: (
+                torch.einsum("nti,io->nto", x, m.a).tanh()
+                + torch.einsum("oi, nti -> nto", m.b, x.tanh()).tanh()
+                + torch.einsum("ab,nbA->naA", m.c, x).tanh()
+                + torch.einsum("tni,io->tno", x.transpose(0, 1), m.a).mean(0)[:, None]
+            ).mean(1),
+            a=drawn(8, 8),
+            b=drawn(8, 8),
+            c=drawn(7, 7),
+        ),
+        dict.fromkeys("abc", ("einsum",)),
+    ),
+    "einsums of blocks and of several axes": (
+        lambda: read(
+            lambda m, x: (
+                (
+                    torch.einsum("nthi,hio->ntho", x.unflatten(2, (2, 4)), m.a).flatten(
+                        2
+                    )
+                    + torch.einsum(
+                        "hoi,nthi->ntoh", m.b, x.unflatten(2, (2, 4))
+                    ).flatten(2)
+                    + torch.einsum(
+                        "nthi,hido->ntdo", x.unflatten(2, (2, 4)), m.c
+                    ).flatten(2)
+                    + torch.einsum("ntd,d->ntd", x, m.d)
+                    + torch.einsum("nta,b->ntb", x, m.d)
+                )
+                .tanh()
+                .mean(1)
+            ),
+            a=drawn(2, 4, 4),
+            b=drawn(2, 4, 4),
+            c=drawn(2, 4, 4, 2),
+            d=drawn(8),
+        ),
+        dict.fromkeys("abcd", ("einsum",)),
+    ),
+    "einsums of unnamed axes, and others": (
+        lambda: read(
+            lambda m, x: (
+                torch.einsum("...i,io->...o", x, m.a).tanh()
+                + torch.einsum("i...,io->...o", x.movedim(2, 0), m.b).tanh()
+                + torch.einsum("nti,io", x, m.b).mT
+                + torch.einsum("nti,oip->nto", x, m.c).tanh()
+                + torch.einsum("nti,tii->nti", x, m.e).tanh()
+                + torch.einsum("nti,iod->ntdo", x[..., :1], m.f).flatten(2)
+                + torch.einsum("nti,ij,jo->nto", x, m.a, m.b)
+            ).mean(1),
+            a=drawn(8, 8),
+            b=drawn(8, 8),
+            c=drawn(8, 8, 3),
+            e=drawn(7, 8, 8),
+            f=drawn(8, 4, 2),
+        ),
+        dict.fromkeys("abcef", ("einsum",)),
     ),
     "products": (
         lambda: read(

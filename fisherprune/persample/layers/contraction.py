@@ -1,0 +1,93 @@
+"""``torch.einsum`` of two operands, one of them a weight.
+
+A letter of the weight that the output has is one of its outputs, one that the other
+operand has is one of its inputs, and one that both have numbers blocks of it. Other
+letters are positions, or summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from string import ascii_letters
+
+import torch
+from torch import Tensor
+
+from fisherprune.persample.contributions import Contribution
+from fisherprune.persample.factors import Blocks, Factors
+from fisherprune.persample.meeting import Meeting, multiplied_out, register_rule
+
+
+@register_rule(torch.einsum)
+def contractions(
+    meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
+) -> dict[int, Contribution]:
+    """Return those of what an equation as ``"nti,io->nto"`` sums."""
+    equation = meeting.arguments[0][0]
+    if len(tensors) == 2 and len(meeting.shared) == 1 and _has_output(equation):
+        (own,) = meeting.shared
+        layout = meeting.layouts[1 - own]
+        operands, output = equation.replace(" ", "").split("->")
+        letters = operands.split(",")
+        if layout and "." not in letters[own]:
+            x, shape = tensors[1 - own], tuple(tensors[own].shape)
+            unnamed = [a for a in ascii_letters if a not in equation]
+            dots = "".join(unnamed[: x.dim() + 3 - len(letters[1 - own])])
+            letters = [letters[1 - own], letters[own], output]
+            letters = [each.replace("...", dots) for each in letters]
+            x, grads = layout.apart(x).to(grad.dtype), meeting.output.apart(grad)
+            found = _gradients(x, grads, letters, shape)
+            if found is not None:
+                return {own: found}
+    return multiplied_out(meeting, grad, tensors)
+
+
+def _has_output(equation: object) -> bool:
+    """Return whether an equation is one, and says what its output is."""
+    return isinstance(equation, str) and "->" in equation
+
+
+def _gradients(
+    x: Tensor, grad: Tensor, letters: Sequence[str], shape: tuple[int, ...]
+) -> Contribution | None:
+    """Return the gradients of a weight; None where its axes are in no such order.
+
+    Args:
+        x: ``[N, *]``, the operand that is of samples.
+        grad: ``[N, *]``, of the output.
+        letters: those of x, of the weight and of the output.
+        shape: the weight's.
+    """
+    other, weight, output = letters
+    blocks = "".join(a for a in weight if a in other and a in output)
+    inputs = "".join(a for a in weight if a in other and a not in output)
+    outputs = "".join(a for a in weight if a not in other and a in output)
+    rows = "".join(a for a in output if a in other and a not in weight)
+    orders = {blocks + inputs + outputs: True, blocks + outputs + inputs: False}
+    is_unique = len(set(weight)) == len(weight)
+    if weight not in orders or not is_unique or grad.is_complex():
+        return None
+    n = next(a for a in ascii_letters if a not in other + output)
+    x = torch.einsum(f"{n}{other}->{n}{blocks}{rows}{inputs}", x)
+    grad = torch.einsum(f"{n}{output}->{n}{blocks}{rows}{outputs}", grad)
+    sizes = dict(zip(weight, shape, strict=True))
+    ends = 1 + len(blocks), 1 + len(blocks) + len(rows)
+    if any(
+        [sizes[a] for a in blocks + own] != [*t.shape[1 : ends[0]], *t.shape[ends[1] :]]
+        for t, own in ((x, inputs), (grad, outputs))
+    ):
+        return None  # an axis of 1 is broadcast
+    left, right = (_grouped(t, *ends) for t in (x, grad))
+    if not orders[weight]:
+        left, right = right, left
+    if len(shape) == 2 and not blocks:
+        return Factors(right[:, 0], left[:, 0], shape)
+    matrices = left.shape[1], left.shape[-1], right.shape[-1]
+    return replace(Blocks.of(left, right, matrices), shape=shape)
+
+
+def _grouped(x: Tensor, first: int, last: int) -> Tensor:
+    """``[N, *blocks, *rows, *features] -> [N, B, T, F]``."""
+    sizes = x.shape[1:first], x.shape[first:last], x.shape[last:]
+    return x.reshape(len(x), *(each.numel() for each in sizes))
