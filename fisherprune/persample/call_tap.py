@@ -147,7 +147,8 @@ class CallTap(Tracking):
         args, kwargs = arguments
         key = self.key_of(func, shared)
         try:
-            if self.samples > 1 and self.scattered & self.roots_of(shared):
+            scattered = self.scattered and self.scattered & self.roots_of(shared)
+            if scattered and self.samples > 1:
                 raise LayoutError(SEEMS_OTHER)
             known = self.finder.find(key, arguments, tensors)
             if any(known.layouts):
@@ -224,11 +225,11 @@ class CallTap(Tracking):
     ) -> Tensor:
         """Run a call that a rule for a kind of layer covers."""
         operands = call.weight, call.bias
-        shared = tuple(id(p) if id(p) in self.keys else None for p in operands)
-        computed = tuple(
+        shared = tuple([id(p) if id(p) in self.keys else None for p in operands])
+        computed = [
             operand if not own and _is_computed(operand) else None
             for own, operand in zip(shared, operands, strict=True)
-        )
+        ]
         output = TappedLayer.apply(
             call.input, self.anchor, *computed, call, shared, layout, self
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import cache
@@ -60,6 +59,12 @@ READ_VALUES = frozenset(
 """Functions that give Python numbers, which may become sizes."""
 
 
+FACTS = frozenset(
+    {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
+) | {getattr(Tensor, n).__get__ for n in ("device", "dtype", "ndim", "shape")}
+"""Functions that read no value, and give no tensor."""
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in arguments, in order, those in lists and tuples too."""
     if isinstance(value, Tensor):
@@ -80,10 +85,15 @@ _NUMBERS = {int, float, bool, str, type(None), torch.dtype, torch.device}
 def _all_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors in arguments, in order."""
     found: list[Tensor] = []
-    for each in (*args, *kwargs.values()):
+    for each in (*args, *kwargs.values()) if kwargs else args:
         kind = type(each)
         if kind in PLAIN:
             found.append(each)
+        elif kind is tuple:  # of sizes, mostly
+            for entry in each:
+                if type(entry) is not int:
+                    found += tensors_in(each)
+                    break
         elif kind not in _NUMBERS:
             found += tensors_in(each)
     return found
@@ -91,6 +101,8 @@ def _all_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
     """Return arguments with other tensors in the places of theirs, in order."""
+    if type(value) in _NUMBERS:
+        return value
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, (list, tuple)):
@@ -144,7 +156,7 @@ class Tracking(TorchFunctionMode):
         self.keys: dict[int, Hashable] = {id(p): n for n, p in parameters.items()}
         self.roots = {id(p): frozenset([n]) for n, p in parameters.items()}
         self.computed: dict[int, Tensor] = {}  # kept: no other tensor gets their id
-        self._calls: Counter[Hashable] = Counter()
+        self._calls: dict[Hashable, int] = {}
         self._run = object()
         self.has_read_values = False  # of samples, in Python
         self._inside = 0  # functions in whose place others run
@@ -154,7 +166,10 @@ class Tracking(TorchFunctionMode):
     def mark(self, value: object, rows: Rows = Rows.PLAIN) -> None:
         """Note that tensors are of samples, and what is known of their rows."""
         mark = self._run, rows
-        for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+        if type(value) is Tensor:
+            value.__dict__[MARK] = mark
+            return
+        for tensor in tensors_in(value):
             tensor.__dict__[MARK] = mark
             if (part := part_in(tensor)) is not None:
                 part.__dict__[MARK] = mark
@@ -174,7 +189,7 @@ class Tracking(TorchFunctionMode):
         """Return what is known of the samples' rows in the worst of the tensors."""
         known = Rows.PLAIN
         for tensor in tensors:
-            run, rows = self._mark_of(tensor)
+            run, rows = tensor.__dict__.get(MARK) or self._mark_of(tensor)
             if run is self._run and rows > known:
                 known = rows
         return known
@@ -188,9 +203,9 @@ class Tracking(TorchFunctionMode):
     ) -> Any:
         """Run the function; what is computed from samples is of samples."""
         kwargs = kwargs or {}
-        tensors = [t for t in args if type(t) in PLAIN]
-        if len(tensors) < len(args) or kwargs:
-            tensors = _all_tensors(args, kwargs)
+        if func in FACTS:
+            return func(*args, **kwargs)
+        tensors = _all_tensors(args, kwargs)
         sources = _sources(func, tensors)
         shared, rows = self._look_at(sources)
         if shared and func.__name__ == "__get__":  # FSDP2 asks for facts now and then
@@ -222,7 +237,10 @@ class Tracking(TorchFunctionMode):
         for tensor in tensors:
             if id(tensor) in keys:
                 shared.append(tensor)
-            run, rows = tensor.__dict__.get(MARK) or self._mark_of(tensor)
+            mark = tensor.__dict__.get(MARK)
+            if mark is None and type(tensor) in PLAIN:
+                continue
+            run, rows = mark or self._mark_of(tensor)
             if run is self._run and (known is None or rows > known):
                 known = rows
         return shared, known
@@ -312,13 +330,15 @@ class Tracking(TorchFunctionMode):
 
     def roots_of(self, shared: Sequence[Tensor]) -> frozenset[str]:
         """Return the names of the parameters that shared tensors come from."""
+        if len(shared) == 1:
+            return self.roots[id(shared[0])]
         return frozenset[str]().union(*(self.roots[id(t)] for t in shared))
 
     def key_of(self, func: Function, shared: Sequence[Tensor]) -> Key:
         """Return the key of the next call of a function with these tensors."""
-        key = hash((func, *(self.keys[id(t)] for t in shared)))
-        self._calls[key] += 1
-        return key, self._calls[key]
+        key = hash((func, *[self.keys[id(t)] for t in shared]))
+        count = self._calls[key] = self._calls.get(key, 0) + 1
+        return key, count
 
     def note_computed(self, output: object, key: Key, shared: Sequence[Tensor]) -> None:
         """Note that results of a call are shared: those that have a gradient."""
