@@ -68,6 +68,7 @@ class Finder:
         # No cycle: what a tap holds, the sums of a pass, goes when the tap does.
         self.tracking, self.samples = weakref.proxy(tracking), samples
         self.alone, self.known = alone, known
+        self._noted: tuple[weakref.ref[Tensor], int, Layout] | None = None
         self.is_unlike = False  # whether another sample alone may say more
         self.is_unsure = False  # whether other batches must show whose rows are whose
 
@@ -100,8 +101,8 @@ class Finder:
             record = self._record(key)
             layouts = [*map(self._layout, record.tensors, tensors)]
             found = Known(record.arguments, tuple(layouts))
-        if self.samples > 1:
-            self.tracking.moved |= rows == Rows.MOVED
+        if self.samples > 1 and rows == Rows.MOVED:
+            self.tracking.moved = True
         self.known[key] = found
         return found
 
@@ -147,6 +148,9 @@ class Finder:
 
     def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
         assert self.alone
+        if alone.value is None and tensor.shape == alone.shape:
+            if self.tracking.is_shared(tensor):
+                return None
         layout = find_layout(
             alone,
             local(tensor),
@@ -174,5 +178,11 @@ class Finder:
 
         Then samples may mix behind it, and values don't show it but gradients do.
         """
-        if self.alone and tensor.requires_grad and tensor.is_floating_point():
+        if self.alone is None or not tensor.requires_grad:
+            return
+        facts = tensor._version, layout
+        if self._noted and self._noted[0]() is tensor and self._noted[1:] == facts:
+            return  # what a call gave is what the next one reads
+        if tensor.is_floating_point():
             self.alone.note_outermost(tensor, layout.apart(local(tensor)))
+            self._noted = weakref.ref(tensor), *facts

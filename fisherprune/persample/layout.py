@@ -41,6 +41,8 @@ class Layout:
         """Return ``[N, *shape]``, the shape being that of one sample's tensor."""
         if self.samples == 1:
             return tensor.unsqueeze(0)
+        if self.entries == 1 and tensor.shape[self.axis] == self.samples:
+            return tensor.unsqueeze(self.axis + 1).movedim(self.axis, 0)
         sizes = self.samples, self.entries
         split = tensor.unflatten(
             self.axis, sizes if self.samples_first else sizes[::-1]

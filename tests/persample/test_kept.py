@@ -116,3 +116,16 @@ def test_a_scale_is_computed_once():
     with Calls() as calls:
         fp.gradient_moments(model, batches)
     assert calls.found["rsqrt"] == 2
+
+
+@pytest.mark.filterwarnings("error:.*ran once more:fisherprune.FisherpruneWarning")
+def test_what_changes_a_result_in_place_before_it_is_read():
+    """The run of one sample keeps what a layer gave until the next one reads it."""
+    layers = nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 2)
+    model = nn.Sequential(*layers, nn.Hardtanh(inplace=True), nn.Flatten())
+    model.append(nn.Linear(16, 5))
+    batches = [(torch.randn(3, 2, 5, 5), torch.randint(5, (3,))) for _ in range(2)]
+    named = dict(model.named_parameters())
+    found = fp.gradient_moments(model, batches, F.cross_entropy, parameters=named)
+    assert found.paths["0.weight"] == found.paths["2.weight"] == ("conv2d",)
+    assert_moments(found, truth.moments_of_batches(model, batches, named, 1))
