@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -41,11 +41,10 @@ class KeptLayers:
             id(c) if isinstance(c, Tensor) else c for c in call.constants
         ]
         facts += [each._version for each in tensors]
-        now = _Kept(call.layer, call.constants, facts)
-        place = slice(self._number, self._number + 1)
-        self._number += 1
-        for before in self._kept[place]:
-            if before.facts == facts:
-                return replace(call, layer=before.layer)
-        self._kept[place] = [now]
+        number, self._number = self._number, self._number + 1
+        if number < len(self._kept) and self._kept[number].facts == facts:
+            call.layer = self._kept[number].layer
+        else:
+            now = _Kept(call.layer, call.constants, facts)
+            self._kept[number : number + 1] = [now]
         return call

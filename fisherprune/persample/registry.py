@@ -39,7 +39,7 @@ class Layer(Protocol):
     # gradients of input, weight and bias at once, or None where it can't.
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LayerCall:
     """A call of a layer function, with its arguments sorted out.
 

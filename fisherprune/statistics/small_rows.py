@@ -52,7 +52,11 @@ class SmallRows:
             self._add_all(*zip(*taken, strict=True))
 
     def _add_all(self, to: Sequence[Accumulator], rows: Sequence[Tensor]) -> None:
-        flat = [each.reshape(self.samples, -1).float() for each in rows]
+        flat = [
+            each if each.dim() == 2 else each.reshape(self.samples, -1) for each in rows
+        ]
+        if any(each.dtype != torch.float32 for each in flat):
+            flat = [each.float() for each in flat]
         sizes = [each.shape[1] for each in flat]
         sums, squares = row_moments(torch.cat(flat, 1), self.group_size)
         for each in to:
@@ -62,5 +66,7 @@ class SmallRows:
 
 
 def _add_parts(sums: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
-    shaped = [p.view(s.shape) for p, s in zip(parts, sums, strict=True)]
+    shaped = [
+        p if s.dim() == 1 else p.view(s.shape) for p, s in zip(parts, sums, strict=True)
+    ]
     torch._foreach_add_(list(sums), shaped)

@@ -33,10 +33,11 @@ def _samples_at_once(input: Tensor) -> int:
     On the CPU it copies images into an order of its own and back: copies of a whole
     batch leave the cache, and are pages that the system hands out anew in every layer.
     """
-    if input.device.type != "cpu" or input.numel() == 0:
-        return len(input)
+    count = input.shape[0]
+    if not input.is_cpu or input.numel() == 0:
+        return count
     bytes_at_once = CPU_BYTES * torch.get_num_threads()
-    return max(1, bytes_at_once // (input.nbytes // len(input)))
+    return max(1, bytes_at_once // (input.nbytes // count))
 
 
 def input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Tensor:
@@ -45,7 +46,7 @@ def input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Tens
     ``size`` is stride, padding, dilation, transposed, output padding and groups.
     """
     at_once = _samples_at_once(input)
-    if at_once >= len(input):
+    if at_once >= input.shape[0]:
         return _input_grads(grad, input, weight, *size)
     result = torch.empty_like(input)
     parts = (t.split(at_once) for t in (result, grad, input))
