@@ -91,9 +91,9 @@ inline Pattern pattern_of(const char* op, const Tensor& rows, const Tensor& colu
           ": rows must not descend, got ", p.rows[o + 1], " after ", p.rows[o]);
     const int32_t* const first = p.columns + p.rows[o];
     const int64_t count = p.rows[o + 1] - p.rows[o];
-    bool ascend = count == 0 || (first[0] >= 0 && first[count - 1] < patch);
-    for (int64_t i = 1; i < count; ++i) ascend &= first[i - 1] < first[i];
-    if (ascend) continue;
+    int32_t wrong = count && (first[0] < 0 || first[count - 1] >= patch);
+    for (int64_t i = 1; i < count; ++i) wrong |= first[i - 1] >= first[i];
+    if (!wrong) continue;
     for (int64_t i = 0, last = -1; i < count; last = first[i++])
       check(last < first[i] && first[i] < patch, op,
             ": columns must ascend in a row, from 0 to below ", patch, ", got ",

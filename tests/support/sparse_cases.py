@@ -58,6 +58,15 @@ CASES: dict[str, dict] = {
         groups=2,
     ),
     "large_kernel": dict(n=4, c=3, o=6, size=(12, 12), kernel=(7, 7), stride=(2, 2)),
+    "one_large_image": dict(
+        n=1, c=20, o=34, size=(40, 41), kernel=(3, 3), padding=(1, 1), groups=2
+    ),
+    "few_samples_stride_2": dict(
+        n=3, c=9, o=20, size=(21, 24), kernel=(3, 3), stride=(2, 2), padding=(1, 1)
+    ),
+    "many_columns": dict(
+        n=2, c=3, o=4, size=(3, 30), kernel=(1, 11), padding=(0, 5), dilation=(1, 2)
+    ),
     "padding_beyond_kernel": dict(
         n=3, c=2, o=4, size=(3, 2), kernel=(2, 2), padding=(3, 4)
     ),

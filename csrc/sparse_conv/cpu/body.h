@@ -109,6 +109,42 @@ FISHERPRUNE_TARGET void correlate(const Taps& taps, const Rows& rows, float star
   }
 }
 
+template <int N>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void add_kept(const Kept& kept, int64_t place,
+                                                    const float* tile, Vec (&acc)[N]) {
+  const float* const from = tile + kept.places[kept.columns[place]];
+  const Vec weight = all_lanes(kept.values[place]);
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < N; ++i) acc[i] += weight * load(from + i * kLanes);
+}
+
+// Where few vectors would wait for themselves, some weights at a time have sums of
+// their own.
+template <int T>
+FISHERPRUNE_TARGET void sum(const Kept& kept, const float* tile, float start,
+                            const float* before, bool relu, float* to) {
+  constexpr int n = T * kParts, weights = n > 6 ? 1 : n > 3 ? 2 : 4;
+  Vec acc[weights][n] = {};
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < n; ++i) {
+    acc[0][i] = all_lanes(start);
+    if (before) acc[0][i] += load(before + i * kLanes);
+  }
+  int64_t first = 0;
+  for (; first + weights <= kept.count; first += weights) {
+    FISHERPRUNE_UNROLL
+    for (int k = 0; k < weights; ++k) add_kept(kept, first + k, tile, acc[k]);
+  }
+  for (; first < kept.count; ++first) add_kept(kept, first, tile, acc[0]);
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < n; ++i) {
+    FISHERPRUNE_UNROLL
+    for (int k = 1; k < weights; ++k) acc[0][i] += acc[k][i];
+    const Vec all = acc[0][i];
+    store(to + i * kLanes, relu ? (all < 0 ? Vec{} : all) : all);
+  }
+}
+
 template <class Word, int R, int T>
 FISHERPRUNE_TARGET void multiply(const Taps& taps, const Rows& rows, float* lanes,
                                  bool add) {
@@ -152,6 +188,25 @@ FISHERPRUNE_TARGET inline void copy(const void* from, int64_t step, int64_t coun
       store_words(to + i * kChunk + p * kLanes,
                   load_words(bytes + i * step + p * 4 * kLanes));
   }
+}
+
+// Pieces of so many floats, of which the last one may lie over the one before it.
+template <int kFloats = kLanes>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void copy_row(const float* from, int64_t length,
+                                                    float* to) {
+  if constexpr (kFloats > 1)
+    if (length < kFloats) return copy_row<kFloats / 2>(from, length, to);
+  constexpr size_t bytes = kFloats * sizeof(float);
+  const int64_t last = length - kFloats;
+  for (int64_t i = 0; i < last; i += kFloats) std::memcpy(to + i, from + i, bytes);
+  if (last >= 0) std::memcpy(to + last, from + last, bytes);
+}
+
+FISHERPRUNE_TARGET inline void copy_rows(const float* from, int64_t from_stride,
+                                         int64_t rows, int64_t length, float* to,
+                                         int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    copy_row(from + r * from_stride, length, to + r * to_stride);
 }
 
 template <class Word>
@@ -224,6 +279,22 @@ constexpr Form form(std::integer_sequence<int, T...>) {
           transpose<Word>};
 }
 
-constexpr auto kChunks = std::make_integer_sequence<int, kMostChunks>();
-constexpr Kernels kTable{
-    kLanes, form<Floats>(kChunks), form<Pairs>(kChunks), drain, copy, add_lanes};
+template <int T>
+constexpr Sum sum_of() {
+  if constexpr (T * Floats::kNumbers <= kMost) return sum<T>;
+  return nullptr;
+}
+
+template <int... T>
+constexpr Kernels table(std::integer_sequence<int, T...> chunks) {
+  return {kLanes,
+          form<Floats>(chunks),
+          form<Pairs>(chunks),
+          {nullptr, sum_of<T + 1>()...},
+          drain,
+          copy,
+          copy_rows,
+          add_lanes};
+}
+
+constexpr Kernels kTable = table(std::make_integer_sequence<int, kMostChunks>());

@@ -3,20 +3,18 @@
 // A task copies a tile of the source and goes through all output channels; each of them
 // is summed up in registers and written once for each cut of the source's channels.
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "common/cpu/floats.h"
 #include "common/cpu/half_float.h"
 #include "sparse_conv/cpu/core.h"
+#include "sparse_conv/cpu/few.h"
 #include "sparse_conv/cpu/taps.h"
 #include "sparse_conv/cpu/work.h"
 
 namespace fisherprune::cpu::sparse_conv {
 namespace {
 
-// Of a task, if it has not all of a tile's.
-constexpr int64_t kLeastChannels = 16;
 // Bytes of an image that goes past the caches.
 constexpr int64_t kLargeImage = 1 << 22;
 
@@ -183,15 +181,6 @@ void correlate_tile(const Job& job, int64_t index, int64_t begin, int64_t end,
   job.kernels.drain();
 }
 
-// Into how many tasks a tile's output channels are dealt: each copies the tile for
-// itself, so that there are several only where there are few tiles, and no more than
-// make the threads' shares even.
-int64_t splits_of(int64_t tiles, int64_t channels, int64_t threads) {
-  if (tiles >= 2 * threads) return 1;
-  const int64_t even = threads / std::gcd(tiles, threads);
-  return std::clamp<int64_t>(channels / kLeastChannels, 1, even);
-}
-
 // make_taps(cut, layout) gives the taps of a kind of tile.
 template <class MakeTaps>
 void correlate(const View4& source, int64_t channels, const Axis& y, const Axis& x,
@@ -224,6 +213,9 @@ void correlate(const View4& source, int64_t channels, const Axis& y, const Axis&
 void output(const SparseConvShape& s, const View4& input, const Pattern& pattern,
             const float* values, const Epilogue& epilogue, void* output,
             const Machine& machine) {
+  if (is_few(s, input))
+    return few_output(s, input, pattern, values, epilogue, static_cast<float*>(output),
+                      machine);
   const Axis y = forward_axis(s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h,
                               s.dilation_h);
   const Axis x =

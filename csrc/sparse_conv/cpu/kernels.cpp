@@ -1,6 +1,7 @@
 // Compiles the kernels of sparse convolutions for each set of vector instructions.
 #include "sparse_conv/cpu/kernels.h"
 
+#include <cstring>
 #include <utility>
 
 #if defined(__x86_64__)

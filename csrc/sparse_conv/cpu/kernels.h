@@ -49,6 +49,20 @@ using Correlate = void (*)(const Taps& taps, const Rows& rows, float start,
 // that; the lanes of a vector are still to be added up. The image is read only.
 using Multiply = void (*)(const Taps& taps, const Rows& rows, float* lanes, bool add);
 
+// The kept weights of an output channel as they are given: the i-th reads the tile at
+// places[columns[i]].
+struct Kept {
+  const float* values;
+  const int32_t* columns;
+  const int32_t* places;
+  int64_t count;
+};
+
+// to = start + before + sum over the kept weights of weight * tile, in floats, for some
+// chunks side by side; `before` may be `to`, or null; with `relu` as above.
+using Sum = void (*)(const Kept& kept, const float* tile, float start,
+                     const float* before, bool relu, float* to);
+
 // For tiles and images of one kind of words.
 struct Form {
   int most_chunks;  // of all rows that are summed up at a time
@@ -63,10 +77,14 @@ struct Form {
 struct Kernels {
   int lanes;  // words of one vector
   Form floats, pairs;
+  Sum sum[kMostChunks + 1];  // by chunks, as many as the floats' form sums up at a time
   // Waits until what went past the caches is in memory.
   void (*drain)();
   // Copies chunks that are `step` bytes apart to where they lie side by side.
   void (*copy)(const void* from, int64_t step, int64_t count, float* to);
+  // Copies rows of `length` floats, that are so many apart.
+  void (*copy_rows)(const float* from, int64_t from_stride, int64_t rows,
+                    int64_t length, float* to, int64_t to_stride);
   // Adds up the lanes of `count` vectors, to sums, or to what is there. Behind the last
   // vector up to a square less one may be read.
   void (*add_lanes)(const float* lanes, int64_t count, float* sums, bool add);

@@ -39,9 +39,10 @@ Tensor new_innermost(const Tensor& like, const Ints& size, Dtype dtype) {
 }
 
 Tensor sparse_conv2d(const Tensor& input, const Tensor& values, const Tensor& rows,
-                     const Tensor& columns, std::optional<Tensor> bias, Ints kernel,
-                     Ints stride, Ints padding, Ints dilation, int64_t groups,
-                     bool relu, std::optional<Tensor> residual) {
+                     const Tensor& columns, const std::optional<Tensor>& bias,
+                     const Ints& kernel, const Ints& stride, const Ints& padding,
+                     const Ints& dilation, int64_t groups, bool relu,
+                     const std::optional<Tensor>& residual) {
   constexpr char op[] = "sparse_conv2d";
   const View4 x = view_of(op, input, "input", "[N, C, H, W]");
   check(rows.numel() > 0, op, ": rows must hold O + 1 numbers, got none");

@@ -32,6 +32,8 @@ void copy_places(const T* from, int64_t step, int64_t sample_stride, int64_t cou
                  int64_t samples, To* to) {
   if (step == samples && (samples == 1 || sample_stride == 1)) {
     copy_entries(from, count * samples, to);
+  } else if (samples == 1 && step == 2) {
+    for (int64_t i = 0; i < count; ++i) to[i] = converted<To>(from[i * 2]);
   } else if (samples == 1) {
     for (int64_t i = 0; i < count; ++i) to[i] = converted<To>(from[i * step]);
   } else if (sample_stride == 1) {
@@ -76,9 +78,62 @@ void zero(float* to, int64_t count) {
   if (count) std::memset(to, 0, sizeof(float) * count);
 }
 
+// Where the part of a channel's plane that the image has lies, in entries of the image
+// and in words of the tile.
+struct Part {
+  int64_t from, to, height, width;
+};
+
+std::vector<Part> parts_of(const View4& v, const Axis& y, const Axis& x,
+                           const Tile& tile, const TileLayout& l) {
+  std::vector<Part> parts;
+  for (int64_t a = 0; a < l.planes_y; ++a)
+    for (int64_t b = 0; b < l.planes_x; ++b) {
+      const int64_t row = tile.row0 * y.split + y.planes[a] - y.before;
+      const int64_t col = tile.col0 * x.split + x.planes[b] - x.before;
+      const Inside rows(row, y.split, tile.rows + y.reach, y.size);
+      const Inside cols(col, x.split, tile.cols + x.reach, x.size);
+      if (rows.begin < rows.end && cols.begin < cols.end)
+        parts.push_back({(row + rows.begin * y.split) * v.stride[2] +
+                             (col + cols.begin * x.split) * v.stride[3],
+                         l.place(0, a, b, rows.begin, cols.begin),
+                         rows.end - rows.begin, cols.end - cols.begin});
+    }
+  return parts;
+}
+
+// Few samples: channels are made of zeros, and parts of the image put in.
+template <class T>
+void copy_few(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
+              const TileLayout& l, const Kernels& kernels, float* to) {
+  const std::vector<Part> parts = parts_of(v, y, x, tile, l);
+  const int64_t n = l.block.lanes, channel = l.place(1, 0, 0, 0, 0);
+  const int64_t down = y.split * v.stride[2], along = x.split * v.stride[3];
+  const bool side_by_side = along == n && (n == 1 || v.stride[0] == 1);
+  const T* from = static_cast<const T*>(v.data) + tile.sample0 * v.stride[0] +
+                  tile.channel0 * v.stride[1];
+  for (int64_t c = 0; c < tile.channels; ++c, from += v.stride[1], to += channel) {
+    zero(to, channel);
+    for (const Part& part : parts) {
+      const T* const first = from + part.from;
+      if constexpr (std::is_same_v<T, float>)
+        if (side_by_side) {
+          kernels.copy_rows(first, down, part.height, part.width * n, to + part.to,
+                            l.pitch);
+          continue;
+        }
+      for (int64_t r = 0; r < part.height; ++r)
+        copy_places(first + r * down, along, v.stride[0], part.width, n,
+                    to + part.to + r * l.pitch);
+    }
+  }
+  zero(to, kChunk);  // what runs on over the last channel
+}
+
 template <class T>
 void copy_as(const View4& v, const Axis& y, const Axis& x, const Tile& tile,
              const TileLayout& l, const Kernels& kernels, float* to) {
+  if (!l.block.whole) return copy_few<T>(v, y, x, tile, l, kernels, to);
   const T* const data = static_cast<const T*>(v.data) + tile.sample0 * v.stride[0];
   const int64_t rows = tile.rows + y.reach, cols = tile.cols + x.reach;
   const int64_t n = l.block.lanes, step = x.split * v.stride[3];
@@ -116,6 +171,13 @@ Axis forward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t strid
     if (std::find(axis.planes.begin(), axis.planes.end(), plane) == axis.planes.end())
       axis.planes.push_back(plane);
   }
+  return axis;
+}
+
+Axis spread_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
+                 int64_t pad, int64_t dilation) {
+  Axis axis{size, stride, pad, 0, {}, 1, {{0, positions}}, positions};
+  for (int64_t k = 0; k < kernel; ++k) axis.planes.push_back(k * dilation);
   return axis;
 }
 

@@ -29,6 +29,10 @@ struct Axis {
 // For the output of a convolution: one grid, the input dealt out by the stride.
 Axis forward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
                   int64_t pad, int64_t dilation);
+// The same with a plane for each of the kernel's places, which all positions read from
+// the plane's start.
+Axis spread_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
+                 int64_t pad, int64_t dilation);
 // For the gradient of its input: a grid for each place within a stride.
 Axis backward_axis(int64_t size, int64_t positions, int64_t kernel, int64_t stride,
                    int64_t pad, int64_t dilation);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "common/check.h"
 #include "sparse_conv/cpu/kernels.h"
@@ -95,6 +96,18 @@ void for_each_kind(int64_t samples, bool pairs, const Each& each) {
   const int64_t rest = samples % whole.samples();
   if (samples > rest) each(int64_t{0}, samples - rest, whole);
   if (rest) each(samples - rest, rest, Block{rest, false, false});
+}
+
+// Channels of a task, if it has not all of a tile's.
+constexpr int64_t kLeastChannels = 16;
+
+// Into how many tasks a tile's output channels are dealt: each copies the tile for
+// itself, so that there are several only where there are few tiles, and no more than
+// make the threads' shares even.
+inline int64_t splits_of(int64_t tiles, int64_t channels, int64_t threads) {
+  if (tiles >= 2 * threads) return 1;
+  const int64_t even = threads / std::gcd(tiles, threads);
+  return std::clamp<int64_t>(channels / kLeastChannels, 1, even);
 }
 
 }  // namespace fisherprune::cpu::sparse_conv

@@ -1,6 +1,7 @@
 // source: csrc/common/cpu/capability.cpp
 // source: csrc/sparse_conv/cpu/correlate.cpp
 // source: csrc/sparse_conv/cpu/cut.cpp
+// source: csrc/sparse_conv/cpu/few.cpp
 // source: csrc/sparse_conv/cpu/kernels.cpp
 // source: csrc/sparse_conv/cpu/taps.cpp
 // source: csrc/sparse_conv/cpu/tile.cpp
