@@ -41,10 +41,16 @@ class MaxPool2d(nn.MaxPool2d):
             x.dim() == 4
             and x.dtype in (torch.float32, torch.bfloat16)
             and lies_innermost(x)
-            and not (x.is_contiguous() or self.return_indices)
+            and (not x.is_contiguous() or _is_one_image(x))
+            and not self.return_indices
             and _pair(self.dilation) == (1, 1)
             and rows * columns <= ops.MOST_PLACES
         )
+
+
+def _is_one_image(x: Tensor) -> bool:
+    """Return whether the kernels take its positions together: they have no gradient."""
+    return x.shape[0] == 1 and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 // The kernels of max_pool2d in one set of vector instructions; no guard, because
 // kernels.cpp includes it once for each, with the macros of vector_body.h.
 //
-// Each lane is a sample.
+// Each lane is a sample, or a position.
 
 #include "common/cpu/vector_body.h"
 //
@@ -57,17 +57,41 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_bytes(uint8_t* to, Words value,
     for (int64_t i = 0; i < n; ++i) to[i] = bytes[i];
 }
 
-// Samples i to i + n.
+// Every second entry of a and b, from a[0] and b[1] on.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec every_second(Vec a, Vec b) {
+#if FISHERPRUNE_LANES == 16
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25,
+                                 27, 29, 31);
+#elif FISHERPRUNE_LANES == 8
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 5, 7);
+#endif
+}
+
+// The first n entries, or all lanes that are `step` apart.
+template <class T>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec load_apart(const T* from, int64_t step,
+                                                     int64_t n) {
+  if (step == 1) return load_some(from, n);
+  if (step == 2)  // nothing behind the last entry is read
+    return every_second(load_all(from), load_all(from + kLanes - 1));
+  T some[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) some[i] = from[i * step];
+  return load_all(some);
+}
+
+// Lanes i to i + n.
 template <class T>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void forward(const Window& w, int64_t i,
                                                    int64_t n) {
-  const T* const input = static_cast<const T*>(w.input);
+  const T* const input = static_cast<const T*>(w.input) + i * w.lane_step;
   Vec best = all_lanes(-std::numeric_limits<float>::infinity());
   Words index = Words{} + static_cast<uint32_t>(w.first);
   for (int64_t y = 0; y < w.rows; ++y) {
-    const T* from = input + y * w.row_step + i;
-    for (int64_t x = 0; x < w.columns; ++x, from += w.samples) {
-      const Vec value = load_some(from, n);
+    const T* from = input + y * w.row_step;
+    for (int64_t x = 0; x < w.columns; ++x, from += w.column_step) {
+      const Vec value = load_apart(from, w.lane_step, n);
       const Words own = Words{} + static_cast<uint32_t>(w.first + y * w.kernel_w + x);
       const auto better = (value > best) | (value != value);
       best = better ? value : best;
@@ -76,6 +100,32 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void forward(const Window& w, int64_t i,
   }
   store_some(static_cast<T*>(w.output) + i, best, n);
   store_bytes(w.index + i, index, n);
+}
+
+// Lane i alone, without branches: what is larger can't be foreseen.
+template <class T>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void forward_lane(const Window& w, int64_t i) {
+  const T* const input = static_cast<const T*>(w.input) + i * w.lane_step;
+  float best = -std::numeric_limits<float>::infinity();
+  uint32_t bits, index = static_cast<uint32_t>(w.first);
+  std::memcpy(&bits, &best, sizeof bits);
+  for (int64_t y = 0; y < w.rows; ++y) {
+    for (int64_t x = 0; x < w.columns; ++x) {
+      const float value = to_float(input[y * w.row_step + x * w.column_step]);
+      const auto own = static_cast<uint32_t>(w.first + y * w.kernel_w + x);
+      const uint32_t better = 0u - ((value > best) | (value != value));
+      uint32_t own_bits;
+      std::memcpy(&own_bits, &value, sizeof own_bits);
+      bits ^= (bits ^ own_bits) & better;
+      index ^= (index ^ own) & better;
+      std::memcpy(&best, &bits, sizeof best);
+    }
+  }
+  if constexpr (std::is_same_v<T, float>)
+    static_cast<T*>(w.output)[i] = best;
+  else
+    static_cast<T*>(w.output)[i] = to_bfloat16(best);
+  w.index[i] = static_cast<uint8_t>(index);
 }
 
 template <class T>
@@ -97,8 +147,9 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void backward(const Holders& h, int64_t i,
 template <class T>
 FISHERPRUNE_TARGET void forward(const Window& w) {
   int64_t i = 0;
-  for (; i + kLanes <= w.samples; i += kLanes) forward<T>(w, i, kLanes);
-  if (i < w.samples) forward<T>(w, i, w.samples - i);
+  for (; i + kLanes <= w.lanes; i += kLanes) forward<T>(w, i, kLanes);
+  if (i < w.lanes && w.lane_step == 1) return forward<T>(w, i, w.lanes - i);
+  for (; i < w.lanes; ++i) forward_lane<T>(w, i);
 }
 
 template <class T>

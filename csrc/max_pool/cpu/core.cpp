@@ -1,5 +1,6 @@
 // Who does what. A task owns a row of the output, or of the input's gradient, of one
-// channel; the kernels take the samples of one position.
+// channel; the kernels take the samples of one position, or of a single sample a row of
+// positions whose windows lie within the image's columns.
 //
 // Memory traffic. Forward reads the input once, from a cache again where windows
 // overlap, and writes the output and a byte for each of its entries. Backward reads
@@ -23,6 +24,13 @@ Range inside(int64_t start, int64_t kernel, int64_t size) {
   return {std::max<int64_t>(0, -start), std::min(kernel, size - start)};
 }
 
+// The windows of a row that have no column outside of the image; none: first >= last.
+Range within(const MaxPoolShape& s) {
+  const int64_t most = s.width + s.pad_w - s.kernel_w;  // where the last one begins
+  return {ceil_div(s.pad_w, s.stride_w),
+          most < 0 ? 0 : std::min(s.out_width, most / s.stride_w + 1)};
+}
+
 // The windows that hold `place`, which counts from the padding's start.
 Range holding(int64_t place, int64_t kernel, int64_t stride, int64_t windows) {
   return {place < kernel ? 0 : ceil_div(place - kernel + 1, stride),
@@ -40,19 +48,23 @@ T* shifted(T* data, int64_t entries, Dtype dtype) {
 void forward(const MaxPool& pool, Capability capability, const Parallel& parallel) {
   const MaxPoolShape& s = pool.shape;
   const auto kernel = kernels(capability).forward[s.dtype == Dtype::bfloat16];
+  const Range whole = within(s);
   for_each_task(parallel, s.channels * s.out_height, [&](int64_t row) {
     const int64_t c = row / s.out_height, p = row % s.out_height;
     const int64_t top = p * s.stride_h - s.pad_h;
     const Range y = inside(top, s.kernel_h, s.height);
-    for (int64_t q = 0; q < s.out_width; ++q) {
+    for (int64_t q = 0, count; q < s.out_width; q += count) {
       const int64_t left = q * s.stride_w - s.pad_w;
       const Range x = inside(left, s.kernel_w, s.width);
+      count =
+          s.samples == 1 && q == whole.first ? std::max<int64_t>(1, whole.last - q) : 1;
       const int64_t h = c * s.height + top + y.first, w = left + x.first;
       const int64_t at = (row * s.out_width + q) * s.samples;
       kernel({shifted(pool.input, (h * s.width + w) * s.samples, s.dtype),
-              shifted(pool.output, at, s.dtype), pool.index + at, s.samples,
-              y.last - y.first, x.last - x.first, s.width * s.samples,
-              y.first * s.kernel_w + x.first, s.kernel_w});
+              shifted(pool.output, at, s.dtype), pool.index + at, count * s.samples,
+              s.samples == 1 ? s.stride_w : 1, y.last - y.first, x.last - x.first,
+              s.width * s.samples, s.samples, y.first * s.kernel_w + x.first,
+              s.kernel_w});
     }
   });
 }

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "common/cpu/half_float.h"
 #include "common/cpu/unroll.h"

@@ -8,16 +8,17 @@
 
 namespace fisherprune::cpu::max_pool {
 
-// The samples of one position of the output, and the places of its window.
+// Lanes are the samples of one position of the output, or positions in a row of a
+// single sample; and the places of their windows. Steps are entries of the input.
 struct Window {
-  const void* input;  // the samples of the first place; the next place's follow
+  const void* input;  // of the first lane's first place
   void* output;
   uint8_t* index;
-  int64_t samples;
+  int64_t lanes, lane_step;
   int64_t rows, columns;  // of places
-  int64_t row_step;       // entries of the input
-  int64_t first;          // index of the first place
-  int64_t kernel_w;       // from the index of a place to that below
+  int64_t row_step, column_step;
+  int64_t first;     // index of the first place
+  int64_t kernel_w;  // from the index of a place to that below
 };
 
 // The samples of one position of the input, and the windows that hold it.
