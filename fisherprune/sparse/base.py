@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherprune.errors import FieldError, shown
+from fisherprune.ops import sparse as sparse  # registers the op
 from fisherprune.ops.autocast import images_dtype
 from fisherprune.ops.dense import dense_weight, places
-from fisherprune.ops.sparse import sparse_conv2d
 
 Dense = TypeVar("Dense", nn.Conv1d, nn.Conv2d, nn.Linear)
+OP = torch.ops.fisherprune.sparse_conv2d.default
+"""Without the wrapper, whose time counts where layers are short."""
 LIMIT = 2**31
 """Rows and columns are int32."""
 
@@ -153,27 +155,15 @@ class SparseLayer(nn.Module, Generic[Dense]):
         relu: bool = False,
     ) -> Tensor:
         """Convolve images: by the kernels with float32 values, else densely."""
-        pattern, single = (self.rows, self.columns), torch.float32
+        values, bias, pattern = self.values, self.bias, (self.rows, self.columns)
+        options, single = (stride, padding, dilation, groups), torch.float32
         relu = relu or self.relu
-        if self.values.dtype == single and (
+        if values.dtype == single and (
             input.dtype == single or torch.is_autocast_enabled(input.device.type)
         ):
-            return sparse_conv2d(
-                input,
-                self.values,
-                *pattern,
-                self.bias,
-                kernel=(kernel[0], kernel[1]),
-                stride=(stride[0], stride[1]),
-                padding=(padding[0], padding[1]),
-                dilation=(dilation[0], dilation[1]),
-                groups=groups,
-                relu=relu,
-                residual=residual,
-            )
-        weight = dense_weight(self.values, *pattern, (*self.shape[:2], *kernel))
-        options = stride, padding, dilation, groups
-        output = F.conv2d(input, weight, self.bias, *options)
+            return OP(input, values, *pattern, bias, kernel, *options, relu, residual)
+        weight = dense_weight(values, *pattern, (*self.shape[:2], *kernel))
+        output = F.conv2d(input, weight, bias, *options)
         output = output if residual is None else output + residual
         return F.relu(output) if relu else output
 

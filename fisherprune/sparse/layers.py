@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -39,21 +40,21 @@ class _SparseConv(SparseLayer[Dense]):
         self, input: Tensor, residual: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """Convolve images, of height 1 where the kernel has no height."""
-        low, more = self._pads()
-        if any(more):
-            input = F.pad(input, [each for m in reversed(more) for each in (0, m)])
-        missing = 2 - len(low)
-        ones: list[int] = [1] * missing
-        return self._sparse(
-            input,
-            [*ones, *self.kernel_size],
-            [*ones, *self.stride],
-            [0] * missing + low,
-            [*ones, *self.dilation],
-            self.groups,
-            residual,
-            relu,
-        )
+        low: Sequence[int]
+        if isinstance(self.padding, str):
+            low, more = self._pads()
+            if any(more):
+                input = F.pad(input, [each for m in reversed(more) for each in (0, m)])
+        else:
+            low = self.padding
+        kernel: Sequence[int] = self.kernel_size
+        stride: Sequence[int] = self.stride
+        dilation: Sequence[int] = self.dilation
+        if len(low) == 1:
+            kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+            low = 0, *low
+        options = stride, low, dilation, self.groups
+        return self._sparse(input, kernel, *options, residual, relu)
 
     def _check_input(self, input: Tensor, axes: str) -> None:
         dims = len(self.kernel_size) + 1
@@ -121,14 +122,15 @@ class SparseConv2d(_SparseConv[nn.Conv2d]):
 
     def _takes(self, residual: Tensor, input: Tensor) -> bool:
         """Return whether the sum needs neither another dtype nor another shape."""
+        if residual.dtype != self._result_dtype(input):
+            return False
         pads = [2 * low + more for low, more in zip(*self._pads(), strict=True)]
         axes = zip(
             *(input.shape[2:], self.kernel_size, self.stride, pads, self.dilation),
             strict=True,
         )
         positions = [(n + p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
-        size = (input.shape[0], self.out_channels, *positions)
-        return residual.shape == size and residual.dtype == self._result_dtype(input)
+        return residual.shape == (input.shape[0], self.out_channels, *positions)
 
 
 class SparseConv1d(_SparseConv[nn.Conv1d]):
