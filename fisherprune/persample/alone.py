@@ -18,11 +18,13 @@ from fisherprune.persample.calls import (
     Tracking,
     is_transformed,
     without_tensors,
+    writes,
 )
-from fisherprune.persample.layout import Alone
-from fisherprune.shards import any_shard, local
+from fisherprune.persample.layout import Alone, Layout
+from fisherprune.persample.registry import CALLS
+from fisherprune.shards import any_shard, is_shard, local
 
-PART = 1 << 12
+PART = 1 << 10
 """Numbers of a sample by which it is told from another one."""
 AT_ONCE = 1 << 16
 """Numbers of a tensor up to which it is compared together with others."""
@@ -37,7 +39,8 @@ class Record:
     Attributes:
         arguments: with an empty tensor in the place of each.
         tensors: what it read, in order; shapes alone of shared tensors.
-        output: None where it is no tensor.
+        output: None where it is no tensor; a shape alone where comparisons wait and a
+            rule for a kind of layer does not read it.
     """
 
     arguments: Arguments
@@ -51,32 +54,61 @@ class Records:
 
     Attributes:
         sample: its number in the batch.
-        values: of what they read, floating-point tensors.
         compares_late: whether comparisons wait for ``late_verdicts``: then no device
-            waits, and all are made at once.
+            waits, all are made at once, and nothing is copied for them.
+        values: of what they read, floating-point tensors.
+        is_open: whether something was asked that was not kept, because comparisons
+            wait.
     """
 
     sample: int = -1
+    compares_late: bool = False
     by_key: dict[Key, Record] = field(default_factory=dict)
     values: list[Tensor] = field(default_factory=list)
-    compares_late: bool = False
-    _unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    is_open: bool = False
+    _held: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _unlike: list[Tensor] = field(default_factory=list)
+    _noted: dict[int, tuple[ReferenceType[Tensor], int]] = field(default_factory=dict)
     _outermost: list[tuple[ReferenceType[Tensor], Tensor]] = field(default_factory=list)
 
-    def note_outermost(self, tensor: Tensor, rows: Tensor) -> None:
+    def held(self, tensor: Tensor) -> Tensor:
+        """Return the values of a tensor outside of autograd, as they are now.
+
+        That is the tensor itself where comparisons wait: if it is changed in place
+        until then, which is rare, it is seen by its version.
+        """
+        late = self.compares_late and tensor.is_floating_point()
+        if not late or tensor.is_inference():
+            return _kept(tensor)
+        self._held[id(tensor)] = tensor, tensor._version
+        return tensor
+
+    def is_held(self, value: Tensor | None) -> bool:
+        """Return whether a value is a tensor itself, not a copy."""
+        return id(value) in self._held
+
+    def note_outermost(self, tensor: Tensor, layout: Layout, *, is_read: bool) -> None:
         """Keep the first sample and the last in a tensor that gradients come through.
 
         Of large ones, a part is enough to tell them apart.
 
         Args:
             tensor: of a call.
-            rows: of its samples, ``[N, *]``.
+            layout: of its samples.
+            is_read: by a call that does not change it; others may well do so.
         """
-        ends = [rows[0].detach(), rows[-1].detach()]
-        if (size := ends[0].numel()) > PART:
-            ends = [end[:: 1 + size // PART] for end in ends]
-        self._outermost.append((ref(tensor), torch.stack(ends)))
+        noted = ref(tensor), tensor._version
+        before = self._noted.get(id(tensor))
+        if before and before[0]() is tensor and before[1] == noted[1]:
+            return  # what one call gave the next reads, or two read it
+        self._noted[id(tensor)] = noted
+        ends = layout.ends(local(tensor)).flatten(1)
+        if (step := ends.shape[1] // PART) > 0:
+            step -= step > 2 and step % 2 == 0  # else the same column of each row
+            ends = ends[:, : step * PART : step]
+        kept = self.held(ends) if is_read else ends.clone()
+        self._outermost.append((noted[0], kept))
 
     @cached_property
     def _least(self) -> Tensor:
@@ -93,13 +125,17 @@ class Records:
 
         What is nearly zero has the rounding errors of the larger numbers from which it
         was computed. One that nothing is left to choose from may be told later.
+
+        Args:
+            one: that a call of the sample alone read.
+            others: what it may have read in the batch, outside of autograd.
         """
         if not self.compares_late or len(others) > 1:
-            found = [self._differs(one, other.detach()) for other in others]
-            return read_at_once(found)
-        other = others[0].detach()
+            return read_at_once([self._differs(one, other) for other in others])
+        (other,) = others
         if one.is_floating_point() and one.numel() <= AT_ONCE:
-            self._unread.append((one, _kept(other)))
+            kept = self.held(other) if self.is_held(one) else _kept(other)
+            self._pairs.append((one, kept))
         else:
             self._unlike.append(self._differs(one, other))
         return [False]
@@ -111,25 +147,48 @@ class Records:
             outputs: of the model; None where they are not known.
 
         Returns:
-            whether calls read other values in the batch, and whether all samples may be
-            the same in tensors other than the outputs: where the first differs from the
-            last, they are not.
+            whether calls may have read other values in the batch, for ``read_same``;
+            and whether all samples may be the same in tensors other than the outputs:
+            where the first differs from the last, they are not.
         """
-        differ, alike = self._unlike, list[Tensor]()
-        for ones, others in _sorted(self._unread):
+        unsure, alike = [*self._unlike], list[Tensor]()
+        outermost, self._outermost = self._outermost, []
+        for ones, others in _sorted(self._pairs):
             sizes = _norms(others)
-            sizes += self._least.to(sizes)
-            far = _gaps(ones, others) > _tolerance(ones[0]) * sizes
-            differ.append(far.any())
-        inner = [
-            (both[0], both[1])
-            for tensor, both in self._outermost
-            if outputs is None or tensor() is not outputs
-        ]
-        for firsts, lasts in _sorted(inner):
-            close = _gaps(firsts, lasts) <= 1e-5 * _norms(firsts)
-            alike.append(close.any())
-        return differ, alike
+            room = _tolerance(ones[0]) * (sizes + self._least.to(sizes))
+            # Not so where a number is not finite, or stands for infinity.
+            same = (_gaps(ones, others) <= room) & (sizes < INFINITE)
+            unsure.append(same.all().logical_not())
+        inner = defaultdict[object, list[Tensor]](list)
+        for tensor, ends in outermost:
+            if outputs is None or tensor() is not outputs:
+                inner[ends.device, ends.dtype, ends.shape].append(ends)
+        for some in inner.values():
+            first, last = _wide([torch.stack(some)])[0].unbind(1)
+            gaps, sizes = torch.linalg.vector_norm(
+                torch.stack([first - last, first]), dim=2
+            )
+            alike.append((gaps <= 1e-5 * sizes).any())
+        return unsure, alike
+
+    def read_same(self, is_unsure: bool) -> bool:
+        """Return whether calls read the same in the batch; give up what was held.
+
+        Not where this can't be known, because something was not kept.
+
+        Args:
+            is_unsure: by ``late_verdicts``.
+        """
+        same = all(
+            tensor._version == version for tensor, version in self._held.values()
+        )
+        pairs, self._pairs, self._held = self._pairs, [], {}
+        if self.is_open or not same:
+            return False
+        if not is_unsure:
+            return True
+        found = [self._differs(one, other) for one, other in pairs]
+        return not any(read_at_once([*self._unlike, *found]))
 
     def closest(self, one: Tensor, others: Sequence[Tensor]) -> tuple[int, bool]:
         """Return which of two others is closest to one, and whether it is by far.
@@ -137,7 +196,8 @@ class Records:
         Not by far where both may be rounding errors of larger numbers; the first one
         where they are about as close.
         """
-        gaps = _gaps([one, one], [_kept(other.detach()) for other in others])
+        one = _kept(one)
+        gaps = _gaps([one, one], [_kept(other) for other in others])
         (first, second), rounding = gaps, 1e-2 * self._least.to(gaps.device)
         far = (gaps.max() > 100 * gaps.min()) & (gaps.max() > rounding)
         is_second, is_far = read_at_once([first > 2 * second, far])
@@ -146,7 +206,7 @@ class Records:
     def _differs(self, one: Tensor, other: Tensor) -> Tensor:
         if not one.is_floating_point():
             return (one != other).any()
-        other = _kept(other)
+        one, other = _kept(one), _kept(other)
         gap, size = _gaps([one], [other]), _norms([other])
         return (gap > _tolerance(one) * (size + self._least.to(size))).squeeze()
 
@@ -200,7 +260,7 @@ class Recorder(Tracking):
     Args:
         parameters: the watched ones, by name.
         batch: the tensors of the sample.
-        sample: its number in the batch.
+        records: to which the calls are added.
         made: calls whose results are known to be of samples, though what they read is
             shared: copies for each sample.
     """
@@ -209,12 +269,11 @@ class Recorder(Tracking):
         self,
         parameters: Mapping[str, nn.Parameter],
         batch: Sequence[Tensor],
-        sample: int = -1,
+        records: Records,
         made: Collection[Key] = (),
     ) -> None:
         super().__init__(parameters, batch)
-        self.records, self.made = Records(sample), made
-        self._last: tuple[Tensor, int, Alone] | None = None
+        self.records, self.made = records, made
 
     def run_shared(
         self,
@@ -227,7 +286,8 @@ class Recorder(Tracking):
         if any(map(is_transformed, tensors)):  # it has no values of its own
             return super().run_other(func, arguments, tensors, shared)
         key = self.key_of(func, shared)
-        before = [self._alone(t, id(t) in self.keys) for t in tensors]
+        changes = writes(func.__name__)
+        before = [self._alone(t, id(t) in self.keys, changes) for t in tensors]
         args, kwargs = arguments
         output = func(*args, **kwargs)
         if any_shard(tensors):
@@ -235,7 +295,11 @@ class Recorder(Tracking):
 
             output = added_up(output)
         result = tensors[0] if func is Tensor.__setitem__ else output
-        after = self._alone(result, False) if isinstance(result, Tensor) else None
+        after = None
+        if isinstance(result, Tensor):
+            # It may be changed in place, but few ask: one more run is for those.
+            later = self.records.compares_late and func in CALLS
+            after = self._alone(result, later, copies=True)
         record = Record(without_tensors(arguments), before, after)
         self.records.by_key[key] = record
         if key in self.made:
@@ -244,17 +308,11 @@ class Recorder(Tracking):
             self.note_computed(output, key, shared)
         return output
 
-    def _alone(self, tensor: Tensor, shared: bool) -> Alone:
-        part = local(tensor)
-        shape = tuple(part.shape)
-        if shared:
-            return Alone(shape)
-        version = -1 if tensor.is_inference() else tensor._version
-        if self._last and self._last[0] is tensor and self._last[1] == version >= 0:
-            return self._last[2]  # what a call gave is what the next one reads
-        value = _kept(part)
+    def _alone(self, tensor: Tensor, shape_alone: bool, copies: bool) -> Alone:
+        part = tensor if shape_alone and not is_shard(tensor) else local(tensor)
+        if shape_alone:
+            return Alone(tuple(part.shape))
+        value = _kept(part) if copies else self.records.held(part)
         if value.is_floating_point():
             self.records.values.append(value)
-        found = Alone(shape, value)
-        self._last = tensor, version, found
-        return found
+        return Alone(tuple(part.shape), value)

@@ -236,7 +236,7 @@ class CallTap(Tracking):
         if not layout.fits(output):
             raise LayoutError("its result has not the samples where its input has")
         if call.is_read:
-            self.finder.note_alike(layout, output)
+            self.finder.note_alike(layout, output, is_read=False)
         for operand, own in zip(operands, shared, strict=True):
             if operand is not None and own:
                 self._note(operand, func.__name__)

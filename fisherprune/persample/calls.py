@@ -101,7 +101,8 @@ def _all_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
     """Return arguments with other tensors in the places of theirs, in order."""
-    if type(value) in _NUMBERS:
+    kind = type(value)
+    if kind in _NUMBERS or kind is tuple and all(type(v) in _NUMBERS for v in value):
         return value
     if isinstance(value, Tensor):
         return next(tensors)
@@ -113,9 +114,12 @@ def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
     return value
 
 
+_EMPTY = torch.empty(0, device="cpu")
+
+
 def without_tensors(arguments: Arguments) -> Arguments:
     """Return arguments with an empty tensor in each place, which takes no memory."""
-    return with_tensors(arguments, repeat(torch.empty(0)))
+    return with_tensors(arguments, repeat(_EMPTY))
 
 
 MARK = "_fisherprune"
@@ -284,7 +288,7 @@ class Tracking(TorchFunctionMode):
             return kept
         if name == "_pad_packed_sequence":
             return Rows.MOVED
-        if _writes(name):  # its result has the rows that it had
+        if writes(name):  # its result has the rows that it had
             kept = max(self.rows_of(sources[:1]), min(kept, Rows.MOVED))
         plain = name if name.startswith("__") else name.rstrip("_")
         if _chooses(plain, args, kwargs):
@@ -370,7 +374,7 @@ def _keeps_places(name: str) -> bool:
     special = {"__getitem__", "_pad_packed_sequence", "repeat_interleave", "where"}
     plain = name if name.startswith("__") else name.rstrip("_")
     sets = special | CHOOSE_ROWS | SORT_ROWS | INDEX_ROWS | KEEP_ROWS
-    return not _writes(name) and plain not in sets
+    return not writes(name) and plain not in sets
 
 
 def is_in_place(name: str) -> bool:
@@ -378,7 +382,7 @@ def is_in_place(name: str) -> bool:
     return name.endswith("_") and not name.startswith("__")
 
 
-def _writes(name: str) -> bool:
+def writes(name: str) -> bool:
     """Return whether a function's result is its first argument, or like it."""
     in_place = name == "__setitem__" or name.startswith("__i")
     return in_place or is_in_place(name) or name in KEEP_ROWS

@@ -68,7 +68,6 @@ class Finder:
         # No cycle: what a tap holds, the sums of a pass, goes when the tap does.
         self.tracking, self.samples = weakref.proxy(tracking), samples
         self.alone, self.known = alone, known
-        self._noted: tuple[weakref.ref[Tensor], int, Layout] | None = None
         self.is_unlike = False  # whether another sample alone may say more
         self.is_unsure = False  # whether other batches must show whose rows are whose
 
@@ -118,6 +117,9 @@ class Finder:
         known = self.known[key]
         if known.output is None:
             alone = self._record(key).output
+            if self.alone and alone and alone.value is None:
+                self.alone.is_open = True
+                raise LayoutError("its result was not kept")  # one more run keeps it
             layout = self._layout(alone, output) if alone else None
             if layout is None:
                 raise LayoutError("its result is none of the samples")
@@ -170,19 +172,14 @@ class Finder:
             if tensor.grad_fn and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")
         if layout:
-            self.note_alike(layout, tensor)
+            is_read = self.alone.is_held(alone.value)
+            self.note_alike(layout, tensor, is_read=is_read)
         return layout
 
-    def note_alike(self, layout: Layout, tensor: Tensor) -> None:
+    def note_alike(self, layout: Layout, tensor: Tensor, *, is_read: bool) -> None:
         """Note whether all samples may be the same in a tensor of the first batch.
 
         Then samples may mix behind it, and values don't show it but gradients do.
         """
-        if self.alone is None or not tensor.requires_grad:
-            return
-        facts = tensor._version, layout
-        if self._noted and self._noted[0]() is tensor and self._noted[1:] == facts:
-            return  # what a call gave is what the next one reads
-        if tensor.is_floating_point():
-            self.alone.note_outermost(tensor, layout.apart(local(tensor)))
-            self._noted = weakref.ref(tensor), *facts
+        if self.alone and tensor.requires_grad and tensor.is_floating_point():
+            self.alone.note_outermost(tensor, layout, is_read=is_read)

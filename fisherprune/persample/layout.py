@@ -49,6 +49,14 @@ class Layout:
         )
         return split.movedim(self.axis + (not self.samples_first), 0)
 
+    def ends(self, tensor: Tensor) -> Tensor:
+        """Return the first sample and the last of what ``apart`` has: ``[2, *shape]``.
+
+        There are at least two.
+        """
+        plain = self.axis == 0 and self.entries == 1
+        return (tensor if plain else self.apart(tensor))[:: self.samples - 1]
+
     def sample_of_rows(self, like: Tensor) -> Tensor:
         """Return the sample of each element of a tensor that has the axis, flat."""
         if self.samples == 1:
@@ -180,7 +188,7 @@ def find_layout(
         return replace(layouts[own], is_sure=is_sure)
     if not fitting:
         raise LayoutError("the rows of a sample alone are not its rows in the batch")
-    return replace(fitting[0], is_sure=len(fitting) == 1)
+    return fitting[0] if len(fitting) == 1 else replace(fitting[0], is_sure=False)
 
 
 def _padded(alone: Alone, batch: tuple[int, ...]) -> Alone:

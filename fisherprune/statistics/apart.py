@@ -34,14 +34,16 @@ def run_alone(
     forward: Forward,
     sample: int = -1,
     made: Collection[Key] = (),
+    compares_late: bool = True,
 ) -> Alone | FisherpruneError:
     """Run a sample alone; return why where that fails.
 
     The last one first, because what a sequence, a queue or a limited capacity makes of
-    a sample depends on the samples before it. For ``made`` see ``Recorder``.
+    a sample depends on the samples before it. For ``made`` see ``Recorder``, for
+    ``compares_late`` see ``Records``.
     """
-    one = batch.one(sample)
-    recorder = Recorder(parameters, one.tensors, sample, made)
+    one, records = batch.one(sample), Records(sample, compares_late)
+    recorder = Recorder(parameters, one.tensors, records, made)
     try:
         with recorder:
             ran = forward(task.model, one)
@@ -54,7 +56,7 @@ def run_alone(
         )
         failure.__cause__ = error
         return failure
-    return Alone(ran.detached(), recorder.records)
+    return Alone(ran.detached(), records)
 
 
 class Compared(NamedTuple):
@@ -91,8 +93,8 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
     is_one_finite = own.isfinite().all() != other.isfinite().all()
     differ["the loss of"] = _differs(own, other, tolerance, size) | is_one_finite
     broken = [~condition.holds for condition in together.conditions]
-    unread, alike = alone.records.late_verdicts(outputs)
-    flags = [*broken, *differ.values(), *unread, *alike]
+    unsure, alike = alone.records.late_verdicts(outputs)
+    flags = [*broken, *differ.values(), *unsure, *alike]
     verdicts = read_at_once([flag.view(()) for flag in flags])
     for condition, is_broken in zip(together.conditions, verdicts, strict=False):
         if is_broken:
@@ -105,7 +107,8 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
                 "(or it is random in eval mode, or samples change places on the way)"
             )
     alike_from = len(verdicts) - len(alike)
-    return Compared(not any(verdicts[:alike_from]), any(verdicts[alike_from:]))
+    is_unsure, has_alike = any(verdicts[:alike_from]), any(verdicts[alike_from:])
+    return Compared(alone.records.read_same(is_unsure), has_alike)
 
 
 def _differs(

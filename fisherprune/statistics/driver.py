@@ -18,7 +18,7 @@ from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.rows import ReachCheck
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
-from fisherprune.statistics.apart import Alone, check_apart, run_alone
+from fisherprune.statistics.apart import check_apart, run_alone
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.graphs import GraphedBatches
@@ -207,7 +207,8 @@ class _TappedRun:
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
             # Before the batch, whose graph must not save what this one changes.
             alone = run_alone(
-                self.op, self.task, parameters, batch, self.forward, sample, made
+                *(self.op, self.task, parameters, batch, self.forward, sample, made),
+                self.compares_late,
             )
         tap = LayerTap(
             parameters,
@@ -221,8 +222,6 @@ class _TappedRun:
             self.kept,
             self.scattered,
         )
-        if isinstance(alone, Alone):
-            alone.records.compares_late = self.compares_late
         with running(self.op, batch), tap.forward():
             ran = self.forward(self.task.model, batch)
         if isinstance(alone, FisherpruneError):  # the whole batch runs
