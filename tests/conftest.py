@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import os
+
 import pytest
 import result_trees as trees
 import torch
@@ -11,6 +13,10 @@ from fisherprune.statistics.recording import RECORDERS
 
 settings.register_profile("no clock", deadline=None)  # no test depends on time
 settings.load_profile("no clock")
+
+# Else MKL's products depend on where their operands lie in memory. It reads this when
+# it is first used.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @pytest.fixture(autouse=True)
