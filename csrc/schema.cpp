@@ -34,6 +34,9 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
       "Tensor mean, Tensor scale, bool relu, bool residual) -> (Tensor grad_input, "
       "Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
   m.def(
+      "channel_affine_backward(Tensor grad, Tensor input, Tensor mean, Tensor scale, "
+      "Tensor factor) -> (Tensor input_grad, Tensor weight_grad, Tensor bias_grad)");
+  m.def(
       "max_pool2d(Tensor input, int[] kernel, int[] stride, int[] padding, "
       "bool ceil_mode=False) -> (Tensor output, Tensor index)");
   m.def(

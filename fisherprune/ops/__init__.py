@@ -1,5 +1,6 @@
 """The ops and their steps; ``reference`` has a pure-PyTorch twin of each."""
 
+from fisherprune.ops.affine import channel_affine_backward
 from fisherprune.ops.normalize import batch_norm, batch_norm_backward
 from fisherprune.ops.pooling import MOST_PLACES, max_pool2d
 from fisherprune.ops.recurrent import lstm, lstm_backward
@@ -21,6 +22,7 @@ __all__ = [
     "MOST_PLACES",
     "batch_norm",
     "batch_norm_backward",
+    "channel_affine_backward",
     "global_topk",
     "grad_moments",
     "key_value",

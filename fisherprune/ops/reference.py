@@ -278,6 +278,15 @@ def _corners(output: Tensor, stride: Pair, padding: Pair) -> list[Tensor]:
     return [starts[0][:, None], starts[1]]
 
 
+def channel_affine_backward(
+    grad: Tensor, input: Tensor, mean: Tensor, scale: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over the positions of each channel."""
+    d, x = (t.flatten(2) if t.dim() > 2 else t[..., None] for t in (grad, input))
+    input_grad = (d * factor[:, None]).view(input.shape)
+    return input_grad, (d * (x - mean[:, None])).sum(-1) * scale, d.sum(-1)
+
+
 def lstm(
     ih: Tensor, h0: Tensor, c0: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fisherprune import ops
 from fisherprune.persample.contributions import Rows, summed_positions
 from fisherprune.persample.registry import LayerCall, SamplesMixError, register_layer
-
-LEAST_POSITIONS = 32
-"""From which a channel of a sample is worth a call of its own to the framework."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,27 +58,18 @@ class _BatchNorm:
     def all_grads(
         self, grad: Tensor, input: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Rows, Rows] | None:
-        """Return all gradients as the framework finds them for one sample.
-
-        It has the channels of all samples, ``[1, N * C, *]``: their sums over positions
-        come in the same pass over memory as the input's gradient. That pays where there
-        are some positions.
-        """
-        few = input.shape[2:].numel() < LEAST_POSITIONS
-        other = input.device.type != "cpu" or input.dtype != self.mean.dtype
-        if few or other or not input.is_contiguous():
+        """Return all gradients by one op, on the CPU in float32."""
+        read = grad, input, self.mean, self.var
+        if not input.is_contiguous() or not all(_is_float32(t) for t in read):
             return None
-        sizes = input.shape[:2]
-        each = (
-            None if t is None else t.to(input.dtype).expand(sizes).reshape(-1)
-            for t in (weight, self.mean, self.var)
-        )
-        whole = (t.contiguous().view(1, -1, *t.shape[2:]) for t in (grad, input))
-        options = None, None, False, self.eps, [True, True, True]
-        input_grad, *own = torch.ops.aten.native_batch_norm_backward(
-            *whole, *each, *options
-        )
-        return input_grad.view_as(input), *(Rows(t.view(sizes)) for t in own)
+        grads = grad.contiguous(), input, self.mean.contiguous()
+        found = ops.channel_affine_backward(*grads, self._scale, self._factor(weight))
+        input_grad, *own = found
+        return input_grad, Rows(own[0]), Rows(own[1])
+
+
+def _is_float32(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.dtype == torch.float32
 
 
 def _of_channels(values: Tensor, like: Tensor) -> Tensor:
