@@ -94,13 +94,26 @@ def rounds(record: dict) -> list[str]:
 
 
 def sparse(record: dict) -> list[str]:
-    """Milliseconds of steps, of inference and of layers, sparse and dense."""
+    """Milliseconds of steps and of layers, sparse and dense."""
     return [*_sparse_steps(record), "", *_sparse_layers(record)]
 
 
+def sparse_inference(record: dict) -> list[str]:
+    """Milliseconds of inference, sparse and dense."""
+    lines = ["| inference | images | ms | times faster |", "| --- | --- | --- | --- |"]
+    for r in record["rows"]:
+        if r["case"] == "inference":
+            sparsity = f" at {r['sparsity']}" if r["what"].startswith("sparse") else ""
+            lines.append(
+                f"| {r['network']}, {r['what']}{sparsity} | {r['batch']} "
+                f"| {r['ms']:.1f} | {r['over fastest']:.2f} |"
+            )
+    return lines
+
+
 def sparse_avx2(record: dict) -> list[str]:
-    """Return the same of steps and inference on a processor without AVX-512."""
-    return _sparse_steps(record)
+    """Return steps and inference on a processor without AVX-512."""
+    return [*_sparse_steps(record), "", *sparse_inference(record)]
 
 
 def _sparse_steps(record: dict) -> list[str]:
@@ -120,18 +133,6 @@ def _sparse_steps(record: dict) -> list[str]:
                 f"| {r['what']} | {r['sparsity'] or ''} | {r['ms']:.0f} "
                 f"| {r['over fastest']:.2f} | {half} | {r['state MB']:.1f} |"
             )
-    passes = [r for r in record["rows"] if r["case"] == "inference"]
-    lines += [
-        "",
-        "| inference | images | ms | times faster |",
-        "| --- | --- | --- | --- |",
-    ]
-    for r in passes:
-        sparsity = f" at {r['sparsity']}" if r["what"].startswith("sparse") else ""
-        lines.append(
-            f"| {r['network']}, {r['what']}{sparsity} | {r['batch']} | {r['ms']:.1f} "
-            f"| {r['over fastest']:.2f} |"
-        )
     return lines[1:]
 
 
@@ -253,7 +254,7 @@ def bodies() -> dict[str, str]:
     """Return what stands between the marks, by mark, as far as there are results."""
     tables = (
         *(end_to_end, topk, curvature, zoo, training, processes),
-        *(rounds, sparse, sparse_avx2),
+        *(rounds, sparse, sparse_inference, sparse_avx2),
     )
     records = {
         table.__name__: json.loads(path.read_text())

@@ -168,7 +168,7 @@ def sparse_inference(network: str, batch: int) -> Target:
     place = {"case": "inference", "network": network, "batch": batch}
     return Target(
         f"{network}, batch {batch}: dense inference over sparse at 0.98",
-        "sparse",
+        "sparse_inference",
         lambda rows: one(rows, **place, what="sparse, folded")["over fastest"],
         3,
         "x",

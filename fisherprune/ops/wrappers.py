@@ -84,7 +84,7 @@ def grad_moments(
         dilation,
         groups,
         group_size,
-        grad.is_cuda and _tf32_allowed(linear),
+        _tf32_allowed(linear),
     )
 
 

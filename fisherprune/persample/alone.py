@@ -103,7 +103,7 @@ class Records:
         if before and before[0]() is tensor and before[1] == noted[1]:
             return  # what one call gave the next reads, or two read it
         self._noted[id(tensor)] = noted
-        ends = layout.ends(local(tensor)).flatten(1)
+        ends = layout.ends(local(tensor)).unsqueeze(-1).flatten(1)
         if (step := ends.shape[1] // PART) > 0:
             step -= step > 2 and step % 2 == 0  # else the same column of each row
             ends = ends[:, : step * PART : step]
@@ -312,6 +312,8 @@ class Recorder(Tracking):
         part = tensor if shape_alone and not is_shard(tensor) else local(tensor)
         if shape_alone:
             return Alone(tuple(part.shape))
+        # What is not of samples may be freed without a word, as gathered shards are.
+        copies = copies or not self.is_marked(tensor)
         value = _kept(part) if copies else self.records.held(part)
         if value.is_floating_point():
             self.records.values.append(value)

@@ -14,6 +14,7 @@ from fisherprune import ops
 from fisherprune.ops import dense
 
 HALF = torch.bfloat16
+FLOAT32_SAMPLES = 16  # that float32 takes at a time
 TOLERANCE = 1e-6
 WITHOUT_GRAD = [name for name in LAYOUTS if "expanded" not in name]
 
@@ -37,13 +38,21 @@ def of_images(case, x, grad, residual=None, relu=False):
 
 
 def assert_rounded(case, x, grad, residual=None, relu=False):
-    """Compare with what comes of the same numbers in float32."""
+    """Compare with what comes of the same numbers in float32.
+
+    Of few samples, float32 adds in another order: then a sum may round the other way.
+    """
     found = of_images(case, x, grad, residual, relu)
     wide = (None if t is None else t.float() for t in (x, grad, residual))
     for one, other in zip(found, of_images(case, *wide, relu), strict=True):
         assert one.dtype == HALF and other.dtype == torch.float32
         assert one.permute(1, 2, 3, 0).is_contiguous()
-        assert torch.equal(one, other.to(HALF))
+        if len(x) >= FLOAT32_SAMPLES:
+            assert torch.equal(one, other.to(HALF))
+        else:
+            largest = float(other.abs().max()) if other.numel() else 0.0
+            sides = {"rtol": 2**-8, "atol": 1e-5 * largest}
+            torch.testing.assert_close(one.float(), other, **sides)
 
 
 def assert_right(case, layout="contiguous", relu=False, with_residual=False):

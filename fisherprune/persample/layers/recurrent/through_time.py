@@ -119,7 +119,8 @@ class _LSTM(torch.autograd.Function):
         *gates: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cells, weights.hidden, weights.projection, *gates)
-        return hidden[1:].clone(), cells[-1].clone()
+        # In the order of steps, by which dropout draws its numbers.
+        return _steps_first(hidden[1:]), cells[-1].clone()
 
     @staticmethod
     @once_differentiable
@@ -159,9 +160,9 @@ class _LSTM(torch.autograd.Function):
         return rows, rows, projected_grad, *starts, *(None for _ in range(6))
 
 
-def _steps_first(grad: Tensor) -> Tensor:
+def _steps_first(x: Tensor) -> Tensor:
     """Return a copy whose memory has the steps first."""
-    return grad.clone(memory_format=torch.contiguous_format)
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _samples_first(like: Tensor, *gates: int) -> Tensor:
