@@ -103,7 +103,8 @@ class Records:
         if before and before[0]() is tensor and before[1] == noted[1]:
             return  # what one call gave the next reads, or two read it
         self._noted[id(tensor)] = noted
-        ends = layout.ends(local(tensor)).unsqueeze(-1).flatten(1)
+        ends = layout.ends(local(tensor))
+        ends = ends.flatten(1) if ends.dim() > 1 else ends.unsqueeze(1)
         if (step := ends.shape[1] // PART) > 0:
             step -= step > 2 and step % 2 == 0  # else the same column of each row
             ends = ends[:, : step * PART : step]
