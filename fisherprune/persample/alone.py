@@ -55,7 +55,7 @@ class Records:
     Attributes:
         sample: its number in the batch.
         compares_late: whether comparisons wait for ``late_verdicts``: then no device
-            waits, all are made at once, and nothing is copied for them.
+            waits, all are made at once, and what is of samples is not copied.
         values: of what they read, floating-point tensors.
         is_open: whether something was asked that was not kept, because comparisons
             wait.

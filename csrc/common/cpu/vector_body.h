@@ -42,6 +42,18 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec zip_high(Vec a, Vec b) {
 #endif
 }
 
+// Every second entry of a and b, from a[0] and b[1] on.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec every_second(Vec a, Vec b) {
+#if FISHERPRUNE_LANES == 16
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25,
+                                 27, 29, 31);
+#elif FISHERPRUNE_LANES == 8
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 5, 7);
+#endif
+}
+
 // Transposes a square of vectors: each of the log2(lanes) rounds zips row i with row
 // i + lanes / 2.
 template <int kRounds = kLanes>

@@ -65,15 +65,7 @@ FISHERPRUNE_TARGET inline void add_moments(const float* sums, int64_t count,
 
 // The even lanes of 2 * lanes floats without the last of them, which is not read.
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec load_even(const float* from) {
-  const Vec a = load(from), b = load(from + kLanes - 1);
-#if FISHERPRUNE_LANES == 16
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25,
-                                 27, 29, 31);
-#elif FISHERPRUNE_LANES == 8
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15);
-#else
-  return __builtin_shufflevector(a, b, 0, 2, 5, 7);
-#endif
+  return every_second(load(from), load(from + kLanes - 1));
 }
 
 // One row, by two overlapping pieces of n / 2 < kFloats <= n where it is short.

@@ -57,18 +57,6 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_bytes(uint8_t* to, Words value,
     for (int64_t i = 0; i < n; ++i) to[i] = bytes[i];
 }
 
-// Every second entry of a and b, from a[0] and b[1] on.
-FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec every_second(Vec a, Vec b) {
-#if FISHERPRUNE_LANES == 16
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25,
-                                 27, 29, 31);
-#elif FISHERPRUNE_LANES == 8
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15);
-#else
-  return __builtin_shufflevector(a, b, 0, 2, 5, 7);
-#endif
-}
-
 // The first n entries, or all lanes that are `step` apart.
 template <class T>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec load_apart(const T* from, int64_t step,
