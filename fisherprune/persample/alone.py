@@ -11,15 +11,9 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
-from fisherprune.persample.calls import (
-    Arguments,
-    Function,
-    Key,
-    Tracking,
-    is_transformed,
-    without_tensors,
-    writes,
-)
+from fisherprune.persample.arguments import Arguments, without_tensors
+from fisherprune.persample.calls import Key, Tracking, is_transformed
+from fisherprune.persample.functions import Function, writes
 from fisherprune.persample.layout import Alone, Layout
 from fisherprune.persample.registry import CALLS
 from fisherprune.shards import any_shard, is_shard, local

@@ -16,22 +16,17 @@ from torch import Tensor, nn
 import fisherprune.persample.layers  # noqa: F401  registers the kinds of layers
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Records
-from fisherprune.persample.backward import TappedCall, TappedLayer, UnwatchedLayer
-from fisherprune.persample.calls import (
+from fisherprune.persample.arguments import (
     Arguments,
-    Function,
-    Key,
-    Rows,
-    Tracking,
-    is_in_place,
-    is_transformed,
     tensors_in,
-    twin_of,
     with_tensors,
     without_tensors,
 )
+from fisherprune.persample.backward import TappedCall, TappedLayer, UnwatchedLayer
+from fisherprune.persample.calls import Key, Rows, Tracking, is_transformed
 from fisherprune.persample.copies import has_room, run_with_copies
 from fisherprune.persample.finder import Finder, Known
+from fisherprune.persample.functions import Function, is_in_place, twin_of
 from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.layout import Layout, LayoutError, Scattered
 from fisherprune.persample.meeting import (

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from enum import IntEnum
-from functools import cache
-from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fisherprune.persample.arguments import Arguments, all_tensors, tensors_in
+from fisherprune.persample.functions import (
+    FACTS,
+    INDEX_ROWS,
+    READ_VALUES,
+    SORT_ROWS,
+    Function,
+    chooses,
+    keeps_places,
+    values_read,
+    writes,
+)
 from fisherprune.persample.registry import inside_of
 from fisherprune.shards import PLAIN, part_in
 
-Function = Callable[..., Any]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Key = tuple[Hashable, int]
 """Names a call in each run of a model: what is called on what, and the how manieth."""
 
@@ -29,97 +37,6 @@ class Rows(IntEnum):
     """Values decide which row is of which sample: sorted, looked up, written."""
     UNEVEN = 2
     """Values decide how many rows a sample has."""
-
-
-CHOOSE_ROWS = frozenset(
-    "argwhere masked_select nonzero unique unique_consecutive "
-    "_pack_padded_sequence".split()
-)
-"""Functions the shape of whose result depends on values."""
-
-SORT_ROWS = frozenset("msort sort topk".split())
-"""Functions that order what they read by its values."""
-
-INDEX_ROWS = frozenset(
-    "__getitem__ __setitem__ embedding gather index_add index_copy index_put "
-    "index_select put scatter scatter_add scatter_reduce take take_along_dim".split()
-)
-"""Functions that read rows, or write them, at given places."""
-
-KEEP_ROWS = frozenset(
-    "index_add index_copy index_fill index_put masked_scatter scatter scatter_add "
-    "scatter_reduce".split()
-)
-"""Functions whose result has the shape of their first argument."""
-
-
-READ_VALUES = frozenset(
-    "tolist item numpy __int__ __index__ __bool__ __array__".split()
-)
-"""Functions that give Python numbers, which may become sizes."""
-
-
-FACTS = frozenset(
-    {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
-) | {getattr(Tensor, n).__get__ for n in ("device", "dtype", "ndim", "shape")}
-"""Functions that read no value, and give no tensor."""
-
-
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in arguments, in order, those in lists and tuples too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            if isinstance(each, Tensor):
-                yield each
-            elif isinstance(each, (list, tuple, dict)):
-                yield from tensors_in(each)
-    elif isinstance(value, dict):
-        yield from tensors_in([*value.values()])
-
-
-_NUMBERS = {int, float, bool, str, type(None), torch.dtype, torch.device}
-
-
-def _all_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors in arguments, in order."""
-    found: list[Tensor] = []
-    for each in (*args, *kwargs.values()) if kwargs else args:
-        kind = type(each)
-        if kind in PLAIN:
-            found.append(each)
-        elif kind is tuple:  # of sizes, mostly
-            for entry in each:
-                if type(entry) is not int:
-                    found += tensors_in(each)
-                    break
-        elif kind not in _NUMBERS:
-            found += tensors_in(each)
-    return found
-
-
-def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """Return arguments with other tensors in the places of theirs, in order."""
-    kind = type(value)
-    if kind in _NUMBERS or kind is tuple and all(type(v) in _NUMBERS for v in value):
-        return value
-    if isinstance(value, Tensor):
-        return next(tensors)
-    if isinstance(value, (list, tuple)):
-        items = [with_tensors(each, tensors) for each in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {key: with_tensors(each, tensors) for key, each in value.items()}
-    return value
-
-
-_EMPTY = torch.empty(0, device="cpu")
-
-
-def without_tensors(arguments: Arguments) -> Arguments:
-    """Return arguments with an empty tensor in each place, which takes no memory."""
-    return with_tensors(arguments, repeat(_EMPTY))
 
 
 MARK = "_fisherprune"
@@ -209,7 +126,7 @@ class Tracking(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in FACTS:
             return func(*args, **kwargs)
-        tensors = _all_tensors(args, kwargs)
+        tensors = all_tensors(args, kwargs)
         sources = _sources(func, tensors)
         shared, rows = self._look_at(sources)
         if shared and func.__name__ == "__get__":  # FSDP2 asks for facts now and then
@@ -284,14 +201,14 @@ class Tracking(TorchFunctionMode):
         if self._inside:
             return Rows.PLAIN
         name = func.__name__
-        if _keeps_places(name):
+        if keeps_places(name):
             return kept
         if name == "_pad_packed_sequence":
             return Rows.MOVED
         if writes(name):  # its result has the rows that it had
             kept = max(self.rows_of(sources[:1]), min(kept, Rows.MOVED))
         plain = name if name.startswith("__") else name.rstrip("_")
-        if _chooses(plain, args, kwargs):
+        if chooses(plain, args, kwargs):
             return Rows.UNEVEN
         return max(kept, Rows.MOVED) if self._moves(plain, sources) else kept
 
@@ -354,61 +271,7 @@ class Tracking(TorchFunctionMode):
                 self.computed[id(tensor)] = tensor
 
 
-def twin_of(func: Function) -> Function | None:
-    """Return what gives the result of a function that changes its first argument."""
-    if func is Tensor.__setitem__:
-        return with_item
-    return getattr(Tensor, func.__name__[:-1], None)
-
-
-def with_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
-    """Return a copy in which the places at an index have another value."""
-    changed = tensor.clone()
-    changed[index] = value
-    return changed
-
-
-@cache
-def _keeps_places(name: str) -> bool:
-    """Return whether values never decide where a function's result has rows."""
-    special = {"__getitem__", "_pad_packed_sequence", "repeat_interleave", "where"}
-    plain = name if name.startswith("__") else name.rstrip("_")
-    sets = special | CHOOSE_ROWS | SORT_ROWS | INDEX_ROWS | KEEP_ROWS
-    return not writes(name) and plain not in sets
-
-
-def is_in_place(name: str) -> bool:
-    """Return whether a function changes its first argument: ``add_``."""
-    return name.endswith("_") and not name.startswith("__")
-
-
-def writes(name: str) -> bool:
-    """Return whether a function's result is its first argument, or like it."""
-    in_place = name == "__setitem__" or name.startswith("__i")
-    return in_place or is_in_place(name) or name in KEEP_ROWS
-
-
-def _chooses(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether values decide how many rows a result has."""
-    if name == "__getitem__":
-        index = tensors_in(args[1:])
-        return any(t.dtype in (torch.bool, torch.uint8) for t in index)
-    if name == "repeat_interleave":
-        return not any(isinstance(n, int) for n in (*args[1:2], kwargs.get("repeats")))
-    if name == "where":
-        return len(args) + len(kwargs) == 1
-    return name in CHOOSE_ROWS
-
-
 def _sources(func: Function, tensors: list[Tensor]) -> list[Tensor]:
     """Return the tensors whose values a function reads, not shapes or kinds alone."""
-    read = _reads(func.__name__)
+    read = values_read(func.__name__)
     return tensors if read is None else tensors[:read]
-
-
-@cache
-def _reads(name: str) -> int | None:
-    """Return how many arguments' values a function reads; None: all."""
-    if name.startswith("new_") or name.endswith("_like"):
-        return 0
-    return 1 if name in ("to", "type_as", "expand_as") else None

@@ -8,15 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fisherprune.persample.alone import Record, Records
+from fisherprune.persample.arguments import Arguments, without_tensors
 from fisherprune.persample.backward import has_taps
-from fisherprune.persample.calls import (
-    Arguments,
-    Key,
-    Rows,
-    Tracking,
-    is_transformed,
-    without_tensors,
-)
+from fisherprune.persample.calls import Key, Rows, Tracking, is_transformed
 from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
 from fisherprune.shards import is_split, local
 

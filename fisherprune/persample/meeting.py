@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.persample.calls import Arguments, Function, with_tensors
+from fisherprune.persample.arguments import Arguments, with_tensors
 from fisherprune.persample.contributions import (
     Contribution,
     LayerContribution,
     Streamed,
 )
+from fisherprune.persample.functions import Function
 from fisherprune.persample.layout import Layout, Scattered
 from fisherprune.persample.registry import CALLS, LayerCall
 

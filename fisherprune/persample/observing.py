@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fisherprune.errors import FisherpruneError
+from fisherprune.persample.arguments import Arguments, with_tensors
 from fisherprune.persample.backward import Passing, TappedCall
-from fisherprune.persample.calls import Arguments, Function, Key, with_tensors
+from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import (
     Contribution,
     Gradients,
     LayerContribution,
 )
+from fisherprune.persample.functions import Function
 from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.meeting import Front, autocast_of
 from fisherprune.persample.registry import Layer, LayerCall

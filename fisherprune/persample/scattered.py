@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.calls import Arguments, Function
+from fisherprune.persample.arguments import Arguments
 from fisherprune.persample.contributions import Contribution, Rows
 from fisherprune.persample.factors import Factors
+from fisherprune.persample.functions import Function
 from fisherprune.persample.layers.embedding import is_lookup
 from fisherprune.persample.layers.product import is_grouped
 from fisherprune.persample.layout import Layout, Scattered

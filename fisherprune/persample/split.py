@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from fisherprune.persample.calls import Function
 from fisherprune.persample.contributions import Contribution, PartOf, Rows
+from fisherprune.persample.functions import Function
 from fisherprune.persample.lookups import Lookups
 from fisherprune.persample.meeting import (
     RULES,

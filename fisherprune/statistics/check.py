@@ -15,7 +15,7 @@ from fisherprune.parameters import (
     checked_parameters,
     plain_parameters,
 )
-from fisherprune.persample.calls import Function
+from fisherprune.persample.functions import Function
 from fisherprune.shards import check_whole
 from fisherprune.statistics.accumulators import Forgetful
 from fisherprune.statistics.batches import check_batch, reason

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fisherprune.parameters import Parameters, device_of
-from fisherprune.persample.calls import Function
+from fisherprune.persample.functions import Function
 
 CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing", "use_checkpoint")
 """Attributes by which modules of other libraries switch it on."""

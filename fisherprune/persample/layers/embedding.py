@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fisherprune.persample.calls import Arguments, with_tensors
+from fisherprune.persample.arguments import Arguments, with_tensors
 from fisherprune.persample.contributions import Contribution
 from fisherprune.persample.lookups import Lookups
 from fisherprune.persample.meeting import (
