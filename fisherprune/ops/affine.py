@@ -43,7 +43,7 @@ def channel_affine_backward(
     Raises:
         RuntimeError: on other shapes, dtypes or devices.
     """
-    return torch.ops.fisherprune.channel_affine_backward(
+    return torch.ops.fisherprune.channel_affine_backward.default(
         grad, input, mean, scale, factor
     )
 

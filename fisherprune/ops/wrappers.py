@@ -74,7 +74,7 @@ def grad_moments(
     if linear:
         input, grad = _positions_as_image(input), _positions_as_image(grad)
         sum, sum_sq = sum[:, :, None, None], sum_sq[:, :, None, None]
-    torch.ops.fisherprune.grad_moments(
+    torch.ops.fisherprune.grad_moments.default(
         input,
         grad,
         sum,
@@ -84,7 +84,7 @@ def grad_moments(
         dilation,
         groups,
         group_size,
-        _tf32_allowed(linear),
+        input.is_cuda and _tf32_allowed(linear),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,16 @@ def _owned(output: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(output, output.shape)
 
 
+def _differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse second derivatives; nothing is asked where none can be taken."""
+    careful = once_differentiable(backward)
+
+    def run(ctx: Any, *grads: Tensor) -> Any:
+        return (careful if torch.is_grad_enabled() else backward)(ctx, *grads)
+
+    return run
+
+
 class UnwatchedLayer(torch.autograd.Function):
     """A layer that nobody watches and whose gradient does not read its input.
 
@@ -168,7 +178,7 @@ class TappedLayer(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Tell the tap what is shared; return the other gradients."""
         of_weight, of_bias = ctx.shared
@@ -241,7 +251,7 @@ class TappedCall(torch.autograd.Function):
         return output.clone() if lent else _owned(output)
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Tell the tap; return the gradient as it came."""
         ctx.tap.check_running(next(iter(ctx.shared.values())))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from fisherprune.persample.arguments import (
     without_tensors,
 )
 from fisherprune.persample.backward import TappedCall, TappedLayer, UnwatchedLayer
-from fisherprune.persample.calls import Key, Rows, Tracking, is_transformed
+from fisherprune.persample.calls import MARK, Key, Rows, Tracking, is_transformed
 from fisherprune.persample.copies import has_room, run_with_copies
 from fisherprune.persample.finder import Finder, Known
 from fisherprune.persample.functions import Function, is_in_place, twin_of
@@ -142,6 +143,8 @@ class CallTap(Tracking):
         args, kwargs = arguments
         key = self.key_of(func, shared)
         try:
+            if (output := self._again(func, arguments, tensors, key)) is not None:
+                return output
             scattered = self.scattered and self.scattered & self.roots_of(shared)
             if scattered and self.samples > 1:
                 raise LayoutError(SEEMS_OTHER)
@@ -171,6 +174,25 @@ class CallTap(Tracking):
         self.note_computed(output, key, shared)
         return output
 
+    def _again(
+        self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
+    ) -> Tensor | None:
+        """Run a layer as in an earlier batch; None where more must be looked at."""
+        known = self.known.get(key)
+        if known is None or known.input is None or self.scattered:
+            return None
+        layout, input = known.input, tensors[0]
+        if layout.samples != self.samples or not layout.fits(input):
+            return None
+        if input.__dict__.get(MARK) != (self._run, Rows.PLAIN) or is_transformed(input):
+            return None
+        call = self._sorted_out(func, arguments)
+        if call is None or call.input is not input or not self._fits(call, tensors):
+            return None
+        output = self._layer(func, call, layout, arguments, tensors)
+        self.mark(output)
+        return output
+
     def _tapped(
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Any:
@@ -194,6 +216,9 @@ class CallTap(Tracking):
             if layout and (call.positions or layout.axis == 0):
                 if is_split:
                     return self._met(func, arguments, tensors, key, is_layer=True)
+                only = [each for each in self.known[key].layouts if each]
+                if self.samples > 1 and call.input is tensors[0] and only == [layout]:
+                    self.known[key] = replace(self.known[key], input=layout)
                 return self._layer(func, call, layout, arguments, tensors)
         return self._met(func, arguments, tensors, key)
 

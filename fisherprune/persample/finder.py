@@ -23,11 +23,13 @@ class Known:
         arguments: as for one sample alone, with an empty tensor in the place of each.
         layouts: of its tensors, in order; None for what is none of the samples.
         output: None where it is none of the samples, or not known yet.
+        input: of a layer whose first tensor alone is of samples; None of other calls.
     """
 
     arguments: Arguments
     layouts: tuple[Layout | None, ...]
     output: Layout | None = None
+    input: Layout | None = None
 
     def of(self, samples: int) -> Known:
         """Return the same for another number of samples."""

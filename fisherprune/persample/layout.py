@@ -133,6 +133,9 @@ class LayoutError(Exception):
     """Says why the samples are not found in a tensor."""
 
 
+OTHER_ROWS = "the rows of a sample alone are not its rows in the batch"
+
+
 def find_layout(
     alone: Alone,
     tensor: Tensor,
@@ -161,6 +164,12 @@ def find_layout(
     shape, batch = alone.shape, tuple(tensor.shape)
     if shape == batch:
         return None
+    if shape[:1] == (1,) and batch == (samples, *shape[1:]):  # as most have it
+        layout = Layout(0, samples)
+        if alone.value is not None and alone.value.numel():
+            if any(differ(alone.value, [layout.of_sample(tensor, sample)])):
+                raise LayoutError(OTHER_ROWS)
+        return layout
     if batch[:1] == (samples,):
         alone = _padded(alone, batch)
     shape = alone.shape
@@ -187,7 +196,7 @@ def find_layout(
         own, is_sure = closest(value, [e.of_sample(tensor, sample) for e in layouts])
         return replace(layouts[own], is_sure=is_sure)
     if not fitting:
-        raise LayoutError("the rows of a sample alone are not its rows in the batch")
+        raise LayoutError(OTHER_ROWS)
     return fitting[0] if len(fitting) == 1 else replace(fitting[0], is_sure=False)
 
 

@@ -7,6 +7,8 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import repeat
+from operator import eq, is_
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -76,7 +78,8 @@ def _thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+    modules = [*model.modules()]
+    modes = [module.training for module in modules]
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     with (
         torch.inference_mode(False),
@@ -84,26 +87,30 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         torch.enable_grad(),
         _uncompiled(),
         _kept_attributes(model),
-        _kept_buffers(model),
-        _kept_embeddings(model),
+        _kept_buffers(modules),
+        _kept_embeddings(modules),
     ):
-        for module, _ in modes:
-            module.training = False
+        _set_modes(modules, repeat(False))
         try:
-            with _differentiable_recurrent(model):
+            with _differentiable_recurrent(modules):
                 yield
         finally:
-            for module, training in modes:
-                module.training = training
+            _set_modes(modules, modes)
+
+
+def _set_modes(modules: list[nn.Module], modes: Iterable[bool]) -> None:
+    for module, training in zip(modules, modes, strict=False):
+        if module.training != training:  # to set an attribute of a module takes long
+            module.training = training
 
 
 @contextmanager
-def _differentiable_recurrent(model: nn.Module) -> Iterator[None]:
+def _differentiable_recurrent(modules: list[nn.Module]) -> Iterator[None]:
     """Run cuDNN's recurrent layers as in training: else they can't go backward.
 
     Without dropout, they compute the same.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.LSTM | nn.GRU | nn.RNN)]
+    layers = [m for m in modules if isinstance(m, (nn.LSTM, nn.GRU, nn.RNN))]
     chosen = [m for m in layers if any(p.is_cuda for p in m.parameters())]
     dropouts = [module.dropout for module in chosen]
     for module in chosen:
@@ -123,9 +130,9 @@ def _uncompiled() -> AbstractContextManager:
 
 
 @contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[None]:
+def _kept_buffers(modules: list[nn.Module]) -> Iterator[None]:
     """Put back the values of buffers, and which buffers there are."""
-    kept = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    kept = [(module._buffers, dict(module._buffers)) for module in modules]
     values = [
         (buffer, buffer._version, buffer.detach().clone())
         for _, buffers in kept
@@ -136,9 +143,7 @@ def _kept_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for now, before in kept:
-            if [*now.keys()] != [*before] or any(
-                now[n] is not b for n, b in before.items()
-            ):
+            if not _are_same(now, before):
                 now.clear()
                 now.update(before)
         _put_back(values)
@@ -147,13 +152,13 @@ def _kept_buffers(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _kept_attributes(model: nn.Module) -> Iterator[None]:
     """Put back attributes that hold a graph: it takes memory and can't be copied."""
-    kept = Attributes(model)
+    kept = Attributes(model.modules())
     try:
         yield
     finally:
         for module in model.modules():
             for value in [module.__dict__, *module.__dict__.values()]:
-                if isinstance(value, (dict, list, tuple)):
+                if isinstance(value, (dict, list, tuple)) and value:
                     unmark(value.values() if isinstance(value, dict) else value)
         kept.put_back()
 
@@ -166,34 +171,37 @@ class _Kept:
     """The attributes of one module, its ``__dict__``."""
 
     def __init__(self, now: dict[str, Any]) -> None:
-        self.now = now
-        self.before = {n: (now[n], _copied(now[n])) for n in now.keys() - OWN}
-        self.places = [*map(id, now.values())]  # alive: they are in ``before``, or own
-        self.may_hold = [n for n in self.before if _may_hold(now[n])]
+        self.now, self.before = now, dict(now)
+        self.holders = {
+            name: _copied(value)
+            for name, value in now.items()
+            if name not in OWN and isinstance(value, HOLDERS)
+        }
+        self.may_hold = [name for name in self.holders if _may_hold(now[name])]
 
     def put_back(self) -> None:
         """Put back those that hold a graph."""
         now = self.now
-        same = [*map(id, now.values())] == self.places  # as those of most modules
+        same = _are_same(now, self.before)  # as those of most modules
         for name in self.may_hold if same else [*now.keys() - OWN]:
             if not _holds_graph(now[name]):
                 continue
             if name in self.before:
-                now[name], content = self.before[name]
-                _refill(now[name], content)
+                now[name] = self.before[name]
+                _refill(now[name], self.holders.get(name))
             else:
                 del now[name]
 
 
 class Attributes:
-    """The attributes of a model's modules, as they are now.
+    """The attributes of modules, as they are now.
 
     Args:
-        model: whose attributes.
+        modules: all that a model has.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._kept = [_Kept(module.__dict__) for module in model.modules()]
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._kept = [_Kept(module.__dict__) for module in modules]
 
     def put_back(self) -> None:
         """Put back those that hold a graph."""
@@ -212,7 +220,7 @@ def forgetting(model: nn.Module, forward: Callable[P, R]) -> Callable[P, R]:
         model: that runs in it.
         forward: any function.
     """
-    attributes = Attributes(model)
+    attributes = Attributes(model.modules())
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -221,6 +229,19 @@ def forgetting(model: nn.Module, forward: Callable[P, R]) -> Callable[P, R]:
             attributes.put_back()
 
     return run
+
+
+HOLDERS = Tensor, list, tuple, dict
+"""What holds tensors."""
+
+
+def _are_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Return whether two dictionaries have the same entries, in the same order."""
+    return (
+        len(now) == len(before)
+        and all(map(is_, now.values(), before.values()))
+        and all(map(eq, now, before))
+    )
 
 
 def _copied(value: object) -> object:
@@ -246,7 +267,7 @@ def _may_hold(value: object) -> bool:
 
 
 def _holds_graph(value: object) -> bool:
-    if not isinstance(value, (Tensor, list, tuple, dict)):
+    if not isinstance(value, HOLDERS):
         return False
     if type(value) is dict and not value:  # a module's buffers, mostly
         return False
@@ -273,7 +294,7 @@ def _put_back(values: list[tuple[Tensor, int, Tensor]]) -> None:
     # What changes ``tensor.data`` counts no version.
     quiet = [each for each in values if each[0]._version == each[1]]
     small = [each for each in quiet if _is_small(each[0])]
-    same = {id(t) for t, _, _ in small} if _are_same(small) else set()
+    same = {id(t) for t, _, _ in small} if _are_equal(small) else set()
     for tensor, version, before in values:
         if id(tensor) in same:
             continue
@@ -286,7 +307,7 @@ def _is_small(tensor: Tensor) -> bool:
     return plain and tensor.nbytes <= AT_ONCE
 
 
-def _are_same(values: list[tuple[Tensor, int, Tensor]]) -> bool:
+def _are_equal(values: list[tuple[Tensor, int, Tensor]]) -> bool:
     """Return whether all tensors have the bytes they had, with a wait a device."""
     by_device = defaultdict(list)
     for tensor, _, before in values:
@@ -304,14 +325,12 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _kept_embeddings(model: nn.Module) -> Iterator[None]:
+def _kept_embeddings(modules: list[nn.Module]) -> Iterator[None]:
     """Put back the weights that a lookup with ``max_norm`` scales.
 
     Sparse gradients are dense ones in the meantime, which have a second derivative.
     """
-    tables = [
-        m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
-    ]
+    tables = [m for m in modules if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
     values = [
         (module.weight, module.weight._version, module.weight.detach().clone())
         for module in tables

@@ -56,7 +56,7 @@ def input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Tens
 
 
 def _input_grads(grad: Tensor, input: Tensor, weight: Tensor, *size: Any) -> Tensor:
-    return torch.ops.aten.convolution_backward(
+    return torch.ops.aten.convolution_backward.default(
         grad, input, weight, None, *size, (True, False, False)
     )[0]
 
