@@ -6,8 +6,9 @@
 // over the places of the window that are within the image; there is at least one. The
 // index is y * kernel_w + x of the first maximum, or of the last NaN: as PyTorch has
 // it. The gradient goes there. All tensors have their samples innermost: they lie in
-// memory as [C, H, W, N]. Entries are float32 or bfloat16; gradients that meet in an
-// entry of the input are added in float32, in the order of the output.
+// memory as [C, H, W, N]; N contiguous images are one of N * C channels. Entries are
+// float32 or bfloat16; gradients that meet in an entry of the input are added in
+// float32, in the order of the output.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // The kernels of max_pool2d in one set of vector instructions; no guard, because
 // kernels.cpp includes it once for each, with the macros of vector_body.h.
 //
-// Each lane is a sample, or a position.
+// Each lane is a sample, or a channel of one sample.
 
 #include "common/cpu/vector_body.h"
 //
@@ -57,29 +57,17 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_bytes(uint8_t* to, Words value,
     for (int64_t i = 0; i < n; ++i) to[i] = bytes[i];
 }
 
-// The first n entries, or all lanes that are `step` apart.
-template <class T>
-FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec load_apart(const T* from, int64_t step,
-                                                     int64_t n) {
-  if (step == 1) return load_some(from, n);
-  if (step == 2)  // nothing behind the last entry is read
-    return every_second(load_all(from), load_all(from + kLanes - 1));
-  T some[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) some[i] = from[i * step];
-  return load_all(some);
-}
-
 // Lanes i to i + n.
 template <class T>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void forward(const Window& w, int64_t i,
                                                    int64_t n) {
-  const T* const input = static_cast<const T*>(w.input) + i * w.lane_step;
+  const T* const input = static_cast<const T*>(w.input) + i;
   Vec best = all_lanes(-std::numeric_limits<float>::infinity());
   Words index = Words{} + static_cast<uint32_t>(w.first);
   for (int64_t y = 0; y < w.rows; ++y) {
     const T* from = input + y * w.row_step;
-    for (int64_t x = 0; x < w.columns; ++x, from += w.column_step) {
-      const Vec value = load_apart(from, w.lane_step, n);
+    for (int64_t x = 0; x < w.columns; ++x, from += w.lanes) {
+      const Vec value = load_some(from, n);
       const Words own = Words{} + static_cast<uint32_t>(w.first + y * w.kernel_w + x);
       const auto better = (value > best) | (value != value);
       best = better ? value : best;
@@ -90,39 +78,13 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void forward(const Window& w, int64_t i,
   store_bytes(w.index + i, index, n);
 }
 
-// Lane i alone, without branches: what is larger can't be foreseen.
-template <class T>
-FISHERPRUNE_TARGET FISHERPRUNE_INLINE void forward_lane(const Window& w, int64_t i) {
-  const T* const input = static_cast<const T*>(w.input) + i * w.lane_step;
-  float best = -std::numeric_limits<float>::infinity();
-  uint32_t bits, index = static_cast<uint32_t>(w.first);
-  std::memcpy(&bits, &best, sizeof bits);
-  for (int64_t y = 0; y < w.rows; ++y) {
-    for (int64_t x = 0; x < w.columns; ++x) {
-      const float value = to_float(input[y * w.row_step + x * w.column_step]);
-      const auto own = static_cast<uint32_t>(w.first + y * w.kernel_w + x);
-      const uint32_t better = 0u - ((value > best) | (value != value));
-      uint32_t own_bits;
-      std::memcpy(&own_bits, &value, sizeof own_bits);
-      bits ^= (bits ^ own_bits) & better;
-      index ^= (index ^ own) & better;
-      std::memcpy(&best, &bits, sizeof best);
-    }
-  }
-  if constexpr (std::is_same_v<T, float>)
-    static_cast<T*>(w.output)[i] = best;
-  else
-    static_cast<T*>(w.output)[i] = to_bfloat16(best);
-  w.index[i] = static_cast<uint8_t>(index);
-}
-
 template <class T>
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void backward(const Holders& h, int64_t i,
                                                     int64_t n) {
   Vec sum{};
   for (int64_t p = 0; p < h.rows; ++p) {
     for (int64_t q = 0; q < h.columns; ++q) {
-      const int64_t at = p * h.row_step + q * h.samples + i;
+      const int64_t at = p * h.row_step + q * h.lanes + i;
       const Words own =
           Words{} + static_cast<uint32_t>(h.first - p * h.down - q * h.along);
       const Vec grad = load_some(static_cast<const T*>(h.grad) + at, n);
@@ -136,16 +98,63 @@ template <class T>
 FISHERPRUNE_TARGET void forward(const Window& w) {
   int64_t i = 0;
   for (; i + kLanes <= w.lanes; i += kLanes) forward<T>(w, i, kLanes);
-  if (i < w.lanes && w.lane_step == 1) return forward<T>(w, i, w.lanes - i);
-  for (; i < w.lanes; ++i) forward_lane<T>(w, i);
+  if (i < w.lanes) forward<T>(w, i, w.lanes - i);
 }
 
 template <class T>
 FISHERPRUNE_TARGET void backward(const Holders& h) {
   int64_t i = 0;
-  for (; i + kLanes <= h.samples; i += kLanes) backward<T>(h, i, kLanes);
-  if (i < h.samples) backward<T>(h, i, h.samples - i);
+  for (; i + kLanes <= h.lanes; i += kLanes) backward<T>(h, i, kLanes);
+  if (i < h.lanes) backward<T>(h, i, h.lanes - i);
+}
+
+template <class T>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE Vec load_entries(const T* from, int64_t n) {
+  if constexpr (std::is_same_v<T, uint8_t>)
+    return reinterpret_cast<Vec>(load_bytes(from, n));
+  else
+    return load_some(from, n);
+}
+
+template <class T>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void store_entries(T* to, Vec value, int64_t n) {
+  if constexpr (std::is_same_v<T, uint8_t>)
+    store_bytes(to, reinterpret_cast<Words>(value), n);
+  else
+    store_some(to, value, n);
+}
+
+// The square from row i and column j, of which there may be less than all.
+template <class T>
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transpose(const Matrix& m, int64_t i,
+                                                     int64_t j, int64_t rows,
+                                                     int64_t columns) {
+  const T* const from = static_cast<const T*>(m.from) + i * m.from_stride + j;
+  T* const to = static_cast<T*>(m.to) + j * m.to_stride + i;
+  Vec square[kLanes] = {};
+  FISHERPRUNE_UNROLL
+  for (int k = 0; k < kLanes; ++k)
+    if (k < rows) square[k] = load_entries(from + k * m.from_stride, columns);
+  transpose_square(square);
+  FISHERPRUNE_UNROLL
+  for (int k = 0; k < kLanes; ++k)
+    if (k < columns) store_entries(to + k * m.to_stride, square[k], rows);
+}
+
+template <class T>
+FISHERPRUNE_TARGET void transpose(const Matrix& m) {
+  for (int64_t i = 0; i < m.rows; i += kLanes) {
+    for (int64_t j = 0; j < m.columns; j += kLanes) {
+      const int64_t rows = m.rows - i, columns = m.columns - j;
+      if (rows >= kLanes && columns >= kLanes)
+        transpose<T>(m, i, j, kLanes, kLanes);
+      else
+        transpose<T>(m, i, j, rows, columns);
+    }
+  }
 }
 
 constexpr Kernels kTable = {{forward<float>, forward<BFloat16>},
-                            {backward<float>, backward<BFloat16>}};
+                            {backward<float>, backward<BFloat16>},
+                            {transpose<float>, transpose<BFloat16>},
+                            transpose<uint8_t>};

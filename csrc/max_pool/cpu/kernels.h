@@ -8,35 +8,46 @@
 
 namespace fisherprune::cpu::max_pool {
 
-// Lanes are the samples of one position of the output, or positions in a row of a
-// single sample; and the places of their windows. Steps are entries of the input.
+// The lanes of one position of the output, and the places of its window. Steps are
+// entries of the input.
 struct Window {
-  const void* input;  // of the first lane's first place
+  const void* input;  // of the first place
   void* output;
   uint8_t* index;
-  int64_t lanes, lane_step;
+  int64_t lanes;
   int64_t rows, columns;  // of places
-  int64_t row_step, column_step;
+  int64_t row_step;
   int64_t first;     // index of the first place
   int64_t kernel_w;  // from the index of a place to that below
 };
 
-// The samples of one position of the input, and the windows that hold it.
+// The lanes of one position of the input, and the windows that hold it.
 struct Holders {
-  const void* grad;  // the samples of the first window; the next window's follow
+  const void* grad;  // the lanes of the first window; the next window's follow
   const uint8_t* index;
   void* grad_input;
-  int64_t samples;
+  int64_t lanes;
   int64_t rows, columns;  // of windows
   int64_t row_step;       // entries of the gradient
   int64_t first;          // index of the position in the first window; it falls
   int64_t down, along;    // by these, from a window to the next
 };
 
+// A matrix, and where its transpose goes. Strides are entries.
+struct Matrix {
+  int64_t rows, columns;
+  const void* from;
+  int64_t from_stride;
+  void* to;
+  int64_t to_stride;
+};
+
 struct Kernels {
   // By whether entries are bfloat16.
   void (*forward[2])(const Window&);
   void (*backward[2])(const Holders&);
+  void (*transpose[2])(const Matrix&);
+  void (*transpose_bytes)(const Matrix&);
 };
 
 const Kernels& kernels(Capability capability);
