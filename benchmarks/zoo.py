@@ -101,8 +101,13 @@ def by_einsum(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def by_tensordot(x: Tensor, weight: Tensor) -> Tensor:
-    """Return the same, by a function for which there is no rule."""
+    """Return the same."""
     return torch.tensordot(x, weight, 1)
+
+
+def by_inner(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the like of it, by a function for which there is no rule."""
+    return torch.inner(x, weight)
 
 
 class Products(nn.Module):
@@ -195,7 +200,7 @@ def networks(small: bool) -> Iterator[Network]:
     lstm = "LSTM, 2 layers of 256", Recurrent, tokens(64, 1000)
     yield Network(*lstm, batch, peer=False)
     of = lambda n: torch.randn(n, 64, 128)  # noqa: E731
-    for product in (by_einsum, by_tensordot):
+    for product in (by_einsum, by_tensordot, by_inner):
         name = f"{product.__name__[3:]}, 4 layers of 128"
         yield Network(name, partial(Products, product), of, batch)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -245,9 +245,10 @@ class TappedCall(torch.autograd.Function):
         ctx.meeting, ctx.rule, ctx.shared, ctx.tap = meeting, rule, shared, tap
         ctx.others = 5 + len(tensors)
         ctx.save_for_backward(*tensors)
-        kind: Any = type(output.grad_fn)
-        lent = output._is_view() or rule is multiplied_out or _saves_result(kind)
-        lent = lent or is_shard(output)
+        whole = output if output._base is None else output._base
+        kind: Any = type(whole.grad_fn)
+        lent = rule is multiplied_out or is_shard(output) or _saves_result(kind)
+        lent = lent or output._is_view() and _shares_memory(output, tensors)
         return output.clone() if lent else _owned(output)
 
     @staticmethod
@@ -264,6 +265,12 @@ class TappedCall(torch.autograd.Function):
                 if i in ctx.shared:
                     ctx.tap.collect(ctx.shared[i], contribution)
         return grad, *(None for _ in range(ctx.others))
+
+
+def _shares_memory(output: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Return whether a result lies in one of the tensors that it is made of."""
+    place = output.untyped_storage().data_ptr()
+    return any(place == each.untyped_storage().data_ptr() for each in tensors)
 
 
 @cache

@@ -125,6 +125,28 @@ def test_any_narrow_groups_equal_float64(wide, groups, layout, **case):
     assert_right(LAYOUTS[layout](input), LAYOUTS[layout](grad), weight, options)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    c=st.integers(16, 100),
+    o=st.integers(1, 60),
+    positions=st.sampled_from([(2,), (5,), (17,), (70,), (5, 7)]),
+    group_size=st.integers(1, 41),
+    beside=st.sampled_from([1, 4, 20, 64, 100]),
+    seed=st.integers(0, 2**32),
+)
+def test_gradients_that_lie_beside_others(beside, **case):
+    """What lies there is not read into any moment, however far it is to the next."""
+    input, grad, weight, options = make(**case)
+    wide = torch.full((*grad.shape[:-1], grad.shape[-1] + beside), torch.nan)
+    wide[..., : grad.shape[-1]] = grad
+    assert_right(input, wide[..., : grad.shape[-1]], weight, options)
+    found = [accumulators(weight) for _ in range(2)]
+    for lain, sums in zip((grad, wide[..., : grad.shape[-1]]), found, strict=True):
+        ops.grad_moments(input, lain, *sums, **options)
+    assert all(map(torch.equal, *found))
+
+
 def test_groups_are_counted_from_the_first_sample():
     """Seven samples in groups of three: 3 + 3 + 1, the last one a mean over itself."""
     input = torch.ones(7, 1)

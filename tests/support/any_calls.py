@@ -154,6 +154,27 @@ FUNCTIONS = {
         ),
         dict.fromkeys("abcef", ("einsum",)),
     ),
+    "dot products of axes": (
+        lambda: read(
+            lambda m, x: (
+                torch.tensordot(x, m.a, 1).tanh()
+                + torch.tensordot(m.b, x, ([1], [2])).permute(1, 2, 0).tanh()
+                + torch.tensordot(x.unflatten(2, (2, 4)), m.c, dims=2)
+                + torch.tensordot(x, m.d, ([2], [1])).tanh().mean((2, 3))[..., None]
+                + torch.tensordot(x, m.e, ((1, 2), (0, 1)))[:, None]
+                + torch.tensordot(x, m.f, ([2, 1], [0, 1]))[:, None]
+                + torch.tensordot(x.movedim(0, 1), m.a, ([-1], [0])).mean(0)[:, None]
+                + torch.tensordot(x, m.a[0], 0).mean(-1)
+            ).mean(1),
+            a=drawn(8, 8),
+            b=drawn(8, 8),
+            c=drawn(2, 4, 8),
+            d=drawn(2, 8, 3),
+            e=drawn(7, 8, 8),
+            f=drawn(8, 7, 8),
+        ),
+        dict.fromkeys("abcdef", ("tensordot",)),
+    ),
     "products": (
         lambda: read(
             lambda m, x: (

@@ -1,9 +1,10 @@
 // Who does what. Samples are taken in blocks of whole groups. For each block, tasks
 // pack the input as [panel of channels][position][lane]. Then each task owns some
-// outputs and panels: it packs the gradient of its outputs as [position][output]. Where
-// groups have few positions it runs, a few outputs and a panel at a time, over the
-// block with both moments in registers. Where they have many it takes a panel after the
-// other, strip by strip of groups, with the moments of the panel in a tile.
+// outputs and panels: it packs the gradient of its outputs as [position][output], or
+// reads it where it lies so. Where groups have few positions it runs, a few outputs and
+// a panel at a time, over the block with both moments in registers. Where they have
+// many it takes a panel after the other, strip by strip of groups, with the moments of
+// the panel in a tile.
 //
 // Memory traffic. The input is read once, the gradient as often as tasks share it. The
 // packed gradient of a task and a panel stay in the second-level cache, those of a
@@ -34,8 +35,10 @@ int64_t block_samples(const ConvShape& s, int64_t group) {
   const bool takes_long = is_long(group * s.positions());
   const int64_t floats =
       takes_long ? tuning::kLinearLongInputFloats : tuning::kLinearInputFloats;
+  const bool adds_rarely =
+      takes_long && s.outputs * s.channels > tuning::kLinearSmallWeight;
   const int64_t positions =
-      takes_long ? tuning::kLinearLongPositions : tuning::kLinearMostPositions;
+      adds_rarely ? tuning::kLinearLongPositions : tuning::kLinearMostPositions;
   const int64_t most =
       std::clamp(floats / s.channels, tuning::kLinearLeastPositions, positions);
   const int64_t groups = ceil_div(s.samples, group);
@@ -68,8 +71,9 @@ struct Panels {
 // Some outputs, and what a task has of them in its own memory.
 struct Column {
   int64_t first, outputs;
-  float *grad, *grad_sq;  // packed
-  float *tile, *tile_sq;  // [output][channel of a panel]
+  const float *grad, *grad_sq;  // [position][output]
+  int64_t grad_width;           // floats from one position to the next
+  float *tile, *tile_sq;        // [output][channel of a panel]
 };
 
 class Linear {
@@ -80,10 +84,13 @@ class Linear {
   void run();
 
  private:
+  int64_t distance(const View4& view, int64_t row_step, int64_t col_step) const;
   void pack(const View4& view, int64_t height, int64_t width, int64_t row_step,
             int64_t col_step, Samples some, Channels channels, int64_t lanes,
             float* to) const;
   void pack_panel(Samples block, int64_t panel, Samples some) const;
+  void pack_grad(Samples block, Channels channels, float* to) const;
+  bool reads_in_place(int64_t outputs) const;
   void multiply(Samples block, int64_t task) const;
   void in_registers(Samples block, const Column& column, Panels panels) const;
   void in_tile(Samples block, const Column& column, int64_t panel) const;
@@ -148,18 +155,24 @@ void Linear::run() {
   }
 }
 
-// Some channels as [position][lane]. Where all positions lie at equal distances, such
-// as those of a linear layer, they are one row.
+// Elements from one position to the next where all lie at equal distances, such as
+// those of a linear layer; else 0.
+int64_t Linear::distance(const View4& view, int64_t row_step, int64_t col_step) const {
+  const ConvShape& s = shape_;
+  const int64_t step = positions_ == 1    ? view.stride[0]
+                       : s.out_width == 1 ? view.stride[2] * row_step
+                                          : view.stride[3] * col_step;
+  const bool line = s.out_height == 1 || s.out_width == 1;
+  return line && view.stride[0] == positions_ * step ? step : 0;
+}
+
+// Some channels as [position][lane].
 void Linear::pack(const View4& view, int64_t height, int64_t width, int64_t row_step,
                   int64_t col_step, Samples some, Channels channels, int64_t lanes,
                   float* to) const {
   const ConvShape& s = shape_;
   const int64_t count = positions_;
-  const bool line = s.out_height == 1 || s.out_width == 1;
-  const int64_t step = count == 1         ? view.stride[0]
-                       : s.out_width == 1 ? view.stride[2] * row_step
-                                          : view.stride[3] * col_step;
-  if (line && view.stride[0] == count * step) {
+  if (const int64_t step = distance(view, row_step, col_step)) {
     View4 row = view;
     row.stride[3] = step;
     pack_lanes({row, 1, s.samples * count, 0}, channels, lanes,
@@ -188,23 +201,42 @@ linear::Groups Linear::groups_of(Samples some) const {
           1.f / static_cast<float>(std::max<int64_t>(rest, 1))};
 }
 
-void Linear::multiply(Samples block, int64_t task) const {
+// Whether a column's gradient can be read where it lies: kernels read their outputs,
+// whether these exist or not, and positions far apart would share few places of a
+// cache.
+bool Linear::reads_in_place(int64_t outputs) const {
+  const View4& grad = moments_.grad;
+  const int64_t step = distance(grad, 1, 1);
+  return !products_ && grad.dtype == Dtype::float32 && grad.stride[1] == 1 &&
+         step > 0 && step <= tuning::kLinearMostDistance &&
+         outputs % linear::kFewestOutputs == 0;
+}
+
+void Linear::pack_grad(Samples block, Channels channels, float* to) const {
   const ConvShape& s = shape_;
+  pack(moments_.grad, s.out_height, s.out_width, 1, 1, block, channels,
+       tuning::kLinearOutputs, to);
+}
+
+void Linear::multiply(Samples block, int64_t task) const {
+  const View4& grad = moments_.grad;
   const int64_t first = task % columns_ * tuning::kLinearOutputs;
+  const int64_t outputs = std::min(tuning::kLinearOutputs, shape_.outputs - first);
   const int64_t floats = block.count() * positions_ * tuning::kLinearOutputs;
   const int64_t tile = tuning::kLinearOutputs * panel_;
   float* const own = scratch_floats(2 * (floats + tile));
-  const Column column{first,
-                      std::min(tuning::kLinearOutputs, s.outputs - first),
-                      own,
-                      own + floats,
-                      own + 2 * floats,
-                      own + 2 * floats + tile};
-  pack(moments_.grad, s.out_height, s.out_width, 1, 1, block,
-       {first, 1, column.outputs}, tuning::kLinearOutputs, column.grad);
+  float* const tiles = own + 2 * floats;
+  Column column{first, outputs,     own, own + floats, tuning::kLinearOutputs,
+                tiles, tiles + tile};
+  if (reads_in_place(outputs)) {
+    column.grad =
+        static_cast<const float*>(grad.data) + block.first * grad.stride[0] + first;
+    column.grad_width = distance(grad, 1, 1);
+  } else {
+    pack_grad(block, {first, 1, outputs}, own);
+  }
   if (products_)
-    for (int64_t i = 0; i < floats; ++i)
-      column.grad_sq[i] = column.grad[i] * column.grad[i];
+    for (int64_t i = 0; i < floats; ++i) own[floats + i] = own[i] * own[i];
   const int64_t begin = task / columns_ * task_panels_;
   const Panels panels{begin, std::min(begin + task_panels_, panels_)};
   if (!long_) return in_registers(block, column, panels);
@@ -221,7 +253,7 @@ void Linear::in_registers(Samples block, const Column& column, Panels panels) co
       const int64_t channel = panel * panel_;
       const int64_t at = (column.first + o) * shape_.channels + channel;
       kernel.run({packed(block, panel), column.grad + o, column.grad_sq + o,
-                  tuning::kLinearOutputs, moments_.sum + at, moments_.sum_sq + at,
+                  column.grad_width, moments_.sum + at, moments_.sum_sq + at,
                   shape_.channels, column.outputs - o, shape_.channels - channel},
                  groups);
     }
@@ -241,13 +273,13 @@ void Linear::multiply_strip(Samples block, Samples strip, const Column& column,
   const linear::Groups groups = groups_of(strip);
   const int64_t position = (strip.first - block.first) * positions_;
   const float* const input = packed(block, panel) + position * lanes;
-  const float* const grad = column.grad + position * tuning::kLinearOutputs;
+  const float* const grad = column.grad + position * column.grad_width;
   for (int64_t o = 0; o < column.outputs;) {
     int size = 0;  // the least that has all outputs that are left
     while (size + 1 < linear::kSizes && kernels[size].outputs < column.outputs - o)
       ++size;
     kernels[size].run(
-        {input, grad + o, nullptr, tuning::kLinearOutputs, column.tile + o * lanes,
+        {input, grad + o, nullptr, column.grad_width, column.tile + o * lanes,
          column.tile_sq + o * lanes, lanes, kernels[size].outputs, lanes},
         groups);
     o += kernels[size].outputs;

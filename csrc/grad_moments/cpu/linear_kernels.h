@@ -41,6 +41,10 @@ struct KernelOf {
 
 constexpr int kSizes = 3;
 
+// Any multiple of it is a number of whole calls of the kernels of groups of several
+// positions, in each set of vector instructions.
+constexpr int64_t kFewestOutputs = 4;
+
 struct Kernels {
   KernelOf products;      // groups of one position: G = d a, G * G = d^2 a^2
   KernelOf short_groups;  // G = scale * sum of d a; moments in registers

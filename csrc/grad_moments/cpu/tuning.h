@@ -99,22 +99,26 @@ constexpr int64_t kNarrowMostFloats = 1 << 18;
 // The linear way: channels from which, and positions of a group up to which it is
 // taken; outputs of a task, whole calls of every kernel; positions of a block, whose
 // packed panel and gradient stay in the second-level cache, and floats of its packed
-// input.
+// input; floats from one position of the gradient to the next up to which it is read
+// where it lies: those of a strip then have enough places in the first-level cache.
 constexpr int64_t kLinearLeastChannels = 16;
 constexpr int64_t kLinearGroupPositions = 2048;
 constexpr int64_t kLinearOutputs = 48;
 constexpr int64_t kLinearLeastPositions = 64;
 constexpr int64_t kLinearMostPositions = 512;
 constexpr int64_t kLinearInputFloats = 1 << 20;
+constexpr int64_t kLinearMostDistance = 128;
 static_assert(kLinearOutputs % 12 == 0 && kLinearOutputs <= kTileLanes);
 
 // Positions of a group from which more of its sums take the registers, and its moments
 // are in a tile; of a strip, for the first-level cache; and the same of a block, whose
-// moments are added to the accumulators.
+// moments are added to the accumulators. Blocks are small where these are: then all
+// that a block needs stays in the second-level cache.
 constexpr int64_t kLinearLongGroup = 16;
 constexpr int64_t kLinearStripPositions = 96;
 constexpr int64_t kLinearLongPositions = 2048;
 constexpr int64_t kLinearLongInputFloats = 4 << 20;
+constexpr int64_t kLinearSmallWeight = 1 << 16;
 static_assert(kLinearGroupPositions <= kLinearLongPositions);
 static_assert(kLinearLongGroup <= kLinearMostPositions);
 

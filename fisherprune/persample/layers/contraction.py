@@ -1,4 +1,4 @@
-"""``torch.einsum`` of two operands, one of them a weight.
+"""``torch.einsum`` and ``torch.tensordot`` of two operands, one of them a weight.
 
 A letter of the weight that the output has is one of its outputs, one that the other
 operand has is one of its inputs, and one that both have numbers blocks of it. Other
@@ -27,19 +27,59 @@ def contractions(
     equation = meeting.arguments[0][0]
     if len(tensors) == 2 and len(meeting.shared) == 1 and _has_output(equation):
         (own,) = meeting.shared
-        layout = meeting.layouts[1 - own]
         operands, output = equation.replace(" ", "").split("->")
         letters = operands.split(",")
-        if layout and "." not in letters[own]:
-            x, shape = tensors[1 - own], tuple(tensors[own].shape)
+        if "." not in letters[own]:
             unnamed = [a for a in ascii_letters if a not in equation]
-            dots = "".join(unnamed[: x.dim() + 3 - len(letters[1 - own])])
+            dots = "".join(
+                unnamed[: tensors[1 - own].dim() + 3 - len(letters[1 - own])]
+            )
             letters = [letters[1 - own], letters[own], output]
             letters = [each.replace("...", dots) for each in letters]
-            x, grads = layout.apart(x).to(grad.dtype), meeting.output.apart(grad)
-            found = _gradients(x, grads, letters, shape)
-            if found is not None:
-                return {own: found}
+            return _contraction(meeting, grad, tensors, letters)
+    return multiplied_out(meeting, grad, tensors)
+
+
+@register_rule(torch.tensordot)
+def dot_products(
+    meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor]
+) -> dict[int, Contribution]:
+    """Return those of what ``torch.tensordot`` sums over axes of both operands."""
+    args, kwargs = meeting.arguments
+    dims = args[2] if len(args) > 2 else kwargs.get("dims", 2)
+    if len(tensors) != 2 or len(meeting.shared) != 1 or isinstance(dims, Tensor):
+        return multiplied_out(meeting, grad, tensors)
+    left, right = (t.dim() for t in tensors)
+    pairs = dims if isinstance(dims, (tuple, list)) else (range(-dims, 0), range(dims))
+    first, second = list(ascii_letters[:left]), list(ascii_letters[left:][:right])
+    for a, b in zip(*pairs, strict=True):
+        second[b] = first[a]
+    output = [a for a in first + second if (a in first) != (a in second)]
+    (own,) = meeting.shared
+    operands = ["".join(each) for each in (first, second)]
+    letters = operands[1 - own], operands[own], "".join(output)
+    return _contraction(meeting, grad, tensors, letters)
+
+
+def _contraction(
+    meeting: Meeting, grad: Tensor, tensors: Sequence[Tensor], letters: Sequence[str]
+) -> dict[int, Contribution]:
+    """Return the gradients of the one operand that is shared.
+
+    Args:
+        meeting: of two operands.
+        grad: of the output.
+        tensors: the operands.
+        letters: of the axes of the operand of samples, of the shared one and of the
+            output.
+    """
+    (own,) = meeting.shared
+    if layout := meeting.layouts[1 - own]:
+        x = layout.apart(tensors[1 - own]).to(grad.dtype)
+        shape = tuple(tensors[own].shape)
+        found = _gradients(x, meeting.output.apart(grad), letters, shape)
+        if found is not None:
+            return {own: found}
     return multiplied_out(meeting, grad, tensors)
 
 
@@ -68,9 +108,8 @@ def _gradients(
     is_unique = len(set(weight)) == len(weight)
     if weight not in orders or not is_unique or grad.is_complex():
         return None
-    n = next(a for a in ascii_letters if a not in other + output)
-    x = torch.einsum(f"{n}{other}->{n}{blocks}{rows}{inputs}", x)
-    grad = torch.einsum(f"{n}{output}->{n}{blocks}{rows}{outputs}", grad)
+    x = _in_order(x, other, blocks + rows + inputs)
+    grad = _in_order(grad, output, blocks + rows + outputs)
     sizes = dict(zip(weight, shape, strict=True))
     ends = 1 + len(blocks), 1 + len(blocks) + len(rows)
     if any(
@@ -85,6 +124,14 @@ def _gradients(
         return Factors(right[:, 0], left[:, 0], shape)
     matrices = left.shape[1], left.shape[-1], right.shape[-1]
     return replace(Blocks.of(left, right, matrices), shape=shape)
+
+
+def _in_order(x: Tensor, letters: str, order: str) -> Tensor:
+    """Return ``[N, *]`` with its axes in an order, the sum over those it has not."""
+    if sorted(letters) == sorted(order):
+        return x.permute(0, *(1 + letters.index(a) for a in order))
+    n = next(a for a in ascii_letters if a not in letters)
+    return torch.einsum(f"{n}{letters}->{n}{order}", x)
 
 
 def _grouped(x: Tensor, first: int, last: int) -> Tensor:
