@@ -6,80 +6,24 @@
 // Random shapes in every dtype and instruction set, compared with a naive loop in
 // double, and bit for bit over numbers of threads. Operands lie in heap blocks of their
 // exact size: a read or write beyond them is reported.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <random>
-#include <thread>
-#include <vector>
-
 #include "batch_norm/cpu/core.h"
-#include "common/cpu/half_float.h"
+
+#include "driver.h"
 
 namespace {
 
-using namespace fisherprune;
-using namespace fisherprune::cpu;
-using batch_norm::Machine;
-
-std::mt19937 generator(21);
-
-int64_t draw(int64_t least, int64_t most) {
-  return std::uniform_int_distribution<int64_t>(least, most)(generator);
-}
-
-// Entries of a dtype, or of channels; null where `count` is 0.
-struct Values {
-  Dtype dtype;
-  int64_t count;
-  std::unique_ptr<char[]> memory;
-
-  Values(Dtype type, int64_t n)
-      : dtype(type), count(n), memory(n ? new char[n * bytes()] : nullptr) {}
-
-  int64_t bytes() const { return dtype == Dtype::float32 ? 4 : 2; }
-  void* data() const { return memory.get(); }
-  float* floats() const { return reinterpret_cast<float*>(memory.get()); }
-
-  double at(int64_t i) const {
-    if (dtype == Dtype::float32) return floats()[i];
-    return to_float(reinterpret_cast<const BFloat16*>(memory.get())[i]);
-  }
-
-  // Values of four digits, which both dtypes hold exactly.
-  void fill() {
-    for (int64_t i = 0; i < count; ++i) {
-      const float value = static_cast<float>(draw(-15, 15)) / 8;
-      uint32_t bits;
-      std::memcpy(&bits, &value, 4);
-      if (dtype != Dtype::float32) bits >>= 16;
-      std::memcpy(memory.get() + i * bytes(), &bits, bytes());
-    }
-  }
-};
-
-Values filled(Dtype dtype, int64_t count) {
-  Values values(dtype, count);
-  values.fill();
-  return values;
-}
-
-Machine machine(Capability capability, int threads) {
-  const auto parallel = [threads](int64_t count, const Body& body) {
-    std::vector<std::thread> running;
-    for (int t = 0; t < threads; ++t)
-      running.emplace_back(body, count * t / threads, count * (t + 1) / threads);
-    for (std::thread& t : running) t.join();
-  };
-  return {capability, parallel, threads};
+// Values of four digits, which both dtypes hold exactly.
+Entries filled(Dtype dtype, int64_t count) {
+  Entries entries(dtype, count);
+  for (int64_t i = 0; i < count; ++i)
+    entries.set(i, static_cast<float>(draw(-15, 15)) / 8);
+  return entries;
 }
 
 struct Case {
   BatchNormShape shape;
   bool relu, with_residual, affine;
-  Values input, residual, grad, weight, bias;
+  Entries input, residual, grad, weight, bias;
 
   Case(const BatchNormShape& s, bool cut, bool added, bool factors)
       : shape(s),
@@ -97,7 +41,7 @@ struct Case {
 
 // What the two ops return.
 struct Found {
-  Values output, mean, scale, grad_input, grad_residual, grad_weight, grad_bias;
+  Entries output, mean, scale, grad_input, grad_residual, grad_weight, grad_bias;
 
   explicit Found(const Case& c)
       : output(c.shape.dtype, c.total()),
@@ -108,7 +52,7 @@ struct Found {
         grad_weight(Dtype::float32, c.shape.channels),
         grad_bias(Dtype::float32, c.shape.channels) {}
 
-  std::vector<const Values*> all() const {
+  std::vector<const Entries*> all() const {
     return {&output,        &mean,        &scale,    &grad_input,
             &grad_residual, &grad_weight, &grad_bias};
   }
@@ -116,9 +60,9 @@ struct Found {
 
 constexpr double kEps = 0.01;
 
-Found run(const Case& c, Capability capability, int threads) {
+Found run(const Case& c, Capability capability, int number) {
   Found f(c);
-  const Machine own = machine(capability, threads);
+  const cpu::batch_norm::Machine own{capability, on_threads(number), number};
   cpu::batch_norm::forward(
       {c.shape, c.input.data(), c.residual.data(), c.weight.floats(), c.bias.floats(),
        kEps, c.relu, f.output.data(), f.mean.floats(), f.scale.floats()},
@@ -132,12 +76,11 @@ Found run(const Case& c, Capability capability, int threads) {
 }
 
 [[noreturn]] void fail(const Case& c, const char* what) {
-  std::printf(
+  ::fail(
       "wrong %s: outer %ld channels %ld inner %ld dtype %d relu %d residual %d "
-      "affine %d\n",
+      "affine %d",
       what, long(c.shape.outer), long(c.shape.channels), long(c.shape.inner),
       int(c.shape.dtype), c.relu, c.with_residual, c.affine);
-  std::exit(1);
 }
 
 // The places of a channel's entries.
@@ -189,14 +132,12 @@ void compare(const Case& c, const Found& f, int64_t channel) {
 
 void test(const BatchNormShape& shape) {
   const Case c(shape, draw(0, 1), draw(0, 1), draw(0, 1));
-  for (const Capability capability :
-       {Capability::portable, Capability::avx2, Capability::avx512}) {
-    if (capability > cpu_capability()) continue;
+  for (const Capability capability : capabilities()) {
     const Found one = run(c, capability, 1), three = run(c, capability, 3);
     for (int64_t channel = 0; channel < shape.channels; ++channel)
       compare(c, one, channel);
     for (size_t i = 0; i < one.all().size(); ++i) {
-      const Values &a = *one.all()[i], &b = *three.all()[i];
+      const Entries &a = *one.all()[i], &b = *three.all()[i];
       if (a.count && std::memcmp(a.data(), b.data(), a.count * a.bytes()))
         fail(c, "bits on three threads");
     }

@@ -3,43 +3,15 @@
 //
 // Random sizes in every instruction set, compared with a naive loop. Operands lie in
 // heap blocks of their exact size: a read or write beyond them is reported.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
-#include <thread>
-
 #include "lstm/cpu/kernels.h"
+
+#include "driver.h"
 
 namespace {
 
-using namespace fisherprune;
-using namespace fisherprune::cpu;
-
-std::mt19937 generator(22);
-
-void two_threads(int64_t count, const Body& body) {
-  std::thread other(body, 0, count / 2);
-  body(count / 2, count);
-  other.join();
-}
-
-using Block = std::unique_ptr<float[]>;
-
-Block empty(int64_t count) { return Block(new float[count]); }
-
-Block drawn(int64_t count) {
-  std::normal_distribution<float> normal;
-  Block block = empty(count);
-  for (int64_t i = 0; i < count; ++i) block[i] = normal(generator);
-  return block;
-}
-
 void compare(double found, double wanted, const char* what) {
   if (std::abs(found - wanted) <= 1e-4 * (1 + std::abs(wanted))) return;
-  std::printf("lstm: wrong %s: %g, not %g\n", what, found, wanted);
-  std::exit(1);
+  fail("lstm: wrong %s: %g, not %g", what, found, wanted);
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -106,9 +78,7 @@ void test(const LstmShape& shape, bool has_bias) {
   const Block ih = drawn(n * t * 4 * w), h0 = drawn(n * w), c0 = drawn(n * w);
   const Block weight = drawn(4 * w * w), bias = drawn(4 * w);
   const Block grad = drawn(n * t * w), last = drawn(n * w);
-  for (const Capability capability :
-       {Capability::portable, Capability::avx2, Capability::avx512}) {
-    if (capability > cpu_capability()) continue;
+  for (const Capability capability : capabilities()) {
     const Block hidden = empty(n * (t + 1) * w), cells = empty(n * (t + 1) * w);
     const Block gates = empty(n * t * 4 * w), tanh = empty(n * t * w);
     const Lstm call{shape,        ih.get(),     h0.get(),
@@ -130,8 +100,6 @@ void test(const LstmShape& shape, bool has_bias) {
 }  // namespace
 
 int main() {
-  std::uniform_int_distribution<int64_t> samples(1, 40), steps(0, 4), width(1, 70);
-  for (int i = 0; i < 40; ++i)
-    test({samples(generator), steps(generator), width(generator)}, i % 2 == 0);
+  for (int i = 0; i < 40; ++i) test({draw(1, 40), draw(0, 4), draw(1, 70)}, i % 2 == 0);
   std::puts("lstm: all equal");
 }

@@ -5,77 +5,37 @@
 // Random windows in every dtype and instruction set, compared with a naive loop.
 // Operands lie in heap blocks of their exact size: a read or write beyond them is
 // reported.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
-#include <memory>
-#include <random>
-#include <thread>
-#include <vector>
-
-#include "common/cpu/half_float.h"
 #include "max_pool/cpu/core.h"
+
+#include <limits>
+
+#include "driver.h"
 
 namespace {
 
-using namespace fisherprune;
-using namespace fisherprune::cpu;
-
-std::mt19937 generator(22);
-
-int64_t draw(int64_t least, int64_t most) {
-  return std::uniform_int_distribution<int64_t>(least, most)(generator);
-}
-
-void two_threads(int64_t count, const Body& body) {
-  std::thread other(body, 0, count / 2);
-  body(count / 2, count);
-  other.join();
-}
-
 // Small integers, many of them equal, which both dtypes hold; some NaN.
-struct Values {
-  Dtype dtype;
-  int64_t count;
-  std::unique_ptr<char[]> memory;
-
-  Values(Dtype type, int64_t n) : dtype(type), count(n), memory(new char[n * bytes()]) {
-    for (int64_t i = 0; i < n; ++i) {
-      float value = static_cast<float>(draw(-4, 4));
-      if (draw(0, 40) == 0) value = std::numeric_limits<float>::quiet_NaN();
-      uint32_t bits;
-      std::memcpy(&bits, &value, 4);
-      if (dtype != Dtype::float32) bits >>= 16;
-      std::memcpy(memory.get() + i * bytes(), &bits, bytes());
-    }
-  }
-
-  int64_t bytes() const { return dtype == Dtype::float32 ? 4 : 2; }
-  void* data() const { return memory.get(); }
-
-  float at(int64_t i) const {
-    if (dtype == Dtype::float32) return reinterpret_cast<const float*>(memory.get())[i];
-    return to_float(reinterpret_cast<const BFloat16*>(memory.get())[i]);
-  }
-};
+Entries random_entries(Dtype dtype, int64_t count) {
+  Entries entries(dtype, count);
+  for (int64_t i = 0; i < count; ++i)
+    entries.set(i, draw(0, 40) ? static_cast<float>(draw(-4, 4))
+                               : std::numeric_limits<float>::quiet_NaN());
+  return entries;
+}
 
 bool same(float a, float b) { return a == b || (a != a && b != b); }
 
 [[noreturn]] void fail(const MaxPoolShape& s, const char* what) {
-  std::printf(
+  ::fail(
       "wrong %s: N %ld C %ld H %ld W %ld P %ld Q %ld kernel %ld %ld stride %ld "
-      "%ld pad %ld %ld dtype %d\n",
+      "%ld pad %ld %ld dtype %d",
       what, long(s.samples), long(s.channels), long(s.height), long(s.width),
       long(s.out_height), long(s.out_width), long(s.kernel_h), long(s.kernel_w),
       long(s.stride_h), long(s.stride_w), long(s.pad_h), long(s.pad_w), int(s.dtype));
-  std::exit(1);
 }
 
 // Compares one entry of the output, and adds its gradient where it belongs.
-void compare(const MaxPoolShape& s, const Values& x, const Values& y,
-             const uint8_t* index, const Values& grad, std::vector<float>& sums,
+void compare(const MaxPoolShape& s, const Entries& x, const Entries& y,
+             const uint8_t* index, const Entries& grad, std::vector<float>& sums,
              int64_t n, int64_t c, int64_t p, int64_t q) {
   float best = -std::numeric_limits<float>::infinity();
   int64_t place = -1, from = 0;
@@ -97,11 +57,9 @@ void compare(const MaxPoolShape& s, const Values& x, const Values& y,
 void test(const MaxPoolShape& s) {
   const int64_t in = s.samples * s.channels * s.height * s.width;
   const int64_t out = s.samples * s.channels * s.out_height * s.out_width;
-  const Values x(s.dtype, in), grad(s.dtype, out);
-  for (const Capability capability :
-       {Capability::portable, Capability::avx2, Capability::avx512}) {
-    if (capability > cpu_capability()) continue;
-    const Values y(s.dtype, out), grad_input(s.dtype, in);
+  const Entries x = random_entries(s.dtype, in), grad = random_entries(s.dtype, out);
+  for (const Capability capability : capabilities()) {
+    const Entries y(s.dtype, out), grad_input(s.dtype, in);
     const std::unique_ptr<uint8_t[]> index(new uint8_t[out]);
     max_pool::forward({s, x.data(), y.data(), index.get()}, capability, two_threads);
     max_pool::backward({s, grad.data(), index.get(), grad_input.data()}, capability,

@@ -10,13 +10,11 @@
 // Random sparse convolutions in every layout, dtype and instruction set, compared with
 // naive loops in double. Operands and results lie in heap blocks of their exact size: a
 // read or write beyond them is reported.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
+#include "sparse_conv/cpu/core.h"
+
 #include <functional>
 
 #include "operands.h"
-#include "sparse_conv/cpu/core.h"
 
 namespace {
 
@@ -66,20 +64,6 @@ void for_each_product(const SparseConvShape& s, const Weights& weights,
     }
 }
 
-// What an op writes into, in a heap block of its exact size.
-struct Result {
-  Dtype dtype;
-  std::unique_ptr<char[]> memory;
-
-  Result(Dtype dtype, size_t count)
-      : dtype(dtype), memory(new char[count * (dtype == Dtype::float32 ? 4 : 2)]) {}
-
-  double operator[](size_t i) const {
-    if (dtype == Dtype::float32) return reinterpret_cast<const float*>(memory.get())[i];
-    return to_float(reinterpret_cast<const BFloat16*>(memory.get())[i]);
-  }
-};
-
 // The numbers as a result holds them: their sums are exact in float32.
 Numbers held(Numbers numbers, Dtype dtype) {
   if (dtype == Dtype::bfloat16)
@@ -88,22 +72,21 @@ Numbers held(Numbers numbers, Dtype dtype) {
 }
 
 void compare(const SparseConvShape& s, Capability capability, const char* what,
-             const Numbers& exact, const Result& found) {
+             const Numbers& exact, const Entries& found) {
   const Numbers wanted = held(exact, found.dtype);
   double error = 0, size = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
-    error += (wanted[i] - found[i]) * (wanted[i] - found[i]);
+    error += std::pow(wanted[i] - found.at(i), 2);
     size += wanted[i] * wanted[i];
   }
   if (std::sqrt(error) <= 1e-6 * std::sqrt(size) + 1e-5) return;
-  std::printf(
+  fail(
       "%s with %s: N %ld C %ld H %ld W %ld O %ld Y %ld X %ld stride %ld %ld pad %ld "
-      "%ld dilation %ld %ld groups %ld\n",
+      "%ld dilation %ld %ld groups %ld",
       what, name_of(capability), long(s.samples), long(s.channels), long(s.height),
       long(s.width), long(s.outputs), long(s.kernel_h), long(s.kernel_w),
       long(s.stride_h), long(s.stride_w), long(s.pad_h), long(s.pad_w),
       long(s.dilation_h), long(s.dilation_w), long(s.groups));
-  std::exit(1);
 }
 
 int64_t positions(int64_t size, int64_t kernel, int64_t stride, int64_t pad,
@@ -128,8 +111,6 @@ SparseConvShape random_shape() {
 
 void run(const SparseConvShape& s, Capability capability) {
   const Weights w = weights(s);
-  const auto any_dtype = [] { return static_cast<Dtype>(draw(0, 2)); };
-  const auto any_layout = [] { return static_cast<Layout>(draw(0, kLayouts - 1)); };
   const int64_t in[]{s.samples, s.channels, s.height, s.width};
   const int64_t out[]{s.samples, s.outputs, s.out_height, s.out_width};
   const Operand4 x = operand(in, any_dtype(), any_layout());
@@ -162,23 +143,21 @@ void run(const SparseConvShape& s, Capability capability) {
   if (relu)
     for (double& each : y) each = std::max(each, 0.);
 
-  const Parallel parallel = two_threads;
-  const sparse_conv::Machine machine{capability, parallel, draw(1, 20)};
-  const Result found_y(result_dtype(x.view.dtype), y.size()),
+  const sparse_conv::Machine machine{capability, two_threads, draw(1, 20)};
+  const Entries found_y(result_dtype(x.view.dtype), y.size()),
       found_gx(result_dtype(g.view.dtype), gx.size()),
       found_gw(Dtype::float32, gw.size());
   const void* const before = found_y.dtype == Dtype::float32
                                  ? static_cast<const void*>(residual.data())
                                  : halves.data();
   const Epilogue epilogue{bias.data(), residual.empty() ? nullptr : before, relu};
-  sparse_conv::output(s, x.view, w.pattern(), w.values.data(), epilogue,
-                      found_y.memory.get(), machine);
+  sparse_conv::output(s, x.view, w.pattern(), w.values.data(), epilogue, found_y.data(),
+                      machine);
   compare(s, capability, "output", y, found_y);
-  sparse_conv::input_gradient(s, g.view, w.pattern(), w.values.data(),
-                              found_gx.memory.get(), machine);
+  sparse_conv::input_gradient(s, g.view, w.pattern(), w.values.data(), found_gx.data(),
+                              machine);
   compare(s, capability, "gradient of the input", gx, found_gx);
-  sparse_conv::values_gradient(s, x.view, g.view, w.pattern(),
-                               reinterpret_cast<float*>(found_gw.memory.get()),
+  sparse_conv::values_gradient(s, x.view, g.view, w.pattern(), found_gw.floats(),
                                machine);
   compare(s, capability, "gradient of the weights", gw, found_gw);
 }
@@ -186,9 +165,7 @@ void run(const SparseConvShape& s, Capability capability) {
 }  // namespace
 
 int main() {
-  for (const Capability c :
-       {Capability::portable, Capability::avx2, Capability::avx512}) {
-    if (c > cpu_capability()) continue;
-    for (int i = 0; i < 120; ++i) run(random_shape(), c);
-  }
+  for (const Capability capability : capabilities())
+    for (int i = 0; i < 120; ++i) run(random_shape(), capability);
+  std::puts("sparse_conv: all equal");
 }

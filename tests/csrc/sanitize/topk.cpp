@@ -1,15 +1,12 @@
 // source: csrc/common/cpu/capability.cpp
 // The CPU's global_topk, free of torch, against std::sort on hard inputs; built with
 // the address and undefined-behaviour sanitizers (see run.sh).
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
-#include <random>
-#include <thread>
-
 #include "global_topk/cpu/select.h"
 
-using namespace fisherprune;
+#include <limits>
+
+#include "driver.h"
+
 namespace topk = fisherprune::cpu::global_topk;
 
 namespace {
@@ -51,13 +48,6 @@ float value_at(int family, int64_t j, int64_t n) {
 }
 constexpr int kFamilies = 10;
 
-void in_threads(int threads, int64_t count, const cpu::Body& body) {
-  std::vector<std::thread> running;
-  for (int t = 0; t < threads; ++t)
-    running.emplace_back(body, count * t / threads, count * (t + 1) / threads);
-  for (std::thread& t : running) t.join();
-}
-
 // Places of the scores from the largest down, of equal ones the first first.
 std::vector<int64_t> order_of(const std::vector<float>& values) {
   std::vector<int64_t> order(values.size());
@@ -88,20 +78,16 @@ struct Case {
   int64_t size() const { return values.size(); }
 
   void require(bool holds, const char* what) const {
-    if (holds) return;
-    std::fprintf(stderr, "topk: wrong %s, family %d, %zu scores\n", what, family,
-                 values.size());
-    std::exit(1);
+    if (!holds)
+      fail("topk: wrong %s, family %d, %zu scores", what, family, values.size());
   }
 };
 
-topk::Task task_of(const Case& c, int threads) {
+topk::Task task_of(const Case& c, int number) {
   std::vector<Scores> scores;
   for (const auto& t : c.tensors)
     scores.push_back({t.data(), static_cast<int64_t>(t.size())});
-  return topk::Task(scores, [=](int64_t count, const cpu::Body& body) {
-    in_threads(threads, count, body);
-  });
+  return topk::Task(scores, on_threads(number));
 }
 
 using Masks = std::vector<std::vector<uint8_t>>;
