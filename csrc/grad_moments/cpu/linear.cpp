@@ -33,12 +33,12 @@ bool is_long(int64_t positions) { return positions >= tuning::kLinearLongGroup; 
 // Samples of a block: whole groups, blocks of about equal size.
 int64_t block_samples(const ConvShape& s, int64_t group) {
   const bool takes_long = is_long(group * s.positions());
-  const int64_t floats =
-      takes_long ? tuning::kLinearLongInputFloats : tuning::kLinearInputFloats;
-  const bool adds_rarely =
-      takes_long && s.outputs * s.channels > tuning::kLinearSmallWeight;
+  const bool is_small = s.outputs * s.channels <= tuning::kLinearSmallWeight;
+  const int64_t floats = !takes_long ? tuning::kLinearInputFloats
+                         : is_small  ? tuning::kLinearSmallInputFloats
+                                     : tuning::kLinearLongInputFloats;
   const int64_t positions =
-      adds_rarely ? tuning::kLinearLongPositions : tuning::kLinearMostPositions;
+      takes_long ? tuning::kLinearLongPositions : tuning::kLinearMostPositions;
   const int64_t most =
       std::clamp(floats / s.channels, tuning::kLinearLeastPositions, positions);
   const int64_t groups = ceil_div(s.samples, group);

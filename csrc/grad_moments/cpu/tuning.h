@@ -119,6 +119,7 @@ constexpr int64_t kLinearStripPositions = 96;
 constexpr int64_t kLinearLongPositions = 2048;
 constexpr int64_t kLinearLongInputFloats = 4 << 20;
 constexpr int64_t kLinearSmallWeight = 1 << 16;
+constexpr int64_t kLinearSmallInputFloats = 1 << 16;
 static_assert(kLinearGroupPositions <= kLinearLongPositions);
 static_assert(kLinearLongGroup <= kLinearMostPositions);
 
