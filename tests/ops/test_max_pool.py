@@ -156,6 +156,16 @@ def test_second_derivatives_are_refused():
         first.sum().backward()
 
 
+def test_bytes_that_are_no_places_write_nothing_outside_of_the_image():
+    x, options = torch.randn(1, 4, 6, 6), ((3, 3), (2, 2), (1, 1))
+    y, index = ops.max_pool2d(x, *options)
+    grad, back = torch.ones_like(y), torch.ops.fisherprune.max_pool2d_backward
+    for byte in (0, 9, 255):
+        found = back(grad, torch.full_like(index, byte), x.shape, *options)
+        assert 0 <= found.sum() <= grad.sum()
+    assert back(grad, index, x.shape, *options).sum() == grad.sum()
+
+
 X = torch.randn(2, 3, 4, 5)
 BYTES = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
 

@@ -141,7 +141,7 @@ void forward_channels(const MaxPool& pool, const Kernels& code,
 }
 
 // From the index of a place in a window to its distance from the window's start.
-using Distances = std::array<int64_t, kMostPlaces>;
+using Distances = std::array<int64_t, 256>;
 
 Distances distances(const MaxPoolShape& s) {
   Distances found{};
@@ -159,8 +159,12 @@ void add_gradients(const MaxPoolShape& s, const Distances& distance, int64_t cha
   for (int64_t c = 0; c < channels; ++c, sum += plane) {
     for (int64_t p = 0; p < s.out_height; ++p) {
       const int64_t start = (p * s.stride_h - s.pad_h) * s.width - s.pad_w;
-      for (int64_t q = 0; q < s.out_width; ++q)
-        sum[start + q * s.stride_w + distance[*index++]] += to_float(*grad++);
+      for (int64_t q = 0; q < s.out_width; ++q, ++index, ++grad) {
+        const int64_t at = start + q * s.stride_w + distance[*index];
+        // What forward never gives, a place outside of the image, has no gradient.
+        if (static_cast<uint64_t>(at) < static_cast<uint64_t>(plane))
+          sum[at] += to_float(*grad);
+      }
     }
   }
 }
