@@ -78,6 +78,7 @@ LANES = (
 PIXELS = ("7_pixels_of_14", "uneven_vectors")
 PLANES = ("7_planes_of_14", "uneven_planes")
 DENSE = ("16_positions", "197_positions", "group_remainder_of_positions")
+POINTWISE = ("7_pointwise", "14_pointwise", "uneven_pointwise_of_every_second")
 STORED = ("plain_3x3", "8_wide")  # in every layout, and in bfloat16
 TOPK = ("gaussian", "all_equal", "few_distinct", "signed_zeros")
 COUNTS = (37, 20_000)  # scores
@@ -117,13 +118,20 @@ def moments_on(device: str) -> Iterator[tuple[str, tuple]]:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             *pair, weight, options = moment_cases.make(**shape, dtype=dtype)
             stored = *map(channels_last, pair), weight, options
-            if name in LANES:
+            if name in LANES or dtype != torch.float32:  # those of PIXELS are copied
                 yield f"{name} {dtype}", (*pair, weight, options)
             yield f"{name} {dtype} channels_last", stored
     for name in DENSE:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             case = moment_cases.make(**dense_cases.CASES[name], dtype=dtype)
             yield f"{name} {dtype}", case
+    for name in POINTWISE:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            shape = dense_cases.POINTWISE[name]
+            *pair, weight, options = moment_cases.make(**shape, dtype=dtype)
+            yield f"{name} {dtype}", (*pair, weight, options)
+            stored = *map(channels_last, pair), weight, options
+            yield f"{name} {dtype} channels_last", stored
     for name in STORED:
         input, grad, *rest = moment_cases.make(**shapes[name])
         pair = input.to(device), grad.to(device)

@@ -38,8 +38,9 @@ LARGE_IMAGES = [
     moments.Layer(256, 256, 14),
     moments.Layer(512, 512, 7),
     moments.Layer(512, 2048, 7, kernel=1),
+    moments.Layer(1024, 2048, 14, kernel=1, stride=2),
 ]
-"""Layers of ResNet18, and one of ResNet50, on images of 224 x 224."""
+"""Layers of ResNet18, and two of ResNet50, on images of 224 x 224."""
 SPREAD = 0x9E3779B1  # odd, so that i * SPREAD mod 2^m visits every number once
 
 

@@ -299,21 +299,35 @@ def test_products_of_lanes_take_little_else(arch, built):
 
 
 @each_arch
-def test_operands_of_dense_kernels_come_in_16_bytes(arch, built):
-    """And in the loop over positions there is little but reads and products."""
+def test_products_without_taps_take_little_else(arch, built):
+    """In the loop over positions there is little but reads and products."""
     for kernel, counts in kernels_named(built[arch], "grad_moments_dense").items():
         product, wide = product_of(kernel), f"DtypeE{FLOAT32}E" in kernel
+        planes = "LayoutE0E" in kernel
         assert counts[product] == number_of(counts, r"HMMA.*") == 32, kernel
-        transposed = counts["LDSM.16.MT88.4"]
-        assert transposed * 16 == (0 if wide else counts[product] * 6), kernel
-        copies = number_of(counts, r"LDGSTS.*\.128.*")
-        assert number_of(counts, r"LDGSTS.*") == copies == 8, kernel
+        matrices = counts["LDSM.16.M88.4"], counts["LDSM.16.MT88.4"]
+        words = wide and not planes
+        assert matrices == (12 * planes, 12 * (not planes and not words)), kernel
+        # Of both operands, 16 bytes at a time; or 4 of neighbouring positions.
+        copies = number_of(counts, r"LDGSTS.*\.128.*"), number_of(counts, r"LDGSTS.*")
+        assert copies == (8, 40 if planes else 8), kernel
         runs = " ".join(built[arch].sass[kernel]).split("BRA")
         most = max(runs, key=lambda run: (run.count(product), len(run)))
         sums = 64 if "ELb1EEEv" in kernel else 0  # outside of the tensor cores
-        rounded = 24 * (2 if arch == "90" else 4) if wide else 6  # and read
+        read = 24 if words else 6
+        rounded = (24 if arch == "90" else 72) if wide else 0
         assert most.count(product) == 16, kernel
-        assert len(most.split()) <= 34 + rounded + sums, kernel
+        assert len(most.split()) <= 34 + read + rounded + sums, kernel
+
+
+@each_arch
+def test_copies_to_pixels_are_under_way_together(arch, built):
+    """All loads of a thread, before the first store; and these of 16 bytes."""
+    for kernel in kernels_named(built[arch], "copy_to_pixels"):
+        code = " ".join(built[arch].sass[kernel])
+        loads = [part.count("LDG.E.U16") for part in re.split(r"\bSTS\.128\b", code)]
+        assert loads[0] == sum(loads) == 16, kernel
+        assert "STG.E.128" in code and "LDS.128" in code, kernel
 
 
 @each_arch

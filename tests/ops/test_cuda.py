@@ -61,6 +61,7 @@ ALL_CASES = {
     **lanes_cases.CASES,
     **lanes_cases.PLANES,
     **PIXELS,
+    **dense_cases.POINTWISE,
 }
 
 
@@ -99,7 +100,7 @@ def test_moments(name, precision, bound, tf32):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "name",
-    [*STORED, "8_wide", "32_wide", *lanes_cases.CASES, *PIXELS],
+    [*STORED, "8_wide", "32_wide", *lanes_cases.CASES, *PIXELS, *dense_cases.POINTWISE],
 )
 def test_moments_of_every_layout(name, layout, precision, bound, tf32):
     tf32(precision)
@@ -134,7 +135,10 @@ def test_groups_shared_by_blocks(size, group_size, precision, tf32):
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", [*WINDOW_CASES, *lanes_cases.CASES, *PIXELS])
+@pytest.mark.parametrize(
+    "name",
+    [*WINDOW_CASES, *lanes_cases.CASES, *PIXELS, *dense_cases.POINTWISE],
+)
 def test_moments_of_images_in_16_bits(name, layout, dtype, tf32):
     """All their bits are in a TF32: only sums are cut off."""
     tf32("tf32")
@@ -167,6 +171,7 @@ def test_moments_of_sequences(name, dtype, precision, tf32):
         *((64, 64, 64, 56, 3, 1), (64, 128, 128, 28, 3, 1), (64, 256, 256, 14, 3, 1)),
         *((64, 512, 512, 7, 3, 1), (64, 128, 128, 56, 3, 2), (64, 512, 512, 14, 3, 2)),
         *((64, 256, 64, 56, 1, 1), (64, 512, 2048, 7, 1, 1), (64, 64, 64, 32, 3, 1)),
+        *((64, 256, 512, 56, 1, 2), (64, 1024, 2048, 14, 1, 2)),
     ],
 )
 def test_moments_of_layers_of_large_images(

@@ -7,6 +7,8 @@ from moment_cases import CASES, accumulators, make
 
 from fisherprune.ops import reference
 
+OPTIONS = ("allow_tf32", "tile", "copies", "multiprocessors", "seed", "shift")
+
 
 def as_images(input, grad, weight):
     """Give linear layers the shapes that `ops.grad_moments` gives them."""
@@ -24,11 +26,7 @@ def moments(cases, folder):
     encoded, truths = [], []
     for input, grad, weight, arguments in cases:
         input, grad, weight = as_images(input, grad, weight)
-        options = {
-            k: arguments.pop(k)
-            for k in ("allow_tf32", "tile", "multiprocessors", "seed", "shift")
-            if k in arguments
-        }
+        options = {k: arguments.pop(k) for k in OPTIONS if k in arguments}
         start = accumulators(weight)
         encoded.append(drive.moments_case(input, grad, *start, **arguments, **options))
         truth = [a.double() for a in start]

@@ -30,6 +30,18 @@ LARGE_LAYERS = {
     "256@14": (14, 2, 128, 16),
     "512@7": (7, 4, 128, 16),
 }
+# 1 x 1 convolutions, with their stride.
+POINTWISE = {
+    "1024@14/2": (14, 2, 128, 128, 1, 2),
+    "256@56/2": (56, 1, 128, 128, 1, 2),
+    "256@56": (56, 1, 128, 128, 1, 1),
+    "512@7": (7, 4, 128, 128, 1, 1),
+}
+STRIDED = {
+    "128@56/2": (56, 1, 128, 16, 3, 2),
+    "256@28/2": (28, 1, 128, 16, 3, 2),
+    "512@14/2": (14, 4, 128, 16, 3, 2),
+}
 PRODUCTS = 128 * 128 * 32
 
 
@@ -40,18 +52,20 @@ def counts_of_layers(
     dtype=torch.float32,
     channels_last: bool = False,
 ):
-    """Return [cycles, bytes] of each layer's tile: of taps, window, wgmma or lanes.
+    """Return [cycles, bytes] of each layer's tile.
 
-    The tiles of warpgroups are those of a cluster.
+    Of taps, window, wgmma, lanes or dense; tiles of warpgroups are those of a cluster.
     """
     cases, products = [], []
-    for width, n, outputs, channels in layers.values():
+    for width, n, outputs, channels, *window in layers.values():
+        kernel, stride = window or (3, 1)
         if kind == "wgmma":
             channels = 64  # full tiles of warpgroups, in clusters
         if kind == "window":
             channels = 128  # 1152 weights are nine of its tiles
         tile = kind if outputs == 128 else f"slim_{kind}"
-        shape = dict(size=(width, width), kernel=(3, 3), padding=(1, 1), dtype=dtype)
+        shape = dict(kernel=(kernel,) * 2, padding=(kernel // 2,) * 2, dtype=dtype)
+        shape |= dict(size=(width, width), stride=(stride,) * 2)
         input, grad, weight, options = make(n=n, c=channels, o=outputs, **shape)
         if channels_last:
             input, grad = (
@@ -60,7 +74,7 @@ def counts_of_layers(
         sums = [torch.zeros(weight) for _ in range(2)]
         options |= {"allow_tf32": True, "tile": tile, "multiprocessors": 1}
         cases.append(drive.cycles_case(input, grad, *sums, **options))
-        products.append(weight.numel() * n * width * width)
+        products.append(weight.numel() * n * grad[0, 0].numel())
     results = drive.run(cases, folder)[2::3]
     counts = [np.frombuffer(each, np.int64) for each in results]
     return [c * PRODUCTS / n for c, n in zip(counts, products, strict=True)]
@@ -75,6 +89,10 @@ KERNELS = (
     ("lanes, channels_last", LARGE_LAYERS, "lanes", torch.float32, True),
     ("lanes, 16 bits, channels_last", LARGE_LAYERS, "lanes", torch.bfloat16, True),
     ("lanes, channels_last", LAYERS, "lanes", torch.float32, True),
+    ("lanes, 16 bits, channels_last", STRIDED, "lanes", torch.bfloat16, True),
+    ("dense", POINTWISE, "dense"),
+    ("dense, channels_last", POINTWISE, "dense", torch.float32, True),
+    ("dense, 16 bits, channels_last", POINTWISE, "dense", torch.bfloat16, True),
 )
 
 if __name__ == "__main__":

@@ -8,12 +8,6 @@
 
 namespace fisherprune::cuda::grad_moments {
 
-// What lies side by side in memory, and so in shared memory.
-enum class Layout {
-  planes,  // the positions of a channel
-  pixels   // the channels of a position: channels_last
-};
-
 // Distances in shared memory, in bytes. What a warp reads at once belongs to eight
 // channels and to the positions of four words; or in pixels of 16 bits, which it reads
 // in 16 bytes, to eight positions. In planes the channels are an odd number of quads of
@@ -95,16 +89,6 @@ struct LanesTask {
 template <class Shape>
 size_t lanes_memory_bytes(const LanesTask& task) {
   return Shape::slots_at + static_cast<size_t>(task.slots) * task.slot;
-}
-
-// Starts a copy of 16 bytes, or of 4: of `size` bytes at the most, and of zeros.
-template <int bytes>
-__device__ inline void copy_piece(SharedAddress to, const char* from, int size) {
-  // Without a byte to read the address need not exist.
-  if constexpr (bytes == QUAD_BYTES)
-    copy16_async(to, from, size < 0 ? 0 : size < bytes ? size : bytes);
-  else
-    copy4_async(to, from, size > 0);
 }
 
 // What a block copies next. The places of a thread's copies are computed anew for each

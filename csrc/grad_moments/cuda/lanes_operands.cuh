@@ -2,8 +2,8 @@
 // how images lie in its bands.
 #pragma once
 
+#include "grad_moments/cuda/dense_operands.cuh"
 #include "grad_moments/cuda/lanes.cuh"
-#include "grad_moments/cuda/operands.cuh"
 
 namespace fisherprune::cuda::grad_moments {
 
@@ -13,17 +13,6 @@ inline bool lies_within_32_bits(const View4& v, int64_t samples, int64_t channel
   const int64_t last = (samples - 1) * v.stride[0] + (channels - 1) * v.stride[1] +
                        (height - 1) * v.stride[2] + (width - 1) * v.stride[3];
   return (last + 1) * size_of(v.dtype) < int64_t{1} << 32;
-}
-
-// Whether rows of `row` values begin at multiples of `piece` values, and have a
-// multiple of them.
-inline bool has_pieces(const View4& v, int64_t row, int64_t piece) {
-  return v.stride[0] % piece == 0 && v.stride[1] % piece == 0 && row % piece == 0 &&
-         reinterpret_cast<uintptr_t>(v.data) % (piece * size_of(v.dtype)) == 0;
-}
-
-inline bool rows_have_pieces(const View4& v, int64_t width, int64_t piece) {
-  return has_pieces(v, width, piece) && v.stride[2] % piece == 0;
 }
 
 // Whether positions lie side by side. Two values of 16 bits are copied and read at
@@ -39,10 +28,8 @@ inline bool are_planes(const GradMoments& m) {
 
 inline bool are_pixels(const GradMoments& m) {
   const ConvShape& s = m.shape;
-  const int64_t vector = QUAD_BYTES / size_of(m.input.dtype);
-  return s.group_channels() % vector == 0 && s.group_outputs() % vector == 0 &&
-         channels_are_vectors(m.input, s.height, s.width) &&
-         channels_are_vectors(m.grad, s.out_height, s.out_width);
+  return are_vectors_of_channels(m) &&
+         positions_are_even(m.grad, s.out_height, s.out_width);
 }
 
 // How the tile's images lie in bands of `band_rows` output rows.

@@ -109,10 +109,6 @@ void launch_taps(const GradMoments& m, const Shares& shares, float* workspace,
   });
 }
 
-inline int64_t bytes_between_positions(const View4& v, int64_t width) {
-  return v.stride[width == 1 ? 2 : 3] * size_of(v.dtype);
-}
-
 template <class Tile>
 void launch_lanes(const GradMoments& m, const Shares& shares, float* workspace,
                   Stream stream) {
@@ -120,7 +116,7 @@ void launch_lanes(const GradMoments& m, const Shares& shares, float* workspace,
     using Shape = decltype(shape);
     LanesTask task{};
     task.moments = task_of<Tile>(m, shares, workspace);
-    task.grad_position = bytes_between_positions(m.grad, m.shape.out_width);
+    task.grad_position = grad_rows(m).column * Shape::value;
     plan_lanes<Tile, Shape>(task, m);
     const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m.shape)), shares.splits);
     launch(grad_moments_lanes_kernel<Tile, Shape::layout, Shape::stride, Shape::dtype>,
@@ -128,34 +124,28 @@ void launch_lanes(const GradMoments& m, const Shares& shares, float* workspace,
   });
 }
 
-template <Dtype dtype, bool exact>
-void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
-                  Stream stream) {
-  const ConvShape& s = m.shape;
-  DenseTask task{};
-  task.moments = task_of<DenseTile>(m, shares, workspace);
-  task.unit_bits = s.positions() <= 16   ? 4
-                   : s.positions() <= 32 ? 5
-                                         : Dense<dtype>::stage_bits;
-  task.grad_position = bytes_between_positions(m.grad, s.out_width);
-  task.input_position = bytes_between_positions(m.input, s.width);
-  const dim3 grid(static_cast<unsigned>(tiles_of<DenseTile>(s)), shares.splits);
-  launch(grad_moments_dense_kernel<DenseTile, dtype, exact>, grid, DenseTile::threads,
-         dense_memory_bytes<DenseTile, dtype>(), stream, task);
-}
-
 template <bool exact>
 void launch_dense(const GradMoments& m, const Shares& shares, float* workspace,
                   Stream stream) {
-  switch (m.input.dtype) {
-    case Dtype::float16:
-      return launch_dense<Dtype::float16, exact>(m, shares, workspace, stream);
-    case Dtype::bfloat16:
-      return launch_dense<Dtype::bfloat16, exact>(m, shares, workspace, stream);
-    default:
-      if constexpr (!exact)
-        launch_dense<Dtype::float32, exact>(m, shares, workspace, stream);
-  }
+  with_dense_shape(m, [&](auto shape) {
+    using Shape = decltype(shape);
+    const ConvShape& s = m.shape;
+    const PositionRows grad = grad_rows(m), input = input_rows(m);
+    DenseTask task{};
+    task.moments = task_of<DenseTile>(m, shares, workspace);
+    task.unit_bits = s.positions() <= 16   ? 4
+                     : s.positions() <= 32 ? 5
+                                           : Shape::stage_bits;
+    task.grad = grad.places(Shape::value);
+    task.input = input.places(Shape::value);
+    task.grad_vectors = grad.are_vectors(m.grad);
+    task.input_vectors = input.are_vectors(m.input);
+    const dim3 grid(static_cast<unsigned>(tiles_of<DenseTile>(s)), shares.splits);
+    if constexpr (!exact || Shape::value < WORD)
+      launch(grad_moments_dense_kernel<DenseTile, Shape::layout, Shape::dtype, exact>,
+             grid, DenseTile::threads, dense_memory_bytes<DenseTile, Shape>(), stream,
+             task);
+  });
 }
 
 template <bool exact>
@@ -206,6 +196,9 @@ inline void launch_moments(const GradMoments& m, const GradMomentsPlan& plan,
 // Enqueues the op on `stream`; `workspace` holds plan.workspace floats.
 inline void run_grad_moments(const GradMoments& m, const GradMomentsPlan& plan,
                              bool allow_tf32, float* workspace, Stream stream) {
+  if (plan.pixels)
+    return launch_moments(copied_to_pixels(m, workspace, stream), plan, allow_tf32,
+                          workspace + pixel_floats(m.shape), stream);
   if (!plan.products) return launch_moments(m, plan, allow_tf32, workspace, stream);
   for (const GradMoments& part : {m, squares_of(m, workspace, stream)})
     launch_moments(samples_as_positions(part), plan, allow_tf32, nullptr, stream);

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <optional>
 
-#include "grad_moments/cuda/dense.cuh"
 #include "grad_moments/cuda/taps.cuh"
 #include "grad_moments/cuda/wgmma.cuh"
 #include "grad_moments/cuda/window.cuh"
@@ -221,15 +220,27 @@ inline bool wgmma_suits(const GradMoments& m) {
   });
 }
 
-// Whether channels are neighbours, in vectors of 16 bytes, and positions equally far
-// apart.
+// Whether positions are equally far apart.
+inline bool positions_are_even(const View4& v, int64_t height, int64_t width) {
+  return width == 1 || height == 1 || v.stride[2] == width * v.stride[3];
+}
+
+// Whether channels are neighbours, in vectors of 16 bytes.
 inline bool channels_are_vectors(const View4& v, int64_t height, int64_t width) {
-  const int64_t vector = 16 / size_of(v.dtype);
+  const int64_t vector = QUAD_BYTES / size_of(v.dtype);
   return v.stride[1] == 1 && v.stride[0] % vector == 0 &&
          (width == 1 || v.stride[3] % vector == 0) &&
          (height == 1 || v.stride[2] % vector == 0) &&
-         (width == 1 || height == 1 || v.stride[2] == width * v.stride[3]) &&
-         reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+         reinterpret_cast<uintptr_t>(v.data) % QUAD_BYTES == 0;
+}
+
+// Whether both operands have vectors of channels in each group.
+inline bool are_vectors_of_channels(const GradMoments& m) {
+  const ConvShape& s = m.shape;
+  const int64_t vector = QUAD_BYTES / size_of(m.input.dtype);
+  return s.group_channels() % vector == 0 && s.group_outputs() % vector == 0 &&
+         channels_are_vectors(m.input, s.height, s.width) &&
+         channels_are_vectors(m.grad, s.out_height, s.out_width);
 }
 
 inline bool is_pointwise(const ConvShape& s) {
@@ -237,14 +248,15 @@ inline bool is_pointwise(const ConvShape& s) {
          s.pad_h == 0 && s.pad_w == 0;
 }
 
-inline bool dense_suits(const GradMoments& m) {
-  const ConvShape& s = m.shape;
-  const int64_t vector = 16 / size_of(m.input.dtype);
-  return m.input.dtype == m.grad.dtype && is_pointwise(s) && s.positions() > SLAB / 2 &&
-         s.group_channels() % vector == 0 && s.group_outputs() % vector == 0 &&
-         channels_are_vectors(m.input, s.height, s.width) &&
-         channels_are_vectors(m.grad, s.out_height, s.out_width) &&
-         dense_memory_bytes<DenseTile, Dtype::float32>() <= most_shared_bytes();
+// Whether rows of `row` values begin at multiples of `piece` values, and have a
+// multiple of them.
+inline bool has_pieces(const View4& v, int64_t row, int64_t piece) {
+  return v.stride[0] % piece == 0 && v.stride[1] % piece == 0 && row % piece == 0 &&
+         reinterpret_cast<uintptr_t>(v.data) % (piece * size_of(v.dtype)) == 0;
+}
+
+inline bool rows_have_pieces(const View4& v, int64_t width, int64_t piece) {
+  return has_pieces(v, width, piece) && v.stride[2] % piece == 0;
 }
 
 }  // namespace fisherprune::cuda::grad_moments

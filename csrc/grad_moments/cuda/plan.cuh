@@ -2,11 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 
 #include "common/check.h"
-#include "grad_moments/cuda/lanes_operands.cuh"
+#include "grad_moments/cuda/pixels.cuh"
 #include "grad_moments/cuda/products.cuh"
 
 namespace fisherprune::cuda::grad_moments {
@@ -40,6 +41,13 @@ struct GradMomentsPlan {
   Shares shares;
   int64_t workspace;      // floats
   bool products = false;  // two products, see products.cuh
+  bool pixels = false;    // of copies, see pixels.cuh
+};
+
+// A tile, and what it costs for each output position.
+struct Choice {
+  TileKind tile;
+  double cost;
 };
 
 template <class Tile>
@@ -61,16 +69,12 @@ inline bool may_be_dense(const GradMoments& m, bool exact, bool products) {
 
 // In float32 precision a product needs many registers: there are no large tiles then.
 // `wgmma`: products of warpgroups are allowed.
-inline TileKind choose_tile(const GradMoments& m, bool exact, bool products,
-                            bool wgmma) {
+inline Choice choose_tile(const GradMoments& m, bool exact, bool products, bool wgmma) {
   const ConvShape& s = m.shape;
-  TileKind best = TileKind::small;
-  double least = padded_cost<SmallTile>(s, SMALL_COST);
+  Choice best{TileKind::small, padded_cost<SmallTile>(s, SMALL_COST)};
   // Of equal costs the later one is taken.
   const auto consider = [&](TileKind kind, double cost) {
-    if (cost > least) return;
-    best = kind;
-    least = cost;
+    if (cost <= best.cost) best = {kind, cost};
   };
   consider(TileKind::square, padded_cost<SquareTile>(s, SQUARE_COST));
   if (may_be_dense(m, exact, products))
@@ -96,6 +100,16 @@ inline TileKind choose_tile(const GradMoments& m, bool exact, bool products,
     consider(TileKind::slim_wgmma, padded_cost<SlimWgmmaTile>(s, SLIM_WGMMA_COST));
     consider(TileKind::wgmma, padded_cost<WgmmaTile>(s, WGMMA_COST));
   }
+  return best;
+}
+
+// The tile for copies of the operands, and the cost of these.
+inline Choice choose_copies(const GradMoments& m, bool exact) {
+  if (!may_become_pixels(m)) return {TileKind::small, HUGE_VAL};
+  Choice best = choose_tile(as_pixels(m, nullptr), exact, false, false);
+  const int64_t positions = m.shape.samples * m.shape.positions();
+  best.cost += PIXEL_COST * static_cast<double>(pixel_values(m.shape)) /
+               static_cast<double>(positions);
   return best;
 }
 
@@ -163,12 +177,17 @@ inline GradMomentsPlan plan_grad_moments(const GradMoments& m, bool allow_tf32,
                                          int multiprocessors, bool wgmma = false) {
   const bool products = are_products(m.shape);
   const GradMoments part = products ? samples_as_positions(m) : m;
-  const TileKind kind = choose_tile(part, !allow_tf32, products, wgmma);
+  const Choice as_it_lies = choose_tile(part, !allow_tf32, products, wgmma);
+  const Choice of_copies = choose_copies(m, !allow_tf32);
+  const bool pixels = !products && of_copies.cost < as_it_lies.cost;
+  const TileKind kind = pixels ? of_copies.tile : as_it_lies.tile;
   GradMomentsPlan plan = allow_tf32
                              ? plan_with_tile<false>(part.shape, kind, multiprocessors)
                              : plan_with_tile<true>(part.shape, kind, multiprocessors);
   plan.products = products;
+  plan.pixels = pixels;
   if (products) plan.workspace += square_floats(m.shape);
+  if (pixels) plan.workspace += pixel_floats(part.shape);
   return plan;
 }
 

@@ -11,6 +11,22 @@ namespace fisherprune::cuda::grad_moments {
 constexpr int STAGE_BYTES = 128;  // of an output channel's positions
 constexpr int QUAD_BYTES = 16, QUADS = STAGE_BYTES / QUAD_BYTES;
 
+// What lies side by side in memory, and so in shared memory.
+enum class Layout {
+  planes,  // the positions of a channel
+  pixels   // the channels of a position: channels_last
+};
+
+// Starts a copy of 16 bytes, or of 4: of `size` bytes at the most, and of zeros.
+template <int bytes>
+__device__ inline void copy_piece(SharedAddress to, const char* from, int size) {
+  // Without a byte to read the address need not exist.
+  if constexpr (bytes == QUAD_BYTES)
+    copy16_async(to, from, size < 0 ? 0 : size < bytes ? size : bytes);
+  else
+    copy4_async(to, from, size > 0);
+}
+
 // How images 2^bits wide lie in shared memory; distances in bytes.
 template <int bits_, Dtype dtype_>
 struct Image {

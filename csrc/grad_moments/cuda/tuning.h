@@ -75,8 +75,8 @@ struct LanesTileOf : Shape {
 using LanesTile = LanesTileOf<TileShape<4, 2, 2, 9, 4, 1>>;      // 128 x 144
 using SlimLanesTile = LanesTileOf<TileShape<2, 2, 2, 9, 4, 2>>;  // 64 x 144
 
-// A tile for operands without taps, with their channels side by side. Products of 16
-// bits are exact.
+// A tile for operands without taps, with their channels or positions side by side.
+// Products of 16 bits are exact.
 template <class Shape>
 struct RowsTile : Shape {
   static constexpr Path path = Path::dense;
@@ -117,6 +117,7 @@ constexpr double SLIM_TAPS_COST = 0.5, TAPS_COST = 0.45;
 constexpr double DENSE_COST = 0.25, DENSE_TF32_COST = 0.5;
 constexpr double SLIM_LANES_COST = 0.55, LANES_COST = 0.5;
 constexpr double STRIDED_PLANES_COST = 0.25;  // beyond that of lanes
+constexpr double PIXEL_COST = 48;             // of a value that is copied first
 constexpr double SLIM_WGMMA_COST = 0.35, WGMMA_COST = 0.3;
 
 // Bytes of each block's shared memory that the device keeps for itself.

@@ -92,10 +92,21 @@ GradMomentsPlan wished_plan(const GradMoments& m, bool allow_tf32, TileKind tile
                     : plan_with_tile<true>(m.shape, tile, multiprocessors());
 }
 
+// The same for copies of the operands.
+GradMomentsPlan wished_copies(const GradMoments& m, bool allow_tf32, TileKind tile) {
+  if (!may_become_pixels(m)) emulator::fail("the operands are not copied");
+  const GradMoments copied = as_pixels(m, nullptr);
+  GradMomentsPlan plan = wished_plan(copied, allow_tf32, tile);
+  plan.pixels = true;
+  plan.workspace += pixel_floats(m.shape);
+  return plan;
+}
+
 void moments_case(Files& files) {
   const ConvShape shape = read_shape(files);
   const bool allow_tf32 = files.number();
   const int64_t wish = files.number();  // a tile, or -1 for the planned one
+  const bool copies = files.number();
   Array input = files.array(), grad = files.array();
   const View4 a = read_view(files, input), d = read_view(files, grad);
   Array sum = files.array(), sum_sq = files.array();
@@ -103,7 +114,9 @@ void moments_case(Files& files) {
   if (has_work(shape)) {
     check_extents(shape);
     GradMomentsPlan plan = plan_grad_moments(m, allow_tf32, multiprocessors());
-    if (wish >= 0) plan = wished_plan(m, allow_tf32, static_cast<TileKind>(wish));
+    if (wish >= 0)
+      plan = (copies ? wished_copies : wished_plan)(m, allow_tf32,
+                                                    static_cast<TileKind>(wish));
     Array workspace(plan.workspace * sizeof(float));
     run_grad_moments(m, plan, allow_tf32, workspace.as<float>(), nullptr);
   }
@@ -238,18 +251,20 @@ void window_case(Files& files) {
   files.write(words);
 }
 
-// The plan in TF32: splits, parts of a group, bytes of the workspace, the tile.
+// The plan in TF32: splits, parts of a group, bytes of the workspace, the tile, and
+// whether it is for copies of the operands.
 void plan_case(Files& files) {
   const ConvShape shape = read_shape(files);
   const Dtype dtype = static_cast<Dtype>(files.number());
   const GradMoments m = planned_moments(shape, dtype, files.number());
   const GradMomentsPlan plan =
       plan_grad_moments(m, true, multiprocessors(), wants_wgmma());
-  Array words(4 * sizeof(int64_t));
+  Array words(5 * sizeof(int64_t));
   words.as<int64_t>()[0] = plan.shares.splits;
   words.as<int64_t>()[1] = plan.shares.parts;
   words.as<int64_t>()[2] = plan.workspace * static_cast<int64_t>(sizeof(float));
   words.as<int64_t>()[3] = static_cast<int64_t>(plan.tile);
+  words.as<int64_t>()[4] = plan.pixels;
   files.write(words);
 }
 

@@ -111,18 +111,22 @@ def moments_case(
     group_size: int = 1,
     allow_tf32: bool = False,
     tile: str | None = None,
+    copies: bool = False,
     multiprocessors: int = 4,
     seed: int = 1,
     shift: int = 0,
 ) -> bytes:
-    """Encode a call of grad_moments; `shift` bytes lie before the data."""
+    """Encode a call of grad_moments; `shift` bytes lie before the data.
+
+    With `copies` the tile is for copies of the operands, see pixels.cuh.
+    """
     kernel = sum.shape[2:]
     sizes = (*input.shape, *grad.shape[1:], *kernel, *stride, *padding, *dilation)
     return b"".join(
         [
             words(0, seed, multiprocessors),
             numbers([*sizes, groups, group_size]),
-            words(allow_tf32, TILES.index(tile) if tile else -1),
+            words(allow_tf32, TILES.index(tile) if tile else -1, copies),
             array(_storage(input, shift)),
             array(_storage(grad, shift)),
             _view(input, shift),
