@@ -47,7 +47,8 @@ demo: $(VENV)/installed
 		--lr-drops 5 7
 
 test: lint sanitize
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

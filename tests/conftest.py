@@ -1,6 +1,8 @@
 """What all tests share."""
 
 import os
+from collections import Counter
+from fnmatch import fnmatch
 
 import pytest
 import result_trees as trees
@@ -17,6 +19,31 @@ settings.load_profile("no clock")
 # Else MKL's products depend on where their operands lie in memory. It reads this when
 # it is first used.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+FIRST = (
+    "*/csrc/test_cuda_emulated.py",  # compiles what the other emulated ones run
+    "*/train/test_kill.py",
+    "*/examples/test_examples.py",
+    "*/docs/test_code_blocks.py",
+    "*/docs/test_build.py",
+    "*/test_setup.py",
+    "*/train/test_train_ranks.py",
+    "*/csrc/test_cuda_emulated_*.py",
+)
+"""Files that take long: last, one process would run them while the others wait."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put these files first, then those of many tests."""
+    sizes = Counter(item.path for item in items)
+    ranks = {
+        path: next(
+            (i for i, each in enumerate(FIRST) if fnmatch(path, each)), len(FIRST)
+        )
+        for path in sizes
+    }
+    items.sort(key=lambda item: (ranks[item.path], -sizes[item.path]))
 
 
 @pytest.fixture(autouse=True)

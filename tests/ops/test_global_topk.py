@@ -1,20 +1,18 @@
 """global_topk and its steps equal the stable sort of the reference, entry by entry."""
 
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import topk_cases
 import torch
+from capabilities import CAPABILITIES, run_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
 from fisherprune import FisherpruneError, ops
-from fisherprune.ops import kernels, reference
+from fisherprune.ops import reference
 
 SIZES = [1, 17, 3_000, 300_007]  # the last is sampled, the others collected as they are
 
@@ -281,27 +279,17 @@ def test_errors_name_what_is_wrong(call, message):
         call()
 
 
-CAPABILITIES = ["portable", "avx2", "avx512"]
+def assert_selects_alike():
+    for n in (5, 1000, 70_001, 300_000):
+        scores = [torch.randn(n), torch.randn(n).round(decimals=1)]
+        keep, ranks = [1, n // 3, n, 2 * n], [2, n // 2]
+        masks, thresholds = ops.global_topk(scores, keep, ranks=ranks)
+        wanted = reference.global_topk(scores, keep, ranks=ranks)
+        assert torch.equal(thresholds, wanted[1])
+        for a, b in zip(masks, wanted[0], strict=True):
+            assert all(map(torch.equal, a, b))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_selects_alike(capability):
-    if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
-        pytest.skip(f"this process has no {capability}")
-    code = (
-        "import torch; from fisherprune import ops\n"
-        "from fisherprune.ops import kernels, reference\n"
-        "print(kernels.cpu_capability())\n"
-        "for n in (5, 1000, 70_001, 300_000):\n"
-        "    s = [torch.randn(n), torch.randn(n).round(decimals=1)]\n"
-        "    keep, ranks = [1, n // 3, n, 2 * n], [2, n // 2]\n"
-        "    call = lambda o: o.global_topk(s, keep, ranks=ranks)\n"
-        "    found, wanted = call(ops), call(reference)\n"
-        "    assert torch.equal(found[1], wanted[1])\n"
-        "    for a, b in zip(found[0], wanted[0]):\n"
-        "        assert all(torch.equal(x, y) for x, y in zip(a, b))\n"
-    )
-    capped = os.environ | {"FISHERPRUNE_CPU_CAPABILITY": capability}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, env=capped, capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (0, capability + "\n"), result.stderr
+    run_with(capability, __file__, "assert_selects_alike()")

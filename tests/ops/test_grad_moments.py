@@ -2,15 +2,13 @@
 
 import pytest
 import torch
+from capabilities import CAPABILITIES, run_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moment_cases import CASES, LAYOUTS, STORED, accumulators, make
 from moment_checks import assert_right, run_python
 
 from fisherprune import ops
-from fisherprune.ops import kernels
-
-CAPABILITIES = ["portable", "avx2", "avx512"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -27,17 +25,13 @@ def test_every_layout_equals_float64(name, layout):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_equals_float64(capability):
-    if CAPABILITIES.index(capability) > CAPABILITIES.index(kernels.cpu_capability()):
-        pytest.skip(f"this process has no {capability}")
-    script = (
-        "from fisherprune.ops import kernels; print(kernels.cpu_capability())\n"
-        "from test_grad_moments import *\n"
+    run_with(
+        capability,
+        __file__,
         "for name in CASES: test_equals_float64(name)\n"
         "for name in STORED:\n"
-        "    for layout in LAYOUTS: test_every_layout_equals_float64(name, layout)"
+        "    for layout in LAYOUTS: test_every_layout_equals_float64(name, layout)",
     )
-    result = run_python(script, FISHERPRUNE_CPU_CAPABILITY=capability)
-    assert (result.returncode, result.stdout) == (0, capability + "\n"), result.stderr
 
 
 def test_unknown_capability_is_refused():
