@@ -84,14 +84,18 @@ def grad_moments(
         dilation,
         groups,
         group_size,
-        input.is_cuda and _tf32_allowed(linear),
+        _tf32_allowed(linear),
     )
+
+
+_LINEAR_PRECISION = attrgetter("cuda.matmul.fp32_precision")  # no type hints have it
+_CONV_PRECISION = attrgetter("cudnn.conv.fp32_precision")
 
 
 def _tf32_allowed(linear: bool) -> bool:
     """Return torch's own setting for the operation whose gradient it is."""
-    backend = "cuda.matmul" if linear else "cudnn.conv"  # not in torch's type hints
-    return attrgetter(f"{backend}.fp32_precision")(torch.backends) == "tf32"
+    precision = _LINEAR_PRECISION if linear else _CONV_PRECISION
+    return precision(torch.backends) == "tf32"
 
 
 def _positions_as_image(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import repeat
-from operator import eq, is_
+from operator import is_
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -237,11 +237,7 @@ HOLDERS = Tensor, list, tuple, dict
 
 def _are_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
     """Return whether two dictionaries have the same entries, in the same order."""
-    return (
-        len(now) == len(before)
-        and all(map(is_, now.values(), before.values()))
-        and all(map(eq, now, before))
-    )
+    return [*now.keys()] == [*before] and all(map(is_, now.values(), before.values()))
 
 
 def _copied(value: object) -> object:
