@@ -15,10 +15,7 @@ SOURCES := setup.py pyproject.toml fisherprune/py.typed $(shell find csrc fisher
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.css' \
 	-o -name '*.jinja' -o -name '*.pyi')
 
-SANITIZED := $(patsubst tests/csrc/sanitize/%.cpp,sanitize-%,\
-	$(wildcard tests/csrc/sanitize/*.cpp))
-
-.PHONY: help demo test lint format sanitize $(SANITIZED) bench docs wheel clean
+.PHONY: help demo test lint format sanitize bench docs wheel clean
 
 help:
 	@echo "make demo      score, prune and sparsely train a network on real digits"
@@ -66,11 +63,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-# One target for each driver: they run beside each other, and beside the installation.
-sanitize: $(SANITIZED)
-
-$(SANITIZED): sanitize-%:
-	tests/csrc/sanitize/run.sh $*
+sanitize:
+	tests/csrc/sanitize/run.sh
 
 bench: $(VENV)/installed
 	$(INSTALL) --no-build-isolation ".[bench]"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds each driver beside this script, with the torch-free C++ sources that its lines
-# `// source: FILE` name (none where it includes headers only), first under
-# AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer, and runs
+# `// source: FILE` name (none where it includes headers only), under AddressSanitizer
+# and UndefinedBehaviorSanitizer, and at the same time under ThreadSanitizer, and runs
 # it. Any report, or a wrong result, ends with an error.
 #
 #   tests/csrc/sanitize/run.sh [NAME...]     default: all drivers
@@ -22,20 +22,27 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export TSAN_OPTIONS=halt_on_error=1
 
 run() { # driver, sanitizers
-  local name sources
+  local name sources program
   name=$(basename "$1" .cpp)
+  program=$build/$name-$2
   sources=$(sed -n 's|^// source: ||p' "$1")
   # shellcheck disable=SC2086
   (cd "$root" && "${CXX:-c++}" -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread \
     -fno-omit-frame-pointer -fno-sanitize-recover=all "-fsanitize=$2" \
-    -Icsrc "$1" $sources -o "$build/$name")
+    -Icsrc "$1" $sources -o "$program")
   echo "$name under $2"
-  "$build/$name"
+  "$program"
+}
+
+run_all() { # sanitizers
+  for driver in "${drivers[@]}"; do run "$driver" "$1"; done
 }
 
 drivers=("$here"/*.cpp)
 if (($#)); then drivers=("${@/#/$here/}") && drivers=("${drivers[@]/%/.cpp}"); fi
-for driver in "${drivers[@]}"; do
-  run "$driver" address,undefined
-  run "$driver" thread
-done
+run_all address,undefined &
+first=$!
+run_all thread &
+second=$!
+wait "$first"
+wait "$second"
