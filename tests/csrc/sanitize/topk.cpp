@@ -187,8 +187,8 @@ void test_coding(const Case& c, topk::Bracket b) {
   }
 }
 
-// Brackets of all widths.
-std::vector<topk::Bracket> brackets() {
+// Brackets of all widths, also around the middle one of the scores.
+std::vector<topk::Bracket> brackets(const Case& c) {
   std::vector<topk::Bracket> some{
       {0, ~0u}, {0, 0}, {~0u, ~0u}, {5, 300}, {1u << 31, ~0u}};
   for (int bits = 0; bits < 32; ++bits)
@@ -197,16 +197,14 @@ std::vector<topk::Bracket> brackets() {
       const uint32_t width = static_cast<uint32_t>(rng() >> 32) >> bits;
       some.push_back({low, low + std::min(width, ~0u - low)});
     }
+  const uint32_t middle = key_of(c.values[c.order[c.size() / 2]]);
+  for (uint32_t width = 1; width < 1u << 30; width *= 5)
+    some.push_back({middle - width, middle + width});
   return some;
 }
 
 void test_encode(const Case& c, const topk::BlockLoops& loops, topk::Block& block) {
-  std::vector<topk::Bracket> some = brackets();
-  const uint32_t middle = key_of(c.values[c.order[c.size() / 2]]);
-  for (uint32_t width = 1; width < 1u << 30; width *= 5)
-    some.push_back({middle - width, middle + width});
-  for (const topk::Bracket b : some) {
-    test_coding(c, b);
+  for (const topk::Bracket b : brackets(c)) {
     const topk::Coding coding = topk::coding_for(b);
     c.require(loops.encode(block, coding) == 0, "nonfinite");
     for (int64_t i = 0; i < c.size(); ++i)
@@ -260,6 +258,8 @@ void test_loops(const topk::BlockLoops& loops, int64_t size) {
 }  // namespace
 
 int main() {
+  const Case some(3, topk::tuning::kBlock);
+  for (const topk::Bracket b : brackets(some)) test_coding(some, b);
   for (const int64_t size : {topk::tuning::kBlock, topk::tuning::kBlock - 5}) {
     test_loops(topk::loops_portable, size);
 #if defined(__x86_64__)
