@@ -24,6 +24,8 @@ PLAIN = (Tensor, nn.Parameter)
 
 def is_shard(value: object) -> bool:
     """Return whether it is a tensor of which each rank holds a part."""
+    if type(value) in PLAIN:  # as most: each call of a model comes here
+        return False
     # Where the module was not imported there is none, and importing it takes long.
     known = sys.modules.get("torch.distributed.tensor")
     return known is not None and isinstance(value, known.DTensor)
@@ -31,8 +33,7 @@ def is_shard(value: object) -> bool:
 
 def any_shard(values: Iterable[object]) -> bool:
     """Return whether one of them is such a tensor."""
-    known = sys.modules.get("torch.distributed.tensor")
-    return known is not None and any(isinstance(v, known.DTensor) for v in values)
+    return any(is_shard(value) for value in values)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def part_in(tensor: Tensor) -> Tensor | None:
     """Return the tensor in which a DTensor has this rank's part; None of another."""
-    plain = type(tensor) in PLAIN  # most are: calls of all models come here
+    plain = type(tensor) in PLAIN
     return None if plain else getattr(tensor, "_local_tensor", None)
 
 

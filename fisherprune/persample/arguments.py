@@ -51,7 +51,9 @@ def all_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
     """Return arguments with other tensors in the places of theirs, in order."""
     kind = type(value)
-    if kind in _NUMBERS or kind is tuple and all(type(v) in _NUMBERS for v in value):
+    if kind in PLAIN:
+        return next(tensors)
+    if kind in _NUMBERS or kind is tuple and _NUMBERS.issuperset(map(type, value)):
         return value
     if isinstance(value, Tensor):
         return next(tensors)
@@ -68,4 +70,7 @@ _EMPTY = torch.empty(0, device="cpu")
 
 def without_tensors(arguments: Arguments) -> Arguments:
     """Return arguments with an empty tensor in each place, which takes no memory."""
-    return with_tensors(arguments, repeat(_EMPTY))
+    args, kwargs = arguments
+    return with_tensors(args, repeat(_EMPTY)), kwargs and with_tensors(
+        kwargs, repeat(_EMPTY)
+    )

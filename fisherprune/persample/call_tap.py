@@ -216,9 +216,10 @@ class CallTap(Tracking):
             if layout and (call.positions or layout.axis == 0):
                 if is_split:
                     return self._met(func, arguments, tensors, key, is_layer=True)
-                only = [each for each in self.known[key].layouts if each]
-                if self.samples > 1 and call.input is tensors[0] and only == [layout]:
-                    self.known[key] = replace(self.known[key], input=layout)
+                known = self.known[key]
+                if self.samples > 1 and call.input is tensors[0] and not known.input:
+                    if [each for each in known.layouts if each] == [layout]:
+                        self.known[key] = replace(known, input=layout)
                 return self._layer(func, call, layout, arguments, tensors)
         return self._met(func, arguments, tensors, key)
 

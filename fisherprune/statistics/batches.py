@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,11 +97,13 @@ class Batch:
         content: tensors in any structure; those of N entries hold the samples.
         size: N.
         index: its number.
+        on_outputs: is told what a model made of it, before the loss is computed.
     """
 
     content: Any
     size: int
     index: int = 0
+    on_outputs: Callable[[object], None] = lambda outputs: None
 
     @property
     def tensors(self) -> list[Tensor]:

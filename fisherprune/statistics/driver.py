@@ -16,6 +16,7 @@ from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.rows import ReachCheck
+from fisherprune.persample.rowwise_tap import RowwiseTap
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import check_apart, run_alone
@@ -25,6 +26,7 @@ from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.protect import forgetting
 from fisherprune.statistics.ranks import no_samples
+from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
 from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
 from fisherprune.statistics.tensor_parallel import any_rank, check_results, exchanged
@@ -127,6 +129,7 @@ def _tapped_passes(
     forward, verdicts = forgetting(task.model, forward), Verdicts()
     found = None if task.tensor_group else set[str]()  # ranks refuse the same
     run = _TappedRun(op, task, forward, sums, scattered=found)
+    run.may_be_rowwise = may_be_rowwise(task)
     graphs = None
     if step and task.settings.cuda_graph:
         graphs = GraphedBatches(op, task, sums, run.run, step)
@@ -179,6 +182,8 @@ class _TappedRun:
     compares_late: bool = True
     """Whether values are compared with those of a sample alone after the whole batch:
     so the device never waits; not where they were found to differ."""
+    may_be_rowwise: bool = False
+    """Whether the functions that are called may say that samples do not mix."""
 
     def tapped(self, batch: Batch) -> TappedBatch | None:
         """Run a batch; None where no parameter's gradients are seen."""
@@ -205,6 +210,10 @@ class _TappedRun:
         tapped = self.sums.tapped.parameters
         parameters = {n: p for n, p in self.task.used.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
+            if self.may_be_rowwise:
+                if found := self._rowwise(batch, parameters):
+                    return found
+                self.may_be_rowwise = False
             # Before the batch, whose graph must not save what this one changes.
             alone = run_alone(
                 *(self.op, self.task, parameters, batch, self.forward, sample, made),
@@ -259,6 +268,26 @@ class _TappedRun:
             self._check_reach(batch, tap)
             tap.prepare(ran.result)
             self._agree(tap)
+        return self._tapped_batch(ran, batch, tap)
+
+    def _rowwise(self, batch: Batch, parameters: Parameters) -> TappedBatch | None:
+        """Run a batch if the functions that are called keep its samples apart."""
+        tap = RowwiseTap(
+            *(parameters, batch.tensors, batch.size, self.sums.add, self.op),
+            balances=self.sums.scaled,
+            kept=self.kept,
+            scattered=self.scattered,
+            constants=constants_of(self.task),
+        )
+        run = self.op, self.task, self.forward, batch, tap
+        ran = run_rowwise(*run, tap.forward())
+        if ran is None:
+            return None
+        self.known[batch.shapes] = tap.known
+        tap.prepare(ran.result)
+        return self._tapped_batch(ran, batch, tap)
+
+    def _tapped_batch(self, ran: Ran, batch: Batch, tap: LayerTap) -> TappedBatch:
         first = self.sums.samples - batch.size
         return TappedBatch(ran, batch.size, first, tap, self.sums)
 
@@ -298,32 +327,6 @@ class _RefusedElsewhere(Exception):
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__(reasons)
         self.reasons = reasons
-
-
-def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, Tensor]]:
-    """Run the forward pass of each batch for plain autograd.
-
-    Yields:
-        the number of samples, and the result.
-
-    Raises:
-        FisherpruneError: as in ``tapped_passes``; that samples mix is seen in the
-            outputs and losses alone.
-    """
-    forward, checked, verdicts = forgetting(task.model, forward), False, Verdicts()
-    for batch in batches_of(op, task):
-        check = not checked and batch.size > 1
-        alone = run_alone(op, task, {}, batch, forward) if check else None
-        with running(op, batch):
-            ran = forward(task.model, batch if batch.size > 1 else batch.alone(0))
-        if isinstance(alone, FisherpruneError):
-            raise alone
-        if alone:
-            check_apart(op, alone, ran)
-            checked = True
-        verdicts.expect(ran.conditions)
-        yield batch.size, ran.result[: batch.size]
-    verdicts.settle()
 
 
 def batches_of(op: str, task: Task) -> Iterator[Batch]:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import fisherprune.statistics.moments  # noqa: F401  registers the pass of that name
 from fisherprune.parameters import check_finite
-from fisherprune.statistics.driver import plain_passes
 from fisherprune.statistics.forward import Forward, of_losses
 from fisherprune.statistics.parts import in_order, in_parts
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
+from fisherprune.statistics.plain import plain_passes
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import add_up_, counted, gathered
 from fisherprune.statistics.scale import scaled

@@ -17,7 +17,6 @@ from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.alike import agreed
 from fisherprune.statistics.batches import Batches
 from fisherprune.statistics.blocks import BlockSum
-from fisherprune.statistics.driver import plain_passes
 from fisherprune.statistics.estimates import Estimate, estimate_of
 from fisherprune.statistics.forward import of_losses
 from fisherprune.statistics.losses import Losses, LossFn
@@ -27,6 +26,7 @@ from fisherprune.statistics.passes import (
     checked_task,
     register_pass,
 )
+from fisherprune.statistics.plain import plain_passes
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import add_up_, counted, gathered, together
 from fisherprune.statistics.scale import ENOUGH, LEAP, scaled

@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.parameters import check_finite, device_of
 from fisherprune.statistics.batches import Batch, checked_batches
-from fisherprune.statistics.driver import plain_passes
 from fisherprune.statistics.flow import other_trained
 from fisherprune.statistics.forward import Forward, Ran, of_losses
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
+from fisherprune.statistics.plain import plain_passes
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.settings import Settings
 

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherprune as fp
 from fisherprune import models
+from fisherprune.losses import classification
 
 NO_LAUNCHES = frozenset(
     "detach view _unsafe_view t expand permute slice select unsqueeze squeeze "
@@ -28,10 +29,10 @@ class Calls(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def calls(model, count, size=4):
+def calls(model, count, size=4, **options):
     batches = [(torch.rand(size, 3, 8, 8), torch.arange(size)) for _ in range(count)]
     with Calls() as calls:
-        fp.gradient_moments(model, batches)
+        fp.gradient_moments(model, batches, **options)
     return calls.found
 
 
@@ -49,13 +50,21 @@ def test_a_batch_has_few_launches():
     assert found["views"] <= 8 * 20, found
 
 
+def test_a_first_batch_has_no_more_where_functions_keep_samples_apart():
+    """ResNet18: a batch of one sample has no check, and another one the same calls."""
+    model = models.resnet18()
+    first, lone = calls(model, 1), calls(model, 1, size=1)
+    assert first["launches"] == lone["launches"]
+
+
 def test_the_check_of_a_first_batch_has_few_launches():
     """A batch of one sample has no check; others run a sample alone, and compare it.
 
-    That sample is 20 convolutions, each with a BatchNorm, 17 ReLUs and 8 additions.
+    That is so where a loss of one's own may mix them. The sample is 20 convolutions,
+    each with a BatchNorm, 17 ReLUs and 8 additions.
     """
     model, alone = models.resnet18(), 20 + 20 + 17 + 8
-    few, more = calls(model, 1, size=1), calls(model, 1)
+    few, more = (calls(model, 1, size, losses=classification) for size in (1, 4))
     found = {what: more[what] - few[what] for what in more}
     heads = 2 + 20  # pooling and linear layer, loss and conditions
     assert found["launches"] <= alone + heads + 20 + 60, found  # copies, comparisons

@@ -1,0 +1,169 @@
+"""Functions of which it is known that they keep samples apart.
+
+Where the samples are the first axis of what such a function reads, each row of its
+result depends on the same row alone. A model that calls nothing else mixes no samples,
+and has them first in every layer: nothing must be run to see that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fisherprune.persample.functions import Function
+
+
+class RowCall(NamedTuple):
+    """A call that may keep rows.
+
+    Attributes:
+        args: by place.
+        kwargs: by name.
+        own: the tensors in them of samples, which are the first axis; at least one.
+        shared: the other tensors, the same for all batches.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    own: Sequence[Tensor]
+    shared: Sequence[Tensor]
+
+    def option(self, place: int, name: str, default: Any = None) -> Any:
+        """Return an argument that comes by its place, or by its name."""
+        return (
+            self.args[place]
+            if place < len(self.args)
+            else self.kwargs.get(name, default)
+        )
+
+    def reads(self, dims: int | None = None) -> bool:
+        """Return whether the samples are in the first argument alone, ``input``.
+
+        Args:
+            dims: that it has; None: at least two.
+        """
+        input = self.option(0, "input")
+        alone = len(self.own) == 1 and self.own[0] is input
+        return alone and (input.dim() >= 2 if dims is None else input.dim() == dims)
+
+    def spares_first(self, axes: Any) -> bool:
+        """Return whether axes are given, and none of them is that of samples."""
+        axes, dims = [axes] if isinstance(axes, int) else axes, self.own[0].dim()
+        if not isinstance(axes, Sequence) or not axes:
+            return False
+        return all(isinstance(axis, int) and axis % dims != 0 for axis in axes)
+
+
+ROWWISE: dict[Function, Callable[[RowCall], bool]] = {}
+"""From a function to whether it keeps rows in a call.
+
+Its results, which must be tensors with N rows, then have the samples first.
+"""
+
+
+def _register(
+    names: str, places: Sequence[Any], keeps: Callable[[RowCall], bool]
+) -> None:
+    """Add functions by their names in each of the places."""
+    for name in names.split():
+        functions = (getattr(place, name, None) for place in places)
+        ROWWISE.update((f, keeps) for f in functions if f is not None)
+
+
+def _one(call: RowCall) -> bool:
+    """Each element by itself, or all in their order: N rows stay the same rows."""
+    return len(call.own) == 1 and not call.shared
+
+
+def _images(axes: int) -> Callable[[RowCall], bool]:
+    """Windows of some axes, behind those of samples and channels."""
+    return lambda call: call.reads(axes + 2)
+
+
+def _combined(call: RowCall) -> bool:
+    """Elements of tensors; what is shared has no axis where others have samples.
+
+    Not with a number, which may be that of the samples.
+    """
+    dims, read = call.own[0].dim(), len(call.own) + len(call.shared)
+    if call.kwargs or len(call.args) != read:
+        return False
+    return all(each.dim() == dims for each in call.own) and all(
+        each.dim() < dims or each.dim() == dims and each.shape[0] == 1
+        for each in call.shared
+    )
+
+
+def _combined_in_place(call: RowCall) -> bool:
+    return _combined(call) and call.args[0] is call.own[0]
+
+
+def _joined(call: RowCall) -> bool:
+    return not call.shared and call.spares_first(call.option(1, "dim", 0))
+
+
+def _along(place: int, default: int | None) -> Callable[[RowCall], bool]:
+    """Other axes than the first, of which an argument tells."""
+    return lambda call: (
+        _one(call) and call.spares_first(call.option(place, "dim", default))
+    )
+
+
+def _permuted(call: RowCall) -> bool:
+    dims = call.option(1, "dims", ())
+    dims = call.args[1:] if isinstance(dims, int) else dims
+    return _one(call) and dims[0] % len(dims) == 0
+
+
+def _transposed(call: RowCall) -> bool:
+    axes = [call.option(1, "dim0"), call.option(2, "dim1")]
+    return _one(call) and call.spares_first(axes)
+
+
+ANY, MODULES = (torch, Tensor), (F,)
+_register("contiguous relu relu_ selu sigmoid tanh", ANY, _one)
+_register("flatten reshape squeeze unflatten unsqueeze view", ANY, _one)
+_register("add div mul sub", ANY, _combined)
+_register("add_ div_ mul_ sub_", ANY, _combined_in_place)
+_register("cat concat", ANY, _joined)
+_register("permute", ANY, _permuted)
+_register("transpose", ANY, _transposed)
+_register("chunk split", ANY, _along(2, 0))
+_register("mean softmax sum", ANY, _along(1, None))
+_register("softmax", MODULES, _along(1, None))
+_register(
+    "elu gelu hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 "
+    "selu sigmoid silu softplus tanh",
+    MODULES,
+    _one,
+)
+_register(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout",
+    MODULES,
+    lambda call: _one(call) and call.option(2, "training", True) is False,
+)
+for _axes in (1, 2, 3):
+    _register(
+        f"max_pool{_axes}d avg_pool{_axes}d adaptive_max_pool{_axes}d "
+        f"adaptive_avg_pool{_axes}d conv{_axes}d conv_transpose{_axes}d",
+        MODULES,
+        _images(_axes),
+    )
+_register("linear group_norm", MODULES, RowCall.reads)
+_register("interpolate", MODULES, lambda call: call.reads() and call.own[0].dim() > 2)
+_register(
+    "batch_norm",
+    MODULES,
+    lambda call: call.reads() and call.option(5, "training", False) is False,
+)
+_register(
+    "layer_norm",
+    MODULES,
+    lambda call: (
+        call.reads() and len(call.option(1, "normalized_shape")) < call.own[0].dim()
+    ),
+)

@@ -1,0 +1,75 @@
+"""First batches of which it is known that samples don't mix: no sample runs alone."""
+
+from __future__ import annotations
+
+import random
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+
+from fisherprune.parameters import device_of
+from fisherprune.persample.rowwise_tap import RowwiseTap
+from fisherprune.shards import any_shard
+from fisherprune.statistics.batches import Batch, running
+from fisherprune.statistics.forward import Forward, Ran
+from fisherprune.statistics.passes import Task
+
+
+def may_be_rowwise(task: Task) -> bool:
+    """Return whether it can be known: losses are of outputs, no rank has parts."""
+    whole = task.tensor_group is None and not task.leaves
+    return whole and task.losses is None and not any_shard(task.parameters.values())
+
+
+def constants_of(task: Task) -> set[int]:
+    """Return the ids of the tensors that are the same for all batches."""
+    found = set[int]()
+    for module in task.model.modules():
+        found.update(map(id, module._parameters.values()))
+        found.update(map(id, module._buffers.values()))
+    return found
+
+
+def run_rowwise(
+    op: str,
+    task: Task,
+    forward: Forward,
+    batch: Batch,
+    tap: RowwiseTap,
+    within: AbstractContextManager[object],
+) -> Ran | None:
+    """Run a batch; None where it is not known that samples keep apart.
+
+    Neither is that known where the model draws random numbers.
+
+    Args:
+        op: named in errors.
+        task: with the model.
+        forward: the pass.
+        batch: of at least two samples.
+        tap: of the batch.
+        within: in which the tap is active.
+    """
+    before = _random_states(task)
+    try:
+        with running(op, batch), within:
+            ran = forward(task.model, replace(batch, on_outputs=tap.end_with))
+    except Exception:
+        if tap.holds:  # it is the model's
+            raise
+        return None
+    return ran if tap.is_proved and _random_states(task) == before else None
+
+
+def _random_states(task: Task) -> list[object]:
+    """Return the states of the generators that a model may draw from."""
+    device, numpy = device_of(task.parameters), sys.modules.get("numpy")
+    states: list[object] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device).numpy().tobytes())
+    if numpy is not None:
+        _, keys, *rest = numpy.random.get_state()
+        states += [keys.tobytes(), *rest]
+    return states
