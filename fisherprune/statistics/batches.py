@@ -97,13 +97,18 @@ class Batch:
         content: tensors in any structure; those of N entries hold the samples.
         size: N.
         index: its number.
-        on_outputs: is told what a model made of it, before the loss is computed.
+        watch: is told what a model made of it.
     """
 
     content: Any
     size: int
     index: int = 0
-    on_outputs: Callable[[object], None] = lambda outputs: None
+    watch: Callable[[object], None] | None = None
+
+    def became(self, outputs: object) -> None:
+        """Tell who watches what a model made of it, before a loss is computed."""
+        if self.watch:
+            self.watch(outputs)
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -61,7 +61,7 @@ def of_outputs(head: Callable[[Tensor, Tensor, Expect], Tensor]) -> Forward:
     def forward(model: nn.Module, batch: Batch) -> Ran:
         inputs, labels = batch.content
         outputs, found = joined_parts(model(inputs)), list[Condition]()
-        batch.on_outputs(outputs)
+        batch.became(outputs)
         result = head(outputs, labels, found.append)
         return Ran(result, outputs, conditions=found)
 

@@ -89,7 +89,7 @@ def reader_of(op: str, task: Task, what: str) -> Reader:
     def of_pair(model: nn.Module, batch: Batch) -> Likelihood:
         inputs, labels = batch.content
         outputs = checked_outputs(joined_parts(model(inputs)), labels)
-        batch.on_outputs(outputs)
+        batch.became(outputs)
         return make(outputs, labels, lambda: sample_losses(outputs, labels))
 
     return of_pair

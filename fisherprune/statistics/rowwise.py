@@ -55,7 +55,7 @@ def run_rowwise(
     before = _random_states(task)
     try:
         with running(op, batch), within:
-            ran = forward(task.model, replace(batch, on_outputs=tap.end_with))
+            ran = forward(task.model, replace(batch, watch=tap.end_with))
     except Exception:
         if tap.holds:  # it is the model's
             raise
