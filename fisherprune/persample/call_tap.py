@@ -301,14 +301,17 @@ class CallTap(Tracking):
         """Run a call that has no rule for each sample; None where that can't be."""
         own = [i for i, t in enumerate(tensors) if id(t) in self.keys]
         few = has_room(self.samples, (tensors[i] for i in own))
-        if self.samples == 1 or not self.replaces or not few:
-            return None
         known = self.known[key]
+        if self.samples == 1 or not (self.replaces and few and known.copies):
+            return None
         if known.output is None:
             with torch.no_grad():
                 args, kwargs = arguments
                 known = self.finder.find_output(key, func(*args, **kwargs))
-        return run_with_copies(self._meeting(func, known, own), tensors, self)
+        output = run_with_copies(self._meeting(func, known, own), tensors, self)
+        if output is None:
+            self.known[key] = replace(known, copies=False)
+        return output
 
     def _meeting(self, func: Function, known: Known, own: Iterable[int]) -> Meeting:
         assert known.output

@@ -24,12 +24,15 @@ class Known:
         layouts: of its tensors, in order; None for what is none of the samples.
         output: None where it is none of the samples, or not known yet.
         input: of a layer whose first tensor alone is of samples; None of other calls.
+        copies: whether it may run with a copy of what is shared for each sample; not
+            where that was tried in vain.
     """
 
     arguments: Arguments
     layouts: tuple[Layout | None, ...]
     output: Layout | None = None
     input: Layout | None = None
+    copies: bool = True
 
     def of(self, samples: int) -> Known:
         """Return the same for another number of samples."""
@@ -40,7 +43,7 @@ class Known:
             return self
         layouts = (each and replace(each, samples=samples) for each in self.layouts)
         output = self.output and replace(self.output, samples=samples)
-        return Known(self.arguments, tuple(layouts), output)
+        return Known(self.arguments, tuple(layouts), output, copies=self.copies)
 
 
 class Finder:
