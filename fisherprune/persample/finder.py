@@ -104,8 +104,15 @@ class Finder:
         self.known[key] = found
         return found
 
-    def find_output(self, key: Key, output: object) -> Known:
+    def find_output(
+        self, key: Key, output: object, samples: int | None = None
+    ) -> Known:
         """Find the samples in a call's result, too.
+
+        Args:
+            key: of the call.
+            output: its result.
+            samples: in the result, where it is one of fewer samples, the last one too.
 
         Raises:
             LayoutError: where they are not found, or the result is no tensor that has
@@ -119,9 +126,10 @@ class Finder:
             if self.alone and alone and alone.value is None:
                 self.alone.is_open = True
                 raise LayoutError("its result was not kept")  # one more run keeps it
-            layout = self._layout(alone, output) if alone else None
+            layout = self._layout(alone, output, samples) if alone else None
             if layout is None:
                 raise LayoutError("its result is none of the samples")
+            layout = replace(layout, samples=self.samples)
             self.known[key] = known = replace(known, output=layout)
         return known
 
@@ -147,7 +155,9 @@ class Finder:
             return False
         return self.tracking.is_marked(tensor) or tensor.grad_fn is not None
 
-    def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
+    def _layout(
+        self, alone: Alone, tensor: Tensor, samples: int | None = None
+    ) -> Layout | None:
         assert self.alone
         if alone.value is None and tensor.shape == alone.shape:
             if self.tracking.is_shared(tensor):
@@ -155,7 +165,7 @@ class Finder:
         layout = find_layout(
             alone,
             local(tensor),
-            self.samples,
+            samples or self.samples,
             self.alone.sample,
             self.alone.differ,
             self.alone.closest,

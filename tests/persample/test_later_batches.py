@@ -7,13 +7,11 @@ import pytest
 import torch
 import truth
 from checks import assert_moments
-from layer_calls import drawn
 from nets import Own
 from torch import nn
 
 import fisherprune as fp
 from fisherprune.losses import classification
-from fisherprune.persample import call_tap
 
 CLASSES = 5
 
@@ -89,22 +87,3 @@ def test_moments(later, group_size):
         model, batches, [*named], classification, [group_size]
     )
     assert_moments(found, expected[group_size])
-
-
-def test_what_vmap_can_not_run_is_tried_once(monkeypatch):
-    tried, run = [], call_tap.run_with_copies
-
-    def counted(*arguments):
-        tried.append(run(*arguments))
-        return tried[-1]
-
-    monkeypatch.setattr(call_tap, "run_with_copies", counted)
-    model = Own(
-        lambda m, x: torch.cdist(x, m.w).mean(1)[:, :CLASSES],
-        w=drawn(30, 8),  # of at least 26 rows, distances are products
-    )
-    batches = [(torch.randn(n, 3, 8), torch.randint(CLASSES, (n,))) for n in (4, 4, 4)]
-    found = fp.gradient_moments(model, batches, parameters={"w": model.w})
-    assert tried == [None]
-    expected = truth.moments_of_losses(model, batches, ["w"], classification, [1])
-    assert_moments(found, expected[1])
