@@ -68,7 +68,8 @@ def test_threads_and_what_lies_beside_do_not_change_a_bit(group_size):
             assert all(map(torch.equal, found, again))
     finally:
         torch.set_num_threads(before)
-    for part in (slice(3, 1100), slice(4998, 5000), slice(511, 513)):
+    for start in range(4900, 5000):
+        part = slice(start, min(start + 1 + start % 13, 5000))
         own = ops.row_moments(rows[:, part], group_size)
         assert all(
             torch.equal(one[part], part_) for one, part_ in zip(found, own, strict=True)

@@ -1,8 +1,7 @@
 // The kernel of row_moments in one set of vector instructions; no guard, because
 // kernels.cpp includes it once for each, with the macros of vector_body.h.
 //
-// Four rows, or two of a group, are added up before they meet the sums: these are read
-// and written that much less, and have fewer roundings.
+// Four rows are added at a time: the sums are read and written that much less.
 
 #include "common/cpu/vector_body.h"
 //
@@ -15,7 +14,13 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void add_four(const float* row, int64_t st
   const Vec a = load_some(row, n), b = load_some(row + stride, n),
             c = load_some(row + 2 * stride, n), d = load_some(row + 3 * stride, n);
   store_some(sum, load_some(sum, n) + ((a + b) + (c + d)), n);
-  store_some(sum_sq, load_some(sum_sq, n) + ((a * a + b * b) + (c * c + d * d)), n);
+  Vec squares = load_some(sum_sq, n);
+  // One product a sum: so compilers fuse them alike for whole vectors and for others.
+  squares += a * a;
+  squares += b * b;
+  squares += c * c;
+  squares += d * d;
+  store_some(sum_sq, squares, n);
 }
 
 FISHERPRUNE_TARGET FISHERPRUNE_INLINE void add_one(const float* row, float* sum,
