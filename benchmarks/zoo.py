@@ -106,8 +106,13 @@ def by_tensordot(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def by_inner(x: Tensor, weight: Tensor) -> Tensor:
-    """Return the like of it, by a function for which there is no rule."""
+    """Return the like of it, by ``[out, in]``."""
     return torch.inner(x, weight)
+
+
+def by_maximum(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the larger ones, by ``[T, in]``: a function for which there is no rule."""
+    return torch.maximum(x, weight)
 
 
 class Products(nn.Module):
@@ -116,6 +121,7 @@ class Products(nn.Module):
     def __init__(
         self,
         product: Callable[[Tensor, Tensor], Tensor],
+        rows: int = 128,
         width: int = 128,
         depth: int = 4,
     ):
@@ -123,7 +129,7 @@ class Products(nn.Module):
         self.product = product
         scale = width**-0.5
         self.weights = nn.ParameterList(
-            torch.randn(width, width) * scale for _ in range(depth)
+            torch.randn(rows, width) * scale for _ in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,6 +209,8 @@ def networks(small: bool) -> Iterator[Network]:
     for product in (by_einsum, by_tensordot, by_inner):
         name = f"{product.__name__[3:]}, 4 layers of 128"
         yield Network(name, partial(Products, product), of, batch)
+    largest = partial(Products, by_maximum, 64)
+    yield Network("maximum, 4 layers of 64 x 128", largest, of, batch)
     try:
         yield from language_models()
     except ImportError as error:

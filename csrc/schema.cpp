@@ -48,5 +48,6 @@ STABLE_TORCH_LIBRARY(fisherprune, m) {
   m.def(
       "lstm_backward(Tensor grad, Tensor last, Tensor weight, Tensor cells, "
       "Tensor gates, Tensor tanh) -> (Tensor delta, Tensor grad_h0, Tensor grad_c0)");
+  m.def("row_moments(Tensor rows, int group_size) -> (Tensor sum, Tensor sum_sq)");
   m.def("transpose(Tensor matrix) -> Tensor");
 }

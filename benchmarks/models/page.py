@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-FUSED = frozenset("linear addmm matmul mm bmm _grouped_mm conv1d conv2d conv3d".split())
+FUSED = frozenset(
+    "linear inner addmm matmul mm bmm _grouped_mm conv1d conv2d conv3d".split()
+)
 """Functions whose weights' gradients the kernels take."""
 Record = Mapping[str, Any]
 KINDS = ("fused", "rows", "vmap", "loop", "unused", "none")

@@ -4,6 +4,7 @@ from fisherprune.ops.affine import channel_affine_backward
 from fisherprune.ops.normalize import batch_norm, batch_norm_backward
 from fisherprune.ops.pooling import MOST_PLACES, max_pool2d
 from fisherprune.ops.recurrent import lstm, lstm_backward
+from fisherprune.ops.rows import row_moments
 from fisherprune.ops.sparse import (
     sparse_conv2d,
     sparse_conv2d_input,
@@ -30,6 +31,7 @@ __all__ = [
     "lstm_backward",
     "max_pool2d",
     "refuse_nonfinite",
+    "row_moments",
     "sparse_conv2d",
     "sparse_conv2d_input",
     "sparse_conv2d_weight",

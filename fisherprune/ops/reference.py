@@ -287,6 +287,12 @@ def channel_affine_backward(
     return input_grad, (d * (x - mean[:, None])).sum(-1) * scale, d.sum(-1)
 
 
+def row_moments(rows: Tensor, group_size: int = 1) -> tuple[Tensor, Tensor]:
+    """Add up the means of all groups, and their squares."""
+    means = rows.unflatten(0, (-1, group_size)).mean(1)
+    return means.sum(0), means.square().sum(0)
+
+
 def lstm(
     ih: Tensor, h0: Tensor, c0: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

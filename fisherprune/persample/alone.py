@@ -15,7 +15,7 @@ from fisherprune.persample.arguments import Arguments, without_tensors
 from fisherprune.persample.calls import Key, Tracking, is_transformed
 from fisherprune.persample.functions import Function, writes
 from fisherprune.persample.layout import Alone, Layout
-from fisherprune.persample.registry import CALLS
+from fisherprune.persample.registry import may_be_layer
 from fisherprune.shards import any_shard, is_shard, local
 
 PART = 1 << 10
@@ -293,7 +293,7 @@ class Recorder(Tracking):
         after = None
         if isinstance(result, Tensor):
             # It may be changed in place, but few ask: one more run is for those.
-            later = self.records.compares_late and func in CALLS
+            later = self.records.compares_late and may_be_layer(func, args, kwargs)
             after = self._alone(result, later, copies=True)
         record = Record(without_tensors(arguments), before, after)
         self.records.by_key[key] = record

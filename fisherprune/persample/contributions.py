@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from fisherprune import ops
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -86,15 +88,15 @@ class Rows:
     def add_moments(self, sum: Tensor, sum_sq: Tensor, group_size: int) -> None:
         """Accumulate over a whole number of groups of samples."""
         rows = self.rows.float()
-        if sum.numel() <= SMALL:
+        if rows.is_cpu or sum.numel() <= SMALL:
             own, own_sq = row_moments(rows, group_size)
         else:
             means = rows
             if group_size > 1:
                 means = rows.unflatten(0, (-1, group_size)).mean(1)
-            own, own_sq = _sums(means)
-        sum += own.view(sum.shape)
-        sum_sq += own_sq.view(sum.shape)
+            own, own_sq = means.sum(0), means.square().sum(0)
+        sum += own.reshape(sum.shape)
+        sum_sq += own_sq.reshape(sum.shape)
 
     def per_sample(self) -> Tensor:
         """Return the rows, float32."""
@@ -110,25 +112,27 @@ def row_moments(rows: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
     The bits of an element are the same whatever elements lie beside it.
     """
+    if rows.is_cpu:
+        return _laid_out(rows, group_size)
     means = rows
     if group_size > 1:
         means = _added(rows.unflatten(0, (-1, group_size)).movedim(1, 0)) / group_size
     return _added(means), _added(means.square())
 
 
-def _sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of large rows ``[N, *]``, and of their squares.
-
-    On the CPU one row after the other: the sums stay in a cache, and no square is
-    written to memory.
-    """
-    if not rows.is_cpu:
-        return rows.sum(0), rows.square().sum(0)
-    sum, sum_sq = rows.new_zeros((2, *rows.shape[1:])).unbind()
-    for row in rows:
-        sum += row
-        sum_sq.addcmul_(row, row)
-    return sum, sum_sq
+def _laid_out(rows: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Read rows in the order in which their elements lie in memory."""
+    if rows.dim() == 2 and rows.stride(1) == 1:
+        return ops.row_moments(rows, group_size)
+    order = sorted(range(1, rows.dim()), key=rows.stride, reverse=True)
+    laid = rows.permute(0, *order)
+    flat = laid.flatten(1) if order else laid.unsqueeze(1)
+    if flat.stride(1) != 1:
+        flat = flat.contiguous()
+    back = [order.index(axis) for axis in range(1, rows.dim())]
+    own, own_sq = ops.row_moments(flat, group_size)
+    shape = laid.shape[1:]
+    return own.view(shape).permute(back), own_sq.view(shape).permute(back)
 
 
 def _added(rows: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ way back, finds the gradients of all copies, which are those of single samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.autograd.function import once_differentiable
 
 from fisherprune.persample.contributions import STREAM_BYTES, Rows
@@ -53,17 +55,47 @@ def run_with_copies(
 ) -> Tensor | None:
     """Return a call's result, or None where vmap can't run it."""
     assert isinstance(meeting.output, Layout)
-    given, dims = (
-        list(tensors),
-        [None if each is None else 0 for each in meeting.layouts],
-    )
+    given = list(tensors)
     for i, layout in enumerate(meeting.layouts):
         if i in meeting.shared:
-            given[i], dims[i] = Copies.apply(tap.anchor, [tensors[i]], tap), 0
+            given[i] = Copies.apply(tap.anchor, [tensors[i]], tap)
         elif layout:
             given[i] = layout.apart(tensors[i])
+    batched = [
+        i in meeting.shared or layout is not None
+        for i, layout in enumerate(meeting.layouts)
+    ]
     try:
-        run = torch.func.vmap(lambda *one: meeting.call(one), tuple(dims))
-        return meeting.output.together(run(*given))
+        output = _vmapped(meeting.call, given, batched, tap.samples)
+        return meeting.output.together(output)
     except (RuntimeError, NotImplementedError):
         return None
+
+
+def _vmapped(
+    run: Callable[[Sequence[Tensor]], Tensor],
+    tensors: Sequence[Tensor],
+    batched: Sequence[bool],
+    samples: int,
+) -> Tensor:
+    """Run a function by ``torch.func.vmap`` over the first axes of some tensors.
+
+    That flattens arguments by functions that refer to themselves, whose cycles keep
+    the tensors until Python collects garbage; and it takes as long as several calls.
+    """
+    _load_vmap()
+    level = _functorch._vmap_increment_nesting(samples, "error")
+    try:
+        own = [
+            _functorch._add_batch_dim(tensor, 0, level) if is_batched else tensor
+            for tensor, is_batched in zip(tensors, batched, strict=True)
+        ]
+        return _functorch._remove_batch_dim(run(own), level, samples, 0)
+    finally:
+        _functorch._vmap_decrement_nesting()
+
+
+@cache
+def _load_vmap() -> None:
+    """Have PyTorch load what its vmap knows of functions, as its first run does."""
+    torch.func.vmap(torch.neg)(torch.zeros(1, device="cpu"))

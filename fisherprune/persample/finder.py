@@ -24,12 +24,15 @@ class Known:
         layouts: of its tensors, in order; None for what is none of the samples.
         output: None where it is none of the samples, or not known yet.
         input: of a layer whose first tensor alone is of samples; None of other calls.
+        copies: whether it may run with a copy of what is shared for each sample; not
+            where that was tried in vain.
     """
 
     arguments: Arguments
     layouts: tuple[Layout | None, ...]
     output: Layout | None = None
     input: Layout | None = None
+    copies: bool = True
 
     def of(self, samples: int) -> Known:
         """Return the same for another number of samples."""
@@ -40,7 +43,7 @@ class Known:
             return self
         layouts = (each and replace(each, samples=samples) for each in self.layouts)
         output = self.output and replace(self.output, samples=samples)
-        return Known(self.arguments, tuple(layouts), output)
+        return Known(self.arguments, tuple(layouts), output, copies=self.copies)
 
 
 class Finder:
@@ -101,8 +104,15 @@ class Finder:
         self.known[key] = found
         return found
 
-    def find_output(self, key: Key, output: object) -> Known:
+    def find_output(
+        self, key: Key, output: object, samples: int | None = None
+    ) -> Known:
         """Find the samples in a call's result, too.
+
+        Args:
+            key: of the call.
+            output: its result.
+            samples: in the result, where it is one of fewer samples, the last one too.
 
         Raises:
             LayoutError: where they are not found, or the result is no tensor that has
@@ -116,9 +126,10 @@ class Finder:
             if self.alone and alone and alone.value is None:
                 self.alone.is_open = True
                 raise LayoutError("its result was not kept")  # one more run keeps it
-            layout = self._layout(alone, output) if alone else None
+            layout = self._layout(alone, output, samples) if alone else None
             if layout is None:
                 raise LayoutError("its result is none of the samples")
+            layout = replace(layout, samples=self.samples)
             self.known[key] = known = replace(known, output=layout)
         return known
 
@@ -144,7 +155,9 @@ class Finder:
             return False
         return self.tracking.is_marked(tensor) or tensor.grad_fn is not None
 
-    def _layout(self, alone: Alone, tensor: Tensor) -> Layout | None:
+    def _layout(
+        self, alone: Alone, tensor: Tensor, samples: int | None = None
+    ) -> Layout | None:
         assert self.alone
         if alone.value is None and tensor.shape == alone.shape:
             if self.tracking.is_shared(tensor):
@@ -152,7 +165,7 @@ class Finder:
         layout = find_layout(
             alone,
             local(tensor),
-            self.samples,
+            samples or self.samples,
             self.alone.sample,
             self.alone.differ,
             self.alone.closest,

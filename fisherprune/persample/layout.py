@@ -57,6 +57,14 @@ class Layout:
         plain = self.axis == 0 and self.entries == 1
         return (tensor if plain else self.apart(tensor))[:: self.samples - 1]
 
+    def of_two(self, tensor: Tensor) -> Tensor:
+        """Return the tensor that the first sample and the last have together.
+
+        There are at least two.
+        """
+        ends = self.apart(tensor)[:: self.samples - 1]
+        return replace(self, samples=2).together(ends)
+
     def sample_of_rows(self, like: Tensor) -> Tensor:
         """Return the sample of each element of a tensor that has the axis, flat."""
         if self.samples == 1:

@@ -124,6 +124,16 @@ def register_layer(function: Callable[..., Any]) -> Callable[[SortOut], SortOut]
     return register
 
 
+def may_be_layer(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Return whether a call is one of a kind of layer, by its arguments."""
+    try:
+        return function in CALLS and CALLS[function](*args, **kwargs) is not None
+    except FisherpruneError:
+        return True
+
+
 REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 """From a function to one that computes the same by functions that have rules."""
 

@@ -58,6 +58,7 @@ def _rowwise(*functions: Function) -> Callable[[Find], Find]:
 
 
 @_rowwise(F.linear, torch.addmm, torch.matmul, Tensor.matmul, torch.mm, Tensor.mm)
+@_rowwise(torch.inner, Tensor.inner, torch.einsum, torch.tensordot)
 def _find_linear(
     func: Function,
     arguments: Arguments,

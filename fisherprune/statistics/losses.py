@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning, shown
+from fisherprune.statistics.losses_together import losses_together
 from fisherprune.statistics.verdicts import Condition, Expect, at_once
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -119,7 +120,8 @@ def sample_losses(
     if loss_fn is None:
         losses = _cross_entropies(outputs, labels, expect)
     else:
-        losses = _each_sample(loss_fn, outputs, labels)
+        known = losses_together(loss_fn, outputs, labels)
+        losses = _each_sample(loss_fn, outputs, labels) if known is None else known
     return _checked_values(losses, expect)
 
 

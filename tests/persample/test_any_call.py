@@ -185,7 +185,9 @@ def test_moments_of_large_rows(group_size):
     sums = torch.randn(2, *rows.shape[1:])
     means = rows.double().unflatten(0, (-1, group_size)).mean(1)
     wanted = sums.double() + torch.stack([means.sum(0), means.square().sum(0)])
-    for laid in (rows, rows.mT.contiguous().mT):
+    every_second = torch.stack([rows, rows], 3)[..., 0]
+    samples_last = rows.movedim(0, 2).contiguous().movedim(2, 0)
+    for laid in (rows, rows.mT.contiguous().mT, every_second, samples_last):
         found = sums.clone()
         Rows(laid).add_moments(*found, group_size)
         assert truth.relative_error(found, wanted) < 1e-6

@@ -109,6 +109,16 @@ def step_by_step(m, x):
     return m.head(state[order.argsort()])
 
 
+def by_other_functions(m, x):
+    """Run linear layers that are no ``F.linear`` on what is no padding."""
+    real = torch.cat([x[:, :1, 0] < 9, x[:, 1:, 0] > 0], 1)
+    h = torch.inner(x[real], m.a).tanh()
+    h = torch.einsum("oi,ri->ro", m.b, h).tanh()
+    out = x.new_zeros(*real.shape, 6)
+    out[real] = torch.tensordot(h, m.c, 1)
+    return m.head(out.mean(1))
+
+
 def one_by_one(m, x):
     """Run a layer on each sequence without its padding."""
     lengths = 1 + (x[:, 1:, 0] > 0).sum(1)
@@ -174,6 +184,9 @@ MODELS = {
         scale=drawn(8),
         w=drawn(8, 6),
         more=drawn(1, 6),
+    ),
+    "by other functions": lambda: read(
+        by_other_functions, a=drawn(7, 8), b=drawn(8, 7), c=drawn(8, 6)
     ),
     "packed, step by step": lambda: read(step_by_step, cell=nn.GRUCell(8, 6)),
     "one by one": lambda: read(one_by_one, fc=nn.Linear(8, 6)),

@@ -238,6 +238,33 @@ FUNCTIONS = {
         ),
         {"w": ("bmm", "mul")},
     ),
+    "linear layers by other functions": (
+        lambda: read(
+            lambda m, x: (
+                torch.inner(x, m.a).tanh()
+                + x.transpose(0, 1).inner(m.a).transpose(0, 1)
+                + torch.einsum("...i, oi -> ...o", x, m.b).tanh()
+                + torch.einsum("nti,io->nto", x[..., :1], m.b)
+                + torch.tensordot(x, m.c, ([2], [1])).tanh()
+                + torch.tensordot(x[..., :1], m.c, ([-1], [-1]))
+            ).mean(1),
+            a=drawn(8, 8),
+            b=drawn(8, 8),
+            c=drawn(8, 8),
+        ),
+        {"a": ("inner",), "b": ("einsum",), "c": ("tensordot",)},
+    ),
+    "inner products with one row": (
+        lambda: read(
+            lambda m, x: x.mean(1) * torch.inner(x, m.w).tanh().sum(1, keepdim=True),
+            w=drawn(8),
+        ),
+        {"w": ("vmap",)},
+    ),
+    "distances, which vmap can't run with copies": (
+        lambda: read(lambda m, x: torch.cdist(x, m.w).tanh().mean(1), 6, w=drawn(6, 8)),
+        {"w": ("vmap",)},
+    ),
     "bilinear": (
         lambda: read(lambda m, x: m.b(x, x.tanh()).mean(1), b=nn.Bilinear(8, 8, 8)),
         {"b.weight": ("vmap",), "b.bias": ("vmap",)},

@@ -97,6 +97,18 @@ MODELS = {
     "several uses": (lambda: TwiceNet().eval(), tied),
     "attention": (Texts, tokens),
     "recurrent": (States, series),
+    "linear layers by other functions": (
+        lambda: Own(
+            lambda m, x: torch.tensordot(
+                torch.einsum("oi,nti->nto", m.b, torch.inner(x, m.a).tanh()).tanh(),
+                *(m.c, 1),
+            ).mean(1),
+            a=nn.Parameter(torch.randn(8, 12)),
+            b=nn.Parameter(torch.randn(6, 8)),
+            c=nn.Parameter(torch.randn(6, CLASSES)),
+        ),
+        series,
+    ),
     "parametrized": (
         lambda: nn.Sequential(
             parametrizations.weight_norm(nn.Conv1d(4, 3, 3)),

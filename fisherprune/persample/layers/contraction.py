@@ -1,5 +1,8 @@
 """``torch.einsum`` and ``torch.tensordot`` of two operands, one of them a weight.
 
+Where the last axis of one meets a matrix, they are a linear layer. Of others, there is
+a rule for the weight, and the gradient of the other operand is autograd's.
+
 A letter of the weight that the output has is one of its outputs, one that the other
 operand has is one of its inputs, and one that both have numbers blocks of it. Other
 letters are positions, or summed.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from string import ascii_letters
 
 import torch
@@ -16,7 +20,68 @@ from torch import Tensor
 
 from fisherprune.persample.contributions import Contribution
 from fisherprune.persample.factors import Blocks, Factors
+from fisherprune.persample.layers.linear import _Linear
+from fisherprune.persample.layers.product import _Product
 from fisherprune.persample.meeting import Meeting, multiplied_out, register_rule
+from fisherprune.persample.registry import LayerCall, register_layer
+
+
+@register_layer(torch.einsum)
+def einsum(equation: object, *operands: Tensor) -> LayerCall | None:
+    """Sort the arguments of ``torch.einsum`` out, of ``"nti,io->nto"`` say."""
+    found = _matrix_in(equation) if isinstance(equation, str) else None
+    if found is None or len(operands) != 2:
+        return None
+    place, is_transposed, dims = found
+    x, weight = operands[1 - place], operands[place]
+    fits = x.dim() == dims if dims > 0 else x.dim() >= -dims
+    return _linear_layer(x, weight, is_transposed) if fits else None
+
+
+@register_layer(torch.tensordot)
+def tensordot(
+    a: Tensor, b: Tensor, dims: object = 2, out: Tensor | None = None
+) -> LayerCall | None:
+    """Sort the arguments of ``torch.tensordot`` out, of ``x, weight, 1`` say."""
+    match dims:
+        case int(1):
+            return _linear_layer(a, b, False)
+        case ((int(left),), (int(right),)) if left in (-1, a.dim() - 1):
+            return _linear_layer(a, b, right in (-1, 1))
+    return None
+
+
+def _linear_layer(x: Tensor, weight: Tensor, is_transposed: bool) -> LayerCall | None:
+    """Return the call of ``[*, in]`` with ``[in, out]``, or with ``[out, in]``.
+
+    None where the axes that meet differ: one of 1 is broadcast.
+    """
+    if weight.dim() != 2 or not x.dim() or x.shape[-1] != weight.shape[is_transposed]:
+        return None
+    layer = _Linear() if is_transposed else _Product()
+    return LayerCall(layer, x, weight, None, weight_dims=2)
+
+
+@cache
+def _matrix_in(equation: str) -> tuple[int, bool, int] | None:
+    """Return which operand of an equation is the matrix of a linear layer.
+
+    And whether it is ``[out, in]``, and the dimensions of the other operand: where it
+    has ``...``, minus those that it has at least.
+    """
+    sides, _, output = equation.replace(" ", "").partition("->")
+    operands = sides.split(",")
+    for place in (1, 0) if len(operands) == 2 else ():
+        x, weight = operands[1 - place], operands[place]
+        letters = x.replace("...", "")
+        out = weight.replace(letters[-1:], "")
+        if len(weight) != 2 or len(out) != 1 or not x.endswith(letters[-1:] or "."):
+            continue
+        is_unique = out.isalpha() and len({*letters, out}) == len(letters) + 1
+        if is_unique and output == x[:-1] + out:
+            dims = len(letters) if letters == x else -len(letters)
+            return place, weight[0] == out, dims
+    return None
 
 
 @register_rule(torch.einsum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,3 +38,14 @@ class _Linear:
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall:
     """Sort the arguments of ``F.linear`` out."""
     return LayerCall(_Linear(), input, weight, bias, weight_dims=2)
+
+
+@register_layer(torch.inner)
+def inner(input: Tensor, other: Tensor) -> LayerCall | None:
+    """Sort the arguments of ``torch.inner`` out: of a matrix, it is a linear layer."""
+    if other.dim() != 2 or input.dim() < 2:
+        return None
+    return LayerCall(_Linear(), input, other, None, weight_dims=2)
+
+
+register_layer(Tensor.inner)(inner)
