@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherprune.persample.arguments import (
     Arguments,
@@ -16,7 +16,7 @@ from fisherprune.persample.arguments import (
 )
 from fisherprune.persample.calls import MARK, Rows
 from fisherprune.persample.finder import Known
-from fisherprune.persample.functions import FACTS, Function
+from fisherprune.persample.functions import FACTS, Function, is_in_place
 from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.rowwise import ROWWISE, RowCall
 from fisherprune.persample.tap import LayerTap
@@ -34,17 +34,27 @@ class RowwiseTap(LayerTap):
     they are in each call. Otherwise the run ends with an error.
 
     Args:
-        args, kwargs: of ``LayerTap``, for at least two samples.
+        parameters: the watched parameters by name.
+        batch: the tensors of at least two samples, plain ones that count versions.
+        args, kwargs: more of ``LayerTap``.
         constants: ids of the tensors that calls may read beside those of samples.
 
     Attributes:
         holds: whether all calls so far were of that kind, until the outputs came.
     """
 
-    def __init__(self, *args: Any, constants: Collection[int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        batch: Sequence[Tensor],
+        *args: Any,
+        constants: Collection[int],
+        **kwargs: Any,
+    ) -> None:
+        self._batch = [(each, each._version, _whole(each)) for each in batch]
         self.holds, self._is_over, self.constants = True, False, constants
         self._versions: dict[int, int] = {}
-        super().__init__(*args, **kwargs)
+        super().__init__(parameters, batch, *args, **kwargs)
 
     def mark(self, value: object, rows: Rows = Rows.PLAIN) -> None:
         """Note that tensors are of samples, and have not been changed since."""
@@ -74,6 +84,8 @@ class RowwiseTap(LayerTap):
         own, shared = self._sorted(tensors)
         if not keeps or not own or not keeps(RowCall(args, kwargs, own, shared)):
             self._refuse(func)
+        if _may_write(func.__name__, args, kwargs) and self._is_given(own[0]):
+            self._refuse(func)  # what it writes, another run would read
         watched = [each for each in shared if id(each) in self.keys]
         tapped = watched and torch.is_grad_enabled()
         run = self.run_shared if tapped else self.run_other
@@ -103,6 +115,15 @@ class RowwiseTap(LayerTap):
             else:
                 return [], []
         return own, shared
+
+    def _is_given(self, tensor: Tensor) -> bool:
+        """Return whether a tensor lies in the memory of the batch."""
+        return any(_whole(tensor) is whole for _, _, whole in self._batch)
+
+    @property
+    def has_changed_batch(self) -> bool:
+        """Return whether the batch was changed in place: no second run may follow."""
+        return any(tensor._version != version for tensor, version, _ in self._batch)
 
     def _refuse(self, func: Function) -> NoReturn:
         self.holds = False  # whoever catches the error
@@ -146,3 +167,13 @@ class RowwiseTap(LayerTap):
         except LayoutError:
             self._refuse(func)
         return output  # which is marked behind, as those of all calls
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return the tensor of which one is a view, or itself."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def _may_write(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a function may change what it reads: ``relu(x, inplace=True)``."""
+    return is_in_place(name) or any(v is True for v in (*args, *kwargs.values()))

@@ -26,7 +26,12 @@ from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.protect import forgetting
 from fisherprune.statistics.ranks import no_samples
-from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
+from fisherprune.statistics.rowwise import (
+    constants_of,
+    counts_versions,
+    may_be_rowwise,
+    run_rowwise,
+)
 from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
 from fisherprune.statistics.tensor_parallel import any_rank, check_results, exchanged
@@ -210,7 +215,7 @@ class _TappedRun:
         tapped = self.sums.tapped.parameters
         parameters = {n: p for n, p in self.task.used.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
-            if self.may_be_rowwise:
+            if self.may_be_rowwise and counts_versions(batch):
                 if found := self._rowwise(batch, parameters):
                     return found
                 self.may_be_rowwise = False

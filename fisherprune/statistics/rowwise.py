@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import device_of
 from fisherprune.persample.rowwise_tap import RowwiseTap
 from fisherprune.shards import any_shard
@@ -21,6 +23,11 @@ def may_be_rowwise(task: Task) -> bool:
     """Return whether it can be known: losses are of outputs, no rank has parts."""
     whole = task.tensor_group is None and not task.leaves
     return whole and task.losses is None and not any_shard(task.parameters.values())
+
+
+def counts_versions(batch: Batch) -> bool:
+    """Return whether all tensors of samples are such that changes are seen."""
+    return all(type(t) is Tensor and not t.is_inference() for t in batch.tensors)
 
 
 def constants_of(task: Task) -> set[int]:
@@ -59,8 +66,21 @@ def run_rowwise(
     except Exception:
         if tap.holds:  # it is the model's
             raise
+        _check_unchanged(op, batch, tap)
         return None
-    return ran if tap.is_proved and _random_states(task) == before else None
+    is_known = tap.is_proved and _random_states(task) == before
+    if not is_known:
+        _check_unchanged(op, batch, tap)
+    return ran if is_known else None
+
+
+def _check_unchanged(op: str, batch: Batch, tap: RowwiseTap) -> None:
+    if tap.has_changed_batch:
+        raise FisherpruneError(
+            f"{op}: the model must not change its inputs in place, which batches may "
+            f"yield again, got other values in batch {batch.index} after its run: let "
+            "it change a copy"
+        )
 
 
 def _random_states(task: Task) -> list[object]:

@@ -106,7 +106,9 @@ OTHERWISE = {
     "a new tensor": lambda m, h: h + torch.ones(4, 1, 1),
     "caught": lambda m, h: tried(h),
     "random in Python": lambda m, h: F.relu(h) if random.random() < 2 else h,
-    "changed by an unseen function": lambda m, h: F.relu(Doubled.apply(m.norm(h))),
+    "changed by an unseen function": lambda m, h: F.relu(
+        unseen(lambda t: t.mul_(2), m.norm(h))
+    ),
     "samples in a view": lambda m, h: h.transpose(0, 1).transpose(0, 1),
 }
 """Exact, too, but a sample has to run alone to see it."""
@@ -119,30 +121,10 @@ def tried(h):
         return h.relu()
 
 
-class Doubled(torch.autograd.Function):
-    """Doubles a tensor in place, which no tap sees."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.mark_dirty(x)
-        return x.mul_(2)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
-
-
-class Mixed(Doubled):
-    """Adds the rows up in place."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.mark_dirty(x)
-        return x.add_(x.sum(0))
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad + grad.sum(0)
+def unseen(change, h):
+    """Change a tensor as a function of an extension may, without a word."""
+    with torch._C.DisableTorchFunction():
+        return change(h)
 
 
 MIXING = {
@@ -160,7 +142,9 @@ MIXING = {
     "lines of samples": lambda m, h: F.avg_pool1d(h.flatten(1), 3, 1, 1).T.reshape(
         h.shape
     ),
-    "in place, unseen": lambda m, h: F.relu(Mixed.apply(m.norm(h))),
+    "in place, unseen": lambda m, h: F.relu(
+        unseen(lambda t: t.add_(t.sum(0)), m.norm(h))
+    ),
     "caught": lambda m, h: rolled(h),
     "the number of samples": lambda m, h: h / len(h),
     "dropout": lambda m, h: F.dropout(h),
@@ -251,3 +235,55 @@ def test_errors_of_the_model_are_its_own():
     model.run = fails
     with pytest.raises(fp.FisherpruneError, match="failed on batch 0 .*no room"):
         fp.gradient_moments(model, drawn()[2])
+
+
+class OnInputs(nn.Module):
+    """What a function makes of inputs, and a layer."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.head, self.run, self.runs = nn.Linear(6, 5), run, 0
+
+    def forward(self, x):
+        self.runs += 1
+        return self.head(self.run(x))
+
+
+def moments(model, batches):
+    return fp.gradient_moments(
+        model, batches, parameters={"head.weight": model.head.weight}
+    )
+
+
+IN_PLACE = {
+    "before an unknown function": lambda x: F.relu(x, inplace=True).cos(),
+    "of a view": lambda x: F.elu_(x.view(-1, 2, 3)).flatten(1).cos(),
+    "alone": lambda x: torch.relu_(x),
+}
+
+
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_inputs_that_are_changed_in_place_are_read_once(case):
+    model, (x, y) = OnInputs(IN_PLACE[case]), data((6,), 2 * SAMPLES)
+    copies = [(x[:SAMPLES].clone(), y[:SAMPLES]), (x[SAMPLES:].clone(), y[SAMPLES:])]
+    expected = truth.moments(model, x, y, ["head.weight"])
+    assert_moments(moments(model, copies), expected)
+
+
+def test_inputs_that_an_unseen_function_changes_are_refused():
+    model, (x, y) = (
+        OnInputs(lambda x: unseen(torch.relu_, x).cos()),
+        data((6,), SAMPLES),
+    )
+    with pytest.raises(
+        fp.FisherpruneError, match="must not change its inputs in place"
+    ):
+        moments(model, [(x, y)])
+
+
+def test_batches_of_inference_mode():
+    model, (x, y) = OnInputs(F.relu), data((6,), SAMPLES)
+    expected = truth.moments(model, x, y, ["head.weight"])
+    with torch.inference_mode():
+        batch = x.clone(), y.clone()
+    assert_moments(moments(model, [batch]), expected)
