@@ -1,4 +1,5 @@
 // source: csrc/common/cpu/capability.cpp
+// source: csrc/grad_moments/cpu/meets.cpp
 // source: csrc/grad_moments/cpu/microkernel.cpp
 // source: csrc/grad_moments/cpu/core.cpp
 // source: csrc/grad_moments/cpu/depthwise.cpp
