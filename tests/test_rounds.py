@@ -3,7 +3,7 @@
 import pytest
 import torch
 import truth
-from nets import batches, conv_net
+from nets import batches, conv_net, narrow_vgg11
 from torch import nn
 
 import fisherprune as fp
@@ -78,7 +78,7 @@ def test_small_networks(code, schedule, rounds):
 
 
 @pytest.mark.parametrize("code", ["snip", "force", "synflow"])
-@pytest.mark.parametrize("make", [models.resnet20, models.vgg11])
+@pytest.mark.parametrize("make", [models.resnet20, narrow_vgg11])
 def test_every_round_of_the_papers_networks(code, make):
     """Each from the masks before it: a ReLU that rounds to its other side adds up."""
     model, (x, y) = make(), data(8, 16, 10)

@@ -27,7 +27,6 @@ from torch.distributed import (  # type: ignore[attr-defined]
 from fisherprune.data.dataset import Dataset
 from fisherprune.errors import FisherpruneError
 from fisherprune.statistics.ranks import RankError, check_same, reaching, together
-from fisherprune.train.batchnorm import WholeBatchNorm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -119,6 +118,9 @@ class Share:
         """Return a context in which BatchNorm sees the whole batch."""
         if self.group is None:
             return nullcontext()
+        # Imported late: it imports the compiler, which takes as long as PyTorch.
+        from fisherprune.train.batchnorm import WholeBatchNorm
+
         return WholeBatchNorm(self.group, self.count > 0)
 
     def weight(self, loss: Tensor) -> Tensor | None:

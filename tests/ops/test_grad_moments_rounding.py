@@ -74,6 +74,21 @@ def test_what_is_zero_by_arithmetic_is_zero(name, density):
     assert found[1].count_nonzero() >= 0.99 * met[0].count_nonzero()
 
 
+@pytest.mark.parametrize("size", [1, 1e-18])
+def test_products_that_cancel_leave_no_rounding(size):
+    """Two tiles' products cancel, so that no error is small beside what is left."""
+    shape = dict(n=1, c=64, o=64, size=(12, 12), kernel=(3, 3), padding=(1, 1))
+    input, grad, weight, options = make(**shape)
+    input[:], grad[:] = 0, 0
+    input[..., 0, 1], grad[..., 2, 3] = torch.randn(2, 64)
+    input[..., 4, 5], grad[..., 6, 7] = input[..., 0, 1], -grad[..., 2, 3]
+    input[..., 11, 11] = grad[..., 11, 11] = 1e-3  # these meet
+    found = torch.zeros(2, *weight)
+    ops.grad_moments(input * size, grad * size, *found, **options)
+    found[..., 1, 1] = 0
+    assert not found.any()
+
+
 def hidden(case, size, inputs=slice(None), outputs=slice(None)):
     """Return a case in which large inputs lie where the gradient is zero."""
     input, grad, weight, options = make(**case, seed=int(torch.randint(2**31, ())))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import truth
-from nets import batches, conv_net
+from nets import batches, conv_net, narrow_vgg11
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -140,7 +140,7 @@ def digits(samples, size):
         (lambda: conv_net(10), 9, 30, 1),
         (lambda: conv_net(10), 9, 30, 7),
         (models.resnet20, 16, 5, 1),
-        (models.vgg11, 16, 4, 1),
+        (narrow_vgg11, 16, 4, 1),
     ],
     ids=["small", "small_groups", "resnet20", "vgg11"],
 )

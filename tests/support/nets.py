@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import torch
 from torch import nn
+
+from fisherprune import models
 
 
 def randomized(model):
@@ -36,6 +40,12 @@ def conv_net(classes=5):
             nn.Linear(11, classes),
         )
     )
+
+
+def narrow_vgg11():
+    """VGG11 of a fourth of the channels; images of three."""
+    with patch("fisherprune.models.vgg.WIDTHS", (16, 32, 64, 128, 128)):
+        return models.vgg11()
 
 
 class SequenceNet(nn.Module):

@@ -60,9 +60,10 @@ struct Grid {
   int64_t stride;  // tiles from one place to the next in packed form
 };
 
-// from: the positions of a unit, [row][column][width]; to: [place][tile][width]
+// from: the positions of a unit, [row][column][width]; to: [place][tile][width];
+// largest: [width], the magnitudes of these and of earlier units
 using Transform = void (*)(const float* from, int64_t width, const Grid& grid,
-                           float* to);
+                           float* to, float* largest);
 
 // What a micro-tile reads: [unit][place][tile][lane of a channel or of an output].
 struct Operands {
@@ -83,6 +84,9 @@ struct Kernels {
   int64_t max_vectors;      // of outputs
   MicroTile micro_tile[5];  // by the number of vectors, 1 to max_vectors
   Transform input, grad;
+  // Whether some of the 9 squares, [tap][width], is at most that of share * size[lane].
+  bool (*any_small)(const float* squares, int64_t width, float share,
+                    const float* size);
 };
 
 }  // namespace winograd

@@ -218,5 +218,6 @@ constexpr Microkernels kTable = {
      {nullptr, winograd_tile<4, 1>, winograd_tile<4, 2>},
 #endif
      transform<kReach, times_b>,
-     transform<kEdge, times_g>},
+     transform<kEdge, times_g>,
+     any_small},
 };

@@ -84,6 +84,11 @@ static_assert(kWinogradMostLoss <= 2500, "the error must stay below 1e-5");
 constexpr float kWinogradMostZeros = 1.6e-11f;
 static_assert(kWinogradMostZeros <= 1e-10f, "the error must stay below 1e-5");
 
+// Rounding of a tap is less than this, times the tiles, the largest input and the
+// largest gradient, whatever cancels: the largest seen is 2^-17. Weights whose moments
+// are below it are looked at, which takes time.
+constexpr float kWinogradMostRounding = 0x1p-14f;
+
 // The narrow way: channels and outputs of a convolution group up to which it is taken,
 // and positions from which: at the end of a sample its lanes must be added up;
 // channels that a task owns; floats of the planes of groups that are packed together,

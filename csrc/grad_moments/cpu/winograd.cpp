@@ -4,6 +4,8 @@
 // place, turns the 36 sums of a unit into 9 taps, and adds these and their squares to
 // the task's moments. At the end the task transposes its moments and adds them to the
 // accumulators, except where rounding has spoilt them: these are left to the plain way.
+// Weights of small moments may have nothing but rounding: those whose inputs meet no
+// gradient get none.
 //
 // Memory traffic. A task reads its operands once. Their transforms are more than twice
 // as large, and stay in its second-level cache. Tasks do not share them: to wait for
@@ -22,6 +24,7 @@
 #include "common/cpu/floats.h"
 #include "common/integers.h"
 #include "grad_moments/cpu/accumulator_tile.h"
+#include "grad_moments/cpu/meets.h"
 #include "grad_moments/cpu/pack.h"
 #include "grad_moments/cpu/tuning.h"
 #include "grad_moments/cpu/units.h"
@@ -89,17 +92,24 @@ class Winograd {
     float* grad;
     float* sum;
     float* sum_sq;
-    float* carry;  // sums of unfinished groups
-    float* power;  // [panel][vector][3][lane], as the micro-kernel adds it
+    float* carry;          // sums of unfinished groups
+    float* power;          // [panel][vector][3][lane], as the micro-kernel adds it
+    float* largest_input;  // magnitude of each channel
+    float* largest_grad;   // of each output
   };
 
   Tile tile_of(int64_t task) const;
   Scratch scratch() const;
-  void transform_input(Block block, int64_t channel, const Scratch& scratch) const;
+  void transform_input(Block block, const Tile& tile, int64_t first,
+                       const Scratch& scratch) const;
   void transform_grad(Block block, const Tile& tile, const Scratch& scratch) const;
   void multiply(const std::vector<Run>& runs, const Tile& tile, int64_t channel,
                 const Scratch& scratch) const;
   void leave_out_lost(const Tile& tile, const Scratch& scratch);
+  void clear_unmet(const Tile& tile, int64_t panel, int64_t lane,
+                   const Scratch& scratch) const;
+  void clear_unmet_of(const Tile& tile, int64_t channel, int64_t lane, float share,
+                      const Scratch& scratch) const;
   AccumulatorTile target(const Tile& tile, float* accumulator) const;
 
   winograd::Grid grid_of(int64_t unit) const {
@@ -161,8 +171,8 @@ Winograd::Scratch Winograd::scratch() const {
   const int64_t grad = units_.block_units * unit_floats(column_);
   const int64_t moments = task_channels_ * kTaps * column_;
   const int64_t power = 3 * task_.panels * column_;
-  float* const all =
-      scratch_floats(round_up(packed, 16) + input + grad + 3 * moments + power);
+  float* const all = scratch_floats(round_up(packed, 16) + input + grad + 3 * moments +
+                                    power + task_channels_ + column_);
   float* const first = all + round_up(packed, 16);
   float* const sum = first + input + grad;
   return {all,
@@ -171,7 +181,9 @@ Winograd::Scratch Winograd::scratch() const {
           sum,
           sum + moments,
           sum + 2 * moments,
-          sum + 3 * moments};
+          sum + 3 * moments,
+          sum + 3 * moments + power,
+          sum + 3 * moments + power + task_channels_};
 }
 
 void Winograd::run(int64_t task) {
@@ -180,12 +192,14 @@ void Winograd::run(int64_t task) {
   std::fill_n(own.sum, task_channels_ * kTaps * tile.width, 0.f);
   std::fill_n(own.sum_sq, task_channels_ * kTaps * tile.width, 0.f);
   std::fill_n(own.power, 3 * task_.panels * tile.width, 0.f);
+  std::fill_n(own.largest_input, task_channels_, 0.f);
+  std::fill_n(own.largest_grad, tile.width, 0.f);
   for (int64_t u = 0; u < units_.count; u += units_.block_units) {
     const Block block = units_.block_at(u);
     const std::vector<Run> runs = units_.runs_of(block, tiles_);
     transform_grad(block, tile, own);
     for (int64_t c = 0; c < tile.channels; c += lanes_) {
-      transform_input(block, tile.channel + c, own);
+      transform_input(block, tile, c, own);
       multiply(runs, tile, c, own);
     }
   }
@@ -208,13 +222,17 @@ void Winograd::transform_grad(Block block, const Tile& tile, const Scratch& own)
     pack_lanes(image, {tile.output, 1, tile.outputs}, tile.width, window, kernels_,
                own.packed);
     winograd_.grad(own.packed, tile.width, grid,
-                   own.grad + (unit - block.first) * unit_floats(tile.width));
+                   own.grad + (unit - block.first) * unit_floats(tile.width),
+                   own.largest_grad);
   }
 }
 
-void Winograd::transform_input(Block block, int64_t channel, const Scratch& own) const {
+// The panel that begins with the tile's channel `first`.
+void Winograd::transform_input(Block block, const Tile& tile, int64_t first,
+                               const Scratch& own) const {
   const ConvShape& s = shape_;
-  const Channels panel{channel, 1, std::min(lanes_, s.channels - channel)};
+  const Channels panel{tile.channel + first, 1,
+                       std::min(lanes_, tile.channels - first)};
   for (int64_t unit = block.first; unit < block.last; ++unit) {
     const winograd::Grid grid = grid_of(unit);
     const Window window{units_.first_row_of(unit) * kEdge - s.pad_h,
@@ -226,11 +244,12 @@ void Winograd::transform_input(Block block, int64_t channel, const Scratch& own)
     const Image image{moments_.input, s.height, s.width, units_.sample_of(unit)};
     pack_lanes(image, panel, lanes_, window, kernels_, own.packed);
     winograd_.input(own.packed, lanes_, grid,
-                    own.input + (unit - block.first) * unit_floats(lanes_));
+                    own.input + (unit - block.first) * unit_floats(lanes_),
+                    own.largest_input + first);
   }
 }
 
-// The panel that begins with the tile's channel `first`.
+// The same panel.
 void Winograd::multiply(const std::vector<Run>& runs, const Tile& tile, int64_t first,
                         const Scratch& own) const {
   const int64_t rows = winograd_.rows;
@@ -262,8 +281,10 @@ void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
   const int64_t vectors = tile.width / lanes_;
   for (int64_t c = 0; c < tile.channels; c += lanes_)
     for (int64_t v = 0; v < vectors; ++v) {
-      if (!is_lost(own.power + 3 * (c / lanes_ * tile.width + v * lanes_), lanes_))
+      if (!is_lost(own.power + 3 * (c / lanes_ * tile.width + v * lanes_), lanes_)) {
+        clear_unmet(tile, c, v * lanes_, own);
         continue;
+      }
       lost_[(tile.output / lanes_ + v) * panels_ + (tile.channel + c) / lanes_] = 1;
       const int64_t first = c * kTaps,
                     last = std::min(c + lanes_, tile.channels) * kTaps;
@@ -271,6 +292,40 @@ void Winograd::leave_out_lost(const Tile& tile, const Scratch& own) {
         std::fill_n(own.sum + row * tile.width + v * lanes_, lanes_, 0.f);
         std::fill_n(own.sum_sq + row * tile.width + v * lanes_, lanes_, 0.f);
       }
+    }
+}
+
+// Clears the moments of weights whose inputs meet no gradient, of one panel and one
+// vector: they are rounding errors. Most of them were taken for zero tap by tap; but
+// where products of several tiles cancel, what is left is small, and errors are not
+// small beside it. Only weights with small moments are looked at.
+void Winograd::clear_unmet(const Tile& tile, int64_t panel, int64_t lane,
+                           const Scratch& own) const {
+  const auto groups = static_cast<float>(ceil_div(shape_.samples, shape_.group_size));
+  const auto tiles = static_cast<float>(units_.rows * units_.cols);
+  const float error = tuning::kWinogradMostRounding * tiles * std::sqrt(groups);
+  const float* const size = own.largest_grad + lane;
+  const int64_t last = std::min(panel + lanes_, tile.channels);
+  for (int64_t c = panel; c < last; ++c) {
+    const float* const squares = own.sum_sq + c * kTaps * tile.width + lane;
+    const float share = error * own.largest_input[c];
+    if (share > 0 && winograd_.any_small(squares, tile.width, share, size))
+      clear_unmet_of(tile, c, lane, share, own);
+  }
+}
+
+// The same, of one channel.
+void Winograd::clear_unmet_of(const Tile& tile, int64_t channel, int64_t lane,
+                              float share, const Scratch& own) const {
+  const int64_t last = std::min(lane + lanes_, tile.outputs);
+  for (int64_t tap = 0; tap < kTaps; ++tap)
+    for (int64_t o = lane; o < last; ++o) {
+      const int64_t at = (channel * kTaps + tap) * tile.width + o;
+      float &sum = own.sum[at], &sum_sq = own.sum_sq[at];
+      const float most = share * own.largest_grad[o];
+      if (sum_sq > most * most || (sum == 0 && sum_sq == 0)) continue;
+      const Weight weight{tile.output + o, tile.channel + channel, tap / 3, tap % 3};
+      if (!meets(moments_, weight)) sum = sum_sq = 0;
     }
 }
 

@@ -86,14 +86,50 @@ FISHERPRUNE_TARGET FISHERPRUNE_INLINE void transform_row(const float* from,
   }
 }
 
+typedef int32_t Bits __attribute__((vector_size(4 * FISHERPRUNE_LANES)));
+
+// The largest magnitude of each lane. Magnitudes have the order of their bits, and the
+// maximum of integers is one fast instruction.
+FISHERPRUNE_TARGET FISHERPRUNE_INLINE void find_largest(const float* from,
+                                                        int64_t width,
+                                                        int64_t positions,
+                                                        float* largest) {
+  Bits most = reinterpret_cast<Bits>(load(largest));
+  for (int64_t i = 0; i < positions; ++i, from += width) {
+    const Bits size = reinterpret_cast<Bits>(load(from)) & 0x7fffffff;
+    most = size > most ? size : most;
+  }
+  store(largest, reinterpret_cast<Vec>(most));
+}
+
 template <int kSize, void (*kTimes)(const Vec*, Vec*)>
 FISHERPRUNE_TARGET void transform(const float* from, int64_t width,
-                                  const winograd::Grid& grid, float* to) {
-  const int64_t row = (grid.cols * kEdge + kSize - kEdge) * width;
+                                  const winograd::Grid& grid, float* to,
+                                  float* largest) {
+  constexpr int kShared = kSize - kEdge;
+  const int64_t cols = grid.cols * kEdge + kShared, row = cols * width;
+  for (int64_t v = 0; v < width; v += kLanes)
+    find_largest(from + v, width, (grid.rows * kEdge + kShared) * cols, largest + v);
   for (int64_t i = 0; i < grid.rows; ++i)
     for (int64_t v = 0; v < width; v += kLanes)
       transform_row<kSize, kTimes>(from + i * kEdge * row + v, width, row, grid.cols,
                                    to + i * grid.cols * width + v, grid.stride * width);
+}
+
+FISHERPRUNE_TARGET bool any_small(const float* squares, int64_t width, float share,
+                                  const float* size) {
+  const Vec most = share * load(size);
+  Vec least = load(squares);
+  FISHERPRUNE_UNROLL
+  for (int i = 1; i < kTaps; ++i) {
+    const Vec square = load(squares + i * width);
+    least = square < least ? square : least;
+  }
+  const auto below = least <= most * most;
+  int any = 0;
+  FISHERPRUNE_UNROLL
+  for (int i = 0; i < kLanes; ++i) any |= below[i];
+  return any;
 }
 
 // The products of R channels and V vectors of outputs at one place, over all tiles.

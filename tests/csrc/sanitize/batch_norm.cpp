@@ -148,7 +148,7 @@ void test(const BatchNormShape& shape) {
 
 int main() {
   for (const Dtype dtype : {Dtype::float32, Dtype::bfloat16}) {
-    for (int i = 0; i < 150; ++i)
+    for (int i = 0; i < cases(150); ++i)
       test({draw(1, 20), draw(1, 30), draw(1, draw(0, 1) ? 20 : 90), dtype});
     test({1, 20, 9001, dtype});  // long rows in pieces, a channel a task
     test({3, 2, 9001, dtype});   // a chunk a task

@@ -49,7 +49,7 @@ void test(int64_t samples, int64_t channels, int64_t positions) {
 }  // namespace
 
 int main() {
-  for (int i = 0; i < 200; ++i) test(draw(0, 5), draw(1, 40), draw(0, 70));
+  for (int i = 0; i < cases(200); ++i) test(draw(0, 5), draw(1, 40), draw(0, 70));
   test(3, 5, 5000);
   test(40, 300, 4);
   std::puts("channel_affine: all right");

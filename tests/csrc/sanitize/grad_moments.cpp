@@ -1,4 +1,5 @@
 // source: csrc/common/cpu/capability.cpp
+// source: csrc/grad_moments/cpu/meets.cpp
 // source: csrc/grad_moments/cpu/microkernel.cpp
 // source: csrc/grad_moments/cpu/core.cpp
 // source: csrc/grad_moments/cpu/depthwise.cpp
@@ -184,9 +185,9 @@ ConvShape shape(int64_t n, int64_t c, int64_t o, int64_t h, int64_t w, int64_t k
 }  // namespace
 
 int main() {
-  for (int i = 0; i < 300; ++i)
+  for (int i = 0; i < cases(300); ++i)
     test(random_shape(), any_dtype(), any_layout(), any_layout());
-  for (int i = 0; i < 120; ++i)
+  for (int i = 0; i < cases(120); ++i)
     test(i % 2 ? narrow_shape() : linear_shape(), any_dtype(), any_layout(),
          any_layout());
   // Channels side by side; images that are cut into rows.

@@ -99,7 +99,7 @@ MaxPoolShape random_shape(Dtype dtype) {
 }  // namespace
 
 int main() {
-  for (int i = 0; i < 200; ++i)
+  for (int i = 0; i < cases(200); ++i)
     test(random_shape(i % 2 ? Dtype::float32 : Dtype::bfloat16));
   std::puts("max_pool: all equal");
 }

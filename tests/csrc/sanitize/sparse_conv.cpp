@@ -166,6 +166,6 @@ void run(const SparseConvShape& s, Capability capability) {
 
 int main() {
   for (const Capability capability : capabilities())
-    for (int i = 0; i < 120; ++i) run(random_shape(), capability);
+    for (int i = 0; i < cases(120); ++i) run(random_shape(), capability);
   std::puts("sparse_conv: all equal");
 }

@@ -32,7 +32,7 @@ void test(int64_t rows, int64_t columns) {
 }  // namespace
 
 int main() {
-  for (int i = 0; i < 100; ++i) test(draw(1, 200), draw(1, 200));
+  for (int i = 0; i < cases(100); ++i) test(draw(1, 200), draw(1, 200));
   // Past the caches, where lines are whole.
   test(1024, 1040), test(1040, 1100), test(2048, 1040);
   std::puts("transpose: all equal");

@@ -25,6 +25,7 @@ FLAGS = [
     "-O1",  # compiling takes longer than running
     "-g1",
     "-fsanitize=address,undefined",
+    "-fno-sanitize=null,object-size",  # AddressSanitizer finds the same
     "-fno-sanitize-recover=all",
     "-Wall",
     "-Wextra",
