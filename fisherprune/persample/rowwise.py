@@ -46,9 +46,10 @@ class RowCall(NamedTuple):
         Args:
             dims: that it has; None: at least two.
         """
-        input = self.option(0, "input")
-        alone = len(self.own) == 1 and self.own[0] is input
-        return alone and (input.dim() >= 2 if dims is None else input.dim() == dims)
+        (input, *others), dim = self.own, self.own[0].dim()
+        if others or input is not self.option(0, "input"):
+            return False
+        return dim >= 2 if dims is None else dim == dims
 
     def spares_first(self, axes: Any) -> bool:
         """Return whether axes are given, and none of them is that of samples."""

@@ -51,9 +51,11 @@ class RowwiseTap(LayerTap):
         constants: Collection[int],
         **kwargs: Any,
     ) -> None:
-        self._batch = [(each, each._version, _whole(each)) for each in batch]
+        self._batch = [(each, each._version) for each in batch]
+        self._given = {id(_whole(each)) for each in batch}
         self.holds, self._is_over, self.constants = True, False, constants
         self._versions: dict[int, int] = {}
+        self._rows = (len(batch[0]),)
         super().__init__(parameters, batch, *args, **kwargs)
 
     def mark(self, value: object, rows: Rows = Rows.PLAIN) -> None:
@@ -84,17 +86,19 @@ class RowwiseTap(LayerTap):
         own, shared = self._sorted(tensors)
         if not keeps or not own or not keeps(RowCall(args, kwargs, own, shared)):
             self._refuse(func)
-        if _may_write(func.__name__, args, kwargs) and self._is_given(own[0]):
+        if id(_whole(own[0])) in self._given and _may_write(func, args, kwargs):
             self._refuse(func)  # what it writes, another run would read
         watched = [each for each in shared if id(each) in self.keys]
         tapped = watched and torch.is_grad_enabled()
         run = self.run_shared if tapped else self.run_other
         output = run(func, (args, kwargs), tensors, watched)
         for each in output if isinstance(output, (list, tuple)) else (output,):
-            rows = each.shape[:1] if type(each) is Tensor else None
-            if rows != (self.samples,) or each.is_inference():
+            if type(each) is not Tensor or each.is_inference():
                 self._refuse(func)
-            self.mark(each)
+            if each.shape[:1] != self._rows:
+                self._refuse(func)
+            each.__dict__[MARK] = self._run, Rows.PLAIN
+            self._versions[id(each)] = each._version
         return output
 
     def _sorted(self, tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -116,14 +120,10 @@ class RowwiseTap(LayerTap):
                 return [], []
         return own, shared
 
-    def _is_given(self, tensor: Tensor) -> bool:
-        """Return whether a tensor lies in the memory of the batch."""
-        return any(_whole(tensor) is whole for _, _, whole in self._batch)
-
     @property
     def has_changed_batch(self) -> bool:
         """Return whether the batch was changed in place: no second run may follow."""
-        return any(tensor._version != version for tensor, version, _ in self._batch)
+        return any(tensor._version != version for tensor, version in self._batch)
 
     def _refuse(self, func: Function) -> NoReturn:
         self.holds = False  # whoever catches the error
@@ -174,6 +174,8 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
-def _may_write(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a function may change what it reads: ``relu(x, inplace=True)``."""
-    return is_in_place(name) or any(v is True for v in (*args, *kwargs.values()))
+def _may_write(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call may change what it reads: ``relu(x, inplace=True)``."""
+    return is_in_place(func.__name__) or any(
+        v is True for v in (*args, *kwargs.values())
+    )

@@ -32,10 +32,15 @@ def counts_versions(batch: Batch) -> bool:
 
 def constants_of(task: Task) -> set[int]:
     """Return the ids of the tensors that are the same for all batches."""
-    found = set[int]()
-    for module in task.model.modules():
-        found.update(map(id, module._parameters.values()))
-        found.update(map(id, module._buffers.values()))
+    found, seen, todo = set[int](), set[int](), [task.model]
+    for module in todo:  # which grows
+        for tensors in (module._parameters, module._buffers):
+            if tensors:
+                found.update(map(id, tensors.values()))
+        for inner in module._modules.values() if module._modules else ():
+            if inner is not None and id(inner) not in seen:
+                seen.add(id(inner))
+                todo.append(inner)
     return found
 
 
