@@ -119,6 +119,10 @@ def of_zoo(network: str, most: float) -> Target:
     )
 
 
+MAXIMUM = "maximum, 4 layers of 64 x 128"
+"""A network all of whose weights are used by a function without a rule."""
+
+
 def of_rounds(method: str) -> Target:
     """Return the target of a round of pruning, over the scoring pass in it."""
     return Target(
@@ -254,6 +258,14 @@ TARGETS = [
     of_zoo("GPT-2-like", 1.2),
     of_zoo("Llama-like", 1.2),
     of_zoo("LSTM, 2 layers of 256", 1.5),
+    Target(
+        "maximum, by vmap: vmap(grad) over our pass",
+        "zoo",
+        lambda rows: one(rows, network=MAXIMUM, what="vmap(grad)")["over ours"],
+        1,
+        "x",
+        at_most=False,
+    ),
     *(of_rounds(method) for method in ("snip", "force", "synflow")),
     *(
         sparse_step(network, sparsity, least)
