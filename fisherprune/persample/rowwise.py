@@ -47,7 +47,7 @@ class RowCall(NamedTuple):
             dims: that it has; None: at least two.
         """
         (input, *others), dim = self.own, self.own[0].dim()
-        if others or input is not self.option(0, "input"):
+        if others or input is not self.option(0, "input"):  # not so by other names
             return False
         return dim >= 2 if dims is None else dim == dims
 
@@ -125,12 +125,34 @@ def _transposed(call: RowCall) -> bool:
     return _one(call) and call.spares_first(axes)
 
 
+def _contracted(call: RowCall) -> bool:
+    """``"nti,io->nto"``: the samples' letter comes first, in one operand alone."""
+    equation, *operands = call.args
+    if not isinstance(equation, str) or len(call.own) != 1 or call.kwargs:
+        return False
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    if len(letters) != len(operands) or "." in equation:
+        return False
+    (own,) = (n for n, x in zip(letters, operands, strict=True) if x is call.own[0])
+    return own[0] == output[:1] and inputs.count(own[0]) == output.count(own[0]) == 1
+
+
+def _multiplied(call: RowCall) -> bool:
+    """Contract the last axes of the first argument with the first of the other."""
+    axes = call.option(2, "dims", 2)
+    return call.reads() and isinstance(axes, int) and axes < call.own[0].dim()
+
+
 ANY, MODULES = (torch, Tensor), (F,)
 _register("contiguous relu relu_ selu sigmoid tanh", ANY, _one)
 _register("flatten reshape squeeze unflatten unsqueeze view", ANY, _one)
-_register("add div mul sub", ANY, _combined)
+_register("add div maximum minimum mul sub", ANY, _combined)
 _register("add_ div_ mul_ sub_", ANY, _combined_in_place)
 _register("cat concat", ANY, _joined)
+_register("einsum", ANY, _contracted)
+_register("tensordot", ANY, _multiplied)
+_register("inner", ANY, RowCall.reads)
 _register("permute", ANY, _permuted)
 _register("transpose", ANY, _transposed)
 _register("chunk split", ANY, _along(2, 0))

@@ -55,7 +55,6 @@ class RowwiseTap(LayerTap):
         self._given = {id(_whole(each)) for each in batch}
         self.holds, self._is_over, self.constants = True, False, constants
         self._versions: dict[int, int] = {}
-        self._rows = (len(batch[0]),)
         super().__init__(parameters, batch, *args, **kwargs)
 
     def mark(self, value: object, rows: Rows = Rows.PLAIN) -> None:
@@ -93,9 +92,8 @@ class RowwiseTap(LayerTap):
         run = self.run_shared if tapped else self.run_other
         output = run(func, (args, kwargs), tensors, watched)
         for each in output if isinstance(output, (list, tuple)) else (output,):
-            if type(each) is not Tensor or each.is_inference():
-                self._refuse(func)
-            if each.shape[:1] != self._rows:
+            plain = type(each) is Tensor and not each.is_inference()
+            if not plain or each.size(0) != self.samples:
                 self._refuse(func)
             each.__dict__[MARK] = self._run, Rows.PLAIN
             self._versions[id(each)] = each._version
@@ -107,7 +105,8 @@ class RowwiseTap(LayerTap):
         That is also what was changed since a known call made it.
         """
         run, versions, constants = self._run, self._versions, self.constants
-        own, shared = list[Tensor](), list[Tensor]()
+        own: list[Tensor] = []
+        shared: list[Tensor] = []
         for tensor in tensors:
             mark = tensor.__dict__.get(MARK)
             if mark is None or mark[0] is not run:

@@ -27,6 +27,8 @@ class Between(nn.Module):
         self.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
         self.each = nn.Parameter(torch.rand(SAMPLES, 4, 1, 1) + 0.5)
         self.layer = nn.LayerNorm([4, 6, 6])
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.square = nn.Parameter(torch.randn(4, 4))
         self.head = nn.LazyLinear(5)
         self.run, self.runs = run, 0
         nn.init.uniform_(self.norm.running_mean)
@@ -97,6 +99,11 @@ ROWWISE = {
     "no dropout": lambda m, h: F.dropout(F.dropout2d(h, training=False), 0.5, False),
     "unflattened": lambda m, h: h.unflatten(1, (2, 2)).squeeze(-1).flatten(2),
     "activations": lambda m, h: F.gelu(F.silu(F.elu(F.leaky_relu(F.hardswish(h))))),
+    "inner": lambda m, h: torch.inner(h, m.weight),
+    "einsum": lambda m, h: torch.einsum("ncxy,yo->ncxo", h, m.weight),
+    "einsum, weight first": lambda m, h: torch.einsum("oy, ncxy -> nocx", m.weight, h),
+    "tensordot": lambda m, h: torch.tensordot(h, m.weight, 1),
+    "maximum": lambda m, h: torch.maximum(torch.minimum(h, m.scale), m.norm(h)),
     "more activations": lambda m, h: F.mish(F.selu(F.relu6(F.hardtanh(h.tanh())))),
 }
 
@@ -138,6 +145,11 @@ MIXING = {
     "halves": lambda m, h: torch.cat(h.chunk(2)[::-1]),
     "channels are samples": lambda m, h: F.conv2d(h.mean(1), m.second.weight),
     "layer norm": lambda m, h: F.layer_norm(h, h.shape),
+    "einsum": lambda m, h: torch.einsum("ncxy,cd->dnxy", h, m.each[:, :, 0, 0]),
+    "einsum of samples": lambda m, h: torch.einsum("ncxy,nd->ndxy", h, m.square),
+    "einsum of itself": lambda m, h: torch.einsum("ncxy,mcxy->nm", h, h),
+    "tensordot": lambda m, h: torch.tensordot(h, m.square, ([0], [0])),
+    "tensordot of all": lambda m, h: h + torch.tensordot(h, m.norm(h).detach(), 4),
     "statistics": lambda m, h: F.batch_norm(h, None, None, training=True),
     "lines of samples": lambda m, h: F.avg_pool1d(h.flatten(1), 3, 1, 1).T.reshape(
         h.shape
