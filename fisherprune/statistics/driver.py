@@ -26,12 +26,7 @@ from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.protect import forgetting
 from fisherprune.statistics.ranks import no_samples
-from fisherprune.statistics.rowwise import (
-    constants_of,
-    counts_versions,
-    may_be_rowwise,
-    run_rowwise,
-)
+from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
 from fisherprune.statistics.shards import in_layers
 from fisherprune.statistics.sums import PerSampleSums
 from fisherprune.statistics.tensor_parallel import any_rank, check_results, exchanged
@@ -215,7 +210,7 @@ class _TappedRun:
         tapped = self.sums.tapped.parameters
         parameters = {n: p for n, p in self.task.used.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
-            if self.may_be_rowwise and counts_versions(batch):
+            if self.may_be_rowwise:
                 if found := self._rowwise(batch, parameters):
                     return found
                 self.may_be_rowwise = False
@@ -277,12 +272,15 @@ class _TappedRun:
 
     def _rowwise(self, batch: Batch, parameters: Parameters) -> TappedBatch | None:
         """Run a batch if the functions that are called keep its samples apart."""
+        constants = constants_of(self.task, batch)
+        if constants is None:
+            return None
         tap = RowwiseTap(
             *(parameters, batch.tensors, batch.size, self.sums.add, self.op),
             balances=self.sums.scaled,
             kept=self.kept,
             scattered=self.scattered,
-            constants=constants_of(self.task),
+            constants=constants,
         )
         run = self.op, self.task, self.forward, batch, tap
         ran = run_rowwise(*run, tap.forward())

@@ -14,12 +14,7 @@ from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 from fisherprune.statistics.protect import forgetting
-from fisherprune.statistics.rowwise import (
-    constants_of,
-    counts_versions,
-    may_be_rowwise,
-    run_rowwise,
-)
+from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
 from fisherprune.statistics.verdicts import Verdicts
 
 
@@ -48,11 +43,12 @@ def plain_passes(op: str, task: Task, forward: Forward) -> Iterator[tuple[int, T
 
 def _run_rowwise(op: str, task: Task, forward: Forward, batch: Batch) -> Ran | None:
     """Run a batch; None where it is not known that its samples do not mix."""
-    if not may_be_rowwise(task) or not counts_versions(batch):
+    constants = constants_of(task, batch) if may_be_rowwise(task) else None
+    if constants is None:
         return None
     tap = RowwiseTap(
         *({}, batch.tensors, batch.size, lambda name, gradients: None, op),
-        constants=constants_of(task),
+        constants=constants,
     )
     return run_rowwise(op, task, forward, batch, tap, tap)
 

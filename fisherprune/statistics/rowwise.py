@@ -13,7 +13,7 @@ from torch import Tensor
 from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import device_of
 from fisherprune.persample.rowwise_tap import RowwiseTap
-from fisherprune.shards import any_shard
+from fisherprune.shards import PLAIN
 from fisherprune.statistics.batches import Batch, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
@@ -21,27 +21,27 @@ from fisherprune.statistics.passes import Task
 
 def may_be_rowwise(task: Task) -> bool:
     """Return whether it can be known: losses are of outputs, no rank has parts."""
-    whole = task.tensor_group is None and not task.leaves
-    return whole and task.losses is None and not any_shard(task.parameters.values())
+    return task.losses is None and task.tensor_group is None and not task.leaves
 
 
-def counts_versions(batch: Batch) -> bool:
-    """Return whether all tensors of samples are such that changes are seen."""
-    return all(type(t) is Tensor and not t.is_inference() for t in batch.tensors)
+def constants_of(task: Task, batch: Batch) -> set[int] | None:
+    """Return the ids of the tensors that are the same for all batches.
 
-
-def constants_of(task: Task) -> set[int]:
-    """Return the ids of the tensors that are the same for all batches."""
-    found, seen, todo = set[int](), set[int](), [task.model]
+    None where changes of a tensor are not seen by its version, or ranks have parts.
+    """
+    if any(type(t) is not Tensor or t.is_inference() for t in batch.tensors):
+        return None
+    found, seen, todo, kinds = set[int](), set[int](), [task.model], set[type]()
     for module in todo:  # which grows
         for tensors in (module._parameters, module._buffers):
             if tensors:
                 found.update(map(id, tensors.values()))
+                kinds.update(map(type, tensors.values()))
         for inner in module._modules.values() if module._modules else ():
             if inner is not None and id(inner) not in seen:
                 seen.add(id(inner))
                 todo.append(inner)
-    return found
+    return found if kinds <= {*PLAIN, type(None)} else None
 
 
 def run_rowwise(
