@@ -29,6 +29,7 @@ class Between(nn.Module):
         self.layer = nn.LayerNorm([4, 6, 6])
         self.weight = nn.Parameter(torch.randn(6, 6))
         self.square = nn.Parameter(torch.randn(4, 4))
+        self.all = nn.Parameter(torch.randn(SAMPLES, 4, 6, 6, SAMPLES, 3))
         self.head = nn.LazyLinear(5)
         self.run, self.runs = run, 0
         nn.init.uniform_(self.norm.running_mean)
@@ -149,6 +150,7 @@ MIXING = {
     "einsum of samples": lambda m, h: torch.einsum("ncxy,nd->ndxy", h, m.square),
     "einsum of itself": lambda m, h: torch.einsum("ncxy,mcxy->nm", h, h),
     "tensordot": lambda m, h: torch.tensordot(h, m.square, ([0], [0])),
+    "tensordot of all axes": lambda m, h: torch.tensordot(h, m.all, 4),
     "tensordot of all": lambda m, h: h + torch.tensordot(h, m.norm(h).detach(), 4),
     "statistics": lambda m, h: F.batch_norm(h, None, None, training=True),
     "lines of samples": lambda m, h: F.avg_pool1d(h.flatten(1), 3, 1, 1).T.reshape(
@@ -200,11 +202,11 @@ def test_where_that_is_not_known_a_sample_runs_alone(case):
 
 @pytest.mark.parametrize("case", MIXING)
 def test_what_mixes_samples_is_refused(case):
-    x, y, batches = drawn()
-    with pytest.raises(fp.FisherpruneError, match="mix|one sample|alone"):
-        fp.gradient_moments(Between(MIXING[case]), batches)
-    with pytest.raises(fp.FisherpruneError, match="mix|one sample|alone"):
-        fp.gradient_moments(Between(MIXING[case]), [batches[0]])
+    for batches in (drawn()[2], drawn()[2][:1]):
+        model = Between(MIXING[case])
+        named = {"first.weight": model.first.weight, "head.bias": model.head.bias}
+        with pytest.raises(fp.FisherpruneError, match="mix|one sample|alone"):
+            fp.gradient_moments(model, batches, parameters=named)
 
 
 def test_a_parameter_for_each_place_in_a_batch_is_none_of_all_samples():
@@ -215,15 +217,16 @@ def test_a_parameter_for_each_place_in_a_batch_is_none_of_all_samples():
 
 def test_the_loss_may_read_what_the_model_does_not_know():
     model, (x, y, batches) = Between(ROWWISE["norm"]), drawn()
+    names = ["first.weight", "head.weight"]
+    named = {n: p for n, p in model.named_parameters() if n in names}
 
     def loss(outputs, labels):
         decay = model.first.weight.square().sum()
         return F.cross_entropy(outputs, labels) + decay
 
     with warnings.catch_warnings(action="ignore"):
-        found = fp.gradient_moments(model, batches, loss_fn=loss)
+        found = fp.gradient_moments(model, batches, loss_fn=loss, parameters=named)
     double = truth.in_double(model)
-    names = [*found.fisher]
     weights = [dict(double.named_parameters())[n] for n in names]
     rows = [
         torch.autograd.grad(
