@@ -47,7 +47,7 @@ class RowCall(NamedTuple):
             dims: that it has; None: at least two.
         """
         (input, *others), dim = self.own, self.own[0].dim()
-        if others or input is not self.option(0, "input"):  # not so by other names
+        if others or input is not self.option(0, "input"):
             return False
         return dim >= 2 if dims is None else dim == dims
 
@@ -117,7 +117,7 @@ def _along(place: int, default: int | None) -> Callable[[RowCall], bool]:
 def _permuted(call: RowCall) -> bool:
     dims = call.option(1, "dims", ())
     dims = call.args[1:] if isinstance(dims, int) else dims
-    return _one(call) and dims[0] % len(dims) == 0
+    return _one(call) and len(dims) > 0 and dims[0] % len(dims) == 0
 
 
 def _transposed(call: RowCall) -> bool:
@@ -134,8 +134,10 @@ def _contracted(call: RowCall) -> bool:
     letters = inputs.split(",")
     if len(letters) != len(operands) or "." in equation:
         return False
-    (own,) = (n for n, x in zip(letters, operands, strict=True) if x is call.own[0])
-    return own[0] == output[:1] and inputs.count(own[0]) == output.count(own[0]) == 1
+    pairs = zip(letters, operands, strict=True)
+    first = next((n[:1] for n, x in pairs if x is call.own[0]), "")  # "": in a list
+    found = inputs.count(first), output.count(first)
+    return first != "" and first == output[:1] and found == (1, 1)
 
 
 def _multiplied(call: RowCall) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from contextlib import AbstractContextManager
@@ -90,11 +91,14 @@ def _check_unchanged(op: str, batch: Batch, tap: RowwiseTap) -> None:
 
 def _random_states(task: Task) -> list[object]:
     """Return the states of the generators that a model may draw from."""
-    device, numpy = device_of(task.parameters), sys.modules.get("numpy")
+    device, drawn = device_of(task.parameters), sys.modules.get("numpy.random")
     states: list[object] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device).numpy().tobytes())
-    if numpy is not None:
-        _, keys, *rest = numpy.random.get_state()
-        states += [keys.tobytes(), *rest]
+    if drawn is not None:
+        found = drawn.get_state()
+        if isinstance(found, tuple):  # of the generator that is there by default
+            states += [found[1].tobytes(), *found[2:]]
+        else:
+            states.append(pickle.dumps(found))
     return states

@@ -3,6 +3,7 @@
 import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,9 +112,11 @@ ROWWISE = {
 OTHERWISE = {
     "an unknown function": lambda m, h: h.cos(),
     "a number": lambda m, h: h * 0.5,
+    "einsum of a list": lambda m, h: torch.einsum("ncxy->ncyx", [h]),
     "a new tensor": lambda m, h: h + torch.ones(4, 1, 1),
     "caught": lambda m, h: tried(h),
     "random in Python": lambda m, h: F.relu(h) if random.random() < 2 else h,
+    "random in NumPy": lambda m, h: F.relu(h) if np.random.rand() < 2 else h,
     "changed by an unseen function": lambda m, h: F.relu(
         unseen(lambda t: t.mul_(2), m.norm(h))
     ),
