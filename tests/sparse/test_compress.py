@@ -28,9 +28,8 @@ def kept_gradients(model, masks):
     }
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("training", [True, False])
-def test_outputs_and_gradients_are_those_of_the_masked_model(name, training):
+def error_of_gradients(name, training):
+    """Return the largest relative error over parameters, of a network just drawn."""
     model, masks, x, y = case(name)
     model.train(training)
     true = doubled(masked(model, masks))
@@ -40,11 +39,19 @@ def test_outputs_and_gradients_are_those_of_the_masked_model(name, training):
     loss_of(small, x, y).backward()
     loss_of(true, x.double(), y).backward()
     expected = kept_gradients(true, masks)
-    size = float(torch.stack([g.norm() for g in expected.values()]).norm())
-    for found, p in small.named_parameters():
-        dense = found.replace(".values", ".weight")
-        error = (p.grad.double() - expected[dense]).norm()
-        assert float(error) <= 1e-3 * size, found  # ReLU may take the other side
+    size = torch.stack([g.norm() for g in expected.values()]).norm()
+    errors = [
+        (p.grad.double() - expected[found.replace(".values", ".weight")]).norm()
+        for found, p in small.named_parameters()
+    ]
+    return float(torch.stack(errors).max() / size)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_and_gradients_are_those_of_the_masked_model(name, training):
+    """A ReLU of one draw may round to its other side, those of all draws do not."""
+    assert any(error_of_gradients(name, training) <= 2e-5 for _ in range(4))
 
 
 def test_what_becomes_sparse():
