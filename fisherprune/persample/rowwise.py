@@ -146,6 +146,39 @@ def _multiplied(call: RowCall) -> bool:
     return call.reads() and isinstance(axes, int) and axes < call.own[0].dim()
 
 
+def _indexed(call: RowCall) -> bool:
+    """``x[:, 0]``, ``x[..., -1]``: numbers and slices behind the axis of samples.
+
+    Not with the number of samples, as above.
+    """
+    x, index = call.args
+    if len(call.own) > 1 or call.shared or x is not call.own[0]:
+        return False
+    parts = index if isinstance(index, tuple) else (index,)
+    limits = [_limits_of(part) for part in parts if part is not Ellipsis]
+    if not all(_NUMBERS.issuperset(map(type, each)) for each in limits):
+        return False
+    if any(len(x) in each for each in limits):
+        return False
+    if parts and parts[0] is Ellipsis:
+        return sum(part is not None for part in parts[1:]) < x.dim()
+    return bool(parts) and isinstance(parts[0], slice) and parts[0] == slice(None)
+
+
+_NUMBERS = {int, type(None)}
+
+
+def _limits_of(part: Any) -> tuple[Any, ...]:
+    is_slice = isinstance(part, slice)
+    return (part.start, part.stop, part.step) if is_slice else (part,)
+
+
+def _looked_up(call: RowCall) -> bool:
+    """Rows of a table, which the call does not change."""
+    changes = call.option(3, "max_norm"), call.option(5, "scale_grad_by_freq", False)
+    return call.reads(call.own[0].dim()) and changes == (None, False)
+
+
 ANY, MODULES = (torch, Tensor), (F,)
 _register("contiguous relu relu_ selu sigmoid tanh", ANY, _one)
 _register("flatten reshape squeeze unflatten unsqueeze view", ANY, _one)
@@ -178,6 +211,8 @@ for _axes in (1, 2, 3):
         MODULES,
         _images(_axes),
     )
+_register("__getitem__", (Tensor,), _indexed)
+_register("embedding", MODULES, _looked_up)
 _register("linear group_norm", MODULES, RowCall.reads)
 _register("interpolate", MODULES, lambda call: call.reads() and call.own[0].dim() > 2)
 _register(

@@ -106,6 +106,8 @@ ROWWISE = {
     "einsum, weight first": lambda m, h: torch.einsum("oy, ncxy -> nocx", m.weight, h),
     "tensordot": lambda m, h: torch.tensordot(h, m.weight, 1),
     "maximum": lambda m, h: torch.maximum(torch.minimum(h, m.scale), m.norm(h)),
+    "a row": lambda m, h: h[:, 0] + h[..., -1].mean(1, keepdim=True),
+    "parts": lambda m, h: h[:, None, 1:, :2, -1] * h[..., 1:, 0, :2].unsqueeze(1),
     "more activations": lambda m, h: F.mish(F.selu(F.relu6(F.hardtanh(h.tanh())))),
 }
 
@@ -120,6 +122,8 @@ OTHERWISE = {
     "changed by an unseen function": lambda m, h: F.relu(
         unseen(lambda t: t.mul_(2), m.norm(h))
     ),
+    "the number of samples in an index": lambda m, h: h[:, :SAMPLES, 0],
+    "a list in an index": lambda m, h: h[:, [0, 2]],
     "samples in a view": lambda m, h: h.transpose(0, 1).transpose(0, 1),
 }
 """Exact, too, but a sample has to run alone to see it."""
@@ -164,6 +168,11 @@ MIXING = {
     ),
     "caught": lambda m, h: rolled(h),
     "the number of samples": lambda m, h: h / len(h),
+    "the number of samples in an index": lambda m, h: h[:, :, : len(h)].sum(2),
+    "the first sample": lambda m, h: h - h[0],
+    "the first sample by an ellipsis": lambda m, h: h - h[..., 0, :, :, :],
+    "samples backwards": lambda m, h: h[[3, 2, 1, 0]],
+    "an axis in front": lambda m, h: h[None, :, 0].transpose(0, 1).roll(1, 0),
     "dropout": lambda m, h: F.dropout(h),
 }
 
@@ -265,6 +274,48 @@ class OnInputs(nn.Module):
     def forward(self, x):
         self.runs += 1
         return self.head(self.run(x))
+
+
+class Lookup(nn.Module):
+    """The mean of a table's rows, and a layer."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 6, **options), nn.Linear(6, 5)
+        self.runs = 0
+
+    def forward(self, tokens):
+        self.runs += 1
+        if tokens.is_floating_point():  # as the loop of truth has all inputs
+            tokens = tokens.long()
+        return self.head(self.table(tokens).mean(1))
+
+
+def lookups(**options):
+    model, y = Lookup(**options), torch.randint(5, (2 * SAMPLES,))
+    tokens = torch.randint(7, (2 * SAMPLES, 3))
+    batches = [(t, y[:SAMPLES]) for t in tokens.split(SAMPLES)]
+    names = [name for name, _ in model.named_parameters()]
+    return model, (tokens, torch.cat([y[:SAMPLES]] * 2), names), batches
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"sparse": True}])
+def test_lookups_keep_samples_apart(options):
+    model, truth_of, batches = lookups(**options)
+    expected = truth.moments(model, *truth_of)
+    model.runs = 0
+    found = fp.gradient_moments(
+        model, batches, parameters=dict(model.named_parameters())
+    )
+    assert model.runs == len(batches)
+    assert_moments(found, expected)
+
+
+def test_lookups_that_change_their_table_run_for_a_sample_alone():
+    model, _, batches = lookups(max_norm=0.5)
+    with warnings.catch_warnings(action="ignore"):
+        fp.gradient_moments(model, batches, parameters=dict(model.named_parameters()))
+    assert model.runs > len(batches)
 
 
 def moments(model, batches):
