@@ -21,3 +21,5 @@ const FisherpruneFacts* fisherprune_facts() {
 const char* fisherprune_cpu_capability() {
   return name_of(fisherprune::cpu::cpu_capability());
 }
+
+bool fisherprune_mkl_is_narrow() { return fisherprune::cpu::mkl_is_narrow(); }

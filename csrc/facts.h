@@ -15,4 +15,7 @@ __attribute__((visibility("default"))) const FisherpruneFacts* fisherprune_facts
 
 // avx512, avx2 or portable; throws as cpu_capability() does.
 __attribute__((visibility("default"))) const char* fisherprune_cpu_capability();
+
+// As mkl_is_narrow().
+__attribute__((visibility("default"))) bool fisherprune_mkl_is_narrow();
 }

@@ -14,4 +14,6 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.attr("source_hash") = facts.source_hash;
   m.attr("compiler") = facts.compiler;
   m.def("cpu_capability", &fisherprune_cpu_capability, "avx512, avx2 or portable");
+  m.def("mkl_is_narrow", &fisherprune_mkl_is_narrow,
+        "whether MKL's products use half of this processor's vectors");
 }

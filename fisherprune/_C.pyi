@@ -8,3 +8,6 @@ compiler: str
 
 def cpu_capability() -> str:
     """avx512, avx2 or portable."""
+
+def mkl_is_narrow() -> bool:
+    """Whether MKL's products use half of this processor's vectors."""

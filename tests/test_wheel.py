@@ -98,6 +98,7 @@ def test_the_library_exports_its_facts_and_no_code_of_others():
     assert {n for n in own if "fisherprune" in n and not n.startswith("_Z")} == {
         "fisherprune_facts",
         "fisherprune_cpu_capability",
+        "fisherprune_mkl_is_narrow",
     }
 
 

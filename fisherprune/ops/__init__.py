@@ -3,6 +3,7 @@
 from fisherprune.ops.affine import channel_affine_backward
 from fisherprune.ops.normalize import batch_norm, batch_norm_backward
 from fisherprune.ops.pooling import MOST_PLACES, max_pool2d
+from fisherprune.ops.products import linear
 from fisherprune.ops.recurrent import lstm, lstm_backward
 from fisherprune.ops.rows import row_moments
 from fisherprune.ops.sparse import (
@@ -27,6 +28,7 @@ __all__ = [
     "global_topk",
     "grad_moments",
     "key_value",
+    "linear",
     "lstm",
     "lstm_backward",
     "max_pool2d",

@@ -110,3 +110,8 @@ SOURCE_HASH: str = _C.source_hash
 def cpu_capability() -> str:
     """Return the vector instructions the CPU kernels use: avx512, avx2 or portable."""
     return _C.cpu_capability()
+
+
+def mkl_is_narrow() -> bool:
+    """Return whether MKL's products use half of this processor's vectors."""
+    return _C.mkl_is_narrow()

@@ -41,4 +41,13 @@ Capability cpu_capability() {
   return capability;
 }
 
+bool mkl_is_narrow() {
+#if defined(__x86_64__)
+  // Of AMD's, Zen 5 is the first that intersects vectors of 512 bits.
+  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512vp2intersect");
+#else
+  return false;
+#endif
+}
+
 }  // namespace fisherprune::cpu

@@ -12,4 +12,8 @@ Capability cpu_capability();
 
 const char* name_of(Capability capability);
 
+// Whether products by MKL run at half the speed of this processor: on all of AMD's they
+// take vectors of 256 bits, and from Zen 5 on there are units for 512.
+bool mkl_is_narrow();
+
 }  // namespace fisherprune::cpu

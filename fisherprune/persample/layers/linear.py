@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fisherprune import ops
 from fisherprune.persample.contributions import Rows, summed_positions
 from fisherprune.persample.factors import Factors
 from fisherprune.persample.registry import LayerCall, register_layer
@@ -18,12 +19,12 @@ class _Linear:
         """``[N, *, in] -> [N, *, out]``, as where autograd records the call."""
         if input.dim() > 2 and not input.is_contiguous():  # else one product a position
             flat = input.reshape(-1, input.shape[-1])
-            return F.linear(flat, weight, bias).view(*input.shape[:-1], len(weight))
-        return F.linear(input, weight, bias)
+            return ops.linear(flat, weight, bias).view(*input.shape[:-1], len(weight))
+        return ops.linear(input, weight, bias)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
         flat = grad.reshape(-1, grad.shape[-1])  # else some strides mean slow products
-        return (flat @ weight).view(*grad.shape[:-1], weight.shape[1])
+        return ops.linear(flat, weight.mT).view(*grad.shape[:-1], weight.shape[1])
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fisherprune import ops
 from fisherprune.persample.contributions import Contribution, Rows, summed_positions
 from fisherprune.persample.factors import Blocks, Factors
 from fisherprune.persample.meeting import Meeting, multiplied_out, register_rule
@@ -21,13 +22,11 @@ class _Product:
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[N, *, in] -> [N, *, out]``."""
-        if bias is None:
-            return input @ weight
-        return torch.addmm(bias, input, weight)
+        return ops.linear(input, weight.mT, bias)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
         flat = grad.reshape(-1, grad.shape[-1])  # else some strides mean slow products
-        return (flat @ weight.mT).view(*grad.shape[:-1], weight.shape[0])
+        return ops.linear(flat, weight).view(*grad.shape[:-1], weight.shape[0])
 
     def weight_grads(
         self, grad: Tensor, input: Tensor, shape: tuple[int, ...]
