@@ -153,9 +153,9 @@ def _sparse_layers(record: dict) -> list[str]:
 def zoo(record: dict) -> list[str]:
     """Time, memory, errors and ways of all parameters of many networks."""
     lines = [
-        "| network, batch | over plain | first batch | a further one | MB above "
-        "| error | vmap(grad), times ours | ways |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network, batch | over plain | first batch | a further one | least "
+        "| MB above | error | vmap(grad), times ours | ways |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     peers = {r["network"]: r["over ours"] for r in record["rows"] if "over ours" in r}
     for r in record["rows"]:
@@ -164,6 +164,7 @@ def zoo(record: dict) -> list[str]:
             lines.append(
                 f"| {r['network']}, {r['batch']} | {r['over plain']:.2f} "
                 f"| {two(r, 'first batch')} | {two(r, 'further batch')} "
+                f"| {two(r, 'least')} "
                 f"| {r['MB above plain'] - r['accumulators MB']:.0f} "
                 f"| {r['error']:.0e} | {f'{peer:.1f}' if peer else ''} | {r['ways']} |"
             )

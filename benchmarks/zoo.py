@@ -3,9 +3,11 @@
 ``python -m benchmarks.zoo`` compares a pass over a few batches with a plain forward and
 backward pass over them, for each network, and with torch.func, which makes all
 per-sample gradients of one batch. A pass over one batch tells what the first one costs
-and what each further one does. Before anything is timed, the Fisher diagonal of a few
-samples is compared with a float64 loop over them. Language models are those of
-transformers, built from configurations; without it, their rows are left out.
+and what each further one does. Plain passes in which the first parameter alone has a
+gradient tell what every exact method needs, however it finds those of parameters.
+Before anything is timed, the Fisher diagonal of a few samples is compared with a
+float64 loop over them. Language models are those of transformers, built from
+configurations; without it, their rows are left out.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from benchmarks.record import arguments, finish, program
 
 OURS, PLAIN, PEER = "fisherprune", "forward + backward", "vmap(grad)"
 FIRST = "fisherprune, first batch"
+LEAST = "forward + backward to the first parameter"
 PASS = 4  # batches in a pass
 LOOKED_AT = 3  # samples of the float64 loop
 TOLERANCE = 5e-2
@@ -230,6 +233,21 @@ def plain(model: nn.Module, batches: Sequence[Batch], loss: Any) -> None:
         loss(model(x), y).backward()
 
 
+def least(model: nn.Module, batches: Sequence[Batch], loss: Any) -> None:
+    """Run them so that activations have gradients, of the parameters the first alone.
+
+    It is the one by which the samples come into the network.
+    """
+    first, *others = model.parameters()
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        plain(model, batches, loss)
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+
+
 def error_of(model: nn.Module, batch: Batch, loss: Any) -> float:
     """Return the largest error of a parameter's Fisher diagonal, in norm."""
     x, y = (t[:LOOKED_AT] for t in batch)
@@ -265,6 +283,7 @@ def compare(network: Network, device: str, rounds: int) -> list[dict]:
         OURS: partial(ours, model, batches, loss),
         FIRST: partial(ours, model, batches[:1], loss),
         PLAIN: partial(plain, model, batches, loss),
+        LEAST: partial(least, model, batches, loss),
     }
     if network.peer:
         calls[PEER] = partial(materialize, model, batches[0], loss)
@@ -282,6 +301,7 @@ def compare(network: Network, device: str, rounds: int) -> list[dict]:
         "over plain": whole / PASS / batch,
         "first batch": first / batch,
         "further batch": (whole - first) / (PASS - 1) / batch,
+        "least": times[LEAST].median / PASS / batch,
         **memory(model, batches[0], loss, device),
     }
     rows = [about | row | times[OURS].row()]
