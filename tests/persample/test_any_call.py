@@ -191,3 +191,51 @@ def test_moments_of_large_rows(group_size):
         found = sums.clone()
         Rows(laid).add_moments(*found, group_size)
         assert truth.relative_error(found, wanted) < 1e-6
+
+
+def filtered(m, x, kernel):
+    """Convolve sequences with a filter, as a product of spectra."""
+    spectrum = torch.fft.rfft(m.fc(x), n=14, dim=1) * kernel(m)
+    return torch.fft.irfft(spectrum, n=14, dim=1)[:, :7].tanh().mean(1)
+
+
+def mixed(m, x):
+    spectrum = torch.fft.rfft(x, dim=1)
+    mixed = torch.einsum("nki,kio->nko", spectrum, torch.view_as_complex(m.mixing))
+    return m.fc(torch.fft.irfft(mixed, n=7, dim=1)).tanh().mean(1)
+
+
+def turned(m, x):
+    """Turn pairs of features, by angles that are learned."""
+    pairs = torch.view_as_complex(m.fc(x).unflatten(2, (4, 2)))
+    angles = torch.polar(torch.ones_like(m.angles), m.angles)
+    return torch.view_as_real(pairs * angles).flatten(2).tanh().mean(1)
+
+
+COMPLEX = {
+    "a filter's spectrum": lambda: read(
+        lambda m, x: filtered(m, x, lambda m: torch.fft.rfft(m.kernel, n=14, dim=0)),
+        fc=nn.Linear(8, 8),
+        kernel=drawn(7, 8),
+    ),
+    "pairs": lambda: read(
+        lambda m, x: filtered(m, x, lambda m: torch.view_as_complex(m.pairs)),
+        fc=nn.Linear(8, 8),
+        pairs=drawn(8, 8, 2),
+    ),
+    "an einsum": lambda: read(mixed, fc=nn.Linear(8, 8), mixing=drawn(4, 8, 8, 2)),
+    "angles": lambda: read(turned, fc=nn.Linear(8, 8), angles=drawn(7, 4)),
+    "a layer behind": lambda: read(
+        lambda m, x: m.fc(torch.fft.fft(x, dim=1).conj().abs()).tanh().mean(1),
+        fc=nn.Linear(8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", COMPLEX)
+def test_complex_numbers(what):
+    model, (x, y) = COMPLEX[what](), data(TOKENS)
+    named = dict(model.named_parameters())
+    found = moments_of(model, x, y, 5, parameters=named)
+    assert_moments(found, truth.moments(model, x, y, named))
+    assert found.paths["fc.weight"] == ("linear",)
