@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from fisherprune.statistics.structure import (
     map_tensors,
     moved,
     named_tensors,
+    repeated,
     some_samples,
     tensors_in,
-    twice,
 )
 
 Batches = Iterable[Any]
@@ -65,8 +65,10 @@ def running(op: str, batch: Batch) -> Iterator[None]:
 
     Raises:
         FisherpruneError: where something fails that is no error of this package, does
-            not say that memory ran out, and is no interrupt.
+            not say that memory ran out, and is no interrupt; or an earlier run has
+            changed the batch.
     """
+    batch.check_unchanged(op)
     try:
         yield
     except (FisherpruneError, FisherpruneWarning, OwnGradientsError, MemoryError):
@@ -98,12 +100,36 @@ class Batch:
         size: N.
         index: its number.
         watch: is told what a model made of it.
+        versions: of the tensors as they came, which count changes in place.
     """
 
     content: Any
     size: int
     index: int = 0
     watch: Callable[[object], None] | None = None
+    versions: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note the versions."""
+        object.__setattr__(self, "versions", self._versions_now())
+
+    def _versions_now(self) -> list[int]:
+        with torch._C.DisableTorchFunction():  # these questions are no calls
+            every = tensors_in(self.content)
+            return [0 if t.is_inference() else t._version for t in every]
+
+    def check_unchanged(self, op: str) -> None:
+        """Refuse to run a batch again that a run of the model has changed.
+
+        Raises:
+            FisherpruneError: where it has.
+        """
+        if self._versions_now() != self.versions:
+            raise FisherpruneError(
+                f"{op}: the model must not change its inputs in place, which it reads "
+                f"again, got other values in batch {self.index} after its run: let it "
+                "change a copy"
+            )
 
     def became(self, outputs: object) -> None:
         """Tell who watches what a model made of it, before a loss is computed."""
@@ -133,14 +159,14 @@ class Batch:
         some = some_samples(self.content, slice(self.size - count, None))
         return replace(self, content=map_tensors(torch.clone, some), size=count)
 
-    def alone(self, i: int) -> Batch:
+    def alone(self, i: int, times: int = 2) -> Batch:
         """Return a sample twice, of which one counts: for autograd without the tap.
 
         On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a
         batch of one whose gradient is expanded over positions.
         """
         one = some_samples(self.content, slice(i, i + 1))
-        return replace(self, content=twice(one), size=2)
+        return replace(self, content=repeated(one, times), size=times)
 
 
 def check_batch(index: int, batch: Any, labelled: bool) -> None:
