@@ -14,6 +14,7 @@ from fisherprune.persample.arguments import Arguments, all_tensors, tensors_in
 from fisherprune.persample.functions import (
     FACTS,
     INDEX_ROWS,
+    OWN_BACKWARD,
     READ_VALUES,
     SORT_ROWS,
     Function,
@@ -80,6 +81,7 @@ class Tracking(TorchFunctionMode):
         self._calls: dict[Hashable, int] = {}
         self._run = object()
         self.has_read_values = False  # of samples, in Python
+        self.has_own_backward = False  # whether the model's code may change gradients
         self._inside = 0  # functions in whose place others run
         self.moved = False  # whether values decide whose rows a shared tensor meets
         self.mark(list(batch))
@@ -141,6 +143,7 @@ class Tracking(TorchFunctionMode):
             output = self.run_other(func, (args, kwargs), tensors, shared)
         if rows is not None:
             self.has_read_values |= func.__name__ in READ_VALUES
+            self.has_own_backward |= func.__name__ in OWN_BACKWARD
             written = args[0] if func is Tensor.__setitem__ else output
             if isinstance(written, (Tensor, tuple, list)):
                 rows = self._rows_made(func, args, kwargs, sources, rows)

@@ -52,6 +52,17 @@ class OwnGradientsError(Exception):
         self.names = names
 
 
+def scores_of(result: Tensor) -> Tensor:
+    """Return a number for each sample, ``[N]``, of a result with the samples first.
+
+    Not the sums, which may be constant: those of probabilities are.
+    """
+    if result.dim() == 1:
+        return result
+    rows = result.flatten(1)
+    return rows @ torch.arange(1, rows.shape[1] + 1).square().sin().to(rows)
+
+
 class LayerTap(CallTap):
     """Reports the gradients of each parameter, ``report(name, gradients)``.
 
@@ -119,15 +130,10 @@ class LayerTap(CallTap):
             kind: of the check.
         """
         self.check = kind(self.samples)
-        # Sums of a sample's scores may be constant: probabilities are.
-        scores = torch.ones(())
-        if result.dim() > 1:
-            scores = torch.arange(1, result[0].numel() + 1).square().sin()
-        scores = scores.to(result).view(result.shape[1:])
+        scores = scores_of(result)
         try:
             for factors in self.check.factors_in_turn():
-                each = factors.to(result).view(-1, *(1 for _ in result.shape[1:]))
-                self.backward((result * (each * scores)).sum(), again=True)
+                self.backward((scores * factors.to(scores)).sum(), again=True)
         finally:
             self.check = None
 
@@ -203,6 +209,7 @@ class LayerTap(CallTap):
             FisherpruneError: where layers may be computed again in the backward pass.
         """
         way = passed(loss, self)
+        self.has_own_backward |= way.has_own_functions
         outside = [n for n, p in self.parameters.items() if id(p) in way.leaves]
         if self.hidden and way.has_own_functions and self.hidden not in outside:
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")

@@ -20,6 +20,7 @@ from fisherprune.persample.rowwise_tap import RowwiseTap
 from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import check_apart, run_alone
+from fisherprune.statistics.backward_apart import check_backward, few_of
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.graphs import GraphedBatches
@@ -184,6 +185,10 @@ class _TappedRun:
     so the device never waits; not where they were found to differ."""
     may_be_rowwise: bool = False
     """Whether the functions that are called may say that samples do not mix."""
+    has_compared: bool = False
+    """Whether gradients were compared with those of samples alone."""
+    changed: dict[str, str] = field(default_factory=dict)
+    """Why the tap does not see a parameter's gradients, by its name."""
 
     def tapped(self, batch: Batch) -> TappedBatch | None:
         """Run a batch; None where no parameter's gradients are seen."""
@@ -206,7 +211,7 @@ class _TappedRun:
     def run(
         self, batch: Batch, sample: int = -1, made: frozenset[Key] = frozenset()
     ) -> TappedBatch:
-        alone = known = None
+        alone = known = few = None
         tapped = self.sums.tapped.parameters
         parameters = {n: p for n, p in self.task.used.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
@@ -214,6 +219,7 @@ class _TappedRun:
                 if found := self._rowwise(batch, parameters):
                     return found
                 self.may_be_rowwise = False
+            few = few_of(self.task, batch)
             # Before the batch, whose graph must not save what this one changes.
             alone = run_alone(
                 *(self.op, self.task, parameters, batch, self.forward, sample, made),
@@ -268,6 +274,14 @@ class _TappedRun:
             self._check_reach(batch, tap)
             tap.prepare(ran.result)
             self._agree(tap)
+        if few and tap.has_own_backward and not self.has_compared:
+            self.has_compared = True
+            run = self.op, self.task, self.forward, few, tap
+            self.changed = check_backward(*run) | tap.refused
+            return self.run(batch, sample, made)  # whose graph saves what these changed
+        if self.changed.keys() & parameters:
+            tap.refused = self.changed | tap.refused
+            tap.prepare(ran.result)
         return self._tapped_batch(ran, batch, tap)
 
     def _rowwise(self, batch: Batch, parameters: Parameters) -> TappedBatch | None:

@@ -152,7 +152,8 @@ def checked_sample_losses(
 
 
 def _checked_values(losses: Tensor, expect: Expect) -> Tensor:
-    values = losses.detach()
+    with torch._C.DisableTorchFunction():  # no detach of the model's
+        values = losses.detach()
     finite = values.isfinite()
 
     def infinite() -> FisherpruneError:
