@@ -128,6 +128,8 @@ class Tracking(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in FACTS:
             return func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            self.hear_of_gradients(args[1] if len(args) > 1 else kwargs["inputs"])
         tensors = all_tensors(args, kwargs)
         sources = _sources(func, tensors)
         shared, rows = self._look_at(sources)
@@ -247,6 +249,9 @@ class Tracking(TorchFunctionMode):
         """Run another one; it has shared tensors where there is no gradient."""
         args, kwargs = arguments
         return func(*args, **kwargs)
+
+    def hear_of_gradients(self, inputs: object) -> None:
+        """Hear that the model takes gradients of these tensors by itself."""
 
     def is_shared(self, tensor: Tensor) -> bool:
         """Return whether all samples share a tensor."""

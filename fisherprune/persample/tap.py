@@ -19,6 +19,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Records
+from fisherprune.persample.arguments import tensors_in
 from fisherprune.persample.backward import passed
 from fisherprune.persample.call_tap import CallTap
 from fisherprune.persample.calls import Key
@@ -42,6 +43,9 @@ UNTOLD = (
     "a row of %s had no gradient in the first backward pass, which tells whose it is, "
     "but has one now: leave the parameter out, or use labels='given'"
 )
+
+
+OWN_GRADIENTS = "the model or the loss takes gradients of it by itself"
 
 
 class OwnGradientsError(Exception):
@@ -183,6 +187,12 @@ class LayerTap(CallTap):
     def must_check(self) -> bool:
         """Return whether sizes that were read from values may have made rows uneven."""
         return self.has_read_values and self.finder.has_several_entries
+
+    def hear_of_gradients(self, inputs: object) -> None:
+        """Refuse gradients of parameters: calls that the tap replaces have none."""
+        for tensor in tensors_in(inputs) if self.replaces else ():
+            if isinstance(tensor, nn.Parameter) or self.is_shared(tensor):
+                raise OwnGradientsError(frozenset(self.parameters))
 
     def check_running(self, shared: int) -> None:
         """Refuse gradients that the model or the loss takes by itself."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Recorder, Records, read_at_once
 from fisherprune.persample.calls import Key
-from fisherprune.statistics.batches import Batch, reason
+from fisherprune.statistics.batches import Batch, reason, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
@@ -109,6 +109,26 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
     alike_from = len(verdicts) - len(alike)
     is_unsure, has_alike = any(verdicts[:alike_from]), any(verdicts[alike_from:])
     return Compared(alone.records.read_same(is_unsure), has_alike)
+
+
+def check_untapped(op: str, task: Task, batch: Batch, forward: Forward) -> bool:
+    """Refuse where samples mix, by a run of a batch's copy with no tap.
+
+    Returns:
+        whether that can be seen, not of a lone sample.
+
+    Raises:
+        FisherpruneError: as ``check_apart``, or where the model fails.
+    """
+    if batch.size == 1:
+        return False
+    alone, whole = run_alone(op, task, {}, batch, forward), batch.last(batch.size)
+    with running(op, whole):
+        ran = forward(task.model, whole)
+    if isinstance(alone, FisherpruneError):  # the whole batch runs
+        raise alone
+    check_apart(op, alone, ran)
+    return True
 
 
 def _differs(

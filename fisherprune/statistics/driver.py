@@ -17,9 +17,9 @@ from fisherprune.persample.contributions import Rows
 from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.rows import ReachCheck
 from fisherprune.persample.rowwise_tap import RowwiseTap
-from fisherprune.persample.tap import LayerTap, OwnGradientsError
+from fisherprune.persample.tap import OWN_GRADIENTS, LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
-from fisherprune.statistics.apart import check_apart, run_alone
+from fisherprune.statistics.apart import check_apart, check_untapped, run_alone
 from fisherprune.statistics.backward_apart import check_backward, few_of
 from fisherprune.statistics.batches import Batch, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
@@ -144,6 +144,7 @@ def _tapped_passes(
             verdicts.expect(tapped.ran.conditions)
             yield tapped
         if sums.loops:
+            run.are_apart = run.are_apart or check_untapped(op, task, batch, forward)
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
@@ -185,6 +186,8 @@ class _TappedRun:
     so the device never waits; not where they were found to differ."""
     may_be_rowwise: bool = False
     """Whether the functions that are called may say that samples do not mix."""
+    are_apart: bool = False
+    """Whether it was seen that samples do not mix."""
     has_compared: bool = False
     """Whether gradients were compared with those of samples alone."""
     changed: dict[str, str] = field(default_factory=dict)
@@ -196,8 +199,7 @@ class _TappedRun:
             try:
                 found = self.run(batch)
             except OwnGradientsError as error:
-                reason = "the model or the loss takes gradients of it by itself"
-                self.sums.loop_over(dict.fromkeys(error.names, reason))
+                self.sums.loop_over(dict.fromkeys(error.names, OWN_GRADIENTS))
                 continue
             except _RefusedElsewhere as error:
                 self.sums.loop_over(error.reasons)
@@ -244,7 +246,7 @@ class _TappedRun:
         if not self.known:
             check_results(self.op, self.task, ran.result)
         if alone:
-            compared = check_apart(self.op, alone, ran)
+            compared, self.are_apart = check_apart(self.op, alone, ran), True
             differs, has_alike, remade, is_unlike, is_unsure = any_rank(
                 self.task,
                 not compared.reads_same,
@@ -300,7 +302,7 @@ class _TappedRun:
         ran = run_rowwise(*run, tap.forward())
         if ran is None:
             return None
-        self.known[batch.shapes] = tap.known
+        self.known[batch.shapes], self.are_apart = tap.known, True
         tap.prepare(ran.result)
         return self._tapped_batch(ran, batch, tap)
 
