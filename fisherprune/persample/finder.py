@@ -177,7 +177,10 @@ class Finder:
         if layout is None and not self.tracking.is_shared(tensor):
             if self.tracking.is_marked(tensor):
                 self.is_unlike = True
-                raise LayoutError("it reads what all samples were reduced to")
+                raise LayoutError(
+                    "what it reads has no axis of the samples: all were reduced to it, "
+                    "or it is of one alone"
+                )
             if tensor.grad_fn and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")
         if layout:

@@ -69,6 +69,21 @@ def running(op: str, batch: Batch) -> Iterator[None]:
             changed the batch.
     """
     batch.check_unchanged(op)
+
+    def what() -> str:
+        return f"the model failed on batch {batch.index} ({_tensors(batch.content)})"
+
+    with failing(op, what):
+        yield
+
+
+@contextmanager
+def failing(op: str, what: Callable[[], str]) -> Iterator[None]:
+    """Say what failed inside.
+
+    Raises:
+        FisherpruneError: as ``running`` does.
+    """
     try:
         yield
     except (FisherpruneError, FisherpruneWarning, OwnGradientsError, MemoryError):
@@ -76,11 +91,7 @@ def running(op: str, batch: Batch) -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             raise
-        raise FisherpruneError(
-            f"{op}: the model failed on batch {batch.index} "
-            f"({_tensors(batch.content)}): "
-            f"{reason(error)}"
-        ) from error
+        raise FisherpruneError(f"{op}: {what()}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -186,7 +197,8 @@ def _check_pair(index: int, batch: Any) -> None:
     if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
         raise FisherpruneError(
             "batches must yield (inputs, labels) tensors, samples first; batch "
-            f"{index} is {described(batch)}"
+            f"{index} is {described(batch)}: for another structure give losses, a "
+            "function (model, batch) -> Tensor [N] as those of fisherprune.losses"
         )
     inputs, labels = batch
     if len(inputs) != len(labels) or len(inputs) == 0:

@@ -21,7 +21,7 @@ from fisherprune.persample.tap import OWN_GRADIENTS, LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import check_apart, check_untapped, run_alone
 from fisherprune.statistics.backward_apart import check_backward, few_of
-from fisherprune.statistics.batches import Batch, checked_batches, running
+from fisherprune.statistics.batches import Batch, checked_batches, failing, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
@@ -63,7 +63,8 @@ class TappedBatch:
         active = both if not self.sums.loops else both[:1]
         for each in active:
             each.begin(self.size)
-        self.tap.backward(loss, again=again)
+        with failing(self.tap.op, lambda: "the backward pass failed"):
+            self.tap.backward(loss, again=again)
         for each in active:
             each.end()
 

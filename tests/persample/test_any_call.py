@@ -164,6 +164,15 @@ def test_samples_that_all_are_reduced_to():
     refused(model, x, y, "samples mix", parameters={"scale": model.scale})
 
 
+def test_samples_that_are_taken_one_by_one():
+    model = read(lambda m, x: torch.stack([m.fc(row).tanh() for row in x[:, 0]]))
+    model.fc, (x, y) = nn.Linear(8, 8), data(TOKENS)
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="reads has no axis of the samples"):
+        found = fp.gradient_moments(model, [(x, y)], parameters=named)
+    assert_moments(found, truth.moments(model, x, y, named))
+
+
 @pytest.mark.parametrize("what", ["rows split by counts", "rows of samples in uneven"])
 def test_uneven_rows_whose_total_is_even(what):
     """Of three samples: then rows look as if each sample had as many as the last."""
