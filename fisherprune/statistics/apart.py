@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Recorder, Records, read_at_once
 from fisherprune.persample.calls import Key
-from fisherprune.statistics.batches import Batch, reason, running
+from fisherprune.persample.rows import RowCheck
+from fisherprune.persample.tap import LayerTap
+from fisherprune.statistics.batches import Batch, backward, reason, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
@@ -129,6 +131,18 @@ def check_untapped(op: str, task: Task, batch: Batch, forward: Forward) -> bool:
         raise alone
     check_apart(op, alone, ran)
     return True
+
+
+def check_rows(
+    tap: LayerTap, result: Tensor, kind: Callable[[int], RowCheck] = RowCheck
+) -> None:
+    """Run ``LayerTap.check_samples``.
+
+    Raises:
+        FisherpruneError: where a backward pass fails.
+    """
+    with backward(tap.op):
+        tap.check_samples(result, kind)
 
 
 def _differs(

@@ -102,6 +102,17 @@ def reason(error: Exception) -> str:
     return line if isinstance(error, RuntimeError) else f"{kind}: {line}"
 
 
+@contextmanager
+def backward(op: str) -> Iterator[None]:
+    """Say that the backward pass inside failed.
+
+    Raises:
+        FisherpruneError: as ``running`` does.
+    """
+    with failing(op, lambda: "the backward pass failed"):
+        yield
+
+
 @dataclass(frozen=True)
 class Batch:
     """A batch of samples on the model's device.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -19,9 +18,14 @@ from fisherprune.persample.rows import ReachCheck
 from fisherprune.persample.rowwise_tap import RowwiseTap
 from fisherprune.persample.tap import OWN_GRADIENTS, LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
-from fisherprune.statistics.apart import check_apart, check_untapped, run_alone
+from fisherprune.statistics.apart import (
+    check_apart,
+    check_rows,
+    check_untapped,
+    run_alone,
+)
 from fisherprune.statistics.backward_apart import check_backward, few_of
-from fisherprune.statistics.batches import Batch, checked_batches, failing, running
+from fisherprune.statistics.batches import Batch, backward, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
@@ -29,7 +33,7 @@ from fisherprune.statistics.protect import forgetting
 from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
 from fisherprune.statistics.shards import in_layers
-from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.statistics.sums import PerSampleSums, warn_of_loops
 from fisherprune.statistics.tensor_parallel import any_rank, check_results, exchanged
 from fisherprune.statistics.verdicts import Verdicts
 
@@ -63,7 +67,7 @@ class TappedBatch:
         active = both if not self.sums.loops else both[:1]
         for each in active:
             each.begin(self.size)
-        with failing(self.tap.op, lambda: "the backward pass failed"):
+        with backward(self.tap.op):
             self.tap.backward(loss, again=again)
         for each in active:
             each.end()
@@ -155,7 +159,7 @@ def _tapped_passes(
             graphs.learn(batch)
     verdicts.settle()
     if task.part is None or not task.part.number:
-        _warn_of_loops(op, sums)
+        warn_of_loops(op, sums)
         if graphs:
             graphs.warn()
 
@@ -267,7 +271,7 @@ class _TappedRun:
                 self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
         if self._agree(tap, alone and tap.must_check or batch.size > 1 and tap.moved):
-            tap.check_samples(ran.result)
+            check_rows(tap, ran.result)
             if self.scattered is not None and tap.scattered > self.scattered:
                 self.scattered |= tap.scattered
                 return self.run(batch, sample, made)
@@ -324,7 +328,7 @@ class _TappedRun:
         with running(self.op, batch), other.forward():
             ran = self.forward(self.task.model, few)
         before = set(other.refused)
-        other.check_samples(ran.result, ReachCheck)
+        check_rows(other, ran.result, ReachCheck)
         for name in other.refused.keys() - before:
             tap.refused.setdefault(name, other.refused[name])
 
@@ -364,21 +368,6 @@ def batches_of(op: str, task: Task) -> Iterator[Batch]:
         yield batch
     if empty and task.process_group is None:
         raise no_samples(op)
-
-
-def _warn_of_loops(op: str, sums: PerSampleSums) -> None:
-    """Warn of parameters for which the model ran sample by sample."""
-    if not sums.reasons:
-        return
-    first, *others = (f"{n!r} ({why})" for n, why in islice(sums.reasons.items(), 3))
-    left = len(sums.reasons) - 1 - len(others)
-    named = ", ".join([first, *others]) + (f" and {left} more" if left else "")
-    warnings.warn(
-        f"{op}: the model ran once more for each sample alone, slowly but exactly, "
-        f"for the gradients of {named}",
-        FisherpruneWarning,
-        stacklevel=2,
-    )
 
 
 def _warn_of_ranks(op: str, task: Task) -> None:

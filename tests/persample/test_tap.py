@@ -135,6 +135,13 @@ def test_other_errors_of_a_forward_pass_and_a_backward_pass_are_shown():
     with pytest.raises(fp.FisherpruneError, match="backward pass failed: out of pap"):
         fp.gradient_moments(Mixing(lambda _, h: Failing.apply(h)), [(x, y)])
 
+    def sort(_, h):
+        order = h[:, 0].argsort()
+        return Failing.apply(h)[order][order.argsort()]
+
+    with pytest.raises(fp.FisherpruneError, match="backward pass failed: out of pap"):
+        fp.gradient_moments(Mixing(sort), [(x, y)])
+
 
 class Adversarial(nn.Module):
     """Moves its inputs along a gradient taken in the forward pass; inputs [N, 4]."""

@@ -26,7 +26,7 @@ class _Product:
         return torch.addmm(bias, input, weight)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
-        flat = grad.reshape(-1, grad.shape[-1])  # else some strides mean slow products
+        flat = grad.flatten(0, -2)  # else some strides mean slow products
         return (flat @ weight.mT).view(*grad.shape[:-1], weight.shape[0])
 
     def weight_grads(
