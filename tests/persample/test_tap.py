@@ -139,8 +139,9 @@ def test_other_errors_of_a_forward_pass_and_a_backward_pass_are_shown():
         order = h[:, 0].argsort()
         return Failing.apply(h)[order][order.argsort()]
 
-    with pytest.raises(fp.FisherpruneError, match="backward pass failed: out of pap"):
-        fp.gradient_moments(Mixing(sort), [(x, y)])
+    model = Mixing(sort)
+    parameters = dict(model.named_parameters())
+    refused(model, x, y, "backward pass failed: out of pap", parameters=parameters)
 
 
 class Adversarial(nn.Module):
