@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fisherprune.persample.alone import Record, Records
@@ -84,6 +85,8 @@ class Finder:
         """
         if any(map(is_transformed, tensors)):
             raise LayoutError("it runs inside of a transform of torch.func")
+        if any(tensor.layout != torch.strided for tensor in tensors):
+            raise LayoutError("it reads a sparse tensor")
         rows = self.tracking.rows_of(tensors)
         if self.samples == 1:
             layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]

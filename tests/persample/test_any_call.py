@@ -248,3 +248,19 @@ def test_complex_numbers(what):
     found = moments_of(model, x, y, 5, parameters=named)
     assert_moments(found, truth.moments(model, x, y, named))
     assert found.paths["fc.weight"] == ("linear",)
+
+
+def test_sparse_weights():
+    """A matrix that is made of a parameter, and a constant one."""
+
+    def forward(m, x):
+        h = torch.sparse.mm(m.weight.to_sparse(), x[:, 0].T).T
+        constant = torch.eye(8, dtype=x.dtype).to_sparse()
+        return torch.tanh(torch.sparse.mm(constant, m.fc(h).T).T)
+
+    model, (x, y) = read(forward, fc=nn.Linear(8, 8), weight=drawn(8, 8)), data(TOKENS)
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="'weight' ._sparse_mm: it reads"):
+        found = fp.gradient_moments(model, batches(x, y, 5), parameters=named)
+    assert_moments(found, truth.moments(model, x, y, named))
+    assert found.paths["fc.weight"] == ("linear",)
