@@ -14,8 +14,8 @@ from benchmarks.models.case import Case, Losses
 from fisherprune.statistics.structure import (
     count_samples,
     map_tensors,
+    repeated,
     some_samples,
-    twice,
 )
 
 LARGEST = 100_000_000
@@ -151,7 +151,7 @@ def loop(
     truth = {n: torch.zeros_like(named[n], requires_grad=False) for n in names}
     for i in range(samples):
         forget(model)
-        loss = losses(model, twice(some_samples(batch, slice(i, i + 1))))[0]
+        loss = losses(model, repeated(some_samples(batch, slice(i, i + 1))))[0]
         grads = torch.autograd.grad(loss, weights, materialize_grads=True)
         for total, grad in zip(truth.values(), grads, strict=True):
             total.addcmul_(grad, grad, value=1 / samples)

@@ -105,7 +105,8 @@ def _logits_and_loss(outputs: Any) -> tuple[dict[str, Tensor], Tensor]:
             "hugging_face: the model must return tensors as loss and logits, got "
             f"{described(outputs)}: {OTHERWISE}"
         )
-    return logits, loss.detach()
+    with torch._C.DisableTorchFunction():  # no detach of the model's
+        return logits, loss.detach()
 
 
 def _loss_functions(model: nn.Module, config: object) -> Iterator[LossOf]:

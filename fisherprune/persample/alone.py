@@ -305,7 +305,7 @@ class Recorder(Tracking):
 
     def _alone(self, tensor: Tensor, shape_alone: bool, copies: bool) -> Alone:
         part = tensor if shape_alone and not is_shard(tensor) else local(tensor)
-        if shape_alone:
+        if shape_alone or part.layout != torch.strided:
             return Alone(tuple(part.shape))
         # What is not of samples may be freed without a word, as gathered shards are.
         copies = copies or not self.is_marked(tensor)

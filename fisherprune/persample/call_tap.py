@@ -343,6 +343,7 @@ class CallTap(Tracking):
     ) -> Tensor | None:
         """Run a call whose rows may be of any samples; None where no rule is for it."""
         unfit = any_shard(tensors) or any(map(is_transformed, tensors))
+        unfit = unfit or any(tensor.is_complex() for tensor in tensors)
         if not self.finds_rows or self.samples == 1 or unfit:
             return None
         own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}

@@ -14,6 +14,7 @@ from fisherprune.persample.arguments import Arguments, all_tensors, tensors_in
 from fisherprune.persample.functions import (
     FACTS,
     INDEX_ROWS,
+    OWN_BACKWARD,
     READ_VALUES,
     SORT_ROWS,
     Function,
@@ -80,6 +81,7 @@ class Tracking(TorchFunctionMode):
         self._calls: dict[Hashable, int] = {}
         self._run = object()
         self.has_read_values = False  # of samples, in Python
+        self.has_own_backward = False  # whether the model's code may change gradients
         self._inside = 0  # functions in whose place others run
         self.moved = False  # whether values decide whose rows a shared tensor meets
         self.mark(list(batch))
@@ -126,6 +128,8 @@ class Tracking(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in FACTS:
             return func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            self.hear_of_gradients(args[1] if len(args) > 1 else kwargs["inputs"])
         tensors = all_tensors(args, kwargs)
         sources = _sources(func, tensors)
         shared, rows = self._look_at(sources)
@@ -141,6 +145,7 @@ class Tracking(TorchFunctionMode):
             output = self.run_other(func, (args, kwargs), tensors, shared)
         if rows is not None:
             self.has_read_values |= func.__name__ in READ_VALUES
+            self.has_own_backward |= func.__name__ in OWN_BACKWARD
             written = args[0] if func is Tensor.__setitem__ else output
             if isinstance(written, (Tensor, tuple, list)):
                 rows = self._rows_made(func, args, kwargs, sources, rows)
@@ -244,6 +249,9 @@ class Tracking(TorchFunctionMode):
         """Run another one; it has shared tensors where there is no gradient."""
         args, kwargs = arguments
         return func(*args, **kwargs)
+
+    def hear_of_gradients(self, inputs: object) -> None:
+        """Hear that the model takes gradients of these tensors by itself."""
 
     def is_shared(self, tensor: Tensor) -> bool:
         """Return whether all samples share a tensor."""

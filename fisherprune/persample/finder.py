@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fisherprune.persample.alone import Record, Records
@@ -84,6 +85,8 @@ class Finder:
         """
         if any(map(is_transformed, tensors)):
             raise LayoutError("it runs inside of a transform of torch.func")
+        if any(tensor.layout != torch.strided for tensor in tensors):
+            raise LayoutError("it reads a sparse tensor")
         rows = self.tracking.rows_of(tensors)
         if self.samples == 1:
             layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]
@@ -177,7 +180,10 @@ class Finder:
         if layout is None and not self.tracking.is_shared(tensor):
             if self.tracking.is_marked(tensor):
                 self.is_unlike = True
-                raise LayoutError("it reads what all samples were reduced to")
+                raise LayoutError(
+                    "what it reads has no axis of the samples: all were reduced to it, "
+                    "or it is of one alone"
+                )
             if tensor.grad_fn and has_taps(tensor):
                 raise LayoutError("where a tensor that it reads comes from is not seen")
         if layout:

@@ -39,6 +39,9 @@ READ_VALUES = frozenset(
 )
 """Functions that give Python numbers, which may become sizes."""
 
+OWN_BACKWARD = frozenset("detach detach_ register_hook".split())
+"""Functions by which a model changes gradients, whatever its values."""
+
 FACTS = frozenset(
     {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
 ) | {getattr(Tensor, n).__get__ for n in ("device", "dtype", "ndim", "shape")}

@@ -51,7 +51,6 @@ class RowwiseTap(LayerTap):
         constants: Collection[int],
         **kwargs: Any,
     ) -> None:
-        self._batch = [(each, each._version) for each in batch]
         self._given = {id(_whole(each)) for each in batch}
         self.holds, self._is_over, self.constants = True, False, constants
         self._versions: dict[int, int] = {}
@@ -118,11 +117,6 @@ class RowwiseTap(LayerTap):
             else:
                 return [], []
         return own, shared
-
-    @property
-    def has_changed_batch(self) -> bool:
-        """Return whether the batch was changed in place: no second run may follow."""
-        return any(tensor._version != version for tensor, version in self._batch)
 
     def _refuse(self, func: Function) -> NoReturn:
         self.holds = False  # whoever catches the error

@@ -19,6 +19,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Records
+from fisherprune.persample.arguments import tensors_in
 from fisherprune.persample.backward import passed
 from fisherprune.persample.call_tap import CallTap
 from fisherprune.persample.calls import Key
@@ -44,12 +45,26 @@ UNTOLD = (
 )
 
 
+OWN_GRADIENTS = "the model or the loss takes gradients of it by itself"
+
+
 class OwnGradientsError(Exception):
     """The model takes gradients by itself through calls of these parameters."""
 
     def __init__(self, names: frozenset[str]) -> None:
         super().__init__(names)
         self.names = names
+
+
+def scores_of(result: Tensor) -> Tensor:
+    """Return a number for each sample, ``[N]``, of a result with the samples first.
+
+    Not the sums, which may be constant: those of probabilities are.
+    """
+    if result.dim() == 1:
+        return result
+    rows = result.flatten(1)
+    return rows @ torch.arange(1, rows.shape[1] + 1).square().sin().to(rows)
 
 
 class LayerTap(CallTap):
@@ -119,15 +134,10 @@ class LayerTap(CallTap):
             kind: of the check.
         """
         self.check = kind(self.samples)
-        # Sums of a sample's scores may be constant: probabilities are.
-        scores = torch.ones(())
-        if result.dim() > 1:
-            scores = torch.arange(1, result[0].numel() + 1).square().sin()
-        scores = scores.to(result).view(result.shape[1:])
+        scores = scores_of(result)
         try:
             for factors in self.check.factors_in_turn():
-                each = factors.to(result).view(-1, *(1 for _ in result.shape[1:]))
-                self.backward((result * (each * scores)).sum(), again=True)
+                self.backward((scores * factors.to(scores)).sum(), again=True)
         finally:
             self.check = None
 
@@ -178,6 +188,12 @@ class LayerTap(CallTap):
         """Return whether sizes that were read from values may have made rows uneven."""
         return self.has_read_values and self.finder.has_several_entries
 
+    def hear_of_gradients(self, inputs: object) -> None:
+        """Refuse gradients of parameters: calls that the tap replaces have none."""
+        for tensor in tensors_in(inputs) if self.replaces else ():
+            if isinstance(tensor, nn.Parameter) or self.is_shared(tensor):
+                raise OwnGradientsError(frozenset(self.parameters))
+
     def check_running(self, shared: int) -> None:
         """Refuse gradients that the model or the loss takes by itself."""
         if not self.running:
@@ -203,6 +219,7 @@ class LayerTap(CallTap):
             FisherpruneError: where layers may be computed again in the backward pass.
         """
         way = passed(loss, self)
+        self.has_own_backward |= way.has_own_functions
         outside = [n for n, p in self.parameters.items() if id(p) in way.leaves]
         if self.hidden and way.has_own_functions and self.hidden not in outside:
             raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Recorder, Records, read_at_once
 from fisherprune.persample.calls import Key
-from fisherprune.statistics.batches import Batch, reason
+from fisherprune.persample.rows import RowCheck
+from fisherprune.persample.tap import LayerTap
+from fisherprune.statistics.batches import Batch, backward, reason, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
@@ -109,6 +111,38 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
     alike_from = len(verdicts) - len(alike)
     is_unsure, has_alike = any(verdicts[:alike_from]), any(verdicts[alike_from:])
     return Compared(alone.records.read_same(is_unsure), has_alike)
+
+
+def check_untapped(op: str, task: Task, batch: Batch, forward: Forward) -> bool:
+    """Refuse where samples mix, by a run of a batch's copy with no tap.
+
+    Returns:
+        whether that can be seen, not of a lone sample.
+
+    Raises:
+        FisherpruneError: as ``check_apart``, or where the model fails.
+    """
+    if batch.size == 1:
+        return False
+    alone, whole = run_alone(op, task, {}, batch, forward), batch.last(batch.size)
+    with running(op, whole):
+        ran = forward(task.model, whole)
+    if isinstance(alone, FisherpruneError):  # the whole batch runs
+        raise alone
+    check_apart(op, alone, ran)
+    return True
+
+
+def check_rows(
+    tap: LayerTap, result: Tensor, kind: Callable[[int], RowCheck] = RowCheck
+) -> None:
+    """Run ``LayerTap.check_samples``.
+
+    Raises:
+        FisherpruneError: where a backward pass fails.
+    """
+    with backward(tap.op):
+        tap.check_samples(result, kind)
 
 
 def _differs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from fisherprune.statistics.structure import (
     map_tensors,
     moved,
     named_tensors,
+    repeated,
     some_samples,
     tensors_in,
-    twice,
 )
 
 Batches = Iterable[Any]
@@ -65,7 +65,24 @@ def running(op: str, batch: Batch) -> Iterator[None]:
 
     Raises:
         FisherpruneError: where something fails that is no error of this package, does
-            not say that memory ran out, and is no interrupt.
+            not say that memory ran out, and is no interrupt; or an earlier run has
+            changed the batch.
+    """
+    batch.check_unchanged(op)
+
+    def what() -> str:
+        return f"the model failed on batch {batch.index} ({_tensors(batch.content)})"
+
+    with failing(op, what):
+        yield
+
+
+@contextmanager
+def failing(op: str, what: Callable[[], str]) -> Iterator[None]:
+    """Say what failed inside.
+
+    Raises:
+        FisherpruneError: as ``running`` does.
     """
     try:
         yield
@@ -74,11 +91,7 @@ def running(op: str, batch: Batch) -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             raise
-        raise FisherpruneError(
-            f"{op}: the model failed on batch {batch.index} "
-            f"({_tensors(batch.content)}): "
-            f"{reason(error)}"
-        ) from error
+        raise FisherpruneError(f"{op}: {what()}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -87,6 +100,17 @@ def reason(error: Exception) -> str:
     if not line:
         return kind
     return line if isinstance(error, RuntimeError) else f"{kind}: {line}"
+
+
+@contextmanager
+def backward(op: str) -> Iterator[None]:
+    """Say that the backward pass inside failed.
+
+    Raises:
+        FisherpruneError: as ``running`` does.
+    """
+    with failing(op, lambda: "the backward pass failed"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -98,12 +122,36 @@ class Batch:
         size: N.
         index: its number.
         watch: is told what a model made of it.
+        versions: of the tensors as they came, which count changes in place.
     """
 
     content: Any
     size: int
     index: int = 0
     watch: Callable[[object], None] | None = None
+    versions: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note the versions."""
+        object.__setattr__(self, "versions", self._versions_now())
+
+    def _versions_now(self) -> list[int]:
+        with torch._C.DisableTorchFunction():  # these questions are no calls
+            every = tensors_in(self.content)
+            return [0 if t.is_inference() else t._version for t in every]
+
+    def check_unchanged(self, op: str) -> None:
+        """Refuse to run a batch again that a run of the model has changed.
+
+        Raises:
+            FisherpruneError: where it has.
+        """
+        if self._versions_now() != self.versions:
+            raise FisherpruneError(
+                f"{op}: the model must not change its inputs in place, which it reads "
+                f"again, got other values in batch {self.index} after its run: let it "
+                "change a copy"
+            )
 
     def became(self, outputs: object) -> None:
         """Tell who watches what a model made of it, before a loss is computed."""
@@ -133,14 +181,14 @@ class Batch:
         some = some_samples(self.content, slice(self.size - count, None))
         return replace(self, content=map_tensors(torch.clone, some), size=count)
 
-    def alone(self, i: int) -> Batch:
+    def alone(self, i: int, times: int = 2) -> Batch:
         """Return a sample twice, of which one counts: for autograd without the tap.
 
         On the CPU, PyTorch's BatchNorm in eval mode has a wrong backward pass for a
         batch of one whose gradient is expanded over positions.
         """
         one = some_samples(self.content, slice(i, i + 1))
-        return replace(self, content=twice(one), size=2)
+        return replace(self, content=repeated(one, times), size=times)
 
 
 def check_batch(index: int, batch: Any, labelled: bool) -> None:
@@ -160,7 +208,8 @@ def _check_pair(index: int, batch: Any) -> None:
     if not pair or not all(isinstance(t, Tensor) and t.dim() for t in batch):
         raise FisherpruneError(
             "batches must yield (inputs, labels) tensors, samples first; batch "
-            f"{index} is {described(batch)}"
+            f"{index} is {described(batch)}: for another structure give losses, a "
+            "function (model, batch) -> Tensor [N] as those of fisherprune.losses"
         )
     inputs, labels = batch
     if len(inputs) != len(labels) or len(inputs) == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -17,10 +16,16 @@ from fisherprune.persample.contributions import Rows
 from fisherprune.persample.kept import KeptLayers
 from fisherprune.persample.rows import ReachCheck
 from fisherprune.persample.rowwise_tap import RowwiseTap
-from fisherprune.persample.tap import LayerTap, OwnGradientsError
+from fisherprune.persample.tap import OWN_GRADIENTS, LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
-from fisherprune.statistics.apart import check_apart, run_alone
-from fisherprune.statistics.batches import Batch, checked_batches, running
+from fisherprune.statistics.apart import (
+    check_apart,
+    check_rows,
+    check_untapped,
+    run_alone,
+)
+from fisherprune.statistics.backward_apart import check_backward, few_of
+from fisherprune.statistics.batches import Batch, backward, checked_batches, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
@@ -28,7 +33,7 @@ from fisherprune.statistics.protect import forgetting
 from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
 from fisherprune.statistics.shards import in_layers
-from fisherprune.statistics.sums import PerSampleSums
+from fisherprune.statistics.sums import PerSampleSums, warn_of_loops
 from fisherprune.statistics.tensor_parallel import any_rank, check_results, exchanged
 from fisherprune.statistics.verdicts import Verdicts
 
@@ -62,7 +67,8 @@ class TappedBatch:
         active = both if not self.sums.loops else both[:1]
         for each in active:
             each.begin(self.size)
-        self.tap.backward(loss, again=again)
+        with backward(self.tap.op):
+            self.tap.backward(loss, again=again)
         for each in active:
             each.end()
 
@@ -143,6 +149,7 @@ def _tapped_passes(
             verdicts.expect(tapped.ran.conditions)
             yield tapped
         if sums.loops:
+            run.are_apart = run.are_apart or check_untapped(op, task, batch, forward)
             for i in range(batch.size):
                 with running(op, batch):
                     ran = forward(task.model, batch.alone(i))
@@ -152,7 +159,7 @@ def _tapped_passes(
             graphs.learn(batch)
     verdicts.settle()
     if task.part is None or not task.part.number:
-        _warn_of_loops(op, sums)
+        warn_of_loops(op, sums)
         if graphs:
             graphs.warn()
 
@@ -184,6 +191,12 @@ class _TappedRun:
     so the device never waits; not where they were found to differ."""
     may_be_rowwise: bool = False
     """Whether the functions that are called may say that samples do not mix."""
+    are_apart: bool = False
+    """Whether it was seen that samples do not mix."""
+    has_compared: bool = False
+    """Whether gradients were compared with those of samples alone."""
+    changed: dict[str, str] = field(default_factory=dict)
+    """Why the tap does not see a parameter's gradients, by its name."""
 
     def tapped(self, batch: Batch) -> TappedBatch | None:
         """Run a batch; None where no parameter's gradients are seen."""
@@ -191,8 +204,7 @@ class _TappedRun:
             try:
                 found = self.run(batch)
             except OwnGradientsError as error:
-                reason = "the model or the loss takes gradients of it by itself"
-                self.sums.loop_over(dict.fromkeys(error.names, reason))
+                self.sums.loop_over(dict.fromkeys(error.names, OWN_GRADIENTS))
                 continue
             except _RefusedElsewhere as error:
                 self.sums.loop_over(error.reasons)
@@ -206,7 +218,7 @@ class _TappedRun:
     def run(
         self, batch: Batch, sample: int = -1, made: frozenset[Key] = frozenset()
     ) -> TappedBatch:
-        alone = known = None
+        alone = known = few = None
         tapped = self.sums.tapped.parameters
         parameters = {n: p for n, p in self.task.used.items() if n in tapped}
         if batch.size > 1 and (known := self.known.get(batch.shapes)) is None:
@@ -214,6 +226,7 @@ class _TappedRun:
                 if found := self._rowwise(batch, parameters):
                     return found
                 self.may_be_rowwise = False
+            few = few_of(self.task, batch)
             # Before the batch, whose graph must not save what this one changes.
             alone = run_alone(
                 *(self.op, self.task, parameters, batch, self.forward, sample, made),
@@ -238,7 +251,7 @@ class _TappedRun:
         if not self.known:
             check_results(self.op, self.task, ran.result)
         if alone:
-            compared = check_apart(self.op, alone, ran)
+            compared, self.are_apart = check_apart(self.op, alone, ran), True
             differs, has_alike, remade, is_unlike, is_unsure = any_rank(
                 self.task,
                 not compared.reads_same,
@@ -258,7 +271,7 @@ class _TappedRun:
                 self.known[batch.shapes] = tap.known
         tap.prepare(ran.result)
         if self._agree(tap, alone and tap.must_check or batch.size > 1 and tap.moved):
-            tap.check_samples(ran.result)
+            check_rows(tap, ran.result)
             if self.scattered is not None and tap.scattered > self.scattered:
                 self.scattered |= tap.scattered
                 return self.run(batch, sample, made)
@@ -268,6 +281,14 @@ class _TappedRun:
             self._check_reach(batch, tap)
             tap.prepare(ran.result)
             self._agree(tap)
+        if few and tap.has_own_backward and not self.has_compared:
+            self.has_compared = True
+            run = self.op, self.task, self.forward, few, tap
+            self.changed = check_backward(*run) | tap.refused
+            return self.run(batch, sample, made)  # whose graph saves what these changed
+        if self.changed.keys() & parameters:
+            tap.refused = self.changed | tap.refused
+            tap.prepare(ran.result)
         return self._tapped_batch(ran, batch, tap)
 
     def _rowwise(self, batch: Batch, parameters: Parameters) -> TappedBatch | None:
@@ -286,7 +307,7 @@ class _TappedRun:
         ran = run_rowwise(*run, tap.forward())
         if ran is None:
             return None
-        self.known[batch.shapes] = tap.known
+        self.known[batch.shapes], self.are_apart = tap.known, True
         tap.prepare(ran.result)
         return self._tapped_batch(ran, batch, tap)
 
@@ -307,7 +328,7 @@ class _TappedRun:
         with running(self.op, batch), other.forward():
             ran = self.forward(self.task.model, few)
         before = set(other.refused)
-        other.check_samples(ran.result, ReachCheck)
+        check_rows(other, ran.result, ReachCheck)
         for name in other.refused.keys() - before:
             tap.refused.setdefault(name, other.refused[name])
 
@@ -347,21 +368,6 @@ def batches_of(op: str, task: Task) -> Iterator[Batch]:
         yield batch
     if empty and task.process_group is None:
         raise no_samples(op)
-
-
-def _warn_of_loops(op: str, sums: PerSampleSums) -> None:
-    """Warn of parameters for which the model ran sample by sample."""
-    if not sums.reasons:
-        return
-    first, *others = (f"{n!r} ({why})" for n, why in islice(sums.reasons.items(), 3))
-    left = len(sums.reasons) - 1 - len(others)
-    named = ", ".join([first, *others]) + (f" and {left} more" if left else "")
-    warnings.warn(
-        f"{op}: the model ran once more for each sample alone, slowly but exactly, "
-        f"for the gradients of {named}",
-        FisherpruneWarning,
-        stacklevel=2,
-    )
 
 
 def _warn_of_ranks(op: str, task: Task) -> None:

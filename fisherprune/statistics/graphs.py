@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -187,7 +187,7 @@ class GraphedBatches:
                 raise UnfitError(watch.reason)
         twin = tapped.twin()
         with self.sums.instead(twin), Watch() as watch, recorder.recording():
-            ran = self._run(own).ran
+            ran = self._run(replace(own)).ran  # which the first run may have changed
         facts = _signature(batch), self._state(), twin, [*ran.conditions], watch
         self._graph = _Graph(recorder, own, *facts)
 

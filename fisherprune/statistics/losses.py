@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning, shown
 from fisherprune.statistics.losses_together import losses_together
+from fisherprune.statistics.structure import described
 from fisherprune.statistics.verdicts import Condition, Expect, at_once
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -146,13 +147,16 @@ def checked_sample_losses(
             got = f"{str(losses.dtype).removeprefix('torch.')} {list(losses.shape)}"
         raise FisherpruneError(
             f"losses must return one floating-point loss for each of the batch's "
-            f"{samples} samples, a tensor [{samples}], got {got}"
+            f"{samples} samples, a tensor [{samples}], got {got}: reduction='none', "
+            "and a mean over each sample's own positions, gives such ones, as do the "
+            "functions in fisherprune.losses"
         )
     return _checked_values(losses, expect)
 
 
 def _checked_values(losses: Tensor, expect: Expect) -> Tensor:
-    values = losses.detach()
+    with torch._C.DisableTorchFunction():  # no detach of the model's
+        values = losses.detach()
     finite = values.isfinite()
 
     def infinite() -> FisherpruneError:
@@ -175,10 +179,10 @@ def checked_outputs(outputs: Tensor, labels: Tensor) -> Tensor:
         FisherpruneError: where they are not.
     """
     if not isinstance(outputs, Tensor) or outputs.shape[:1] != labels.shape[:1]:
-        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)
         raise FisherpruneError(
-            f"the model's output must have the batch's {len(labels)} samples as its "
-            f"first dimension, got {got}"
+            f"the model's output must be a tensor with the batch's {len(labels)} "
+            f"samples as its first dimension, got {described(outputs)}: for others "
+            "give losses, a function (model, batch) -> Tensor [N]"
         )
     return outputs
 
@@ -198,7 +202,8 @@ def _classes(labels: Tensor, classes: int, expect: Expect) -> Tensor:
     def outside() -> FisherpruneError:
         return FisherpruneError(
             f"labels must lie in [0, {classes}), the model's classes, got {int(low)} "
-            f"to {int(high)}"
+            f"to {int(high)}: for labels to be ignored give "
+            "loss_fn=nn.CrossEntropyLoss(ignore_index=...)"
         )
 
     expect(Condition((low >= 0) & (high < classes), outside))

@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fisherprune.errors import FisherpruneError
 from fisherprune.parameters import device_of
 from fisherprune.persample.rowwise_tap import RowwiseTap
 from fisherprune.shards import PLAIN
@@ -72,21 +71,12 @@ def run_rowwise(
     except Exception:
         if tap.holds:  # it is the model's
             raise
-        _check_unchanged(op, batch, tap)
+        batch.check_unchanged(op)
         return None
     is_known = tap.is_proved and _random_states(task) == before
     if not is_known:
-        _check_unchanged(op, batch, tap)
+        batch.check_unchanged(op)
     return ran if is_known else None
-
-
-def _check_unchanged(op: str, batch: Batch, tap: RowwiseTap) -> None:
-    if tap.has_changed_batch:
-        raise FisherpruneError(
-            f"{op}: the model must not change its inputs in place, which batches may "
-            f"yield again, got other values in batch {batch.index} after its run: let "
-            "it change a copy"
-        )
 
 
 def _random_states(task: Task) -> list[object]:

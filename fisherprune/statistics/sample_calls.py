@@ -17,7 +17,7 @@ from fisherprune.persample.finder import Known
 from fisherprune.persample.meeting import autocast_of
 from fisherprune.persample.observing import ObservingTap
 from fisherprune.persample.rows import BASE
-from fisherprune.persample.tap import LayerTap
+from fisherprune.persample.tap import OWN_GRADIENTS, LayerTap, OwnGradientsError
 from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.driver import tapped_batch
 from fisherprune.statistics.forward import Ran
@@ -188,7 +188,10 @@ class Pair:
             return self._scores(batch, alike=True)
 
         batch = replace(self.batch, content=_copied(self.batch.content, 2))
-        return tapped_batch(self.op, self.task, forward, batch).tap
+        try:
+            return tapped_batch(self.op, self.task, forward, batch).tap
+        except OwnGradientsError as error:
+            raise not_seen(self.op, min(error.names), OWN_GRADIENTS) from None
 
     def check(self, tap: LayerTap) -> None:
         """See whether samples mix in the model's own modes: ``refused``."""

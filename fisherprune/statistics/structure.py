@@ -90,8 +90,8 @@ def some_samples(batch: T, chosen: slice) -> T:
     )
 
 
-def twice(batch: T) -> T:
-    """Return the same structure with each sample twice, one row of them after another.
+def repeated(batch: T, times: int = 2) -> T:
+    """Return the same structure with each sample several times, row after row.
 
     Of a lone sample autograd needs it where no tap helps: on the CPU, PyTorch's
     BatchNorm in eval mode has a wrong backward pass for a batch of one whose gradient
@@ -99,7 +99,7 @@ def twice(batch: T) -> T:
     """
     samples = count_samples(batch)
     return map_tensors(
-        lambda t: torch.cat([t, t]) if t.dim() and len(t) == samples else t, batch
+        lambda t: torch.cat([t] * times) if t.dim() and len(t) == samples else t, batch
     )
 
 

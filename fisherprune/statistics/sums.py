@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
+from fisherprune.errors import FisherpruneWarning
 from fisherprune.persample.contributions import Gradients
 from fisherprune.shards import as_shard, local
 from fisherprune.statistics.accumulators import Accumulators, Sums
@@ -210,3 +213,18 @@ class PerSampleSums:
             {n: as_shard(sums[n], self.parameters[n]) for n in names},
             {n: as_shard(squares[n], self.parameters[n]) for n in names},
         )
+
+
+def warn_of_loops(op: str, sums: PerSampleSums) -> None:
+    """Warn of parameters for which the model ran sample by sample."""
+    if not sums.reasons:
+        return
+    first, *others = (f"{n!r} ({why})" for n, why in islice(sums.reasons.items(), 3))
+    left = len(sums.reasons) - 1 - len(others)
+    named = ", ".join([first, *others]) + (f" and {left} more" if left else "")
+    warnings.warn(
+        f"{op}: the model ran once more for each sample alone, slowly but exactly, "
+        f"for the gradients of {named}",
+        FisherpruneWarning,
+        stacklevel=2,
+    )

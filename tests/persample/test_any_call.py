@@ -164,6 +164,15 @@ def test_samples_that_all_are_reduced_to():
     refused(model, x, y, "samples mix", parameters={"scale": model.scale})
 
 
+def test_samples_that_are_taken_one_by_one():
+    model = read(lambda m, x: torch.stack([m.fc(row).tanh() for row in x[:, 0]]))
+    model.fc, (x, y) = nn.Linear(8, 8), data(TOKENS)
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="reads has no axis of the samples"):
+        found = fp.gradient_moments(model, [(x, y)], parameters=named)
+    assert_moments(found, truth.moments(model, x, y, named))
+
+
 @pytest.mark.parametrize("what", ["rows split by counts", "rows of samples in uneven"])
 def test_uneven_rows_whose_total_is_even(what):
     """Of three samples: then rows look as if each sample had as many as the last."""
@@ -191,3 +200,67 @@ def test_moments_of_large_rows(group_size):
         found = sums.clone()
         Rows(laid).add_moments(*found, group_size)
         assert truth.relative_error(found, wanted) < 1e-6
+
+
+def filtered(m, x, kernel):
+    """Convolve sequences with a filter, as a product of spectra."""
+    spectrum = torch.fft.rfft(m.fc(x), n=14, dim=1) * kernel(m)
+    return torch.fft.irfft(spectrum, n=14, dim=1)[:, :7].tanh().mean(1)
+
+
+def mixed(m, x):
+    spectrum = torch.fft.rfft(x, dim=1)
+    mixed = torch.einsum("nki,kio->nko", spectrum, torch.view_as_complex(m.mixing))
+    return m.fc(torch.fft.irfft(mixed, n=7, dim=1)).tanh().mean(1)
+
+
+def turned(m, x):
+    """Turn pairs of features, by angles that are learned."""
+    pairs = torch.view_as_complex(m.fc(x).unflatten(2, (4, 2)))
+    angles = torch.polar(torch.ones_like(m.angles), m.angles)
+    return torch.view_as_real(pairs * angles).flatten(2).tanh().mean(1)
+
+
+COMPLEX = {
+    "a filter's spectrum": lambda: read(
+        lambda m, x: filtered(m, x, lambda m: torch.fft.rfft(m.kernel, n=14, dim=0)),
+        fc=nn.Linear(8, 8),
+        kernel=drawn(7, 8),
+    ),
+    "pairs": lambda: read(
+        lambda m, x: filtered(m, x, lambda m: torch.view_as_complex(m.pairs)),
+        fc=nn.Linear(8, 8),
+        pairs=drawn(8, 8, 2),
+    ),
+    "an einsum": lambda: read(mixed, fc=nn.Linear(8, 8), mixing=drawn(4, 8, 8, 2)),
+    "angles": lambda: read(turned, fc=nn.Linear(8, 8), angles=drawn(7, 4)),
+    "a layer behind": lambda: read(
+        lambda m, x: m.fc(torch.fft.fft(x, dim=1).conj().abs()).tanh().mean(1),
+        fc=nn.Linear(8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", COMPLEX)
+def test_complex_numbers(what):
+    model, (x, y) = COMPLEX[what](), data(TOKENS)
+    named = dict(model.named_parameters())
+    found = moments_of(model, x, y, 5, parameters=named)
+    assert_moments(found, truth.moments(model, x, y, named))
+    assert found.paths["fc.weight"] == ("linear",)
+
+
+def test_sparse_weights():
+    """A matrix that is made of a parameter, and a constant one."""
+
+    def forward(m, x):
+        h = torch.sparse.mm(m.weight.to_sparse(), x[:, 0].T).T
+        constant = torch.eye(8, dtype=x.dtype).to_sparse()
+        return torch.tanh(torch.sparse.mm(constant, m.fc(h).T).T)
+
+    model, (x, y) = read(forward, fc=nn.Linear(8, 8), weight=drawn(8, 8)), data(TOKENS)
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="'weight' ._sparse_mm: it reads"):
+        found = fp.gradient_moments(model, batches(x, y, 5), parameters=named)
+    assert_moments(found, truth.moments(model, x, y, named))
+    assert found.paths["fc.weight"] == ("linear",)

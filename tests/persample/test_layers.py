@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_moments
+from layer_calls import TOKENS, drawn, read
 from nets import Mixing, batches, data
 from torch import nn
 from torch.overrides import wrap_torch_function
@@ -216,3 +217,19 @@ def test_input_gradients_do_not_depend_on_how_many_samples_are_taken_at_a_time(
     for name in expected.mean:
         torch.testing.assert_close(found.mean[name], expected.mean[name])
         torch.testing.assert_close(found.fisher[name], expected.fisher[name])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_features():
+    """As the last clusters of ``AdaptiveLogSoftmaxWithLoss`` may be."""
+
+    def forward(m, x):
+        h = m.fc(x).tanh()
+        return (h + m.out(m.into(h)) + h @ m.left @ m.right).mean(1)
+
+    parts = {"into": nn.Linear(8, 0), "out": nn.Linear(0, 8)}
+    parts |= {"left": drawn(8, 0), "right": drawn(0, 8)}
+    model = read(forward, fc=nn.Linear(8, 8), **parts)
+    (x, y), named = data(TOKENS), dict(model.named_parameters())
+    found = fp.gradient_moments(model, [(x, y)], parameters=named)
+    assert_moments(found, truth.moments(model, x, y, named))

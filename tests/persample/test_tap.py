@@ -132,8 +132,16 @@ def test_other_errors_of_a_forward_pass_and_a_backward_pass_are_shown():
     x, y = data((4,))
     with pytest.raises(fp.FisherpruneError, match="on batch 0 .inputs .*: out of pap"):
         fp.gradient_moments(Mixing(fail), [(x, y)])
-    with pytest.raises(RuntimeError, match="out of paper"):
+    with pytest.raises(fp.FisherpruneError, match="backward pass failed: out of pap"):
         fp.gradient_moments(Mixing(lambda _, h: Failing.apply(h)), [(x, y)])
+
+    def sort(_, h):
+        order = h[:, 0].argsort()
+        return Failing.apply(h)[order][order.argsort()]
+
+    model = Mixing(sort)
+    parameters = dict(model.named_parameters())
+    refused(model, x, y, "backward pass failed: out of pap", parameters=parameters)
 
 
 class Adversarial(nn.Module):

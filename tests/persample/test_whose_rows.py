@@ -289,8 +289,9 @@ def backward_passes(first, then, options, **parts):
     passes = []
 
     def forward(m, x):
-        h = first(m, x)
-        h.register_hook(lambda grad: passes.append(grad.shape))
+        h = first(m, x).clone()  # so a sample alone is run, too
+        with torch._C.DisableTorchFunction():  # no hook of the model's
+            h.register_hook(lambda grad: passes.append(grad.shape))
         return then(m, h)
 
     model = read(forward, **parts)

@@ -179,8 +179,17 @@ def test_losses_of_a_function_of_outputs_are_checked_as_ever():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         losses(outputs, y)  # not the first one
-    with pytest.raises(fp.FisherpruneError, match=r"labels must lie in \[0, 3\)"):
+    match = r"labels must lie in \[0, 3\).* to be ignored give loss_fn="
+    with pytest.raises(fp.FisherpruneError, match=match):
         SampleLosses(None)(outputs, y + 1)
+    for other, got in (
+        ({"out": outputs}, r"dict of \(out: Tensor \[.*\]\)"),
+        ((outputs, outputs), r"tuple of \(Tensor .*\)"),
+        (outputs[1:], r"Tensor \[.*\]"),
+    ):
+        match = rf"output must be a tensor with .*, got {got}: for others give losses"
+        with pytest.raises(fp.FisherpruneError, match=match):
+            SampleLosses(None)(other, y)
 
 
 @pytest.mark.parametrize("losses", [None, "losses", nn.Linear, nn.CrossEntropyLoss()])
@@ -204,7 +213,9 @@ def test_losses_of_batches_that_are_no_functions(losses):
     ],
 )
 def test_results_that_are_not_a_loss_for_each_sample(returned, got):
-    match = rf"one floating-point loss for each of the batch's 4 .*\[4\], got {got}$"
+    match = (
+        rf"one floating-point loss for each of the batch's 4 .*\[4\], got {got}: red"
+    )
     with pytest.raises(fp.FisherpruneError, match=match):
         checked_sample_losses(returned, 4)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_moments, refused
-from nets import Mixing, batches, conv_net, data
+from nets import Mixing, Own, batches, conv_net, data
 from torch import nn
 
 import fisherprune as fp
@@ -187,3 +187,29 @@ def test_a_model_that_can_not_run_one_sample():
     model = Mixing(lambda _, h: h.view(13, 4).cumsum(1))
     match = "must run with one sample, .* alone, the last of the first batch fails: sha"
     refused(model, x, y, match)
+
+
+def one_by_one(m, x):
+    return torch.stack([m(row) for row in x])
+
+
+def along_its_gradient(m, x):
+    start = x.detach().requires_grad_()
+    return m(x + torch.autograd.grad(m(start).square().sum(), start)[0])
+
+
+@pytest.mark.parametrize("run", [one_by_one, along_its_gradient])
+def test_inputs_that_a_model_changes_are_not_read_again(run):
+    """These models run more than once for a batch."""
+    layers, (x, y) = (
+        nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)),
+        data((4,)),
+    )
+    model = Own(lambda m, x: run(m.layers, x.mul_(2)), layers=layers)
+    options = {"parameters": dict(model.named_parameters())}
+    match = "must not change its inputs in place, .*in batch 0 .*let it change a copy"
+    refused(model, x.clone(), y, match, **options)
+    model.run = lambda m, x: run(m.layers, x.mul(2))
+    with pytest.warns(fp.FisherpruneWarning, match="ran once more"):
+        found = fp.gradient_moments(model, [(x, y)], **options)
+    assert_moments(found, truth.moments(model, x, y, options["parameters"]))

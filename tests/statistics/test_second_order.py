@@ -157,16 +157,14 @@ def test_other_outputs_that_are_refused():
         fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
     model = Reshaped((6, 2))
     weight = {"fc": model.fc.weight}
-    match = r"must have the batch's 4 samples .* got \[12, 2\]"
+    match = r"with the batch's 4 samples .* got Tensor \[12, 2\]"
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
     model.forward = lambda x: x
     with pytest.raises(fp.FisherpruneError, match="must depend on a parameter"):
         fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
     model.forward = lambda x: [x]
-    with pytest.raises(
-        fp.FisherpruneError, match="first dimension, got <class 'list'>"
-    ):
+    with pytest.raises(fp.FisherpruneError, match="first dimension, got list of "):
         fp.gauss_newton_diagonal(model, [(x, y)], parameters=weight)
     with pytest.raises(
         fp.FisherpruneError, match="gauss_newton_diagonal: batches must hold samples"

@@ -15,9 +15,9 @@ from fisherprune.statistics.structure import (
     map_tensors,
     moved,
     named_tensors,
+    repeated,
     some_samples,
     tensors_in,
-    twice,
 )
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_samples_are_cut_one_by_one(make):
 
 def test_samples_twice(make):
     x, y = torch.randn(1, 3), torch.randint(5, (1,))
-    found = tensors_in(twice(make(x, y)))
+    found = tensors_in(repeated(make(x, y)))
     assert found[0].equal(torch.cat([x, x])) and found[1].equal(torch.cat([y, y]))
 
 
@@ -137,7 +137,7 @@ def test_what_holds_no_tensor_is_handed_on():
 )
 def test_batches_without_samples(batch, came):
     match = f"hold tensors with at least one sample, samples first, got {came}"
-    for function in (count_samples, twice, lambda b: some_samples(b, slice(1))):
+    for function in (count_samples, repeated, lambda b: some_samples(b, slice(1))):
         with pytest.raises(fp.FisherpruneError, match=match):
             function(batch)
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from fisherprune.statistics.structure import (
     count_samples,
     map_tensors,
+    repeated,
     some_samples,
-    twice,
 )
 
 
@@ -89,7 +89,7 @@ def each_loss(model, batches, losses):
     for batch in batches:
         for i in range(count_samples(batch)):
             one = map_tensors(in_float64, some_samples(batch, slice(i, i + 1)))
-            yield losses(model, twice(one))[0]
+            yield losses(model, repeated(one))[0]
 
 
 def moments_of_losses(model, batches, names, losses, group_sizes):

@@ -18,12 +18,12 @@ class _Linear:
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[N, *, in] -> [N, *, out]``, as where autograd records the call."""
         if input.dim() > 2 and not input.is_contiguous():  # else one product a position
-            flat = input.reshape(-1, input.shape[-1])
+            flat = input.flatten(0, -2)
             return ops.linear(flat, weight, bias).view(*input.shape[:-1], len(weight))
         return ops.linear(input, weight, bias)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
-        flat = grad.reshape(-1, grad.shape[-1])  # else some strides mean slow products
+        flat = grad.flatten(0, -2)  # else some strides mean slow products
         return ops.linear(flat, weight.mT).view(*grad.shape[:-1], weight.shape[1])
 
     def weight_grads(

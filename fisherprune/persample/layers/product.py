@@ -25,7 +25,7 @@ class _Product:
         return ops.linear(input, weight.mT, bias)
 
     def input_grad(self, grad: Tensor, input: Tensor | None, weight: Tensor) -> Tensor:
-        flat = grad.reshape(-1, grad.shape[-1])  # else some strides mean slow products
+        flat = grad.flatten(0, -2)  # else some strides mean slow products
         return ops.linear(flat, weight).view(*grad.shape[:-1], weight.shape[0])
 
     def weight_grads(
