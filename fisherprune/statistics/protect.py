@@ -157,11 +157,14 @@ def _kept_attributes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in model.modules():
-            for value in [module.__dict__, *module.__dict__.values()]:
-                if isinstance(value, (dict, list, tuple)) and value:
-                    unmark(value.values() if isinstance(value, dict) else value)
+            for value in module.__dict__.values():
+                if type(value) not in PLAIN:
+                    unmark(_content(value))
         kept.put_back()
 
+
+PLAIN = frozenset({int, float, bool, str, type(None)})
+"""Kinds of most attributes, which hold no tensor."""
 
 OWN = frozenset(nn.Module().__dict__) - {"_buffers"}
 """Attributes of all modules, in which no forward pass leaves a graph."""
@@ -172,12 +175,13 @@ class _Kept:
 
     def __init__(self, now: dict[str, Any]) -> None:
         self.now, self.before = now, dict(now)
-        self.holders = {
-            name: _copied(value)
-            for name, value in now.items()
-            if name not in OWN and isinstance(value, HOLDERS)
-        }
-        self.may_hold = [name for name in self.holders if _may_hold(now[name])]
+        self.holders: dict[str, object] = {}
+        self.may_hold: list[str] = []
+        for name, value in now.items():
+            if type(value) in PLAIN or name in OWN or not _may_hold(value):
+                continue
+            self.holders[name] = _copied(value)
+            self.may_hold.append(name)
 
     def put_back(self) -> None:
         """Put back those that hold a graph."""
@@ -258,8 +262,15 @@ def _refill(value: object, content: object) -> None:
 def _may_hold(value: object) -> bool:
     """Return whether a value that is not replaced may come to hold a graph."""
     if isinstance(value, tuple):
-        return any(map(_may_hold, value))
+        return not PLAIN.issuperset(map(type, value)) and any(map(_may_hold, value))
     return isinstance(value, (Tensor, list, dict))
+
+
+def _content(value: object) -> Iterable[object]:
+    """Return what a list or dictionary holds; a value itself of another kind."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _holds_graph(value: object) -> bool:

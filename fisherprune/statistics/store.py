@@ -39,7 +39,10 @@ class Store:
         """
         if self.place is None or self.place == CPU or not like.numel():
             device = like.device if self.place is None else CPU
-            return torch.zeros(like.shape, dtype=dtype, device=device)
+            layout = torch.contiguous_format
+            return torch.zeros_like(
+                like, dtype=dtype, device=device, memory_format=layout
+            )
         return _mapped(Path(self.place), like.numel(), dtype).view(like.shape)
 
     def copy(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
