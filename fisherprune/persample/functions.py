@@ -42,9 +42,13 @@ READ_VALUES = frozenset(
 OWN_BACKWARD = frozenset("detach detach_ register_hook".split())
 """Functions by which a model changes gradients, whatever its values."""
 
-FACTS = frozenset(
-    {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
-) | {getattr(Tensor, n).__get__ for n in ("device", "dtype", "ndim", "shape")}
+_SHAPE, *_OTHERS = (
+    getattr(Tensor, n).__get__ for n in ("shape", "device", "dtype", "ndim")
+)
+SIZES = frozenset({Tensor.size, Tensor.numel, Tensor.__len__, _SHAPE})
+"""Functions that give sizes."""
+
+FACTS = SIZES | {Tensor.dim, Tensor.is_floating_point, *_OTHERS}
 """Functions that read no value, and give no tensor."""
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import is_
 
 from torch import Tensor
 
 from fisherprune.persample.registry import Layer, LayerCall
 
+Constants = tuple[Tensor | float, ...]
+
 
 @dataclass(frozen=True)
 class _Kept:
     layer: Layer
-    constants: tuple[Tensor | float, ...]
-    facts: list[object]
-    """That are the same as long as the constants are: ids and versions of tensors."""
+    constants: Constants
+    tensors: list[Tensor]
+    versions: list[int]
+
+    def is_of(self, constants: Constants) -> bool:
+        """Return whether constants are the same, and unchanged."""
+        return (
+            len(constants) == len(self.constants)
+            and all(map(is_, constants, self.constants))
+            and [each._version for each in self.tensors] == self.versions
+        )
 
 
 class KeptLayers:
@@ -25,7 +36,7 @@ class KeptLayers:
     """
 
     def __init__(self) -> None:
-        self._kept: list[_Kept] = []
+        self._kept: list[_Kept | None] = []
         self._number = 0
 
     def begin(self) -> None:
@@ -34,17 +45,20 @@ class KeptLayers:
 
     def of(self, call: LayerCall) -> LayerCall:
         """Return the next call, with the layer that is kept where there is one."""
-        tensors = [each for each in call.constants if isinstance(each, Tensor)]
-        if not tensors or any(each.is_inference() for each in tensors):
-            return call  # those of inference mode count no versions
-        facts: list[object] = [
-            id(c) if isinstance(c, Tensor) else c for c in call.constants
-        ]
-        facts += [each._version for each in tensors]
+        if not call.constants:
+            return call
         number, self._number = self._number, self._number + 1
-        if number < len(self._kept) and self._kept[number].facts == facts:
-            call.layer = self._kept[number].layer
+        kept = self._kept[number] if number < len(self._kept) else None
+        if kept is not None and kept.is_of(call.constants):
+            call.layer = kept.layer
         else:
-            now = _Kept(call.layer, call.constants, facts)
-            self._kept[number : number + 1] = [now]
+            self._kept[number : number + 1] = [_kept(call)]
         return call
+
+
+def _kept(call: LayerCall) -> _Kept | None:
+    """Return what is kept; None where tensors count no versions."""
+    tensors = [each for each in call.constants if isinstance(each, Tensor)]
+    if any(each.is_inference() for each in tensors):
+        return None
+    return _Kept(call.layer, call.constants, tensors, [t._version for t in tensors])

@@ -25,12 +25,15 @@ class RowCall(NamedTuple):
         kwargs: by name.
         own: the tensors in them of samples, which are the first axis; at least one.
         shared: the other tensors, the same for all batches.
+        sized: whether sizes were read before: then numbers may come from that of the
+            batch.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     own: Sequence[Tensor]
     shared: Sequence[Tensor]
+    sized: bool = True
 
     def option(self, place: int, name: str, default: Any = None) -> Any:
         """Return an argument that comes by its place, or by its name."""
@@ -86,11 +89,10 @@ def _images(axes: int) -> Callable[[RowCall], bool]:
 
 
 def _combined(call: RowCall) -> bool:
-    """Elements of tensors; what is shared has no axis where others have samples.
-
-    Not with a number, which may be that of the samples.
-    """
+    """Elements of tensors; what is shared has no axis where others have samples."""
     dims, read = call.own[0].dim(), len(call.own) + len(call.shared)
+    if not call.sized:
+        read += sum(type(each) in (int, float) for each in call.args)
     if call.kwargs or len(call.args) != read:
         return False
     return all(each.dim() == dims for each in call.own) and all(
@@ -147,28 +149,24 @@ def _multiplied(call: RowCall) -> bool:
 
 
 def _indexed(call: RowCall) -> bool:
-    """``x[:, 0]``, ``x[..., -1]``: numbers and slices behind the axis of samples.
-
-    Not with the number of samples, as above.
-    """
+    """``x[:, 0]``, ``x[..., -1]``: numbers and slices behind the axis of samples."""
     x, index = call.args
     if len(call.own) > 1 or call.shared or x is not call.own[0]:
         return False
     parts = index if isinstance(index, tuple) else (index,)
-    limits = [_limits_of(part) for part in parts if part is not Ellipsis]
-    if not all(_NUMBERS.issuperset(map(type, each)) for each in limits):
+    limits = [limit for part in parts for limit in _limits_of(part)]
+    if not all(type(each) in (int, type(None)) for each in limits):
         return False
-    if any(len(x) in each for each in limits):
+    if call.sized and not {0, 1, -1, None}.issuperset(limits):
         return False
     if parts and parts[0] is Ellipsis:
         return sum(part is not None for part in parts[1:]) < x.dim()
     return bool(parts) and isinstance(parts[0], slice) and parts[0] == slice(None)
 
 
-_NUMBERS = {int, type(None)}
-
-
 def _limits_of(part: Any) -> tuple[Any, ...]:
+    if part is Ellipsis:
+        return ()
     is_slice = isinstance(part, slice)
     return (part.start, part.stop, part.step) if is_slice else (part,)
 

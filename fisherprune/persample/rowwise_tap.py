@@ -16,7 +16,7 @@ from fisherprune.persample.arguments import (
 )
 from fisherprune.persample.calls import MARK, Rows
 from fisherprune.persample.finder import Known
-from fisherprune.persample.functions import FACTS, Function, is_in_place
+from fisherprune.persample.functions import FACTS, SIZES, Function, is_in_place
 from fisherprune.persample.layout import Layout, LayoutError
 from fisherprune.persample.rowwise import ROWWISE, RowCall
 from fisherprune.persample.tap import LayerTap
@@ -53,6 +53,7 @@ class RowwiseTap(LayerTap):
     ) -> None:
         self._given = {id(_whole(each)) for each in batch}
         self.holds, self._is_over, self.constants = True, False, constants
+        self._sized = False
         self._versions: dict[int, int] = {}
         super().__init__(parameters, batch, *args, **kwargs)
 
@@ -76,13 +77,15 @@ class RowwiseTap(LayerTap):
             NotRowwiseError: where that is not known.
         """
         if func in FACTS:
+            self._sized |= func in SIZES
             return func(*args, **(kwargs or {}))
         if self._is_over:
             return super().__torch_function__(func, types, args, kwargs)
         keeps, kwargs = ROWWISE.get(func), kwargs or {}
         tensors = all_tensors(args, kwargs)
         own, shared = self._sorted(tensors)
-        if not keeps or not own or not keeps(RowCall(args, kwargs, own, shared)):
+        call = RowCall(args, kwargs, own, shared, self._sized)
+        if not keeps or not own or not keeps(call):
             self._refuse(func)
         if id(_whole(own[0])) in self._given and _may_write(func, args, kwargs):
             self._refuse(func)  # what it writes, another run would read

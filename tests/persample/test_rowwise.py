@@ -106,6 +106,10 @@ ROWWISE = {
     "einsum, weight first": lambda m, h: torch.einsum("oy, ncxy -> nocx", m.weight, h),
     "tensordot": lambda m, h: torch.tensordot(h, m.weight, 1),
     "maximum": lambda m, h: torch.maximum(torch.minimum(h, m.scale), m.norm(h)),
+    "numbers": lambda m, h: (
+        (h * 0.5 - 2).div(3).add_(1) + h[:, :3, 2:5:2].mean((1, 2), True)
+    ),
+    "a row where sizes are read": lambda m, h: h.view(len(h), -1)[:, 1:],
     "a row": lambda m, h: h[:, 0] + h[..., -1].mean(1, keepdim=True),
     "parts": lambda m, h: h[:, None, 1:, :2, -1] * h[..., 1:, 0, :2].unsqueeze(1),
     "more activations": lambda m, h: F.mish(F.selu(F.relu6(F.hardtanh(h.tanh())))),
@@ -113,7 +117,7 @@ ROWWISE = {
 
 OTHERWISE = {
     "an unknown function": lambda m, h: h.cos(),
-    "a number": lambda m, h: h * 0.5,
+    "a number where sizes are read": lambda m, h: h * (1 / h.size(1)),
     "einsum of a list": lambda m, h: torch.einsum("ncxy->ncyx", [h]),
     "a new tensor": lambda m, h: h + torch.ones(4, 1, 1),
     "caught": lambda m, h: tried(h),
@@ -122,7 +126,7 @@ OTHERWISE = {
     "changed by an unseen function": lambda m, h: F.relu(
         unseen(lambda t: t.mul_(2), m.norm(h))
     ),
-    "the number of samples in an index": lambda m, h: h[:, :SAMPLES, 0],
+    "an index where sizes are read": lambda m, h: h[:, : h.shape[1] - 1, 0],
     "a list in an index": lambda m, h: h[:, [0, 2]],
     "samples in a view": lambda m, h: h.transpose(0, 1).transpose(0, 1),
 }
@@ -168,7 +172,8 @@ MIXING = {
     ),
     "caught": lambda m, h: rolled(h),
     "the number of samples": lambda m, h: h / len(h),
-    "the number of samples in an index": lambda m, h: h[:, :, : len(h)].sum(2),
+    "an index of the number of samples": lambda m, h: h[:, :, : 1 + len(h)].sum(2),
+    "in place by the number of samples": lambda m, h: h.mul_(h.numel()),
     "the first sample": lambda m, h: h - h[0],
     "the first sample by an ellipsis": lambda m, h: h - h[..., 0, :, :, :],
     "samples backwards": lambda m, h: h[[3, 2, 1, 0]],
