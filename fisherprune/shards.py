@@ -222,14 +222,15 @@ def summed(values: Tensor, mesh: DeviceMesh | None) -> Tensor:
 
 def largest(tensors: Mapping[str, Tensor], absolute: bool = False) -> dict[str, float]:
     """Return the largest entry of each, 0 of none, with one wait for the device."""
-    tops = []
-    for tensor in tensors.values():
-        part = local(tensor)
-        part = part.abs() if absolute else part
-        least = -math.inf if tensor.numel() else 0.0
-        tops.append(part.max() if part.numel() else part.new_full((), least))
-    if not tops:
+    parts = [local(tensor) for tensor in tensors.values()]
+    if not parts:
         return {}
+    for i, (part, tensor) in enumerate(zip(parts, tensors.values(), strict=True)):
+        if not part.numel():
+            parts[i] = part.new_full((1,), -math.inf if tensor.numel() else 0.0)
+        elif absolute:
+            parts[i] = part.abs()
+    tops = torch._foreach_max(parts)
     values = torch.stack([top.to(tops[0].device) for top in tops])
     if mesh := mesh_of(tensors.values()):
         values = _reduced(values, mesh, torch.distributed.ReduceOp.MAX)

@@ -80,13 +80,14 @@ def _thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def _evaluating(model: nn.Module) -> Iterator[None]:
     modules = [*model.modules()]
     modes = [module.training for module in modules]
-    devices = {p.device.index for p in model.parameters() if p.is_cuda}
+    parameters = (p for module in modules for p in module._parameters.values())
+    devices = {p.device.index for p in parameters if p is not None and p.is_cuda}
     with (
         torch.inference_mode(False),
         torch.random.fork_rng(sorted(devices)),
         torch.enable_grad(),
         _uncompiled(),
-        _kept_attributes(model),
+        _kept_attributes(model, modules),
         _kept_buffers(modules),
         _kept_embeddings(modules),
     ):
@@ -150,9 +151,9 @@ def _kept_buffers(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_attributes(model: nn.Module) -> Iterator[None]:
+def _kept_attributes(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
     """Put back attributes that hold a graph: it takes memory and can't be copied."""
-    kept = Attributes(model.modules())
+    kept = Attributes(modules)
     try:
         yield
     finally:
@@ -316,19 +317,20 @@ def _is_small(tensor: Tensor) -> bool:
 
 def _are_equal(values: list[tuple[Tensor, int, Tensor]]) -> bool:
     """Return whether all tensors have the bytes they had, with a wait a device."""
-    by_device = defaultdict(list)
+    alike = defaultdict[object, list[tuple[Tensor, Tensor]]](list)
     for tensor, _, before in values:
-        by_device[tensor.device].append((tensor, before))
+        alike[tensor.device, tensor.dtype].append((tensor, before))
     return all(
-        torch.equal(
-            *(torch.cat([*map(_bytes_of, some)]) for some in zip(*pairs, strict=True))
-        )
-        for pairs in by_device.values()
+        torch.equal(*map(_bytes_of, zip(*pairs, strict=True)))
+        for pairs in alike.values()
     )
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().resolve_conj().resolve_neg().flatten().view(torch.uint8)
+def _bytes_of(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the bytes of tensors of one dtype, one after the other."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).view(
+        torch.uint8
+    )
 
 
 @contextmanager
