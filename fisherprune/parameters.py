@@ -83,8 +83,15 @@ def checked_parameters(model: nn.Module, parameters: Parameters | None) -> Param
     return dict(parameters)
 
 
+HOLD_TENSORS = "_parameters", "_buffers"
+"""Attributes of modules."""
+
+
 def check_shapes_known(model: nn.Module) -> None:
     """Raise where a lazy layer has no shape yet, naming a parameter or a buffer."""
+    every = (m.__dict__[kind] for m in model.modules() for kind in HOLD_TENSORS)
+    if not any(is_lazy(tensor) for tensors in every for tensor in tensors.values()):
+        return
     for named in (model.named_parameters(), model.named_buffers()):
         for name, tensor in named:
             if is_lazy(tensor):

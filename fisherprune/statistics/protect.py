@@ -158,8 +158,8 @@ def _kept_attributes(model: nn.Module, modules: list[nn.Module]) -> Iterator[Non
         yield
     finally:
         for module in model.modules():
-            for value in module.__dict__.values():
-                if type(value) not in PLAIN:
+            for name, value in module.__dict__.items():
+                if name not in WITHOUT_TENSORS and type(value) not in PLAIN:
                     unmark(_content(value))
         kept.put_back()
 
@@ -169,6 +169,8 @@ PLAIN = frozenset({int, float, bool, str, type(None)})
 
 OWN = frozenset(nn.Module().__dict__) - {"_buffers"}
 """Attributes of all modules, in which no forward pass leaves a graph."""
+WITHOUT_TENSORS = OWN - {"_parameters"}
+"""Those that hold modules, hooks or flags."""
 
 
 class _Kept:
