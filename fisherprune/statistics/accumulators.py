@@ -28,6 +28,8 @@ class Split:
     tail: slice
     closes: bool
     """Whether the head fills its group."""
+    groups: int
+    """Of a batch of whole groups alone, which one block holds; else 0."""
 
     def of(self, gradients: Gradients, part: slice) -> Gradients:
         """Return the gradients of a part of the batch: themselves for the whole."""
@@ -105,6 +107,10 @@ class Accumulator:
         return self.store.holds(self.device)
 
     def _add(self, gradients: Gradients, split: Split) -> None:
+        if split.groups:
+            self._sums.make_room(split.groups)
+            gradients.add_moments(self.sum, self.sum_sq, self.group_size)
+            return
         self._add_open(gradients, split.head)
         if split.closes:
             self._close(self.group_size)
@@ -222,8 +228,11 @@ class Accumulators:
         head = min(missing, n)
         body = head + (n - head) // self.group_size * self.group_size
         parts = slice(0, head), slice(head, body), slice(body, n)
-        self._split = Split(*parts, closes=0 < missing == head)
-        self._rows = SmallRows(self.group_size, n if body - head == n else 0)
+        groups = n // self.group_size if body - head == n else 0
+        fits = self.group_size <= BLOCK and groups <= BLOCK
+        closes = 0 < missing == head
+        self._split = Split(*parts, closes=closes, groups=groups if fits else 0)
+        self._rows = SmallRows(self.group_size, n if groups else 0)
         self._missing = set(self.parameters)
         self.samples += n
 
