@@ -319,13 +319,14 @@ def _is_small(tensor: Tensor) -> bool:
 
 def _are_equal(values: list[tuple[Tensor, int, Tensor]]) -> bool:
     """Return whether all tensors have the bytes they had, with a wait a device."""
-    alike = defaultdict[object, list[tuple[Tensor, Tensor]]](list)
+    alike = defaultdict[object, dict[object, list[tuple[Tensor, Tensor]]]](dict)
     for tensor, _, before in values:
-        alike[tensor.device, tensor.dtype].append((tensor, before))
-    return all(
-        torch.equal(*map(_bytes_of, zip(*pairs, strict=True)))
-        for pairs in alike.values()
-    )
+        alike[tensor.device].setdefault(tensor.dtype, []).append((tensor, before))
+    for by_dtype in alike.values():
+        pairs = (map(_bytes_of, zip(*some, strict=True)) for some in by_dtype.values())
+        if not torch.equal(*map(torch.cat, zip(*pairs, strict=True))):
+            return False
+    return True
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> Tensor:
