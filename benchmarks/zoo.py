@@ -4,7 +4,7 @@
 backward pass over them, for each network, and with torch.func, which makes all
 per-sample gradients of one batch. A pass over one batch tells what the first one costs
 and what each further one does. Plain passes in which the first parameter alone has a
-gradient tell what every exact method needs, however it finds those of parameters.
+gradient tell what is left without those of parameters, by PyTorch's own layers.
 Before anything is timed, the Fisher diagonal of a few samples is compared with a
 float64 loop over them. Language models are those of transformers, built from
 configurations; without it, their rows are left out.
@@ -234,10 +234,7 @@ def plain(model: nn.Module, batches: Sequence[Batch], loss: Any) -> None:
 
 
 def least(model: nn.Module, batches: Sequence[Batch], loss: Any) -> None:
-    """Run them so that activations have gradients, of the parameters the first alone.
-
-    It is the one by which the samples come into the network.
-    """
+    """Run them with gradients of activations, and of the first parameter alone."""
     first, *others = model.parameters()
     for parameter in others:
         parameter.requires_grad_(False)

@@ -1,7 +1,8 @@
 """Products with a weight on the CPU, by the quicker of two libraries that PyTorch has.
 
 PyTorch multiplies matrices by MKL, and runs convolutions by oneDNN. MKL uses vectors of
-256 bits on all processors of AMD; on those that have 512, oneDNN is twice as fast.
+256 bits on all processors of AMD; from Zen 5 on they have units for 512, which oneDNN
+uses.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ Capability cpu_capability();
 
 const char* name_of(Capability capability);
 
-// Whether products by MKL run at half the speed of this processor: on all of AMD's they
-// take vectors of 256 bits, and from Zen 5 on there are units for 512.
+// Whether MKL's products use half of this processor's vectors: those of 256 bits on all
+// of AMD's, which have units for 512 from Zen 5 on.
 bool mkl_is_narrow();
 
 }  // namespace fisherprune::cpu
