@@ -22,7 +22,7 @@ help:
 	@echo "make test      linters and the whole test suite (one test wants Chromium)"
 	@echo "make lint      linters alone"
 	@echo "make format    let the formatters write"
-	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
+	@echo "make sanitize  the C++ kernels under ASan, UBSan and TSan"
 	@echo "make bench     the benchmarks of this machine"
 	@echo "make wheel     a manylinux wheel of this machine in dist/"
 	@echo "make docs      the documentation as HTML, in build/docs/html; runs the examples"

@@ -5,7 +5,8 @@
 //
 // From the gradient d of y to that of x, d * factor[c] with factor = scale * weight,
 // and to those of weight and bias for each sample: scale[c] * sum_p d (x - mean[c]) and
-// sum_p d. All tensors are contiguous float32.
+// sum_p d. Tensors are float32. Input and gradients lie in memory as [N, C, P], or as
+// [N, P, C] with the channels last.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,11 @@ namespace fisherprune {
 
 struct ChannelAffineBackward {
   int64_t samples, channels, positions;  // N, C, P
-  const float *grad, *input;             // [N, C, P]
-  const float *mean, *scale, *factor;    // [C]
-  float* input_grad;                     // [N, C, P]
-  float *weight_grad, *bias_grad;        // [N, C]
+  bool channels_last;
+  const float *grad, *input;           // [N, C, P]
+  const float *mean, *scale, *factor;  // [C]
+  float* input_grad;                   // [N, C, P]
+  float *weight_grad, *bias_grad;      // [N, C]
 };
 
 }  // namespace fisherprune

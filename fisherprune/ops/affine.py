@@ -30,18 +30,20 @@ def channel_affine_backward(
     the number of threads.
 
     Args:
-        grad: of the output, ``[N, C, *]``; all tensors are contiguous float32 on the
-            CPU.
-        input: ``[N, C, *]``.
-        mean: ``[C]``.
-        scale: ``[C]``.
-        factor: ``[C]``.
+        grad: of the output, ``[N, C, *]``, copied where it lies otherwise than input;
+            all tensors are float32 on the CPU.
+        input: ``[N, C, *]``, contiguous, or with its channels last: the axis of the
+            channels is the fastest in memory, and the others lie in order.
+        mean: ``[C]``, contiguous.
+        scale: the same.
+        factor: the same.
 
     Returns:
-        The gradients of the input, ``[N, C, *]``, and of weight and bias, ``[N, C]``.
+        The gradients of the input, ``[N, C, *]``, which lies like it, and of weight and
+        bias, ``[N, C]``.
 
     Raises:
-        RuntimeError: on other shapes, dtypes or devices.
+        RuntimeError: on other shapes, dtypes, devices or layouts.
     """
     return torch.ops.fisherprune.channel_affine_backward.default(
         grad, input, mean, scale, factor
@@ -53,4 +55,4 @@ def _(
     grad: Tensor, input: Tensor, mean: Tensor, scale: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     own = input.shape[:2]
-    return input.new_empty(input.shape), input.new_empty(own), input.new_empty(own)
+    return torch.empty_like(input), input.new_empty(own), input.new_empty(own)

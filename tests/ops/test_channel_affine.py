@@ -23,8 +23,15 @@ SHAPES = [
 ]
 
 
-def operands(shape, mean=1.0):
-    return torch.randn(2, *shape).unbind() + torch.randn(3, shape[1]).mul(mean).unbind()
+def operands(shape, mean=1.0, last=False):
+    pair = torch.randn(2, *shape).unbind()
+    if last:
+        pair = tuple(map(channels_last, pair))
+    return pair + torch.randn(3, shape[1]).mul(mean).unbind()
+
+
+def channels_last(tensor):
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def assert_right(grad, input, mean, scale, factor):
@@ -36,30 +43,43 @@ def assert_right(grad, input, mean, scale, factor):
     positive = [t.abs() for t in wide]
     positive[2] = -positive[2]  # what is subtracted
     sizes = reference.channel_affine_backward(*positive)
+    assert found[0].stride() == input.stride()
     for got, want, size in zip(found, expected, sizes, strict=True):
         assert got.shape == want.shape and got.dtype == torch.float32
         assert (got - want).norm() <= 3e-7 * size.norm()
 
 
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_float64(shape):
-    assert_right(*operands(shape))
+def test_equals_float64(shape, last):
+    assert_right(*operands(shape, last=last))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 9),
-    c=st.integers(1, 20),
+    c=st.integers(1, 20) | st.integers(50, 200),
     positions=st.lists(st.integers(1, 23), max_size=3),
     mean=st.sampled_from([0.0, 1.0, 100.0]),
+    last=st.booleans(),
 )
-def test_any_shape_equals_float64(n, c, positions, mean):
-    assert_right(*operands((n, c, *positions), mean))
+def test_any_shape_equals_float64(n, c, positions, mean, last):
+    assert_right(*operands((n, c, *positions), mean, last))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_capability_equals_float64(capability):
-    run_with(capability, __file__, "for shape in SHAPES: test_equals_float64(shape)")
+    code = "for shape in SHAPES: [test_equals_float64(shape, last) for last in (0, 1)]"
+    run_with(capability, __file__, code)
+
+
+def test_a_gradient_that_lies_otherwise_is_copied():
+    grad, input, *rest = operands((3, 21, 5, 4))
+    expected = ops.channel_affine_backward(grad, input, *rest)
+    for other in (channels_last(grad), grad.mT.contiguous().mT):
+        found = ops.channel_affine_backward(other, input, *rest)
+        assert all(map(torch.equal, found, expected))
+    assert_right(grad, channels_last(input), *rest)
 
 
 def test_is_what_autograd_finds():
@@ -84,8 +104,9 @@ def test_is_what_autograd_finds():
         torch.testing.assert_close(found[2][i], wanted[2].float())
 
 
-def test_threads_do_not_change_a_bit():
-    given, before = operands((9, 31, 40, 40)), torch.get_num_threads()
+@pytest.mark.parametrize("last", [False, True])
+def test_threads_do_not_change_a_bit(last):
+    given, before = operands((9, 31, 40, 40), last=last), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 5):
@@ -98,8 +119,9 @@ def test_threads_do_not_change_a_bit():
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 40)], ids=str)
-def test_opcheck(shape):
-    opcheck(torch.ops.fisherprune.channel_affine_backward, operands(shape))
+@pytest.mark.parametrize("last", [False, True])
+def test_opcheck(shape, last):
+    opcheck(torch.ops.fisherprune.channel_affine_backward, operands(shape, last=last))
 
 
 def test_bad_operands_are_refused():
@@ -107,10 +129,14 @@ def test_bad_operands_are_refused():
     rest = mean, scale, factor
     cases = [
         ((grad[:2], input, *rest), "grad must have the input's shape"),
-        ((grad, input.double(), *rest), "input must be a contiguous float32"),
-        ((grad.mT.contiguous().mT, input, *rest), "grad must be a contiguous"),
-        ((grad, input, mean[:3], scale, factor), "mean must have one value for each"),
-        ((grad, input, mean, scale, factor[:, None]), "factor must have one value"),
+        ((grad, input.double(), *rest), "input must be a float32 tensor"),
+        ((grad.double(), input, *rest), "grad must be a float32 tensor"),
+        ((grad, input[:1].expand(3, 4, 5), *rest), "input must be contiguous or have"),
+        (
+            (grad, input, mean[:3], scale, factor),
+            "mean must be contiguous and have one",
+        ),
+        ((grad, input, mean, scale, factor[:, None]), "factor must be contiguous"),
         ((mean, mean, *rest), r"input must have shape \[N, C, \*\]"),
     ]
     for wrong, text in cases:

@@ -84,13 +84,16 @@ def test_class_probabilities_as_labels():
 
 def test_memory_format_and_strides_do_not_matter():
     model, (x, y) = conv_net(), data((3, 9, 9))
-    expected = truth.moments(model, x, y, fp.prunable_parameters(model))
+    named = dict(model.named_parameters())
+    expected = truth.moments(model, x, y, named)
     last = x.to(memory_format=torch.channels_last)
     strided = torch.randn(13, 9, 9, 6)[..., ::2].permute(0, 3, 2, 1).copy_(x)
     for inputs in (last, strided):
-        assert_moments(fp.gradient_moments(model, batches(inputs, y, 5)), expected)
+        found = fp.gradient_moments(model, batches(inputs, y, 5), parameters=named)
+        assert_moments(found, expected)
     model.to(memory_format=torch.channels_last)
-    assert_moments(fp.gradient_moments(model, batches(last, y, 5)), expected)
+    found = fp.gradient_moments(model, batches(last, y, 5), parameters=named)
+    assert_moments(found, expected)
 
 
 def test_thread_count_matters_by_rounding_at_most():

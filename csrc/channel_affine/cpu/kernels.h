@@ -5,15 +5,21 @@
 #include "channel_affine/contract.h"
 #include "common/cpu/capability.h"
 #include "common/cpu/parallel.h"
+#include "common/integers.h"
 
 namespace fisherprune::cpu::channel_affine {
 
-// Of the channels of samples [first, last), counted from the first sample's.
-using Rows = void (*)(const ChannelAffineBackward&, int64_t first, int64_t last);
+// Of the channels of samples [first, last), counted from the first sample's; with the
+// channels last, of blocks of channels [first, last), counted likewise.
+using Range = void (*)(const ChannelAffineBackward&, int64_t first, int64_t last);
 
 struct Kernels {
-  Rows rows;
+  Range rows, blocks;
 };
+
+constexpr int64_t kBlock = 64;  // channels of a block
+
+inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
 
 void run(const ChannelAffineBackward& affine, Capability capability,
          const Parallel& parallel);

@@ -60,16 +60,20 @@ class _BatchNorm:
     ) -> tuple[Tensor, Rows, Rows] | None:
         """Return all gradients by one op, on the CPU in float32."""
         read = grad, input, self.mean, self.var
-        if not input.is_contiguous() or not all(_is_float32(t) for t in read):
+        if not all(_is_float32(t) for t in read) or not _is_dense(input):
             return None
-        grads = grad.contiguous(), input, self.mean.contiguous()
-        found = ops.channel_affine_backward(*grads, self._scale, self._factor(weight))
+        given = grad, input, self.mean.contiguous(), self._scale, self._factor(weight)
+        found = ops.channel_affine_backward(*given)
         input_grad, *own = found
         return input_grad, Rows(own[0]), Rows(own[1])
 
 
 def _is_float32(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype == torch.float32
+
+
+def _is_dense(input: Tensor) -> bool:
+    return input.is_contiguous() or input.movedim(1, -1).is_contiguous()
 
 
 def _of_channels(values: Tensor, like: Tensor) -> Tensor:

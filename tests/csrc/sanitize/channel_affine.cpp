@@ -19,7 +19,9 @@ void check(const ChannelAffineBackward& a) {
     const int64_t c = row % a.channels;
     double product = 0, sum = 0, size = 0;
     for (int64_t p = 0; p < a.positions; ++p) {
-      const int64_t at = row * a.positions + p;
+      const int64_t sample = row / a.channels;
+      const int64_t at = a.channels_last ? (sample * a.positions + p) * a.channels + c
+                                         : row * a.positions + p;
       const double d = a.grad[at], x = double(a.input[at]) - a.mean[c];
       product += d * x * a.scale[c], sum += d;
       size += std::abs(d) + std::abs(d * x * a.scale[c]);
@@ -30,7 +32,7 @@ void check(const ChannelAffineBackward& a) {
   }
 }
 
-void test(int64_t samples, int64_t channels, int64_t positions) {
+void test(int64_t samples, int64_t channels, int64_t positions, bool last) {
   const int64_t rows = samples * channels, all = rows * positions;
   const Block grad = drawn(all), input = drawn(all), mean = drawn(channels),
               scale = drawn(channels), factor = drawn(channels);
@@ -38,9 +40,9 @@ void test(int64_t samples, int64_t channels, int64_t positions) {
     const Block input_grad = empty(all), weight_grad = empty(rows),
                 bias_grad = empty(rows);
     const ChannelAffineBackward call{
-        samples,          channels,          positions,      grad.get(),
-        input.get(),      mean.get(),        scale.get(),    factor.get(),
-        input_grad.get(), weight_grad.get(), bias_grad.get()};
+        samples,      channels,         positions,         last,
+        grad.get(),   input.get(),      mean.get(),        scale.get(),
+        factor.get(), input_grad.get(), weight_grad.get(), bias_grad.get()};
     channel_affine::run(call, capability, two_threads);
     check(call);
   }
@@ -49,8 +51,11 @@ void test(int64_t samples, int64_t channels, int64_t positions) {
 }  // namespace
 
 int main() {
-  for (int i = 0; i < cases(200); ++i) test(draw(0, 5), draw(1, 40), draw(0, 70));
-  test(3, 5, 5000);
-  test(40, 300, 4);
+  for (int i = 0; i < cases(300); ++i)
+    test(draw(0, 5), draw(1, i % 3 ? 40 : 200), draw(0, 70), i % 2);
+  for (const bool last : {false, true}) {
+    test(3, 5, 5000, last);
+    test(40, 300, 4, last);
+  }
   std::puts("channel_affine: all right");
 }
