@@ -17,6 +17,10 @@ from fisherprune.commandline import Parser
 from fisherprune.ops.sources import source_hash
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+README_NETWORKS = (
+    *("resnet50", "mobilenet_v3_small", "convnext_tiny", "swin_t"),
+    *("vit, 6 blocks of 384", "LSTM, 2 layers of 256", "GPT-2-like", "Llama-like"),
+)
 
 
 def end_to_end(record: dict) -> list[str]:
@@ -188,13 +192,30 @@ def training(record: dict) -> list[str]:
     return lines
 
 
-def short(moments: dict, masks: dict) -> list[str]:
-    """Show rows of ``end_to_end`` and ``topk``, one table under the other."""
+def short(moments: dict, masks: dict, networks: dict) -> list[str]:
+    """Show rows of ``end_to_end``, ``topk`` and ``zoo``, one table under the other."""
     end = end_to_end(moments)
     first = [row for row in end[: end.index("")] if "pass of" not in row]
     wanted = "global_topk**", "cat + topk + indices", "sort"
     last = [row for row in topk(masks)[2:] if any(f"{w} |" in row for w in wanted)]
-    return [*first, "", *topk(masks)[:2], *last]
+    return [*first, "", *topk(masks)[:2], *last, "", *_all_parameters(networks)]
+
+
+def _all_parameters(record: dict) -> list[str]:
+    """Show one network of each kind."""
+    lines = [
+        "| all parameters of | time over forward + backward | MB above both it and two "
+        "accumulators | error | ways, and parameters that go them |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for r in record["rows"]:
+        if r["what"] == "fisherprune" and r["network"] in README_NETWORKS:
+            above = r["MB above plain"] - r["accumulators MB"]
+            lines.append(
+                f"| {r['network']} | {r['over plain']:.2f} | {above:.0f} "
+                f"| {r['error']:.0e} | {r['ways']} |"
+            )
+    return lines
 
 
 def source(record: dict) -> str:
@@ -267,8 +288,8 @@ def bodies() -> dict[str, str]:
         for table in tables
         if (record := records.get(table.__name__))
     }
-    if {"end_to_end", "topk"} <= records.keys():
-        of = records["end_to_end"], records["topk"]
+    if {"end_to_end", "topk", "zoo"} <= records.keys():
+        of = records["end_to_end"], records["topk"], records["zoo"]
         found["short"] = "\n".join([*short(*of), "", *dict.fromkeys(map(source, of))])
     parts = []
     for path in sorted(RESULTS.glob("gpu-*.json")):

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ class Network:
         classes: of the labels; 0: the next token is the label.
         batch: samples in a batch.
         peer: whether vmap(grad) can run it.
+        layout: of images, and of the kernels of convolutions.
     """
 
     name: str
@@ -60,13 +61,14 @@ class Network:
     batch: int
     classes: int = 10
     peer: bool = True
+    layout: torch.memory_format = torch.preserve_format
 
     def batches(self, count: int) -> list[Batch]:
         """Draw batches."""
         torch.manual_seed(0)
         drawn = []
         for _ in range(count):
-            x = self.inputs(self.batch)
+            x = self.inputs(self.batch).to(memory_format=self.layout)
             y = torch.randint(self.classes, (self.batch,)) if self.classes else x
             drawn.append((x, y))
         return drawn
@@ -193,18 +195,17 @@ def language_models() -> Iterator[Network]:
 def networks(small: bool) -> Iterator[Network]:
     """Yield all networks."""
     size, batch = (32, 2) if small else (64, 32)
-    for name in (
-        "resnet50",
-        "densenet121",
-        "convnext_tiny",
-        "mobilenet_v3_small",
-        "shufflenet_v2_x1_0",
-        "regnet_y_400mf",
-        "squeezenet1_1",
-        "swin_t",
-    ):
-        yield torchvision(name, size, batch)
-    yield torchvision("googlenet", size, batch, aux_logits=False, init_weights=False)
+    names = ["resnet50", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x1_0"]
+    names += ["regnet_y_400mf", "squeezenet1_1"]
+    convolutional = [torchvision(name, size, batch) for name in names]
+    plainly = {"aux_logits": False, "init_weights": False}
+    convolutional += [torchvision("googlenet", size, batch, **plainly)]
+    for network in convolutional:
+        yield network
+        name = f"{network.name}, channels last"
+        yield replace(network, name=name, layout=torch.channels_last)
+    yield torchvision("convnext_tiny", size, batch)
+    yield torchvision("swin_t", size, batch)
     yield Network("vit, 6 blocks of 384", small_vit, images(64), batch)
     lstm = "LSTM, 2 layers of 256", Recurrent, tokens(64, 1000)
     yield Network(*lstm, batch, peer=False)
@@ -272,7 +273,7 @@ def error_of(model: nn.Module, batch: Batch, loss: Any) -> float:
 def compare(network: Network, device: str, rounds: int) -> list[dict]:
     """Race a pass, and its first batch alone, with a plain one and with the peer."""
     torch.manual_seed(0)
-    model = network.build().eval().to(device)
+    model = network.build().eval().to(device, memory_format=network.layout)
     batches = [(x.to(device), y.to(device)) for x, y in network.batches(PASS)]
     fp.measure_batchnorm(model, batches)  # else signals vanish in new networks
     loss = F.cross_entropy if network.classes else next_token
