@@ -273,7 +273,7 @@ def error_of(model: nn.Module, batch: Batch, loss: Any) -> float:
 def compare(network: Network, device: str, rounds: int) -> list[dict]:
     """Race a pass, and its first batch alone, with a plain one and with the peer."""
     torch.manual_seed(0)
-    model = network.build().eval().to(device, memory_format=network.layout)
+    model = network.build().eval().to(device).to(memory_format=network.layout)
     batches = [(x.to(device), y.to(device)) for x, y in network.batches(PASS)]
     fp.measure_batchnorm(model, batches)  # else signals vanish in new networks
     loss = F.cross_entropy if network.classes else next_token
