@@ -13,7 +13,7 @@ Constants = tuple[Tensor | float, ...]
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _KeptLayer:
     layer: Layer
     constants: Constants
     tensors: list[Tensor]
@@ -36,7 +36,7 @@ class KeptLayers:
     """
 
     def __init__(self) -> None:
-        self._kept: list[_Kept | None] = []
+        self._layers: list[_KeptLayer | None] = []
         self._number = 0
 
     def begin(self) -> None:
@@ -48,17 +48,18 @@ class KeptLayers:
         if not call.constants:
             return call
         number, self._number = self._number, self._number + 1
-        kept = self._kept[number] if number < len(self._kept) else None
+        kept = self._layers[number] if number < len(self._layers) else None
         if kept is not None and kept.is_of(call.constants):
             call.layer = kept.layer
         else:
-            self._kept[number : number + 1] = [_kept(call)]
+            self._layers[number : number + 1] = [_with_versions(call)]
         return call
 
 
-def _kept(call: LayerCall) -> _Kept | None:
+def _with_versions(call: LayerCall) -> _KeptLayer | None:
     """Return what is kept; None where tensors count no versions."""
     tensors = [each for each in call.constants if isinstance(each, Tensor)]
     if any(each.is_inference() for each in tensors):
         return None
-    return _Kept(call.layer, call.constants, tensors, [t._version for t in tensors])
+    versions = [each._version for each in tensors]
+    return _KeptLayer(call.layer, call.constants, tensors, versions)
