@@ -233,7 +233,10 @@ def losses(model, batch):
     return F.cross_entropy(model(x, tokens), labels, reduction="none")
 
 
-@pytest.mark.filterwarnings("error::fisherprune.FisherpruneWarning")
+@pytest.mark.filterwarnings(
+    "error::fisherprune.FisherpruneWarning",  # norms of norms have tiny gradients:
+    "ignore:.*so small that float32:fisherprune.FisherpruneWarning",
+)
 @settings(deadline=None, max_examples=500)
 @given(
     networks(),
