@@ -213,7 +213,8 @@ def test_input_gradients_do_not_depend_on_how_many_samples_are_taken_at_a_time(
     monkeypatch.setattr(conv, "CPU_BYTES", bytes_at_once)
     with Backwards() as parts:
         found = fp.gradient_moments(model, [batch])
-    assert parts.count > whole.count or bytes_at_once > 1  # for each thread
+    if memory_format is torch.contiguous_format and bytes_at_once == 1:
+        assert parts.count > whole.count
     for name in expected.mean:
         torch.testing.assert_close(found.mean[name], expected.mean[name])
         torch.testing.assert_close(found.fisher[name], expected.fisher[name])

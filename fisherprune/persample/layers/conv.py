@@ -32,9 +32,10 @@ def _samples_at_once(input: Tensor) -> int:
 
     On the CPU it copies images into an order of its own and back: copies of a whole
     batch leave the cache, and are pages that the system hands out anew in every layer.
+    Images in channels_last lie in that order.
     """
     count = input.shape[0]
-    if not input.is_cpu or input.numel() == 0:
+    if not input.is_cpu or input.numel() == 0 or input.stride(1) == 1:
         return count
     bytes_at_once = CPU_BYTES * torch.get_num_threads()
     return max(1, bytes_at_once // (input.nbytes // count))
