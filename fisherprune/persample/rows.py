@@ -92,9 +92,19 @@ class ReachCheck(RowCheck):
     """Sees whether gradients of every second sample's loss reach rows of others.
 
     In one pass: the losses of the others have the factor 0, so their rows have zeros.
+
+    Args:
+        samples: N.
+
+    Attributes:
+        reached: of each call, whether a gradient that reaches another row is not zero.
     """
 
     reason = REACHES_OTHER
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(samples)
+        self.reached: list[Tensor] = []
 
     def factors_in_turn(self) -> Iterator[Tensor]:
         """Yield the factors ``[N]`` of the one pass."""
@@ -103,6 +113,15 @@ class ReachCheck(RowCheck):
     def trace(self, rows: Scattered, grads: Tensor) -> bool:
         """Return True: rows of any samples reach none that are not theirs."""
         return True
+
+    def differs(self, call: object, grads: Tensor) -> bool:
+        """Note gradients ``[N, *]`` of samples, which are read later all at once."""
+        self.reached.append(grads[::2].any())
+        return False
+
+
+class LargeReachCheck(ReachCheck):
+    """The same, where what is reached is more than rounding errors."""
 
     def differs(self, call: object, grads: Tensor) -> bool:
         """Return whether gradients ``[N, *]`` of samples are others than theirs."""

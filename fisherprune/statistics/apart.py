@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.alone import Recorder, Records, read_at_once
 from fisherprune.persample.calls import Key
-from fisherprune.persample.rows import RowCheck
-from fisherprune.persample.tap import LayerTap
+from fisherprune.persample.rows import LargeReachCheck, ReachCheck, RowCheck
+from fisherprune.persample.tap import LayerTap, OwnGradientsError
 from fisherprune.statistics.batches import Batch, backward, reason, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
+
+SAME = 3e-7
+"""By which results of the same shapes may differ, of a sample beside others."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,62 @@ def check_untapped(op: str, task: Task, batch: Batch, forward: Forward) -> bool:
         raise alone
     check_apart(op, alone, ran)
     return True
+
+
+def check_reach(
+    op: str, task: Task, forward: Forward, few: Batch, tap: LayerTap
+) -> dict[str, str]:
+    """See whether gradients of the losses of a few samples reach rows of others.
+
+    Those are zeros where samples do not mix. Values may be nearly the same, alone and
+    in a batch, though they do: of losses with a small part of the whole batch's.
+
+    Args:
+        op: named in errors.
+        task: with the model.
+        forward: the pass.
+        few: of at most three samples, of which the middle one's loss may reach either
+            neighbour; as no run has changed them.
+        tap: of the batch that they are of.
+
+    Returns:
+        why the tap does not see a parameter's gradients, by its name: where samples
+        compute something together, which is the same beside any others; nothing where
+        a run or its backward pass fails, as that of the whole batch will.
+
+    Raises:
+        FisherpruneError: where a sample's result is another beside others.
+    """
+    other = LayerTap(
+        *(tap.parameters, few.tensors, few.size, tap.report, op), known=dict(tap.known)
+    )
+    check = ReachCheck(few.size)
+    try:
+        with other.forward():
+            ran = forward(task.model, few.last(few.size))
+        before = set(other.refused)
+        other.check_samples(ran.result, lambda _: check)
+        if not check.reached or not any(read_at_once(check.reached)):
+            return {}
+        other.check_samples(ran.result, LargeReachCheck)
+        reached = {n: why for n, why in other.refused.items() if n not in before}
+        beside = forward(task.model, few.alone(few.size - 1, few.size))
+    except (FisherpruneError, OwnGradientsError):
+        raise
+    except Exception:
+        return {}
+    # Of the same shapes: they are the same but for rows that move.
+    pairs = [(beside.result, ran.result)]
+    if beside.outputs is not None and ran.outputs is not None:
+        pairs.append((beside.outputs, ran.outputs))
+    if reached and any(_differs(own[-1], one[-1], SAME) for own, one in pairs):
+        raise FisherpruneError(
+            f"{op}: samples mix: the loss of a sample depends on the others of its "
+            f"batch, and so do the gradients of {min(reached)!r}: leave out of the "
+            "losses what is computed from the whole batch, as one that balances the "
+            "load of experts or compares samples"
+        )
+    return reached
 
 
 def check_rows(

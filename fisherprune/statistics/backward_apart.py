@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.contributions import Gradients
-from fisherprune.persample.rows import ReachCheck
+from fisherprune.persample.rows import LargeReachCheck
 from fisherprune.persample.tap import LayerTap, OwnGradientsError, scores_of
 from fisherprune.statistics.apart import tolerance_of
 from fisherprune.statistics.batches import Batch, running
@@ -107,7 +107,7 @@ def _seen(
         ran = forward(task.model, few)
     other.prepare(ran.result)
     before = set(other.refused)
-    other.check_samples(ran.result, ReachCheck)
+    other.check_samples(ran.result, LargeReachCheck)
     other.backward(scores_of(ran.result).sum())
     return found, other.refused.keys() - before
 

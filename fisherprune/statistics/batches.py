@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.persample.tap import OwnGradientsError
@@ -157,6 +158,18 @@ class Batch:
         """Tell who watches what a model made of it, before a loss is computed."""
         if self.watch:
             self.watch(outputs)
+
+    def watched(self, model: nn.Module) -> Any:
+        """Return the model for losses that are computed from its outputs alone.
+
+        Where it is watched what becomes of the batch, who calls it tells that.
+        """
+        return partial(self._told, model) if self.watch else model
+
+    def _told(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        outputs = model(*args, **kwargs)
+        self.became(outputs)
+        return outputs
 
     @property
     def tensors(self) -> list[Tensor]:

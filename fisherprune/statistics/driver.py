@@ -14,12 +14,12 @@ from fisherprune.parameters import Parameters, check_unhooked, device_of
 from fisherprune.persample.calls import Key
 from fisherprune.persample.contributions import Rows
 from fisherprune.persample.kept import KeptLayers
-from fisherprune.persample.rows import ReachCheck
 from fisherprune.persample.rowwise_tap import RowwiseTap
 from fisherprune.persample.tap import OWN_GRADIENTS, LayerTap, OwnGradientsError
 from fisherprune.shards import local, split_as
 from fisherprune.statistics.apart import (
     check_apart,
+    check_reach,
     check_rows,
     check_untapped,
     run_alone,
@@ -29,7 +29,7 @@ from fisherprune.statistics.batches import Batch, backward, checked_batches, run
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.graphs import GraphedBatches
 from fisherprune.statistics.passes import Task
-from fisherprune.statistics.protect import forgetting
+from fisherprune.statistics.protect import forgetting, versions_of
 from fisherprune.statistics.ranks import no_samples
 from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
 from fisherprune.statistics.shards import in_layers
@@ -193,6 +193,8 @@ class _TappedRun:
     """Whether the functions that are called may say that samples do not mix."""
     are_apart: bool = False
     """Whether it was seen that samples do not mix."""
+    reached: set[object] = field(default_factory=set)
+    """Shapes of batches of which it was seen whether gradients reach other samples."""
     has_compared: bool = False
     """Whether gradients were compared with those of samples alone."""
     changed: dict[str, str] = field(default_factory=dict)
@@ -277,14 +279,21 @@ class _TappedRun:
                 return self.run(batch, sample, made)
             tap.prepare(ran.result)
             self._agree(tap)
-        elif alone and has_alike:
-            self._check_reach(batch, tap)
+        wanted = alone and (has_alike or few and not self.reached)
+        if wanted and batch.shapes not in self.reached:
+            self.reached.add(batch.shapes)
+            run = self.op, self.task, self.forward, few or batch.last(3), tap
+            before = versions_of(self.task.model)
+            self.changed = check_reach(*run) | self.changed
+            if versions_of(self.task.model) != before:
+                return self.run(batch, sample, made)  # whose graph saves what changed
+            tap.refused = self.changed | tap.refused
             tap.prepare(ran.result)
             self._agree(tap)
         if few and tap.has_own_backward and not self.has_compared:
             self.has_compared = True
             run = self.op, self.task, self.forward, few, tap
-            self.changed = check_backward(*run) | tap.refused
+            self.changed = check_backward(*run) | self.changed | tap.refused
             return self.run(batch, sample, made)  # whose graph saves what these changed
         if self.changed.keys() & parameters:
             tap.refused = self.changed | tap.refused
@@ -314,23 +323,6 @@ class _TappedRun:
     def _tapped_batch(self, ran: Ran, batch: Batch, tap: LayerTap) -> TappedBatch:
         first = self.sums.samples - batch.size
         return TappedBatch(ran, batch.size, first, tap, self.sums)
-
-    def _check_reach(self, batch: Batch, tap: LayerTap) -> None:
-        """See whether samples mix where all are the same: a few of them show it.
-
-        Three, so that the loss of the middle one reaches either neighbour.
-        """
-        few = batch.last(3)
-        other = LayerTap(
-            *(tap.parameters, few.tensors, few.size, tap.report, self.op),
-            known=dict(tap.known),
-        )
-        with running(self.op, batch), other.forward():
-            ran = self.forward(self.task.model, few)
-        before = set(other.refused)
-        check_rows(other, ran.result, ReachCheck)
-        for name in other.refused.keys() - before:
-            tap.refused.setdefault(name, other.refused[name])
 
     def _agree(self, tap: LayerTap, flag: object = False) -> bool:
         """Return whether a rank that runs the model with this one has the flag set.

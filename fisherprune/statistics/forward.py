@@ -75,7 +75,7 @@ def of_losses(task: Task) -> Forward:
         return of_outputs(SampleLosses(task.loss_fn))
 
     def forward(model: nn.Module, batch: Batch) -> Ran:
-        each, found = losses(model, batch.content), list[Condition]()
+        each, found = losses(batch.watched(model), batch.content), list[Condition]()
         result = checked_sample_losses(each, batch.size, found.append)
         return Ran(result, conditions=found)
 

@@ -15,6 +15,7 @@ from fisherprune.statistics.batches import Batch
 from fisherprune.statistics.categorical import categorical
 from fisherprune.statistics.likelihoods import Bernoulli, Gaussian, Likelihood
 from fisherprune.statistics.losses import (
+    Losses,
     LossFn,
     SampleLosses,
     check_predictions,
@@ -83,7 +84,7 @@ def reader_of(op: str, task: Task, what: str) -> Reader:
         if function not in READERS:
             raise FieldError("losses", f"{KNOWN}, for {what}", shown(task.losses))
         read = partial(READERS[function], **options)
-        return lambda model, batch: read(model, batch.content)
+        return lambda model, batch: read(batch.watched(model), batch.content)
     make, sample_losses = _maker(op, task.loss_fn, what), SampleLosses(task.loss_fn)
 
     def of_pair(model: nn.Module, batch: Batch) -> Likelihood:
@@ -93,6 +94,11 @@ def reader_of(op: str, task: Task, what: str) -> Reader:
         return make(outputs, labels, lambda: sample_losses(outputs, labels))
 
     return of_pair
+
+
+def are_of_outputs(losses: Losses | None) -> bool:
+    """Return whether losses are computed of a model's outputs, sample by sample."""
+    return losses is None or _unbound(losses)[0] in READERS
 
 
 Maker = Callable[[Tensor, Tensor, Callable[[], Tensor]], Likelihood]

@@ -217,6 +217,12 @@ class Attributes:
                 each.put_back()
 
 
+def versions_of(model: nn.Module) -> list[int]:
+    """Return how often parameters and buffers were changed in place."""
+    every = (*model.parameters(), *model.buffers())
+    return [0 if each.is_inference() else each._version for each in every]
+
+
 def forgetting(model: nn.Module, forward: Callable[P, R]) -> Callable[P, R]:
     """Return a forward pass that leaves no graph in attributes of the model.
 

@@ -16,12 +16,14 @@ from fisherprune.persample.rowwise_tap import RowwiseTap
 from fisherprune.shards import PLAIN
 from fisherprune.statistics.batches import Batch, running
 from fisherprune.statistics.forward import Forward, Ran
+from fisherprune.statistics.known_losses import are_of_outputs
 from fisherprune.statistics.passes import Task
 
 
 def may_be_rowwise(task: Task) -> bool:
     """Return whether it can be known: losses are of outputs, no rank has parts."""
-    return task.losses is None and task.tensor_group is None and not task.leaves
+    in_parts = task.tensor_group is not None or task.leaves
+    return are_of_outputs(task.losses) and not in_parts
 
 
 def constants_of(task: Task, batch: Batch) -> set[int] | None:

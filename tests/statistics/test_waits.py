@@ -38,7 +38,7 @@ def reads(model, count, **options):
 def test_a_pass_has_few_reads_and_none_for_each_batch():
     model = models.resnet20()
     found = reads(model, 1)
-    assert sum(found.values()) <= 3, found
+    assert sum(found.values()) <= 4, found
     assert reads(model, 4) == found
 
 
