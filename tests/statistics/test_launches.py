@@ -3,6 +3,7 @@
 from collections import Counter
 
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherprune as fp
@@ -57,15 +58,31 @@ def test_a_first_batch_has_no_more_where_functions_keep_samples_apart():
     assert first["launches"] == lone["launches"]
 
 
+def test_losses_of_outputs_have_no_check_either():
+    model = models.resnet18()
+    first, lone = (calls(model, 1, size, losses=classification) for size in (4, 1))
+    assert first["launches"] == lone["launches"]
+
+
 def test_the_check_of_a_first_batch_has_few_launches():
     """A batch of one sample has no check; others run a sample alone, and compare it.
 
-    That is so where a loss of one's own may mix them. The sample is 20 convolutions,
-    each with a BatchNorm, 17 ReLUs and 8 additions.
+    And gradients of the losses of three must reach no others. That is so where a loss
+    of one's own may mix them. The sample is 20 convolutions, each with a BatchNorm,
+    17 ReLUs and 8 additions, and so are the three; backward, there is one convolution
+    less, and a zero for each of 62 parameters or fewer.
     """
-    model, alone = models.resnet18(), 20 + 20 + 17 + 8
-    few, more = (calls(model, 1, size, losses=classification) for size in (1, 4))
+    model, forward = models.resnet18(), 20 + 20 + 17 + 8
+
+    def losses(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    few, more = (calls(model, 1, size, losses=losses) for size in (1, 4))
     found = {what: more[what] - few[what] for what in more}
     heads = 2 + 20  # pooling and linear layer, loss and conditions
-    assert found["launches"] <= alone + heads + 20 + 62, found  # copies, comparisons
-    assert found["views"] <= 2 * 20 + 12 * 20, found  # forward, samples in tensors
+    alone = forward + heads + 20 + 62  # copies, comparisons
+    reach = 2 * (forward + heads) + 62
+    assert found["launches"] <= alone + reach, found
+    assert found["views"] <= 2 * (2 * 20 + 12 * 20), (
+        found
+    )  # forward, samples in tensors
