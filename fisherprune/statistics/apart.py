@@ -19,8 +19,9 @@ from fisherprune.statistics.batches import Batch, backward, reason, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
-SAME = 3e-7
-"""By which results of the same shapes may differ, of a sample beside others."""
+SAME, NEARLY = 3e-7, 1e-5
+"""By which results of the same shapes may differ, of a sample beside others: where its
+gradients reach others, and where nothing is known of them."""
 
 
 @dataclass(frozen=True)
@@ -172,24 +173,52 @@ def check_reach(
         if not check.reached or not any(read_at_once(check.reached)):
             return {}
         other.check_samples(ran.result, LargeReachCheck)
-        reached = {n: why for n, why in other.refused.items() if n not in before}
-        beside = forward(task.model, few.alone(few.size - 1, few.size))
     except (FisherpruneError, OwnGradientsError):
         raise
     except Exception:
         return {}
-    # Of the same shapes: they are the same but for rows that move.
-    pairs = [(beside.result, ran.result)]
-    if beside.outputs is not None and ran.outputs is not None:
-        pairs.append((beside.outputs, ran.outputs))
-    if reached and any(_differs(own[-1], one[-1], SAME) for own, one in pairs):
-        raise FisherpruneError(
-            f"{op}: samples mix: the loss of a sample depends on the others of its "
-            f"batch, and so do the gradients of {min(reached)!r}: leave out of the "
-            "losses what is computed from the whole batch, as one that balances the "
-            "load of experts or compares samples"
-        )
+    reached = {n: why for n, why in other.refused.items() if n not in before}
+    if reached:
+        check_beside(op, task, forward, few, SAME)
     return reached
+
+
+def check_beside(
+    op: str, task: Task, forward: Forward, few: Batch, tolerance: float = NEARLY
+) -> None:
+    """Refuse where a sample's result is another beside others than beside itself.
+
+    Both are of the same shapes, so rounding is the same, but where values decide which
+    rows lie together.
+
+    Args:
+        op: named in errors.
+        task: with the model.
+        forward: the pass.
+        few: of the samples, as no run has changed them.
+        tolerance: by which results of float32 may differ.
+
+    Raises:
+        FisherpruneError: where it is.
+    """
+    try:
+        one = forward(task.model, few.last(few.size))
+        own = forward(task.model, few.alone(few.size - 1, few.size))
+    except Exception:  # a batch of another size runs
+        return
+    rounding = tolerance_of(one.result)
+    allowed, size = tolerance if rounding <= 1e-3 else rounding, None
+    differ = torch.zeros((), dtype=torch.bool)
+    if own.outputs is not None and one.outputs is not None:
+        size = one.outputs[-1].detach().float().norm()
+        differ = _differs(own.outputs[-1], one.outputs[-1], allowed)
+    if differ or _differs(own.result[-1], one.result[-1], allowed, size):
+        raise FisherpruneError(
+            f"{op}: samples mix: what comes of a sample depends on the others of its "
+            "batch: leave out what is computed from the whole batch, as its "
+            "statistics, or a loss that balances the load of experts or compares "
+            "samples"
+        )
 
 
 def check_rows(

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.rowwise_tap import RowwiseTap
-from fisherprune.statistics.apart import check_apart, run_alone
+from fisherprune.statistics.apart import check_apart, check_beside, run_alone
 from fisherprune.statistics.batches import Batch, running
 from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
-from fisherprune.statistics.protect import forgetting
+from fisherprune.statistics.protect import forgetting, versions_of
 from fisherprune.statistics.rowwise import constants_of, may_be_rowwise, run_rowwise
 from fisherprune.statistics.verdicts import Verdicts
 
@@ -59,10 +59,15 @@ def _run_compared(op: str, task: Task, forward: Forward, batch: Batch) -> Ran:
     Raises:
         FisherpruneError: where samples mix.
     """
-    alone = run_alone(op, task, {}, batch, forward)
+    alone, few = run_alone(op, task, {}, batch, forward), batch.last(3)
     with running(op, batch):
         ran = forward(task.model, batch)
     if isinstance(alone, FisherpruneError):
         raise alone
     check_apart(op, alone, ran)
-    return ran
+    before = versions_of(task.model)
+    check_beside(op, task, forward, few)
+    if versions_of(task.model) == before:
+        return ran
+    with running(op, batch):  # its graph saved what that changed
+        return forward(task.model, batch)

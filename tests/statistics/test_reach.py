@@ -54,7 +54,7 @@ def test_a_small_loss_of_the_whole_batch_is_refused(factor):
     every = dict(model.named_parameters())
     with pytest.raises(fp.FisherpruneError, match="gradient_moments: samples mix"):
         fp.gradient_moments(model, drawn(), losses=losses, parameters=every)
-    with pytest.raises(fp.FisherpruneError, match="samples mix: the loss of a sample"):
+    with pytest.raises(fp.FisherpruneError, match="samples mix"):
         fp.score(model, drawn(), "fts", losses=losses, parameters=every)
     assert "samples mix" in str(fp.check(model, drawn()[0], losses=losses))
 
@@ -67,7 +67,7 @@ def test_one_that_rounding_may_hide_is_that_of_samples_alone():
         try:
             found = fp.gradient_moments(model, batches, losses=losses, parameters=every)
         except fp.FisherpruneError as error:
-            assert "samples mix: the loss" in str(error)
+            assert "samples mix" in str(error)
             return
     assert "reach rows of other samples" in str(told[0].message)
     alone = [each[i : i + 1] for each in batches for i in range(len(each))]
