@@ -38,6 +38,12 @@ RECOMPUTING = (
     "tensors may: they must be switched off for scoring"
 )
 
+UNSEEN = (
+    "an autograd.Function (activation checkpointing is one) uses {!r}, which is not "
+    "among its inputs: switch checkpointing off for scoring; give a Function of your "
+    "own the parameters that it uses as inputs, and return their gradients"
+)
+
 
 UNTOLD = (
     "a row of %s had no gradient in the first backward pass, which tells whose it is, "
@@ -222,7 +228,7 @@ class LayerTap(CallTap):
         self.has_own_backward |= way.has_own_functions
         outside = [n for n, p in self.parameters.items() if id(p) in way.leaves]
         if self.hidden and way.has_own_functions and self.hidden not in outside:
-            raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
+            raise FisherpruneError(f"{self.op}: {UNSEEN.format(self.hidden)}")
         for name in outside:
             self.refused.setdefault(name, "its gradient comes from other calls, too")
         for name in way.kept:

@@ -79,7 +79,8 @@ class _Drawn:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.model = copy.deepcopy(task.model).requires_grad_(False)
+        with torch.no_grad():  # a copy of TorchScript would hold a graph
+            self.model = copy.deepcopy(task.model).requires_grad_(False)
         own = {id(p): name for name, p in task.model.named_parameters()}
         self.names = {name: own[id(p)] for name, p in task.parameters.items()}
         self.totals = {

@@ -30,10 +30,12 @@ def redraw_(op: str, model: nn.Module, seed: int) -> None:
         for name, module in fresh.named_modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-            elif next(module.parameters(recurse=False), None) is not None:
+            elif names := [n for n, _ in module.named_parameters(recurse=False)]:
                 raise FisherpruneError(
-                    f"{op}: {name or 'the model'} ({type(module).__name__}) "
-                    "has parameters and must have reset_parameters() to draw new ones"
+                    f"{op} draws new weights: {name or 'the model'} "
+                    f"({type(module).__name__}) must have a method reset_parameters() "
+                    f"that draws {', '.join(names)}: write one, or choose another "
+                    "criterion"
                 )
     for own, drawn in (
         *zip(model.parameters(), fresh.parameters(), strict=True),

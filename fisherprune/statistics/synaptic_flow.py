@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import device_of
 from fisherprune.statistics.batches import Batch, running
 from fisherprune.statistics.driver import batches_of
@@ -57,10 +58,35 @@ def synaptic_flow_pass(task: Task) -> ModelStatistics:
             if not 0 < flow < math.inf:
                 raise FisherpruneError(
                     f"{OP}: the flow must be above 0 and finite, got {flow} in "
-                    "float64: no path leads through the network, or its weights are "
-                    "too small or too large"
+                    f"float64: {_reason(flow)}"
                 )
+    _warn_of_negative(slopes)
     return _in_float32(slopes)
+
+
+def _reason(flow: float) -> str:
+    if flow < 0:
+        return (
+            "the network makes negative values of positive ones, as LayerNorm and "
+            "GroupNorm do: choose another criterion"
+        )
+    if flow == 0:
+        return (
+            "no path leads through the network (a layer may be all zeros: initialize "
+            "it), or its weights are too small"
+        )
+    return "its weights are too large"
+
+
+def _warn_of_negative(slopes: Mapping[str, Tensor]) -> None:
+    if torch.stack([(s < 0).any() for s in slopes.values()]).any():
+        warnings.warn(
+            f"{OP}: the flow falls where some weights grow, as with LayerNorm, "
+            "GroupNorm and softmax, so criterion synflow prunes these weights first, "
+            "and may collapse a layer: another criterion suits such a network",
+            FisherpruneWarning,
+            stacklevel=2,
+        )
 
 
 def _ones(task: Task) -> Batch | None:

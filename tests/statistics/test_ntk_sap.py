@@ -45,6 +45,16 @@ def test_of_one_convolution_it_counts_the_positions():
     assert (found > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_can_not_draw_weights():
+    script = torch.jit.script(nn.Linear(3, 4))
+    model, x = nn.Sequential(script, nn.Linear(4, 2)), torch.zeros(5, 3)
+    named = {"1.weight": model[1].weight}
+    match = r"0 \(RecursiveScriptModule\) must have .* that draws weight, bias: write"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        derivatives(model, [x], named)
+
+
 def test_of_a_linear_network_it_is_the_norm_of_what_follows():
     """With f = B A x and d for A alone, E K_ij = 2 E |B_i|^2; B is uniform anew."""
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 5, bias=False))
@@ -219,7 +229,9 @@ def test_mistakes():
     with pytest.raises(fp.FisherpruneError, match="first dimension, got .*tuple"):
         fp.score(own, [(x, y)], "ntk_sap")
     own.bias = nn.Parameter(torch.zeros(3))
-    match = r"ntk_sap: the model \(Own\) has parameters and must have reset_parameters"
+    match = (
+        r"ntk_sap draws .* model \(Own\) must have .* reset_parameters\(\) that draws "
+    )
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.score(own, [(x, y)], "ntk_sap")
     with pytest.raises(fp.FisherpruneError, match="ntk_draws must be an integer of at"):

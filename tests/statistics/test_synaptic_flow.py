@@ -66,6 +66,36 @@ def test_flows_that_nothing_can_hold_are_refused(scale, flow):
         fp.score(chain(scale), some([6]), "synflow")
 
 
+def test_a_refused_flow_has_its_reason():
+    zero = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2, bias=False))
+    nn.init.zeros_(zero[1].weight)
+    normalized = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 2, bias=False))
+    with torch.no_grad():  # a mean below 0: the normalized values are -1, 2 times 1 ...
+        normalized[1].weight.copy_(torch.tensor([[2.0, 1, 1, 1, 1, 1]] * 2))
+    normalized.insert(0, nn.Linear(6, 6, bias=False))
+    nn.init.eye_(normalized[0].weight).data[0, 0] = 0.5
+    for model, why in (
+        (zero, "got 0.0 .* all zeros: initialize it"),
+        (normalized, "got -.* negative values of positive ones, as LayerNorm"),
+        (chain(1e35), "weights are too large"),
+    ):
+        with pytest.raises(fp.FisherpruneError, match=why):
+            fp.score(model, some([6]), "synflow")
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.Softmax(1)])
+def test_a_flow_that_falls_with_weights_is_told(norm):
+    model = nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 6), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.arange(36.0).view(6, 6))  # a flow above 0
+        model[2].bias.fill_(1000.0)
+    wanted = flow_scores(model, [6])
+    assert min(s.min() for s in wanted.values()) < 0
+    with pytest.warns(fp.FisherpruneWarning, match="falls where some weights grow"):
+        found = fp.score(model, some([6]), "synflow")
+    assert all(truth.relative_error(found[n], wanted[n]) < 1e-4 for n in wanted)
+
+
 def test_pixels_labels_and_batches_do_not_matter():
     model = conv_net()
     one = fp.score(model, some([3, 9, 9]), "synflow")
