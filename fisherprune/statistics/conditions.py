@@ -96,8 +96,8 @@ def _zeros(model: nn.Module) -> Iterator[str]:
     }
     if zero := [n for n, w in weights.items() if w is not None and not w.any()]:
         yield (
-            f"{_named(zero)} initialized to zero: no gradient comes through to layers "
-            "before; other initial values, or some steps of training, change that"
+            f"{_named(zero)} initialized to zero, so no gradient comes back through "
+            "such a layer: other initial values, or some steps of training, change that"
         )
 
 

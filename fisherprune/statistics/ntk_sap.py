@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.modules import copied
 from fisherprune.parameters import check_finite
 from fisherprune.shards import check_whole
 from fisherprune.statistics.batches import Batch, running
@@ -79,8 +78,7 @@ class _Drawn:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        with torch.no_grad():  # a copy of TorchScript would hold a graph
-            self.model = copy.deepcopy(task.model).requires_grad_(False)
+        self.model = copied(OP, task.model).requires_grad_(False)
         own = {id(p): name for name, p in task.model.named_parameters()}
         self.names = {name: own[id(p)] for name, p in task.parameters.items()}
         self.totals = {

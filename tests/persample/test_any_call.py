@@ -250,6 +250,43 @@ def test_complex_numbers(what):
     assert found.paths["fc.weight"] == ("linear",)
 
 
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors(layout):
+    """Made within, of samples of several lengths."""
+    lengths = torch.tensor([4, 2, 3, 1, 4])
+    layers = nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 5)
+    model, (x, y) = nn.Sequential(*layers), data((4, 6), samples=5)
+
+    def losses(model, batch):
+        x, lengths, y = batch
+        rows = [one[: int(n)] for one, n in zip(x, lengths, strict=True)]
+        nested = torch.nested.nested_tensor(rows, layout=layout)
+        h = torch.nested.to_padded_tensor(model(nested), 0.0).sum(1)
+        return nn.functional.cross_entropy(h, y, reduction="none")
+
+    def alone(model, x, y, n):
+        h = model(x[:, :n]).sum(1)
+        return nn.functional.cross_entropy(h, y)
+
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="it reads a sparse or a nested"):
+        found = fp.gradient_moments(
+            model, [(x, lengths, y)], losses=losses, parameters=named
+        )
+    double = truth.in_double(model)
+    weights = [*double.parameters()]
+    rows = [
+        torch.autograd.grad(
+            alone(double, x[i : i + 1].double(), y[i : i + 1], n), weights
+        )
+        for i, n in enumerate(lengths.tolist())
+    ]
+    for name, *grads in zip(named, *rows, strict=True):
+        wanted = torch.stack(grads).square().mean(0)
+        assert truth.relative_error(found.fisher[name], wanted) < 1e-5
+
+
 def test_sparse_weights():
     """A matrix that is made of a parameter, and a constant one."""
 

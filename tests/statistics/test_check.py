@@ -190,7 +190,7 @@ def test_layers_that_are_zero_are_named():
     assert fp.check(model, (x, y)).settings == ()
     nn.init.zeros_(model[1].weight)
     (said,) = fp.check(model, (x, y)).settings
-    assert said.startswith("'1' is initialized to zero: no gradient comes through")
+    assert said.startswith("'1' is initialized to zero, so no gradient comes back")
     found = fp.gradient_moments(model, [(x, y)])
     assert not found.fisher["0.weight"].any()
 
