@@ -15,7 +15,13 @@ from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.parameters import Parameters, check_finite, device_of
 from fisherprune.shards import largest
 from fisherprune.statistics.alike import agreed
-from fisherprune.statistics.batches import Batch, Batches, checked_batches, running
+from fisherprune.statistics.batches import (
+    Batch,
+    Batches,
+    checked_batches,
+    grads_of,
+    running,
+)
 from fisherprune.statistics.blocks import BlockSum
 from fisherprune.statistics.flow import flow_parameters
 from fisherprune.statistics.forward import Forward, of_losses, of_outputs
@@ -226,16 +232,14 @@ def _vector_hessian(
     loss: Tensor, weights: Sequence[Tensor], vector: Sequence[Tensor], scored: int
 ) -> list[Tensor]:
     """Return the gradient, and the product of the first ``scored`` of the weights."""
-    grads = torch.autograd.grad(
-        loss, weights, create_graph=True, materialize_grads=True
-    )
+    grads = grads_of(OP, loss, weights, create_graph=True)
     along = [(g * v).sum() for g, v in zip(grads, vector, strict=True)]
     along = [each for each in along if each.requires_grad]
     wanted = weights[:scored]
     if not along:  # a loss that is linear in the weights
         return [*grads, *(torch.zeros_like(w) for w in wanted)]
     ones = [torch.ones_like(each) for each in along]
-    return [*grads, *torch.autograd.grad(along, wanted, ones, materialize_grads=True)]
+    return [*grads, *grads_of(OP, along, wanted, grad_outputs=ones)]
 
 
 def _check_count(seen: int, first: MeanGradient) -> None:

@@ -15,7 +15,7 @@ from fisherprune.parameters import Parameters, check_finite
 from fisherprune.shards import shards_of
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.alike import agreed
-from fisherprune.statistics.batches import Batches
+from fisherprune.statistics.batches import Batches, grads_of
 from fisherprune.statistics.blocks import BlockSum
 from fisherprune.statistics.estimates import Estimate, estimate_of
 from fisherprune.statistics.forward import of_losses
@@ -192,9 +192,7 @@ def _products(
     loss: Tensor, weights: Sequence[Tensor], probes: list[list[Tensor]]
 ) -> Iterator[Sequence[Tensor]]:
     """Yield the product of the Hessian with each probe."""
-    grads = torch.autograd.grad(
-        loss, weights, create_graph=True, materialize_grads=True
-    )
+    grads = grads_of(OP, loss, weights, create_graph=True)
     for k, signs in enumerate(probes):
         along = torch.stack(
             [(g * z).sum().float() for g, z in zip(grads, signs, strict=True)]
@@ -202,6 +200,4 @@ def _products(
         if not along.requires_grad:  # a loss that is linear in the weights
             yield [torch.zeros_like(w) for w in weights]
             continue
-        yield torch.autograd.grad(
-            along, weights, retain_graph=k < len(probes) - 1, materialize_grads=True
-        )
+        yield grads_of(OP, along, weights, retain_graph=k < len(probes) - 1)

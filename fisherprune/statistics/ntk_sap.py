@@ -9,8 +9,9 @@ from torch.func import functional_call
 from fisherprune.errors import FieldError, FisherpruneError, shown
 from fisherprune.modules import copied
 from fisherprune.parameters import check_finite
+from fisherprune.persample.tap import running_once
 from fisherprune.shards import check_whole
-from fisherprune.statistics.batches import Batch, running
+from fisherprune.statistics.batches import Batch, grads_of, running
 from fisherprune.statistics.batchnorm import measure_batchnorm
 from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.losses import checked_outputs
@@ -99,8 +100,7 @@ class _Drawn:
         here = self._outputs({n: c * weights[n] for n, c in masks.items()}, x)
         moved = {n: c * (weights[n] + epsilon * steps[n]) for n, c in masks.items()}
         distance = ((here - self._outputs(moved, x)) / epsilon).square().sum()
-        wanted = [*masks.values()]
-        grads = torch.autograd.grad(distance, wanted, materialize_grads=True)
+        grads = grads_of(OP, distance, [*masks.values()])
         for total, grad in zip(self.totals.values(), grads, strict=True):
             total += grad
         return len(x)
@@ -122,7 +122,8 @@ class _Drawn:
         return weights, steps
 
     def _outputs(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        return checked_outputs(functional_call(self.model, weights, (x,)), x)
+        with running_once(OP):  # what runs later would read the model's own
+            return checked_outputs(functional_call(self.model, weights, (x,)), x)
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import device_of
-from fisherprune.statistics.batches import Batch, running
+from fisherprune.statistics.batches import Batch, grads_of, running
 from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
@@ -133,11 +133,27 @@ def _derivatives(
         if id(p) in names
     }
     state |= {name: absolute(buffer) for name, buffer in model.named_buffers()}
+    state = {f"model.{name}": tensor for name, tensor in state.items()}
+    there = _There(model, [*scored.values()])
     with running(OP, ones):
-        outputs = functional_call(model, state, (ones.content.to(dtype),))
-    flow = _sum(outputs)
-    slopes = torch.autograd.grad(flow, [*scored.values()], materialize_grads=True)
+        flow, slopes = functional_call(there, state, (ones.content.to(dtype),))
     return flow.item(), dict(zip(scored, slopes, strict=True))
+
+
+class _There(nn.Module):
+    """The flow and its derivatives for weights that a model has for one call.
+
+    The backward pass belongs to the call: parts of the model may run in it again.
+    """
+
+    def __init__(self, model: nn.Module, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.model, self.weights = model, weights
+
+    def forward(self, ones: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the model forward and backward."""
+        flow = _sum(self.model(ones))
+        return flow, grads_of(OP, flow, self.weights)
 
 
 def _sum(outputs: object) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 import truth
 from nets import Own, conv_net
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fisherprune as fp
 
@@ -94,6 +95,45 @@ def test_a_flow_that_falls_with_weights_is_told(norm):
     with pytest.warns(fp.FisherpruneWarning, match="falls where some weights grow"):
         found = fp.score(model, some([6]), "synflow")
     assert all(truth.relative_error(found[n], wanted[n]) < 1e-4 for n in wanted)
+
+
+class Again(torch.autograd.Function):
+    """Runs a layer once more in the backward pass, as reversible blocks do."""
+
+    @staticmethod
+    def forward(ctx, x, layer, *weights):
+        ctx.layer, ctx.weights = layer, weights
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return layer(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            again = ctx.layer(x)
+        weights = [*ctx.layer.parameters()]
+        found, *slopes = torch.autograd.grad(again, [x, *weights], grad)
+        return found, None, *slopes
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: checkpoint(m, x, use_reentrant=False),
+        lambda m, x: Again.apply(x, m, *m.parameters()),
+    ],
+)
+def test_what_runs_again_in_the_backward_pass_has_the_same_weights(run):
+    plain = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4, False), nn.Linear(4, 2))
+    again = Own(lambda m, x: m.layers[2](run(m.layers[1], m.layers[0](x))))
+    again.layers = plain
+    wanted = fp.score(plain, some([6]), "synflow")
+    found = fp.score(
+        again, some([6]), "synflow", parameters=fp.prunable_parameters(plain)
+    )
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
 
 
 def test_pixels_labels_and_batches_do_not_matter():
