@@ -61,6 +61,11 @@ def passed(loss: Tensor, tap: LayerTap) -> Passed:
     return found
 
 
+def python_functions(loss: Tensor) -> list[Node]:
+    """Return the calls of ``autograd.Function`` that lead to a loss."""
+    return [node for node in _nodes(loss) if isinstance(node, BackwardCFunction)]
+
+
 def taps_of(loss: Tensor) -> set[Any]:
     """Return the taps whose calls the backward pass of a loss would pass."""
     ours = (node for node in _nodes(loss) if _is_ours(node))

@@ -47,6 +47,7 @@ from fisherprune.statistics.protect import evaluating, forgetting
 from fisherprune.statistics.ranks import add_up_, gathered, together
 from fisherprune.statistics.scale import LEAP, scaled, shifted
 from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.twice import twice_differentiable
 from fisherprune.statistics.verdicts import Expect, Verdicts
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _vector_hessian(
     loss: Tensor, weights: Sequence[Tensor], vector: Sequence[Tensor], scored: int
 ) -> list[Tensor]:
     """Return the gradient, and the product of the first ``scored`` of the weights."""
-    grads = grads_of(OP, loss, weights, create_graph=True)
+    grads = twice_differentiable(OP, loss, weights)
     along = [(g * v).sum() for g, v in zip(grads, vector, strict=True)]
     along = [each for each in along if each.requires_grad]
     wanted = weights[:scored]

@@ -31,6 +31,7 @@ from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import add_up_, counted, gathered, together
 from fisherprune.statistics.scale import ENOUGH, LEAP, scaled
 from fisherprune.statistics.settings import Settings, checked_number
+from fisherprune.statistics.twice import twice_differentiable
 from fisherprune.statistics.whole import in_whole
 from fisherprune.streams import stream
 
@@ -192,7 +193,7 @@ def _products(
     loss: Tensor, weights: Sequence[Tensor], probes: list[list[Tensor]]
 ) -> Iterator[Sequence[Tensor]]:
     """Yield the product of the Hessian with each probe."""
-    grads = grads_of(OP, loss, weights, create_graph=True)
+    grads = twice_differentiable(OP, loss, weights)
     for k, signs in enumerate(probes):
         along = torch.stack(
             [(g * z).sum().float() for g, z in zip(grads, signs, strict=True)]

@@ -19,6 +19,7 @@ from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.plain import plain_passes
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.twice import twice_differentiable
 
 OP = "meta_gradient"
 
@@ -82,7 +83,7 @@ class _Path:
 
     def step(self, loss: Tensor, settings: Settings) -> None:
         """Go a step further."""
-        grads = grads_of(OP, loss, [*self.now.values()], create_graph=True)
+        grads = twice_differentiable(OP, loss, [*self.now.values()])
         pairs = zip(self.velocity, grads, strict=True)
         self.velocity = [settings.inner_momentum * v + g for v, g in pairs]
         named = zip(self.now.items(), self.velocity, strict=True)

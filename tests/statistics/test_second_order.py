@@ -3,8 +3,9 @@
 import pytest
 import torch
 import truth
-from nets import SequenceNet, TwiceNet, batches, conv_net, data, randomized
+from nets import Own, SequenceNet, TwiceNet, batches, conv_net, data, randomized
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 import fisherprune as fp
 from fisherprune.statistics.categorical import softmax_hessian_root
@@ -179,3 +180,63 @@ def test_an_error_of_the_tap_names_the_pass():
     match = "gauss_newton_diagonal: a BatchNorm layer uses batch statistics"
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.gauss_newton_diagonal(model, [(x, y)])
+
+
+class Known(torch.autograd.Function):
+    """``tanh`` whose backward pass is made of torch's functions."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y)
+
+
+class Once(Known):
+    """Says that it can be differentiated once."""
+
+    backward = staticmethod(once_differentiable(Known.backward))
+
+
+class Opaque(Known):
+    """Takes its gradient without a graph, and does not say so."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.no_grad():
+            return Known.backward(ctx, grad)
+
+
+def through(function):
+    torch.manual_seed(1)
+    layers = {"first": nn.Linear(6, 8), "last": nn.Linear(8, 4)}
+    return Own(lambda m, x: m.last(function(m.first(x))), **layers)
+
+
+@pytest.mark.parametrize("criterion", ["grasp", "prospr", "hutchinson_diag"])
+def test_functions_without_second_derivatives_are_refused(criterion):
+    """Autograd leaves their second derivatives out, without a word."""
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+    wanted = fp.score(through(torch.tanh), given, criterion)["first.weight"]
+    found = fp.score(through(Known.apply), given, criterion)["first.weight"]
+    torch.testing.assert_close(found, wanted)
+    for function in (Once, Opaque):
+        match = f"autograd.Function {function.__name__} must have a backward pass"
+        with pytest.raises(fp.FisherpruneError, match=match):
+            fp.score(through(function.apply), given, criterion)
+
+
+def test_functions_that_stop_a_gradient_are_not_refused():
+    class Stop(Known):
+        @staticmethod
+        def backward(ctx, grad):
+            return torch.zeros_like(grad)
+
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+    stopped = fp.score(through(Stop.apply), given, "grasp")["first.weight"]
+    assert not stopped.any()
