@@ -60,7 +60,8 @@ def synaptic_flow_pass(task: Task) -> ModelStatistics:
                     f"{OP}: the flow must be above 0 and finite, got {flow} in "
                     f"float64: {_reason(flow)}"
                 )
-    _warn_of_negative(slopes)
+    if task.masks is None:  # not in each round
+        _warn_of_negative(slopes)
     return _in_float32(slopes)
 
 

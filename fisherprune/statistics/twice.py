@@ -6,13 +6,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from fisherprune.errors import FisherpruneError
-from fisherprune.persample.backward import python_functions
+from fisherprune.persample.backward import nodes_of
 from fisherprune.statistics.batches import grads_of
 
 Grads = tuple[Tensor | None, ...]
+
+ONCE = (
+    "{}: {} must give gradients that can be differentiated once more: write it with "
+    "torch's functions of {} (no detach, no once_differentiable, no grad without "
+    "create_graph), or choose a criterion without second derivatives"
+)
 
 
 def twice_differentiable(
@@ -21,32 +28,43 @@ def twice_differentiable(
     """Return gradients with a graph.
 
     What comes of an ``autograd.Function`` that can be differentiated once alone has no
-    graph, or one that autograd passes by without a word.
+    graph, or one that autograd passes by without a word; so has what hooks detach.
 
     Raises:
-        FisherpruneError: where there is such a function, or as ``grads_of`` does.
+        FisherpruneError: where there is such a function or hook, or as ``grads_of``
+            does.
     """
+    grown = set[tuple[object, int]]()
     with ExitStack() as hooks:
-        for node in python_functions(loss):
-            hooks.callback(node.register_hook(_check(op, node)).remove)
+        for node in nodes_of(loss):
+            hooks.callback(node.register_hook(_check(op, node, grown)).remove)
         return grads_of(op, loss, weights, create_graph=True)
 
 
-def _check(op: str, node: Node) -> Callable[[Grads, Grads], None]:
-    name = node.name().removesuffix("Backward")
+def _check(
+    op: str, node: Node, grown: set[tuple[object, int]]
+) -> Callable[[Grads, Grads], None]:
+    """Return a hook, of a node; ``grown`` are the places to which graphs lead."""
 
     def check(found: Grads, given: Grads) -> None:
-        if not any(grad is not None and grad.requires_grad for grad in given):
-            return
-        if any(grad is not None and _is_cut(grad) for grad in found):
-            raise FisherpruneError(
-                f"{op}: the autograd.Function {name} must have a backward pass that "
-                "can be differentiated once more: write it with torch's functions of "
-                "its saved tensors (not once_differentiable, no grad without "
-                "create_graph), or choose a criterion without second derivatives"
-            )
+        for i, grad in enumerate(given):
+            if grad is not None and (node, i) in grown and _is_cut(grad):
+                hook = "a hook on a tensor (register_hook)"
+                raise FisherpruneError(ONCE.format(op, hook, "its gradient"))
+        if isinstance(node, BackwardCFunction):
+            has_graph = any(grad is not None and grad.requires_grad for grad in given)
+            if has_graph and any(grad is not None and _is_cut(grad) for grad in found):
+                function = f"the autograd.Function {_name(node)}"
+                raise FisherpruneError(ONCE.format(op, function, "what it has saved"))
+        for grad, place in zip(found, node.next_functions, strict=False):
+            if grad is not None and grad.requires_grad:
+                grown.add(place)
 
     return check
+
+
+def _name(node: Node) -> str:
+    return node.name().removesuffix("Backward")
 
 
 def _is_cut(grad: Tensor) -> bool:

@@ -9,7 +9,7 @@ import truth
 from any_calls import WAYS
 from checks import assert_moments, refused
 from layer_calls import TOKENS, drawn, looked_up, read
-from nets import batches, data
+from nets import Own, batches, data
 from torch import nn
 
 import fisherprune as fp
@@ -285,6 +285,22 @@ def test_nested_tensors(layout):
     for name, *grads in zip(named, *rows, strict=True):
         wanted = torch.stack(grads).square().mean(0)
         assert truth.relative_error(found.fisher[name], wanted) < 1e-5
+
+
+def test_functions_that_vmap_runs_one_by_one_are_not_warned_of():
+    layers = nn.Linear(6, 4), nn.Bilinear(4, 4, 5)
+    model = Own(lambda m, x: m.b(m.a(x), m.a(x).tanh()))
+    model.a, model.b = layers  # Bilinear has no rule, and vmap none of its own
+    x, y = data((6,))
+    named = dict(model.named_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fp.gradient_moments(model, [(x, y)], parameters=named)
+        loss = nn.functional.multi_margin_loss
+        fp.gradient_moments(model, [(x, y)], loss, parameters=named)
+    assert found.paths["b.weight"] == ("vmap",)
+    with pytest.warns(UserWarning, match="performance drop"):  # as before
+        torch.func.vmap(nn.functional.multi_margin_loss)(x, y)
 
 
 def test_sparse_weights():

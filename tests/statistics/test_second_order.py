@@ -212,6 +212,16 @@ class Opaque(Known):
             return Known.backward(ctx, grad)
 
 
+def hooked(hook):
+    def run(x):
+        y = x.tanh()
+        if y.requires_grad:
+            y.register_hook(hook)
+        return y
+
+    return run
+
+
 def through(function):
     torch.manual_seed(1)
     layers = {"first": nn.Linear(6, 8), "last": nn.Linear(8, 4)}
@@ -226,9 +236,13 @@ def test_functions_without_second_derivatives_are_refused(criterion):
     found = fp.score(through(Known.apply), given, criterion)["first.weight"]
     torch.testing.assert_close(found, wanted)
     for function in (Once, Opaque):
-        match = f"autograd.Function {function.__name__} must have a backward pass"
+        match = f"autograd.Function {function.__name__} must give gradients that"
         with pytest.raises(fp.FisherpruneError, match=match):
             fp.score(through(function.apply), given, criterion)
+    found = fp.score(through(hooked(lambda g: g * 1.0)), given, criterion)
+    torch.testing.assert_close(found["first.weight"], wanted)
+    with pytest.raises(fp.FisherpruneError, match="a hook on a tensor .* must give"):
+        fp.score(through(hooked(lambda g: g.detach() * 2)), given, criterion)
 
 
 def test_functions_that_stop_a_gradient_are_not_refused():
