@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.parameters import Parameters, check_finite, device_of
@@ -47,7 +46,7 @@ from fisherprune.statistics.protect import evaluating, forgetting
 from fisherprune.statistics.ranks import add_up_, gathered, together
 from fisherprune.statistics.scale import LEAP, scaled, shifted
 from fisherprune.statistics.settings import Settings
-from fisherprune.statistics.twice import twice_differentiable
+from fisherprune.statistics.twice import in_plain_functions, twice_differentiable
 from fisherprune.statistics.verdicts import Expect, Verdicts
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
         task = replace(task, batches=list(task.batches))
     flow = replace(task, parameters=flow_parameters(task))
     forward = _forward(task)
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+    with in_plain_functions():  # fused attention has no second derivative
         first, exponent = _gradient_in_range(task, flow, forward)
         check_finite(first.mean, GRADIENT)
         product = _product(task, flow, forward, first, exponent)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.shards import shards_of
@@ -31,7 +30,7 @@ from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import add_up_, counted, gathered, together
 from fisherprune.statistics.scale import ENOUGH, LEAP, scaled
 from fisherprune.statistics.settings import Settings, checked_number
-from fisherprune.statistics.twice import twice_differentiable
+from fisherprune.statistics.twice import in_plain_functions, twice_differentiable
 from fisherprune.statistics.whole import in_whole
 from fisherprune.streams import stream
 
@@ -152,7 +151,7 @@ def _summed(task: Task, several: int, exponent: int) -> tuple[list[Sums], int]:
     """Add up products of probes, to several sums in turn; return the samples, too."""
     weights, samples = [*task.parameters.values()], 0
     # Attention's fused kernels have no second derivative.
-    with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(task.model, task.parameters.values()), in_plain_functions():
         probes = _probes(task)
         found = [
             [torch.zeros_like(w, dtype=torch.float32) for w in weights]

@@ -8,7 +8,6 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.parameters import check_finite, device_of
 from fisherprune.persample.tap import running_once
@@ -19,7 +18,7 @@ from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.plain import plain_passes
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.settings import Settings
-from fisherprune.statistics.twice import twice_differentiable
+from fisherprune.statistics.twice import in_plain_functions, twice_differentiable
 
 OP = "meta_gradient"
 
@@ -37,7 +36,7 @@ def meta_gradient_pass(task: Task) -> ModelStatistics:
     has its running statistics in every step; the group size plays no part.
     """
     seen = 0
-    with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(task.model, task.parameters.values()), in_plain_functions():
         batches, path = _batches_of_steps(task), _Path(task)
         task = replace(task, batches=batches)
         for n, losses in plain_passes(OP, task, path.forward):

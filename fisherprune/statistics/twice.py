@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fisherprune.errors import FisherpruneError
 from fisherprune.persample.backward import nodes_of
+from fisherprune.persample.functions import Function
 from fisherprune.statistics.batches import grads_of
 
 Grads = tuple[Tensor | None, ...]
@@ -20,6 +25,28 @@ ONCE = (
     "torch's functions of {} (no detach, no once_differentiable, no grad without "
     "create_graph), or choose a criterion without second derivatives"
 )
+
+
+@contextmanager
+def in_plain_functions() -> Iterator[None]:
+    """Run plain functions in place of fused ones that can be differentiated once."""
+    with sdpa_kernel(SDPBackend.MATH), _Plain():
+        yield
+
+
+class _Plain(TorchFunctionMode):
+    """Runs ``hardsigmoid`` as what it is made of."""
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        plain = _hardsigmoid if func is F.hardsigmoid else func
+        return plain(*args, **(kwargs or {}))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    found = F.relu6(input + 3) / 6
+    return input.copy_(found) if inplace else found
 
 
 def twice_differentiable(

@@ -245,6 +245,22 @@ def test_functions_without_second_derivatives_are_refused(criterion):
         fp.score(through(hooked(lambda g: g.detach() * 2)), given, criterion)
 
 
+@pytest.mark.parametrize("criterion", ["grasp", "prospr", "hutchinson_diag"])
+def test_hardsigmoid_has_second_derivatives(criterion):
+    """Torch has none, and mobile networks have it in each block."""
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+
+    def in_place(h):
+        nn.functional.hardsigmoid(h, inplace=True)
+        return h
+
+    several = nn.Hardsigmoid(), lambda h: nn.functional.hardsigmoid(input=h), in_place
+    wanted = fp.score(through(lambda h: (h / 6 + 0.5).clamp(0, 1)), given, criterion)
+    for function in several:
+        found = fp.score(through(function), given, criterion)
+        torch.testing.assert_close(found["first.weight"], wanted["first.weight"])
+
+
 def test_functions_that_stop_a_gradient_are_not_refused():
     class Stop(Known):
         @staticmethod
