@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
@@ -29,24 +30,34 @@ ONCE = (
 
 @contextmanager
 def in_plain_functions() -> Iterator[None]:
-    """Run plain functions in place of fused ones that can be differentiated once."""
+    """Run plain functions in place of those that can be differentiated once alone."""
     with sdpa_kernel(SDPBackend.MATH), _Plain():
         yield
 
 
 class _Plain(TorchFunctionMode):
-    """Runs ``hardsigmoid`` as what it is made of."""
+    """Runs functions of which torch has no second derivatives, or wrong ones."""
 
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        plain = _hardsigmoid if func is F.hardsigmoid else func
-        return plain(*args, **(kwargs or {}))
+        return PLAIN.get(func, func)(*args, **(kwargs or {}))
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     found = F.relu6(input + 3) / 6
     return input.copy_(found) if inplace else found
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    # Torch differentiates its backward pass as if the norms were constants.
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+PLAIN: dict[Function, Function] = {
+    F.hardsigmoid: _hardsigmoid,
+    torch._weight_norm: _weight_norm,
+}
 
 
 def twice_differentiable(

@@ -261,6 +261,33 @@ def test_hardsigmoid_has_second_derivatives(criterion):
         torch.testing.assert_close(found["first.weight"], wanted["first.weight"])
 
 
+class Normed(nn.Module):
+    """A layer with the formula of ``weight_norm``, in plain words."""
+
+    def __init__(self, layer):
+        super().__init__()
+        parts = layer.parametrizations.weight
+        self.g, self.v, self.bias = parts.original0, parts.original1, layer.bias
+
+    def forward(self, x):
+        weight = self.g * self.v / self.v.norm(dim=1, keepdim=True)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("criterion", ["grasp", "prospr", "hutchinson_diag"])
+def test_weight_norm_has_second_derivatives(criterion):
+    """Those of torch's function leave out that norms depend on weights."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+    models = [nn.Sequential(m, nn.Tanh(), nn.Linear(8, 4)) for m in (layer, layer)]
+    models[1][0], models[1][2] = Normed(layer), models[0][2]
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+    parts = layer.parametrizations.weight
+    named = {"g": parts.original0, "v": parts.original1}
+    found, wanted = (fp.score(m, given, criterion, parameters=named) for m in models)
+    for name in named:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-7)
+
+
 def test_functions_that_stop_a_gradient_are_not_refused():
     class Stop(Known):
         @staticmethod
