@@ -18,6 +18,7 @@ from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.plain import plain_passes
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.stand_ins import check_stand_ins
 from fisherprune.statistics.twice import in_plain_functions, twice_differentiable
 
 OP = "meta_gradient"
@@ -78,7 +79,9 @@ class _Path:
         """Run the model at the weights of this step."""
         weights = {f"model.{name}": w for name, w in self.now.items()}
         with running_once(OP):  # what runs later would read the model's own
-            return functional_call(self.run, weights, (batch,))
+            ran: Ran = functional_call(self.run, weights, (batch,))
+        check_stand_ins(OP, ran.result, model)
+        return ran
 
     def step(self, loss: Tensor, settings: Settings) -> None:
         """Go a step further."""

@@ -18,6 +18,7 @@ from fisherprune.statistics.losses import checked_outputs
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.redraw import redraw_
+from fisherprune.statistics.stand_ins import check_stand_ins
 from fisherprune.streams import stream, stream_seed
 
 OP = "ntk_sap"
@@ -82,6 +83,8 @@ class _Drawn:
         self.model = copied(OP, task.model).requires_grad_(False)
         own = {id(p): name for name, p in task.model.named_parameters()}
         self.names = {name: own[id(p)] for name, p in task.parameters.items()}
+        for each in self.names.values():  # so that the graph tells where it is read
+            self.model.get_parameter(each).requires_grad_(True)
         self.totals = {
             name: torch.zeros_like(p, dtype=torch.float64)
             for name, p in task.parameters.items()
@@ -123,7 +126,9 @@ class _Drawn:
 
     def _outputs(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         with running_once(OP):  # what runs later would read the model's own
-            return checked_outputs(functional_call(self.model, weights, (x,)), x)
+            found = checked_outputs(functional_call(self.model, weights, (x,)), x)
+        check_stand_ins(OP, found, self.model)
+        return found
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -18,6 +18,7 @@ from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import gathered, no_samples
+from fisherprune.statistics.stand_ins import check_stand_ins
 
 OP = "synaptic_flow"
 TOP = 100
@@ -138,6 +139,7 @@ def _derivatives(
     there = _There(model, [*scored.values()])
     with running(OP, ones):
         flow, slopes = functional_call(there, state, (ones.content.to(dtype),))
+    check_stand_ins(OP, flow, model)
     return flow.item(), dict(zip(scored, slopes, strict=True))
 
 

@@ -221,3 +221,27 @@ def test_what_runs_again_is_refused_or_makes_no_difference(criterion, reentrant)
     else:
         for name in wanted:
             torch.testing.assert_close(found[name], wanted[name])
+
+
+class Apart(nn.Module):
+    """Reads a weight from a list, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.several = [self.first.weight]
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last((x @ self.several[0].T).relu())
+
+
+@pytest.mark.parametrize("criterion", ["synflow", "prospr", "ntk_sap"])
+def test_parameters_that_are_kept_elsewhere_have_no_stand_ins(criterion):
+    model, match = Apart(), "must read its parameter 'first.weight' as an attribute"
+    for layer in (model.first, model.last):
+        layer.weight.data.abs_().add_(0.1)  # a flow in float32
+    given = [(torch.rand(5, 6), torch.randint(4, (5,)))]
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.score(model, given, criterion)
+    assert fp.score(model, given, "grasp")["first.weight"].any()
