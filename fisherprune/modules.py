@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -160,3 +162,20 @@ def _own_weights(name: str, module: nn.Module) -> list[nn.Parameter]:
             "by skip=(...) or parameters={name: parameter, ...}"
         )
     return [p for n, p in own.items() if p is not None and "bias" not in n]
+
+
+@torch.no_grad()  # a copy of TorchScript would hold a graph
+def copied(op: str, model: nn.Module) -> nn.Module:
+    """Return a copy of a model.
+
+    Raises:
+        FisherpruneError: where it can't be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise FisherpruneError(
+            f"{op}: the model must be one that can be copied, but copy.deepcopy(model) "
+            f"fails: {f'{error}'.partition('. ')[0]}: remove weight_norm and "
+            "torch.nn.utils.prune, and attributes that hold a graph"
+        ) from error

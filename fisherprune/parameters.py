@@ -249,7 +249,8 @@ def prunable_parameters(
             _warn_of_others(model, named, weights, head)
     chosen = {n: p for n, p in found.items() if p.requires_grad}
     if not chosen:
-        frozen = f"; {len(found)} are frozen: unfreeze some" if found else ""
+        left = "" if head is None else "; parameters=... takes the classifier, too"
+        frozen = f"; {len(found)} are frozen: unfreeze some" if found else left
         of = f", modules={shown([k.__name__ for k in kinds])}" if kinds else ""
         raise FisherpruneError(
             f"prunable_parameters: {type(model).__name__} has no prunable parameters "

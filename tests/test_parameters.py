@@ -219,6 +219,11 @@ def test_skip_leaves_some_of_the_chosen_modules_out_and_the_classifier_in():
         assert list(chosen) == names
 
 
+def test_a_lone_layer_is_the_classifier():
+    with pytest.raises(fp.FisherpruneError, match="takes the classifier, too$"):
+        fp.prunable_parameters(nn.Sequential(nn.Linear(3, 2)))
+
+
 def test_modules_within_a_module_are_not_its_own():
     model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8), nn.Linear(4, 2))
     chosen = fp.prunable_parameters(model, modules=(nn.MultiheadAttention,))

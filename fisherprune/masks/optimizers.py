@@ -41,7 +41,11 @@ def check_trains(
     known = {id(p) for one in unwrapped(optimizer) for p in trained(one)}
     for name, weight in weights.items():
         if weight.requires_grad and id(weight) not in known:
-            raise FisherpruneError(f"{where}: the optimizer does not train {name!r}")
+            raise FisherpruneError(
+                f"{where}: the optimizer does not train {name!r}: make it of this "
+                "model's parameters; one that trains a part of them takes the masks of "
+                "these, Masks({name: masks[name] for name in names})"
+            )
 
 
 def clean(optimizer: Optimizer, out: Mapping[Tensor, Tensor]) -> None:

@@ -71,7 +71,8 @@ def refuse_equal(equal: Mapping[str, int], places: int, which: str) -> None:
         "select_masks: scores must decide which weights are kept, but "
         f"{sum(equal.values()):,} equal scores{which} compete for "
         f"{places:,} places, most of them in {named}: such are the scores of dead "
-        "layers, of layers initialized to zero and of squares below float32's range; "
-        "more samples, a warm-up, another criterion or leaving these parameters out "
-        'may help, and ties="position" keeps the first of them'
+        "layers, of all layers before one that is initialized to zero (a head, say), "
+        "and of squares below float32's range; another initialization, more samples, a "
+        "warm-up, another criterion or leaving these parameters out may help, and "
+        'ties="position" keeps the first of them'
     )

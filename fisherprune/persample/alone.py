@@ -278,7 +278,8 @@ class Recorder(Tracking):
         shared: list[Tensor],
     ) -> object:
         """Record the call, as it was before it ran."""
-        if any(map(is_transformed, tensors)):  # it has no values of its own
+        # What has no values of its own, or has no shape.
+        if any(is_transformed(t) or t.is_nested for t in tensors):
             return super().run_other(func, arguments, tensors, shared)
         key = self.key_of(func, shared)
         changes = writes(func.__name__)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def has_taps(tensor: Tensor) -> bool:
     """Return whether a tensor comes from tapped calls."""
-    return any(_is_ours(node) for node in _nodes(tensor))
+    return any(_is_ours(node) for node in nodes_of(tensor))
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Passed:
 def passed(loss: Tensor, tap: LayerTap) -> Passed:
     """Return what the backward pass of a loss would pass."""
     found = Passed()
-    for node in _nodes(loss, tap):
+    for node in nodes_of(loss, tap):
         if isinstance(node, BackwardCFunction):
             other = getattr(node, "tap", tap) if _is_ours(node) else None
             found.has_own_functions |= other is None
@@ -63,7 +63,7 @@ def passed(loss: Tensor, tap: LayerTap) -> Passed:
 
 def taps_of(loss: Tensor) -> set[Any]:
     """Return the taps whose calls the backward pass of a loss would pass."""
-    ours = (node for node in _nodes(loss) if _is_ours(node))
+    ours = (node for node in nodes_of(loss) if _is_ours(node))
     return {node.tap for node in ours if hasattr(node, "tap")}
 
 
@@ -80,7 +80,7 @@ def _is_ours(node: Node) -> bool:
     return getattr(function, "__module__", "").startswith("fisherprune.")
 
 
-def _nodes(tensor: Tensor, tap: LayerTap | None = None) -> Iterator[Node]:
+def nodes_of(tensor: Tensor, tap: LayerTap | None = None) -> Iterator[Node]:
     """Yield the nodes of the graph that leads to a tensor.
 
     Not those behind a ``Passing`` of ``tap``.

@@ -25,7 +25,7 @@ from fisherprune.persample.arguments import (
     without_tensors,
 )
 from fisherprune.persample.backward import TappedCall, TappedLayer, UnwatchedLayer
-from fisherprune.persample.calls import MARK, Key, Rows, Tracking, is_transformed
+from fisherprune.persample.calls import MARK, Key, Rows, Tracking, is_irregular
 from fisherprune.persample.copies import has_room, run_with_copies
 from fisherprune.persample.finder import Finder, Known
 from fisherprune.persample.functions import Function, is_in_place, twin_of
@@ -185,7 +185,7 @@ class CallTap(Tracking):
         layout, input = known.input, tensors[0]
         if layout.samples != self.samples or not layout.fits(input):
             return None
-        if input.__dict__.get(MARK) != (self._run, Rows.PLAIN) or is_transformed(input):
+        if input.__dict__.get(MARK) != (self._run, Rows.PLAIN) or is_irregular(input):
             return None
         call = self._sorted_out(func, arguments)
         if call is None or call.input is not input or not self._fits(call, tensors):
@@ -342,8 +342,7 @@ class CallTap(Tracking):
         self, func: Function, arguments: Arguments, tensors: list[Tensor], key: Key
     ) -> Tensor | None:
         """Run a call whose rows may be of any samples; None where no rule is for it."""
-        unfit = any_shard(tensors) or any(map(is_transformed, tensors))
-        unfit = unfit or any(tensor.is_complex() for tensor in tensors)
+        unfit = any_shard(tensors) or any(map(is_irregular, tensors))
         if not self.finds_rows or self.samples == 1 or unfit:
             return None
         own = {i: id(t) for i, t in enumerate(tensors) if id(t) in self.keys}

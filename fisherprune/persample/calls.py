@@ -60,6 +60,16 @@ def is_transformed(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def is_ragged(tensor: Tensor) -> bool:
+    """Return whether it is sparse or nested: no values lie at regular places."""
+    return tensor.layout != torch.strided or tensor.is_nested
+
+
+def is_irregular(tensor: Tensor) -> bool:
+    """Return whether no rule for rows takes it."""
+    return is_transformed(tensor) or tensor.is_complex() or is_ragged(tensor)
+
+
 class Tracking(TorchFunctionMode):
     """Sees which tensors all samples share, and which are of samples.
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fisherprune.persample.alone import Record, Records
 from fisherprune.persample.arguments import Arguments, without_tensors
 from fisherprune.persample.backward import has_taps
-from fisherprune.persample.calls import Key, Rows, Tracking, is_transformed
+from fisherprune.persample.calls import (
+    Key,
+    Rows,
+    Tracking,
+    is_ragged,
+    is_transformed,
+)
 from fisherprune.persample.layout import Alone, Layout, LayoutError, find_layout
 from fisherprune.shards import is_split, local
 
@@ -85,8 +90,8 @@ class Finder:
         """
         if any(map(is_transformed, tensors)):
             raise LayoutError("it runs inside of a transform of torch.func")
-        if any(tensor.layout != torch.strided for tensor in tensors):
-            raise LayoutError("it reads a sparse tensor")
+        if any(map(is_ragged, tensors)):
+            raise LayoutError("it reads a sparse or a nested tensor")
         rows = self.tracking.rows_of(tensors)
         if self.samples == 1:
             layouts = [Layout(0, 1) if self._is_of_sample(t) else None for t in tensors]

@@ -34,8 +34,14 @@ from fisherprune.persample.rows import SEEMS_OTHER, RowCheck
 from fisherprune.shards import local
 
 RECOMPUTING = (
-    "activation checkpointing runs layers again untapped, and other hooks on saved "
-    "tensors may: they must be switched off for scoring"
+    "activation checkpointing runs layers again in the backward pass, and other hooks "
+    "on saved tensors may: they must be switched off for scoring"
+)
+
+UNSEEN = (
+    "an autograd.Function (activation checkpointing is one) uses {!r}, which is not "
+    "among its inputs: switch checkpointing off for scoring; give a Function of your "
+    "own the parameters that it uses as inputs, and return their gradients"
 )
 
 
@@ -43,6 +49,27 @@ UNTOLD = (
     "a row of %s had no gradient in the first backward pass, which tells whose it is, "
     "but has one now: leave the parameter out, or use labels='given'"
 )
+
+
+@contextmanager
+def running_once(op: str) -> Iterator[None]:
+    """Run a forward pass of which no part may run again in the backward pass.
+
+    Raises:
+        FisherpruneError: where activations are to be computed again later.
+    """
+    try:
+        with disable_saved_tensors_hooks(RECOMPUTING):
+            yield
+    except RuntimeError as error:
+        if RECOMPUTING not in str(error):
+            raise
+        raise FisherpruneError(f"{op}: {RECOMPUTING}") from None
+
+
+def recomputes(error: Exception) -> bool:
+    """Return whether a backward pass failed for reentrant checkpointing."""
+    return "use_reentrant=True" in str(error)
 
 
 OWN_GRADIENTS = "the model or the loss takes gradients of it by itself"
@@ -114,13 +141,8 @@ class LayerTap(CallTap):
         Raises:
             FisherpruneError: where activations are to be computed again later.
         """
-        try:
-            with disable_saved_tensors_hooks(RECOMPUTING), self:
-                yield
-        except RuntimeError as error:
-            if RECOMPUTING not in str(error):
-                raise
-            raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
+        with running_once(self.op), self:
+            yield
 
     def check_samples(
         self, result: Tensor, kind: Callable[[int], RowCheck] = RowCheck
@@ -222,7 +244,7 @@ class LayerTap(CallTap):
         self.has_own_backward |= way.has_own_functions
         outside = [n for n, p in self.parameters.items() if id(p) in way.leaves]
         if self.hidden and way.has_own_functions and self.hidden not in outside:
-            raise FisherpruneError(f"{self.op}: {RECOMPUTING}; {self.hidden!r} is used")
+            raise FisherpruneError(f"{self.op}: {UNSEEN.format(self.hidden)}")
         for name in outside:
             self.refused.setdefault(name, "its gradient comes from other calls, too")
         for name in way.kept:
@@ -253,7 +275,7 @@ class LayerTap(CallTap):
                     loss, [self.anchor], allow_unused=True, retain_graph=again
                 )
             except RuntimeError as error:
-                if "use_reentrant=True" not in str(error):
+                if not recomputes(error):
                     raise
                 raise FisherpruneError(f"{self.op}: {RECOMPUTING}") from None
 

@@ -133,7 +133,7 @@ def carry_out(
             stacklevel=3,
         )
     warn_of_collapse(layers, stacklevel=3)
-    if plan.choice.dense and not plan.fold:
+    if plan.choice.dense and plan.folding is None:  # the model may be trained on
         rest = Masks(plan.choice.dense)
         if not _is_held(plan.model, rest):
             rest.hold(plan.model, optimizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections import Counter
@@ -16,6 +15,7 @@ from fisherprune.errors import FieldError, FisherpruneError, FisherpruneWarning
 from fisherprune.masks.apply import pruned_weights
 from fisherprune.masks.checks import checked_masks
 from fisherprune.masks.hold import Hold
+from fisherprune.modules import copied
 from fisherprune.parameters import (
     check_shapes_known,
     checked_model,
@@ -116,7 +116,7 @@ def shrink(
     if not tensors_in(example_inputs):
         wanted = "a tensor, or a tuple or dictionary that holds one"
         raise FieldError("shrink: example_inputs", wanted, described(example_inputs))
-    small = copy.deepcopy(model)
+    small = copied("shrink", model)
     before = _Traits(small)
     small.double()
     _mask(small, masks)

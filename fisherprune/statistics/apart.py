@@ -110,7 +110,8 @@ def check_apart(op: str, alone: Alone, together: Ran) -> Compared:
         if differs:
             raise FisherpruneError(
                 f"{op}: samples mix: {what} a sample alone is another than in a batch "
-                "(or it is random in eval mode, or samples change places on the way)"
+                "(or it is random in eval mode, or samples change places on the way, "
+                "or the model keeps a state from one call to the next)"
             )
     alike_from = len(verdicts) - len(alike)
     is_unsure, has_alike = any(verdicts[:alike_from]), any(verdicts[alike_from:])

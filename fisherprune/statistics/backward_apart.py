@@ -80,8 +80,9 @@ def check_backward(
     for name in _differing(wide, own, rounding):
         raise FisherpruneError(
             f"{op}: samples mix in the backward pass: the gradients of {name!r} depend "
-            "on how many samples a batch has, by a hook, a detach or an "
-            "autograd.Function: change that, or leave the parameter out"
+            "on how many samples a batch has, by a hook, a detach, an "
+            "autograd.Function or a state that the model keeps from one call to the "
+            "next: change that, or leave the parameter out"
         )
     every = {name: size + sum(o[name] for o in others) for name, size in own.items()}
     # Of rows of any samples, the tap has seen whose they are.

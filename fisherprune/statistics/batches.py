@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherprune.errors import FisherpruneError, FisherpruneWarning
-from fisherprune.persample.tap import OwnGradientsError
+from fisherprune.persample.tap import RECOMPUTING, OwnGradientsError, recomputes
 from fisherprune.progress import shown_bar
 from fisherprune.statistics.interrupts import deliver_interrupt
 from fisherprune.statistics.structure import (
@@ -111,7 +111,24 @@ def backward(op: str) -> Iterator[None]:
         FisherpruneError: as ``running`` does.
     """
     with failing(op, lambda: "the backward pass failed"):
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if recomputes(error):
+                raise FisherpruneError(f"{op}: {RECOMPUTING}") from None
+            raise
+
+
+def grads_of(
+    op: str, loss: Tensor | Sequence[Tensor], weights: Sequence[Tensor], **options: Any
+) -> tuple[Tensor, ...]:
+    """Return what ``torch.autograd.grad`` does, zeros where nothing depends on one.
+
+    Raises:
+        FisherpruneError: as ``backward`` does.
+    """
+    with backward(op):
+        return torch.autograd.grad(loss, weights, materialize_grads=True, **options)
 
 
 @dataclass(frozen=True)

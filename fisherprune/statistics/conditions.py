@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from fisherprune.modules import layer_kinds
 from fisherprune.parameters import Parameters, device_of
 from fisherprune.persample.functions import Function
 
@@ -41,6 +42,7 @@ def settings_of(
     """
     yield from _modes(model)
     yield from _batchnorm(model)
+    yield from _zeros(model)
     yield from _dtypes(parameters)
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
     if frozen:
@@ -59,10 +61,15 @@ def _modes(model: nn.Module) -> Iterator[str]:
         return
     norms = sum(isinstance(m, _BatchNorm) for m in training)
     dropouts = sum(isinstance(m, _DropoutNd) and m.p > 0 for m in training)
+    counts = {"BatchNorm": norms, "dropout": dropouts}
+    kinds = " and ".join(
+        f"{count} of {kind}" for kind, count in counts.items() if count
+    )
+    among = f", among them {kinds}" if kinds else ""
+    are = "modules are" if len(training) > 1 else "module is"
     yield (
-        f"{len(training)} modules are in train mode, among them {norms} of BatchNorm "
-        f"and {dropouts} of dropout: scoring runs all in eval mode, and puts the modes "
-        "back"
+        f"{len(training)} {are} in train mode{among}: scoring runs all in eval mode, "
+        "and puts the modes back"
     )
 
 
@@ -81,12 +88,25 @@ def _batchnorm(model: nn.Module) -> Iterator[str]:
         )
 
 
+def _zeros(model: nn.Module) -> Iterator[str]:
+    kinds = layer_kinds()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    weights = {
+        name: module._parameters.get("weight") for name, module in layers.items()
+    }
+    if zero := [n for n, w in weights.items() if w is not None and not w.any()]:
+        yield (
+            f"{_named(zero)} initialized to zero, so no gradient comes back through "
+            "such a layer: other initial values, or some steps of training, change that"
+        )
+
+
 def _dtypes(parameters: Parameters) -> Iterator[str]:
     for dtype, lost in LOSSES.items():
         if named := [name for name, p in parameters.items() if p.dtype == dtype]:
             yield f"{_named(named)} {_short(dtype)}: {lost}"
     if named := [n for n, p in parameters.items() if not p.is_floating_point()]:
-        yield f"{_named(named)} no floating-point numbers: they can't be scored"
+        yield f"{_named(named)} not of real floating-point numbers: it has no score"
 
 
 def _execution(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fisherprune.statistics.moments  # noqa: F401  registers the pass of that name
 from fisherprune.parameters import check_finite
+from fisherprune.statistics.batches import grads_of
 from fisherprune.statistics.forward import Forward, of_losses
 from fisherprune.statistics.parts import in_order, in_parts
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
@@ -81,14 +82,13 @@ def mean_gradient(
             closed = max(0, n - seen % size)  # samples of groups that end in the batch
             if closed:
                 loss = scaled(losses[:closed].sum(), exponent)
-                square = (
-                    square + _add([every], loss, weights, again=closed < n) / closed
-                )
+                some = _add(op, [every], loss, weights, again=closed < n)
+                square = square + some / closed
                 for tensor in last:
                     tensor.zero_()
             if closed < n:
                 loss = scaled(losses[closed:].sum(), exponent)
-                some = _add([every, last], loss, weights, again=False)
+                some = _add(op, [every, last], loss, weights, again=False)
                 square = square + some / (n - closed)
         # A sample has the weight 1 / size in its group, but for a smaller last group.
         more = 1 / (seen % size) - 1 / size if seen % size else 0.0
@@ -104,12 +104,14 @@ def mean_gradient(
 
 
 def _add(
-    sums: list[list[Tensor]], loss: Tensor, weights: Sequence[Tensor], again: bool
+    op: str,
+    sums: list[list[Tensor]],
+    loss: Tensor,
+    weights: Sequence[Tensor],
+    again: bool,
 ) -> Tensor:
     """Add the gradient of the loss to each of the sums; return its squared norm."""
-    grads = torch.autograd.grad(
-        loss, weights, retain_graph=again, materialize_grads=True
-    )
+    grads = grads_of(op, loss, weights, retain_graph=again)
     for sum in sums:
         for total, grad in zip(sum, grads, strict=True):
             total.add_(grad.to(total.device))

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.errors import FieldError, FisherpruneError
 from fisherprune.parameters import Parameters, check_finite, device_of
 from fisherprune.shards import largest
 from fisherprune.statistics.alike import agreed
-from fisherprune.statistics.batches import Batch, Batches, checked_batches, running
+from fisherprune.statistics.batches import (
+    Batch,
+    Batches,
+    checked_batches,
+    grads_of,
+    running,
+)
 from fisherprune.statistics.blocks import BlockSum
 from fisherprune.statistics.flow import flow_parameters
 from fisherprune.statistics.forward import Forward, of_losses, of_outputs
@@ -41,6 +46,7 @@ from fisherprune.statistics.protect import evaluating, forgetting
 from fisherprune.statistics.ranks import add_up_, gathered, together
 from fisherprune.statistics.scale import LEAP, scaled, shifted
 from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.twice import in_plain_functions, twice_differentiable
 from fisherprune.statistics.verdicts import Expect, Verdicts
 
 if TYPE_CHECKING:
@@ -124,7 +130,7 @@ def hessian_gradient_pass(task: Task) -> ModelStatistics:
         task = replace(task, batches=list(task.batches))
     flow = replace(task, parameters=flow_parameters(task))
     forward = _forward(task)
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+    with in_plain_functions():  # fused attention has no second derivative
         first, exponent = _gradient_in_range(task, flow, forward)
         check_finite(first.mean, GRADIENT)
         product = _product(task, flow, forward, first, exponent)
@@ -226,16 +232,14 @@ def _vector_hessian(
     loss: Tensor, weights: Sequence[Tensor], vector: Sequence[Tensor], scored: int
 ) -> list[Tensor]:
     """Return the gradient, and the product of the first ``scored`` of the weights."""
-    grads = torch.autograd.grad(
-        loss, weights, create_graph=True, materialize_grads=True
-    )
+    grads = twice_differentiable(OP, loss, weights)
     along = [(g * v).sum() for g, v in zip(grads, vector, strict=True)]
     along = [each for each in along if each.requires_grad]
     wanted = weights[:scored]
     if not along:  # a loss that is linear in the weights
         return [*grads, *(torch.zeros_like(w) for w in wanted)]
     ones = [torch.ones_like(each) for each in along]
-    return [*grads, *torch.autograd.grad(along, wanted, ones, materialize_grads=True)]
+    return [*grads, *grads_of(OP, along, wanted, grad_outputs=ones)]
 
 
 def _check_count(seen: int, first: MeanGradient) -> None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.parameters import Parameters, check_finite
 from fisherprune.shards import shards_of
 from fisherprune.statistics.accumulators import Sums
 from fisherprune.statistics.alike import agreed
-from fisherprune.statistics.batches import Batches
+from fisherprune.statistics.batches import Batches, grads_of
 from fisherprune.statistics.blocks import BlockSum
 from fisherprune.statistics.estimates import Estimate, estimate_of
 from fisherprune.statistics.forward import of_losses
@@ -31,6 +30,7 @@ from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import add_up_, counted, gathered, together
 from fisherprune.statistics.scale import ENOUGH, LEAP, scaled
 from fisherprune.statistics.settings import Settings, checked_number
+from fisherprune.statistics.twice import in_plain_functions, twice_differentiable
 from fisherprune.statistics.whole import in_whole
 from fisherprune.streams import stream
 
@@ -151,7 +151,7 @@ def _summed(task: Task, several: int, exponent: int) -> tuple[list[Sums], int]:
     """Add up products of probes, to several sums in turn; return the samples, too."""
     weights, samples = [*task.parameters.values()], 0
     # Attention's fused kernels have no second derivative.
-    with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(task.model, task.parameters.values()), in_plain_functions():
         probes = _probes(task)
         found = [
             [torch.zeros_like(w, dtype=torch.float32) for w in weights]
@@ -192,9 +192,7 @@ def _products(
     loss: Tensor, weights: Sequence[Tensor], probes: list[list[Tensor]]
 ) -> Iterator[Sequence[Tensor]]:
     """Yield the product of the Hessian with each probe."""
-    grads = torch.autograd.grad(
-        loss, weights, create_graph=True, materialize_grads=True
-    )
+    grads = twice_differentiable(OP, loss, weights)
     for k, signs in enumerate(probes):
         along = torch.stack(
             [(g * z).sum().float() for g, z in zip(grads, signs, strict=True)]
@@ -202,6 +200,4 @@ def _products(
         if not along.requires_grad:  # a loss that is linear in the weights
             yield [torch.zeros_like(w) for w in weights]
             continue
-        yield torch.autograd.grad(
-            along, weights, retain_graph=k < len(probes) - 1, materialize_grads=True
-        )
+        yield grads_of(OP, along, weights, retain_graph=k < len(probes) - 1)

@@ -149,7 +149,8 @@ def checked_sample_losses(
             f"losses must return one floating-point loss for each of the batch's "
             f"{samples} samples, a tensor [{samples}], got {got}: reduction='none', "
             "and a mean over each sample's own positions, gives such ones, as do the "
-            "functions in fisherprune.losses"
+            "functions in fisherprune.losses; most tensors of the batch have "
+            f"{samples} rows, which count as samples: pad others, as nodes of graphs"
         )
     return _checked_values(losses, expect)
 
@@ -163,7 +164,7 @@ def _checked_values(losses: Tensor, expect: Expect) -> Tensor:
         bad = int((~finite).nonzero()[0, 0])
         return FisherpruneError(
             f"the loss must be finite, got {values[bad].item()} for sample {bad} of a "
-            "batch"
+            "batch (a mean is NaN where all labels of a sample are ignored)"
         )
 
     expect(Condition(finite.all(), infinite))

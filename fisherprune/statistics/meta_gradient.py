@@ -8,16 +8,20 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherprune.parameters import check_finite, device_of
-from fisherprune.statistics.batches import Batch, checked_batches
+from fisherprune.persample.tap import running_once
+from fisherprune.statistics.batches import Batch, checked_batches, grads_of
 from fisherprune.statistics.flow import other_trained
 from fisherprune.statistics.forward import Forward, Ran, of_losses
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.plain import plain_passes
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.settings import Settings
+from fisherprune.statistics.stand_ins import check_stand_ins
+from fisherprune.statistics.twice import in_plain_functions, twice_differentiable
+
+OP = "meta_gradient"
 
 
 @register_pass("meta_gradient", yields=("P",))
@@ -33,10 +37,10 @@ def meta_gradient_pass(task: Task) -> ModelStatistics:
     has its running statistics in every step; the group size plays no part.
     """
     seen = 0
-    with evaluating(task.model, task.parameters.values()), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(task.model, task.parameters.values()), in_plain_functions():
         batches, path = _batches_of_steps(task), _Path(task)
         task = replace(task, batches=batches)
-        for n, losses in plain_passes("meta_gradient", task, path.forward):
+        for n, losses in plain_passes(OP, task, path.forward):
             seen, batches = seen + n, batches[1:]
             if batches:
                 path.step(losses.mean(), task.settings)
@@ -74,13 +78,14 @@ class _Path:
     def forward(self, model: nn.Module, batch: Batch) -> Ran:
         """Run the model at the weights of this step."""
         weights = {f"model.{name}": w for name, w in self.now.items()}
-        return functional_call(self.run, weights, (batch,))
+        with running_once(OP):  # what runs later would read the model's own
+            ran: Ran = functional_call(self.run, weights, (batch,))
+        check_stand_ins(OP, ran.result, model)
+        return ran
 
     def step(self, loss: Tensor, settings: Settings) -> None:
         """Go a step further."""
-        grads = torch.autograd.grad(
-            loss, [*self.now.values()], create_graph=True, materialize_grads=True
-        )
+        grads = twice_differentiable(OP, loss, [*self.now.values()])
         pairs = zip(self.velocity, grads, strict=True)
         self.velocity = [settings.inner_momentum * v + g for v, g in pairs]
         named = zip(self.now.items(), self.velocity, strict=True)
@@ -88,9 +93,7 @@ class _Path:
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
         """Return the gradient for the start, float32."""
-        grads = torch.autograd.grad(
-            loss, [*self.start.values()], materialize_grads=True
-        )
+        grads = grads_of(OP, loss, [*self.start.values()])
         return {n: g.float() for n, g in zip(self.start, grads, strict=True)}
 
 

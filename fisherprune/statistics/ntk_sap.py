@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from fisherprune.errors import FieldError, FisherpruneError, shown
+from fisherprune.modules import copied
 from fisherprune.parameters import check_finite
+from fisherprune.persample.tap import running_once
 from fisherprune.shards import check_whole
-from fisherprune.statistics.batches import Batch, running
+from fisherprune.statistics.batches import Batch, grads_of, running
 from fisherprune.statistics.batchnorm import measure_batchnorm
 from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.losses import checked_outputs
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.redraw import redraw_
+from fisherprune.statistics.stand_ins import check_stand_ins
 from fisherprune.streams import stream, stream_seed
 
 OP = "ntk_sap"
@@ -79,9 +80,11 @@ class _Drawn:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.model = copy.deepcopy(task.model).requires_grad_(False)
+        self.model = copied(OP, task.model).requires_grad_(False)
         own = {id(p): name for name, p in task.model.named_parameters()}
         self.names = {name: own[id(p)] for name, p in task.parameters.items()}
+        for each in self.names.values():  # so that the graph tells where it is read
+            self.model.get_parameter(each).requires_grad_(True)
         self.totals = {
             name: torch.zeros_like(p, dtype=torch.float64)
             for name, p in task.parameters.items()
@@ -100,8 +103,7 @@ class _Drawn:
         here = self._outputs({n: c * weights[n] for n, c in masks.items()}, x)
         moved = {n: c * (weights[n] + epsilon * steps[n]) for n, c in masks.items()}
         distance = ((here - self._outputs(moved, x)) / epsilon).square().sum()
-        wanted = [*masks.values()]
-        grads = torch.autograd.grad(distance, wanted, materialize_grads=True)
+        grads = grads_of(OP, distance, [*masks.values()])
         for total, grad in zip(self.totals.values(), grads, strict=True):
             total += grad
         return len(x)
@@ -123,7 +125,10 @@ class _Drawn:
         return weights, steps
 
     def _outputs(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        return checked_outputs(functional_call(self.model, weights, (x,)), x)
+        with running_once(OP):  # what runs later would read the model's own
+            found = checked_outputs(functional_call(self.model, weights, (x,)), x)
+        check_stand_ins(OP, found, self.model)
+        return found
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

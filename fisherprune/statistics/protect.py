@@ -87,6 +87,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         torch.random.fork_rng(sorted(devices)),
         torch.enable_grad(),
         _uncompiled(),
+        _quiet_vmap(),
         _kept_attributes(model, modules),
         _kept_buffers(modules),
         _kept_embeddings(modules),
@@ -128,6 +129,17 @@ def _uncompiled() -> AbstractContextManager:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def _quiet_vmap() -> Iterator[None]:
+    """Let vmap not warn of functions that it runs sample by sample: nobody chose it."""
+    show = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    show(False)
+    try:
+        yield
+    finally:
+        show(True)
 
 
 @contextmanager

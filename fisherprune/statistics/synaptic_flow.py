@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from fisherprune.errors import FisherpruneError
+from fisherprune.errors import FisherpruneError, FisherpruneWarning
 from fisherprune.parameters import device_of
-from fisherprune.statistics.batches import Batch, running
+from fisherprune.statistics.batches import Batch, grads_of, running
 from fisherprune.statistics.driver import batches_of
 from fisherprune.statistics.passes import ModelStatistics, Task, register_pass
 from fisherprune.statistics.protect import evaluating
 from fisherprune.statistics.ranks import gathered, no_samples
+from fisherprune.statistics.stand_ins import check_stand_ins
 
 OP = "synaptic_flow"
 TOP = 100
@@ -57,10 +59,36 @@ def synaptic_flow_pass(task: Task) -> ModelStatistics:
             if not 0 < flow < math.inf:
                 raise FisherpruneError(
                     f"{OP}: the flow must be above 0 and finite, got {flow} in "
-                    "float64: no path leads through the network, or its weights are "
-                    "too small or too large"
+                    f"float64: {_reason(flow)}"
                 )
+    if task.masks is None:  # not in each round
+        _warn_of_negative(slopes)
     return _in_float32(slopes)
+
+
+def _reason(flow: float) -> str:
+    if flow < 0:
+        return (
+            "the network makes negative values of positive ones, as LayerNorm and "
+            "GroupNorm do: choose another criterion"
+        )
+    if flow == 0:
+        return (
+            "no path leads through the network (a layer may be all zeros: initialize "
+            "it), or its weights are too small"
+        )
+    return "its weights are too large"
+
+
+def _warn_of_negative(slopes: Mapping[str, Tensor]) -> None:
+    if torch.stack([(s < 0).any() for s in slopes.values()]).any():
+        warnings.warn(
+            f"{OP}: the flow falls where some weights grow, as with LayerNorm, "
+            "GroupNorm and softmax, so criterion synflow prunes these weights first, "
+            "and may collapse a layer: another criterion suits such a network",
+            FisherpruneWarning,
+            stacklevel=2,
+        )
 
 
 def _ones(task: Task) -> Batch | None:
@@ -107,11 +135,28 @@ def _derivatives(
         if id(p) in names
     }
     state |= {name: absolute(buffer) for name, buffer in model.named_buffers()}
+    state = {f"model.{name}": tensor for name, tensor in state.items()}
+    there = _There(model, [*scored.values()])
     with running(OP, ones):
-        outputs = functional_call(model, state, (ones.content.to(dtype),))
-    flow = _sum(outputs)
-    slopes = torch.autograd.grad(flow, [*scored.values()], materialize_grads=True)
+        flow, slopes = functional_call(there, state, (ones.content.to(dtype),))
+    check_stand_ins(OP, flow, model)
     return flow.item(), dict(zip(scored, slopes, strict=True))
+
+
+class _There(nn.Module):
+    """The flow and its derivatives for weights that a model has for one call.
+
+    The backward pass belongs to the call: parts of the model may run in it again.
+    """
+
+    def __init__(self, model: nn.Module, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.model, self.weights = model, weights
+
+    def forward(self, ones: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the model forward and backward."""
+        flow = _sum(self.model(ones))
+        return flow, grads_of(OP, flow, self.weights)
 
 
 def _sum(outputs: object) -> Tensor:

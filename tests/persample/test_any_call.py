@@ -9,7 +9,7 @@ import truth
 from any_calls import WAYS
 from checks import assert_moments, refused
 from layer_calls import TOKENS, drawn, looked_up, read
-from nets import batches, data
+from nets import Own, batches, data
 from torch import nn
 
 import fisherprune as fp
@@ -248,6 +248,59 @@ def test_complex_numbers(what):
     found = moments_of(model, x, y, 5, parameters=named)
     assert_moments(found, truth.moments(model, x, y, named))
     assert found.paths["fc.weight"] == ("linear",)
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors(layout):
+    """Made within, of samples of several lengths."""
+    lengths = torch.tensor([4, 2, 3, 1, 4])
+    layers = nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 5)
+    model, (x, y) = nn.Sequential(*layers), data((4, 6), samples=5)
+
+    def losses(model, batch):
+        x, lengths, y = batch
+        rows = [one[: int(n)] for one, n in zip(x, lengths, strict=True)]
+        nested = torch.nested.nested_tensor(rows, layout=layout)
+        h = torch.nested.to_padded_tensor(model(nested), 0.0).sum(1)
+        return nn.functional.cross_entropy(h, y, reduction="none")
+
+    def alone(model, x, y, n):
+        h = model(x[:, :n]).sum(1)
+        return nn.functional.cross_entropy(h, y)
+
+    named = dict(model.named_parameters())
+    with pytest.warns(fp.FisherpruneWarning, match="it reads a sparse or a nested"):
+        found = fp.gradient_moments(
+            model, [(x, lengths, y)], losses=losses, parameters=named
+        )
+    double = truth.in_double(model)
+    weights = [*double.parameters()]
+    rows = [
+        torch.autograd.grad(
+            alone(double, x[i : i + 1].double(), y[i : i + 1], n), weights
+        )
+        for i, n in enumerate(lengths.tolist())
+    ]
+    for name, *grads in zip(named, *rows, strict=True):
+        wanted = torch.stack(grads).square().mean(0)
+        assert truth.relative_error(found.fisher[name], wanted) < 1e-5
+
+
+def test_functions_that_vmap_runs_one_by_one_are_not_warned_of():
+    layers = nn.Linear(6, 4), nn.Bilinear(4, 4, 5)
+    model = Own(lambda m, x: m.b(m.a(x), m.a(x).tanh()))
+    model.a, model.b = layers  # Bilinear has no rule, and vmap none of its own
+    x, y = data((6,))
+    named = dict(model.named_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fp.gradient_moments(model, [(x, y)], parameters=named)
+        loss = nn.functional.multi_margin_loss
+        fp.gradient_moments(model, [(x, y)], loss, parameters=named)
+    assert found.paths["b.weight"] == ("vmap",)
+    with pytest.warns(UserWarning, match="performance drop"):  # as before
+        torch.func.vmap(nn.functional.multi_margin_loss)(x, y)
 
 
 def test_sparse_weights():

@@ -1,11 +1,14 @@
 """Every criterion against its formula in float64 over one-sample-at-a-time moments."""
 
+from functools import partial
+
 import pytest
 import torch
 import truth
 from nets import batches, conv_net, narrow_vgg11
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fisherprune as fp
 from fisherprune import models
@@ -186,3 +189,59 @@ def test_masks_equal_those_of_a_float64_loop(make, size, samples, group_size):
             allowed = max(2, (1e-3 if hessian else 1e-4) * total)
             count = sum(int(each.sum()) for each in differ.values())
             assert count <= allowed, (code, sparsity)
+
+
+class Block(nn.Module):
+    """A block that may run again in the backward pass; inputs [N, 6]."""
+
+    def __init__(self, recomputes):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+        self.recomputes = recomputes
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(self.recomputes(self.block, x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("criterion", [c for c in fp.criteria() if c != "none"])
+def test_what_runs_again_is_refused_or_makes_no_difference(criterion, reentrant):
+    """Weights that are others for a forward pass are the model's own later."""
+    plain = Block(lambda block, x: block(x))
+    other = Block(partial(checkpoint, use_reentrant=reentrant))
+    other.load_state_dict(plain.state_dict())
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+    wanted = fp.score(plain, given, criterion)
+    try:
+        found = fp.score(other, given, criterion)
+    except fp.FisherpruneError as error:
+        assert "switched off" in f"{error}" or "switch checkpointing off" in f"{error}"
+    else:
+        for name in wanted:
+            torch.testing.assert_close(found[name], wanted[name])
+
+
+class Apart(nn.Module):
+    """Reads a weight from a list, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.several = [self.first.weight]
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last((x @ self.several[0].T).relu())
+
+
+@pytest.mark.parametrize("criterion", ["synflow", "prospr", "ntk_sap"])
+def test_parameters_that_are_kept_elsewhere_have_no_stand_ins(criterion):
+    model, match = Apart(), "must read its parameter 'first.weight' as an attribute"
+    for layer in (model.first, model.last):
+        layer.weight.data.abs_().add_(0.1)  # a flow in float32
+    given = [(torch.rand(5, 6), torch.randint(4, (5,)))]
+    with pytest.raises(fp.FisherpruneError, match=match):
+        fp.score(model, given, criterion)
+    assert fp.score(model, given, "grasp")["first.weight"].any()

@@ -135,6 +135,23 @@ def test_layers_that_stay_dense_are_held():
             assert torch.equal(p == 0, ~masks[name]), name
 
 
+def test_layers_that_stay_dense_are_held_in_eval_mode_too():
+    """Where nothing is folded, the model may be trained on."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+    masks = {
+        "0.weight": torch.rand(64, 64) < 0.05,
+        "2.weight": torch.rand(64, 64) < 0.9,
+    }
+    model = sparse.compress(model.eval(), masks)
+    assert isinstance(model[0], sparse.SparseLinear) and type(model[2]) is nn.Linear
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=0.1)
+    for _ in range(3):
+        model(torch.randn(5, 64)).sum().backward()
+        optimizer.step()
+    assert not model[2].weight[~masks["2.weight"]].any()
+    assert model[2].weight[masks["2.weight"]].all()
+
+
 def test_copies_are_held_anew():
     model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 5))
     masks = {"0.weight": torch.rand(20, 20) < 0.1, "1.weight": torch.rand(5, 20) < 0.7}

@@ -221,6 +221,8 @@ def test_refusals_of_arguments():
     refused(model, masks, {"x": 3}, match)
     lazy = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3))
     refused(lazy, {"1.weight": torch.eye(3) > 0}, x, "model must have run once")
+    model.kept = model(x)
+    refused(model, masks, x, "shrink: the model must be one that can be copied, but")
 
 
 def test_the_library_is_missing(monkeypatch):

@@ -96,7 +96,7 @@ def test_what_a_parameter_alone_forbids():
     assert found.ways["fc.bias"] == found.ways["head.weight"] == ("linear",)
     assert found.covers["none"] == pytest.approx(18 / (2 + 20 + 25))
     settings = "\n".join(found.settings)
-    assert "'count' is no floating-point numbers" in settings
+    assert "'count' is not of real floating-point numbers" in settings
     assert "'count', 'head.weight', 'head.bias' are frozen" in settings
 
 
@@ -173,6 +173,26 @@ def test_which_settings_matter():
     assert said.startswith("autocast is on: bfloat16")
     (said,) = fp.check(model, (x[:1], y[:1])).settings
     assert "one sample" in said
+
+
+def test_what_is_not_there_is_not_counted():
+    (x, y), model = data((4,)), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5))
+    (said,) = fp.check(model, (x, y)).settings
+    assert said.startswith("3 modules are in train mode: scoring runs all in eval mode")
+    model.append(nn.Dropout()).eval()[2].train()
+    (said,) = fp.check(model, (x, y)).settings
+    assert said.startswith("1 module is in train mode, among them 1 of dropout: ")
+
+
+def test_layers_that_are_zero_are_named():
+    (x, y), model = data((4,)), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5)).eval()
+    nn.init.zeros_(model[0].bias)  # which stops no gradient
+    assert fp.check(model, (x, y)).settings == ()
+    nn.init.zeros_(model[1].weight)
+    (said,) = fp.check(model, (x, y)).settings
+    assert said.startswith("'1' is initialized to zero, so no gradient comes back")
+    found = fp.gradient_moments(model, [(x, y)])
+    assert not found.fisher["0.weight"].any()
 
 
 def test_attention_is_seen():

@@ -153,7 +153,9 @@ def test_checkpoints(reentrant):
 
     model = Own(run, first=nn.Linear(4, 6), last=nn.Linear(6, 3))
     batch = rows()[0].requires_grad_(), rows()[1]
-    with pytest.raises(fp.FisherpruneError, match="^moments: activation checkpointing"):
+    with pytest.raises(
+        fp.FisherpruneError, match="^moments: .*activation checkpointing"
+    ):
         step(fp.moments(model), model, batch)
 
 

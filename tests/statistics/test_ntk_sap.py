@@ -45,6 +45,53 @@ def test_of_one_convolution_it_counts_the_positions():
     assert (found > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_can_not_draw_weights():
+    script = torch.jit.script(nn.Linear(3, 4))
+    model, x = nn.Sequential(script, nn.Linear(4, 2)), torch.zeros(5, 3)
+    named = {"1.weight": model[1].weight}
+    match = r"0 \(RecursiveScriptModule\) must have .* that draws weight, bias: write"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        derivatives(model, [x], named)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_are_computed_can_not_be_drawn():
+    """Their modules draw what they compute, and leave the parameters as they are."""
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(5, 3)
+    nn.utils.weight_norm(model[0])
+    named = {"1.weight": model[1].weight}
+    with pytest.raises(fp.FisherpruneError, match="can be copied, but .* weight_norm"):
+        derivatives(model, [x], named)
+    with torch.no_grad():
+        model(x)
+    match = r"0 \(Linear\) must have .* that draws weight_g, weight_v: write"
+    with pytest.raises(fp.FisherpruneError, match=match):
+        derivatives(model, [x], named)
+
+
+def test_all_parameters_are_drawn_by_methods_of_any_kind():
+    """By torch's private ones too, and by ones that write ``.data``."""
+
+    class Scale(nn.Linear):
+        def reset_parameters(self):
+            self.weight.data.uniform_(1, 2)
+            self.bias.data.zero_()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Scale(4, 4), nn.TransformerEncoderLayer(4, 2, 8, 0, batch_first=True)
+    )
+    given = [torch.zeros(6, 3, 4)]
+    found = derivatives(model, given, dict(model.named_parameters()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    again = derivatives(model, given, dict(model.named_parameters()))
+    assert all(torch.equal(again[n], found[n]) for n in found)
+    assert found["1.self_attn.in_proj_weight"].any()
+
+
 def test_of_a_linear_network_it_is_the_norm_of_what_follows():
     """With f = B A x and d for A alone, E K_ij = 2 E |B_i|^2; B is uniform anew."""
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 5, bias=False))
@@ -219,7 +266,9 @@ def test_mistakes():
     with pytest.raises(fp.FisherpruneError, match="first dimension, got .*tuple"):
         fp.score(own, [(x, y)], "ntk_sap")
     own.bias = nn.Parameter(torch.zeros(3))
-    match = r"ntk_sap: the model \(Own\) has parameters and must have reset_parameters"
+    match = (
+        r"ntk_sap draws .* model \(Own\) must have .* reset_parameters\(\) that draws "
+    )
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.score(own, [(x, y)], "ntk_sap")
     with pytest.raises(fp.FisherpruneError, match="ntk_draws must be an integer of at"):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import truth
-from nets import SequenceNet, TwiceNet, batches, conv_net, data, randomized
+from nets import Own, SequenceNet, TwiceNet, batches, conv_net, data, randomized
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 import fisherprune as fp
 from fisherprune.statistics.categorical import softmax_hessian_root
@@ -179,3 +180,120 @@ def test_an_error_of_the_tap_names_the_pass():
     match = "gauss_newton_diagonal: a BatchNorm layer uses batch statistics"
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.gauss_newton_diagonal(model, [(x, y)])
+
+
+class Known(torch.autograd.Function):
+    """``tanh`` whose backward pass is made of torch's functions."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y)
+
+
+class Once(Known):
+    """Says that it can be differentiated once."""
+
+    backward = staticmethod(once_differentiable(Known.backward))
+
+
+class Opaque(Known):
+    """Takes its gradient without a graph, and does not say so."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.no_grad():
+            return Known.backward(ctx, grad)
+
+
+def hooked(hook):
+    def run(x):
+        y = x.tanh()
+        if y.requires_grad:
+            y.register_hook(hook)
+        return y
+
+    return run
+
+
+def through(function):
+    torch.manual_seed(1)
+    layers = {"first": nn.Linear(6, 8), "last": nn.Linear(8, 4)}
+    return Own(lambda m, x: m.last(function(m.first(x))), **layers)
+
+
+@pytest.mark.parametrize("criterion", ["grasp", "prospr", "hutchinson_diag"])
+def test_functions_without_second_derivatives_are_refused(criterion):
+    """Autograd leaves their second derivatives out, without a word."""
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+    wanted = fp.score(through(torch.tanh), given, criterion)["first.weight"]
+    found = fp.score(through(Known.apply), given, criterion)["first.weight"]
+    torch.testing.assert_close(found, wanted)
+    for function in (Once, Opaque):
+        match = f"autograd.Function {function.__name__} must give gradients that"
+        with pytest.raises(fp.FisherpruneError, match=match):
+            fp.score(through(function.apply), given, criterion)
+    found = fp.score(through(hooked(lambda g: g * 1.0)), given, criterion)
+    torch.testing.assert_close(found["first.weight"], wanted)
+    with pytest.raises(fp.FisherpruneError, match="a hook on a tensor .* must give"):
+        fp.score(through(hooked(lambda g: g.detach() * 2)), given, criterion)
+
+
+@pytest.mark.parametrize("criterion", ["grasp", "prospr", "hutchinson_diag"])
+def test_hardsigmoid_has_second_derivatives(criterion):
+    """Torch has none, and mobile networks have it in each block."""
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+
+    def in_place(h):
+        nn.functional.hardsigmoid(h, inplace=True)
+        return h
+
+    several = nn.Hardsigmoid(), lambda h: nn.functional.hardsigmoid(input=h), in_place
+    wanted = fp.score(through(lambda h: (h / 6 + 0.5).clamp(0, 1)), given, criterion)
+    for function in several:
+        found = fp.score(through(function), given, criterion)
+        torch.testing.assert_close(found["first.weight"], wanted["first.weight"])
+
+
+class Normed(nn.Module):
+    """A layer with the formula of ``weight_norm``, in plain words."""
+
+    def __init__(self, layer):
+        super().__init__()
+        parts = layer.parametrizations.weight
+        self.g, self.v, self.bias = parts.original0, parts.original1, layer.bias
+
+    def forward(self, x):
+        weight = self.g * self.v / self.v.norm(dim=1, keepdim=True)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("criterion", ["grasp", "prospr", "hutchinson_diag"])
+def test_weight_norm_has_second_derivatives(criterion):
+    """Those of torch's function leave out that norms depend on weights."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+    models = [nn.Sequential(m, nn.Tanh(), nn.Linear(8, 4)) for m in (layer, layer)]
+    models[1][0], models[1][2] = Normed(layer), models[0][2]
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+    parts = layer.parametrizations.weight
+    named = {"g": parts.original0, "v": parts.original1}
+    found, wanted = (fp.score(m, given, criterion, parameters=named) for m in models)
+    for name in named:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-7)
+
+
+def test_functions_that_stop_a_gradient_are_not_refused():
+    class Stop(Known):
+        @staticmethod
+        def backward(ctx, grad):
+            return torch.zeros_like(grad)
+
+    given = [(torch.randn(5, 6), torch.randint(4, (5,)))]
+    stopped = fp.score(through(Stop.apply), given, "grasp")["first.weight"]
+    assert not stopped.any()

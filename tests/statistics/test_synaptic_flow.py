@@ -5,6 +5,7 @@ import torch
 import truth
 from nets import Own, conv_net
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fisherprune as fp
 
@@ -64,6 +65,75 @@ def test_flows_that_nothing_can_hold_are_refused(scale, flow):
     match = f"the flow must be above 0 and finite, got {flow}"
     with pytest.raises(fp.FisherpruneError, match=match):
         fp.score(chain(scale), some([6]), "synflow")
+
+
+def test_a_refused_flow_has_its_reason():
+    zero = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2, bias=False))
+    nn.init.zeros_(zero[1].weight)
+    normalized = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 2, bias=False))
+    with torch.no_grad():  # a mean below 0: the normalized values are -1, 2 times 1 ...
+        normalized[1].weight.copy_(torch.tensor([[2.0, 1, 1, 1, 1, 1]] * 2))
+    normalized.insert(0, nn.Linear(6, 6, bias=False))
+    nn.init.eye_(normalized[0].weight).data[0, 0] = 0.5
+    for model, why in (
+        (zero, "got 0.0 .* all zeros: initialize it"),
+        (normalized, "got -.* negative values of positive ones, as LayerNorm"),
+        (chain(1e35), "weights are too large"),
+    ):
+        with pytest.raises(fp.FisherpruneError, match=why):
+            fp.score(model, some([6]), "synflow")
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.Softmax(1)])
+def test_a_flow_that_falls_with_weights_is_told(norm):
+    model = nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 6), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.arange(36.0).view(6, 6))  # a flow above 0
+        model[2].bias.fill_(1000.0)
+    wanted = flow_scores(model, [6])
+    assert min(s.min() for s in wanted.values()) < 0
+    with pytest.warns(fp.FisherpruneWarning, match="falls where some weights grow"):
+        found = fp.score(model, some([6]), "synflow")
+    assert all(truth.relative_error(found[n], wanted[n]) < 1e-4 for n in wanted)
+
+
+class Again(torch.autograd.Function):
+    """Runs a layer once more in the backward pass, as reversible blocks do."""
+
+    @staticmethod
+    def forward(ctx, x, layer, *weights):
+        ctx.layer, ctx.weights = layer, weights
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return layer(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            again = ctx.layer(x)
+        weights = [*ctx.layer.parameters()]
+        found, *slopes = torch.autograd.grad(again, [x, *weights], grad)
+        return found, None, *slopes
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: checkpoint(m, x, use_reentrant=False),
+        lambda m, x: Again.apply(x, m, *m.parameters()),
+    ],
+)
+def test_what_runs_again_in_the_backward_pass_has_the_same_weights(run):
+    plain = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4, False), nn.Linear(4, 2))
+    again = Own(lambda m, x: m.layers[2](run(m.layers[1], m.layers[0](x))))
+    again.layers = plain
+    wanted = fp.score(plain, some([6]), "synflow")
+    found = fp.score(
+        again, some([6]), "synflow", parameters=fp.prunable_parameters(plain)
+    )
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
 
 
 def test_pixels_labels_and_batches_do_not_matter():
