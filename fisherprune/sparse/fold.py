@@ -172,13 +172,13 @@ class _Finder:
         if layer not in self._sparse or not is_relu(node, self._modules):
             return
         assert layer is not None
-        call = node.args[0]
+        call, module = node.args[0], self._module(node)
         assert isinstance(call, fx.Node)
         if len(call.args) > 1:  # behind the sum, which the layer alone has not
-            call.args = (*call.args, True)
+            call.args, module = (*call.args, True), None  # the model calls it still
         else:
             self._folding.relus.add(layer)
-        self._take_out(node, self._module(node))
+        self._take_out(node, module)
 
     def _take_out(self, node: fx.Node, module: nn.Module | None) -> None:
         source = node.args[0]

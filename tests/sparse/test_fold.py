@@ -95,7 +95,18 @@ def larger_than_the_output(m, x):
     return F.relu(m.two(y[:1]) + y)
 
 
+def added_before_a_module(m, x):
+    y = m.one(x).sin()
+    return m.act(m.two(y) + y)
+
+
+def one_module_for_all(m, x):
+    y = m.act(m.one(x))
+    return m.act(m.two(y) + y)
+
+
 SUMS = [
+    *(added_before_a_module, one_module_for_all),
     *(added, added_from_the_right, added_in_place, the_residual_comes_later),
     *(two_convolutions, broadcast, larger_than_the_output),
 ]
@@ -103,7 +114,7 @@ SUMS = [
 
 def pair_of_convolutions(run):
     parts = {n: nn.Conv2d(4, 4, 3, padding=1) for n in ("one", "two")}
-    return Own(run, **parts).eval()
+    return Own(run, act=nn.ReLU(), **parts).eval()
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 6, 5), (20, 4, 3, 3), (4, 5, 5)], ids=str)
