@@ -19,6 +19,8 @@ from fisherprune.statistics.batches import Batch, backward, reason, running
 from fisherprune.statistics.forward import Forward, Ran
 from fisherprune.statistics.passes import Task
 
+SMALL = 3
+"""Times that a few samples are in a batch from which on they run by themselves."""
 SAME, NEARLY = 3e-7, 1e-5
 """By which results of the same shapes may differ, of a sample beside others: where its
 gradients reach others, and where nothing is known of them."""
@@ -135,13 +137,14 @@ def check_untapped(op: str, task: Task, batch: Batch, forward: Forward) -> bool:
     if isinstance(alone, FisherpruneError):  # the whole batch runs
         raise alone
     check_apart(op, alone, ran)
+    check_beside(op, task, forward, batch.last(3))
     return True
 
 
 def check_reach(
-    op: str, task: Task, forward: Forward, few: Batch, tap: LayerTap
+    op: str, task: Task, forward: Forward, few: Batch, tap: LayerTap, result: Tensor
 ) -> dict[str, str]:
-    """See whether gradients of the losses of a few samples reach rows of others.
+    """See whether gradients of the losses of samples reach rows of others.
 
     Those are zeros where samples do not mix. Values may be nearly the same, alone and
     in a batch, though they do: of losses with a small part of the whole batch's.
@@ -151,8 +154,10 @@ def check_reach(
         task: with the model.
         forward: the pass.
         few: of at most three samples, of which the middle one's loss may reach either
-            neighbour; as no run has changed them.
+            neighbour; as no run has changed them. They run where that is a small part
+            of the batch; else a backward pass of the batch tells, whose graph is there.
         tap: of the batch that they are of.
+        result: of the batch, with its graph.
 
     Returns:
         why the tap does not see a parameter's gradients, by its name: where samples
@@ -162,23 +167,23 @@ def check_reach(
     Raises:
         FisherpruneError: where a sample's result is another beside others.
     """
-    other = LayerTap(
-        *(tap.parameters, few.tensors, few.size, tap.report, op), known=dict(tap.known)
-    )
-    check = ReachCheck(few.size)
+    seeing, known = tap, dict(tap.known)
     try:
-        with other.forward():
-            ran = forward(task.model, few.last(few.size))
-        before = set(other.refused)
-        other.check_samples(ran.result, lambda _: check)
+        if few.size * SMALL < tap.samples:
+            given = tap.parameters, few.tensors, few.size, tap.report, op
+            seeing = LayerTap(*given, known=known)
+            with seeing.forward():
+                result = forward(task.model, few.last(few.size)).result
+        before, check = set(seeing.refused), ReachCheck(seeing.samples)
+        seeing.check_samples(result, lambda _: check)
         if not check.reached or not any(read_at_once(check.reached)):
             return {}
-        other.check_samples(ran.result, LargeReachCheck)
+        seeing.check_samples(result, LargeReachCheck)
     except (FisherpruneError, OwnGradientsError):
         raise
     except Exception:
         return {}
-    reached = {n: why for n, why in other.refused.items() if n not in before}
+    reached = {n: why for n, why in seeing.refused.items() if n not in before}
     if reached:
         check_beside(op, task, forward, few, SAME)
     return reached

@@ -284,7 +284,7 @@ class _TappedRun:
             self.reached.add(batch.shapes)
             run = self.op, self.task, self.forward, few or batch.last(3), tap
             before = versions_of(self.task.model)
-            self.changed = check_reach(*run) | self.changed
+            self.changed = check_reach(*run, ran.result) | self.changed
             if versions_of(self.task.model) != before:
                 return self.run(batch, sample, made)  # whose graph saves what changed
             tap.refused = self.changed | tap.refused

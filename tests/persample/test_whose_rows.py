@@ -284,7 +284,7 @@ def test_samples_that_are_the_same_do_not_mix_by_that(what):
     assert_moments(found, {n: m for n, m in expected.items() if m[1].any()})
 
 
-def backward_passes(first, then, options, **parts):
+def backward_passes(first, then, size, options, **parts):
     """Return the samples of those of a pass, at the tensor that ``first`` returns."""
     passes = []
 
@@ -296,24 +296,30 @@ def backward_passes(first, then, options, **parts):
 
     model = read(forward, **parts)
     named = dict(model.named_parameters())
-    fp.gradient_moments(model, given(5), parameters=named, **options)
+    fp.gradient_moments(model, given(size), parameters=named, **options)
     return passes
 
 
+FURTHER = {5: [5, 5], 10: [3, 10]}
+"""Samples in the backward passes of a batch: the first shows whether they mix."""
+
+
+@pytest.mark.parametrize("size", FURTHER)
 @pytest.mark.parametrize("zero", ["head", "fc"])
 @pytest.mark.parametrize("options", [{}, {"losses": classification}])
-def test_a_layer_of_zeros_costs_one_further_backward_pass(zero, options):
+def test_a_layer_of_zeros_costs_one_further_backward_pass(zero, options, size):
     parts = {"fc": nn.Linear(8, 6), "head": nn.Linear(6, CLASSES)}
     nn.init.zeros_(parts[zero].weight)
     first, then = lambda m, x: m.fc(x), lambda m, h: m.head(torch.tanh(h).mean(1))
-    assert backward_passes(first, then, options, **parts) == [3, 5]
+    assert backward_passes(first, then, size, options, **parts) == FURTHER[size]
 
 
+@pytest.mark.parametrize("size", FURTHER)
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_cost_one_further_backward_pass(kind):
+def test_recurrent_layers_cost_one_further_backward_pass(kind, size):
     layer = kind(8, 6, num_layers=2, batch_first=True)
     first, then = lambda m, x: m.layer(x)[0], lambda m, h: m.head(h.mean(1))
-    assert backward_passes(first, then, {}, layer=layer) == [3, 5]
+    assert backward_passes(first, then, size, {}, layer=layer) == FURTHER[size]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -44,19 +44,20 @@ def balanced(factor, dims):
     return losses
 
 
-def drawn():
-    return [torch.randint(TOKENS, (n, 5)) for n in (6, 4)]
+def drawn(first=6):
+    return [torch.randint(TOKENS, (n, 5)) for n in (first, 4)]
 
 
+@pytest.mark.parametrize("size", [2, 6, 15])
 @pytest.mark.parametrize("factor", [0.1, 1e-2])
-def test_a_small_loss_of_the_whole_batch_is_refused(factor):
+def test_a_small_loss_of_the_whole_batch_is_refused(factor, size):
     model, losses = Experts(), balanced(factor, (0, 1))
     every = dict(model.named_parameters())
     with pytest.raises(fp.FisherpruneError, match="gradient_moments: samples mix"):
-        fp.gradient_moments(model, drawn(), losses=losses, parameters=every)
+        fp.gradient_moments(model, drawn(size), losses=losses, parameters=every)
     with pytest.raises(fp.FisherpruneError, match="samples mix"):
-        fp.score(model, drawn(), "fts", losses=losses, parameters=every)
-    assert "samples mix" in str(fp.check(model, drawn()[0], losses=losses))
+        fp.score(model, drawn(size), "fts", losses=losses, parameters=every)
+    assert "samples mix" in str(fp.check(model, drawn(size)[0], losses=losses))
 
 
 def test_one_that_rounding_may_hide_is_that_of_samples_alone():
