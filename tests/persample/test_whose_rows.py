@@ -300,8 +300,7 @@ def backward_passes(first, then, size, options, **parts):
     return passes
 
 
-FURTHER = {5: [5, 5], 10: [3, 10]}
-"""Samples in the backward passes of a batch: the first shows whether they mix."""
+FURTHER = {5: [5, 5], 10: [3, 10]}  # the first pass shows whether samples mix
 
 
 @pytest.mark.parametrize("size", FURTHER)
