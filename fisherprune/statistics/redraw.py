@@ -31,8 +31,7 @@ def redraw_(op: str, model: nn.Module, seed: int) -> None:
                 raise FisherpruneError(
                     f"{op} draws new weights: {name or 'the model'} "
                     f"({type(module).__name__}) must have a method reset_parameters() "
-                    f"that draws {', '.join(left)}: write one, or choose another "
-                    "criterion"
+                    f"that draws {', '.join(left)}: write one"
                 )
     for own, drawn in (
         *zip(model.parameters(), fresh.parameters(), strict=True),
