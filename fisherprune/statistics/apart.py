@@ -153,9 +153,9 @@ def check_reach(
         op: named in errors.
         task: with the model.
         forward: the pass.
-        few: of at most three samples, of which the middle one's loss may reach either
-            neighbour; as no run has changed them. They run where that is a small part
-            of the batch; else a backward pass of the batch tells, whose graph is there.
+        few: of at most three samples, as no run has changed them. Two of them run
+            where that is a small part of the batch; else a backward pass of the batch
+            tells, whose graph is there.
         tap: of the batch that they are of.
         result: of the batch, with its graph.
 
@@ -170,10 +170,11 @@ def check_reach(
     seeing, known = tap, dict(tap.known)
     try:
         if few.size * SMALL < tap.samples:
-            given = tap.parameters, few.tensors, few.size, tap.report, op
+            pair = few.last(2)
+            given = tap.parameters, pair.tensors, pair.size, tap.report, op
             seeing = LayerTap(*given, known=known)
             with seeing.forward():
-                result = forward(task.model, few.last(few.size)).result
+                result = forward(task.model, pair).result
         before, check = set(seeing.refused), ReachCheck(seeing.samples)
         seeing.check_samples(result, lambda _: check)
         if not check.reached or not any(read_at_once(check.reached)):
@@ -208,23 +209,26 @@ def check_beside(
         FisherpruneError: where it is.
     """
     try:
-        one = forward(task.model, few.last(few.size))
-        own = forward(task.model, few.alone(few.size - 1, few.size))
+        ran = forward(task.model, few.last(few.size))
+        copies = {
+            i: forward(task.model, few.alone(i, few.size)) for i in (0, few.size - 1)
+        }
     except Exception:  # a batch of another size runs
         return
-    rounding = tolerance_of(one.result)
+    rounding = tolerance_of(ran.result)
     allowed, size = tolerance if rounding <= 1e-3 else rounding, None
-    differ = torch.zeros((), dtype=torch.bool)
-    if own.outputs is not None and one.outputs is not None:
-        size = one.outputs[-1].detach().float().norm()
-        differ = _differs(own.outputs[-1], one.outputs[-1], allowed)
-    if differ or _differs(own.result[-1], one.result[-1], allowed, size):
-        raise FisherpruneError(
-            f"{op}: samples mix: what comes of a sample depends on the others of its "
-            "batch: leave out what is computed from the whole batch, as its "
-            "statistics, or a loss that balances the load of experts or compares "
-            "samples"
-        )
+    for i, own in copies.items():
+        differ = torch.zeros((), dtype=torch.bool)
+        if own.outputs is not None and ran.outputs is not None:
+            size = ran.outputs[i].detach().float().norm()
+            differ = _differs(own.outputs[i], ran.outputs[i], allowed)
+        if differ or _differs(own.result[i], ran.result[i], allowed, size):
+            raise FisherpruneError(
+                f"{op}: samples mix: what comes of a sample depends on the others of "
+                "its batch: leave out what is computed from the whole batch, as its "
+                "statistics, or a loss that balances the load of experts or compares "
+                "samples"
+            )
 
 
 def check_rows(

@@ -88,7 +88,19 @@ def test_the_same_loss_of_each_sample_is_not():
 
 def mixed(model, x):
     h = model.first(x)
-    return model.head(torch.tanh(h + 1e-4 * h.mean(0)))
+    return model.head(torch.tanh(h + 5e-4 * h.mean(0)))
+
+
+def reading_the_next(model, x):
+    h = model.first(x)
+    following = torch.cat([h[1:], h[-1:]])
+    return model.head(torch.tanh(h + 2e-4 * following))
+
+
+def reading_the_one_before(model, x):
+    h = model.first(x)
+    before = torch.cat([h[:1], h[:-1]])
+    return model.head(torch.tanh(h + 2e-4 * before))
 
 
 def mixed_and_unmixed(model, x):
@@ -96,14 +108,16 @@ def mixed_and_unmixed(model, x):
     return model.head(torch.tanh(h + h.mean(0) - h.mean(0)))
 
 
-def given(run):
+def given(run, size=5):
     model = Own(run, first=nn.Linear(4, 6), head=nn.Linear(6, 3))
-    batches = [(torch.randn(n, 4), torch.randint(3, (n,))) for n in (5, 2)]
+    batches = [(torch.randn(n, 4), torch.randint(3, (n,))) for n in (size, 2)]
     return model, batches, dict(model.named_parameters())
 
 
-def test_a_model_that_mixes_a_little_is_refused():
-    model, batches, every = given(mixed)
+@pytest.mark.parametrize("size", [2, 3, 5, 12])
+@pytest.mark.parametrize("run", [mixed, reading_the_next, reading_the_one_before])
+def test_a_model_that_mixes_a_little_is_refused(run, size):
+    model, batches, every = given(run, size)
     with pytest.raises(fp.FisherpruneError, match="gradient_moments: samples mix"):
         fp.gradient_moments(model, batches, parameters=every)
 
