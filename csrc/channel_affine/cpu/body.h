@@ -113,8 +113,9 @@ FISHERPRUNE_TARGET void blocks(const ChannelAffineBackward& a, int64_t first,
       few_columns(a, sample);
       continue;
     }
-    int64_t c = i % of_sample * kBlock;
-    const int64_t end = c + kBlock < a.channels ? c + kBlock : a.channels;
+    const int64_t block = i % of_sample;
+    int64_t c = block * kBlock;
+    const int64_t end = block + 1 < of_sample ? c + kBlock : a.channels;
     while (c < end) {
       const int64_t vectors = ceil_div(end - c, int64_t{kLanes});
       if (vectors >= 4)

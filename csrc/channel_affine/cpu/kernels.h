@@ -17,9 +17,13 @@ struct Kernels {
   Range rows, blocks;
 };
 
-constexpr int64_t kBlock = 64;  // channels of a block
+// Channels of a block; the last one of a sample has the rest, too, so that vectors
+// which end with the last channel begin in the same block.
+constexpr int64_t kBlock = 64;
 
-inline int64_t blocks_of(int64_t channels) { return ceil_div(channels, kBlock); }
+inline int64_t blocks_of(int64_t channels) {
+  return channels < kBlock ? 1 : channels / kBlock;
+}
 
 void run(const ChannelAffineBackward& affine, Capability capability,
          const Parallel& parallel);
