@@ -56,6 +56,7 @@ int main() {
   for (const bool last : {false, true}) {
     test(3, 5, 5000, last);
     test(40, 300, 4, last);
+    test(40, 260, 100, last);  // the last vector begins before the last block of 64
   }
   std::puts("channel_affine: all right");
 }
